@@ -1,0 +1,116 @@
+/**
+ * The driver contract. A `Hypervisor` makes VMs, a `Vm` is one that is held. Small on purpose: what only some can do is a small
+ * extra interface plus a name in `capabilities`, checked at admission and never here.
+ *
+ * Manners that every driver keeps (the contract suite holds them to it):
+ *  - `start` and `restore` leave nothing behind when they throw: no process, socket, file, port.
+ *  - A VM lives outside the daemon's life, under its shim; `reconnect` finds it by pid *and* start time.
+ *  - Methods of one `Vm` are called one at a time, except `kill`, `usage` and `exited`, which are allowed at any time.
+ */
+import type { Duplex } from 'node:stream'
+import type { Capability } from '@dormouse/api/instance-states.ts'
+import type { Step } from '../lib/step.ts'
+import type { VmSpec } from './vm-spec.ts'
+
+export type HypervisorName = 'qemu' | 'qemu-microvm' | 'cloud-hypervisor' | 'firecracker' | 'vz' | 'fake'
+
+export interface Hypervisor {
+  readonly name: HypervisorName
+  readonly capabilities: ReadonlySet<Capability>
+
+  /** Is the binary there, is its version one we know, does KVM really run a guest? Answers, never throws. Cached per host kernel and VMM version. */
+  probe(step: Step): Promise<HypervisorProbe>
+
+  /**
+   * A running machine for `spec`: woken from its golden boot, or booted. Resolves when the machine runs; the guest may still be
+   * on its way to the agent. `Started.how` says which way it came.
+   */
+  start(spec: VmSpec, step: Step): Promise<Vm>
+
+  /** Recreates a VM from `files`. Resolves paused; the caller resumes. */
+  restore(spec: VmSpec, files: SnapshotFiles, step: Step): Promise<Vm>
+
+  /** Finds a VM that outlived the daemon. Undefined when it is gone or is not ours; then `lastExit` says how it ended. */
+  reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined>
+
+  /** How the VM that ran in `runDir` ended, as its shim wrote it down; undefined when it never got so far or still runs. */
+  lastExit(runDir: string): Promise<VmExit | undefined>
+
+  /** Ends whatever runs in `runDir` and removes what it left there. For a start that was cut short by the daemon's own death. Repeat is harmless. */
+  sweep(runDir: string): Promise<void>
+}
+
+export interface HypervisorProbe {
+  readonly available: boolean
+  readonly version?: string
+  readonly acceleration?: 'kvm' | 'tcg'
+  /** Why it is not available, or why it runs without KVM; a sentence. */
+  readonly reason?: string
+}
+
+export interface Vm {
+  readonly handle: VmHandle
+  /** How it came to run: a golden boot that was woken, or a boot from the start. */
+  readonly origin: 'golden' | 'boot' | 'restore' | 'adopted'
+  /** Settles once, for any reason. Never rejects. */
+  readonly exited: Promise<VmExit>
+
+  /** Repeat is harmless. */
+  pause(step: Step): Promise<void>
+  /** Repeat is harmless. */
+  resume(step: Step): Promise<void>
+  /** Needs a paused VM, leaves it paused and usable. Writes only under `into`. */
+  capture(into: string, step: Step): Promise<SnapshotFiles>
+  /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */
+  requestShutdown(step: Step): Promise<void>
+  /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */
+  kill(): Promise<VmExit>
+  /** The byte stream to the guest agent. One at a time: a second connection ends the first. */
+  connectGuest(step: Step): Promise<Duplex>
+  /** Publishes and withdraws host ports while the VM runs. `port_in_use` when the host has it taken. Repeat is harmless. */
+  setPorts(ports: readonly PortForward[], step: Step): Promise<void>
+  /** What the VMM's process has used so far, read from the host. Undefined once it is gone. */
+  usage(): Promise<VmUsage | undefined>
+}
+
+/** Enough to find the VM again after a restart of the daemon, and to know that it is the same one. Stored with the instance. */
+export interface VmHandle {
+  readonly hypervisor: HypervisorName
+  readonly runDir: string
+  readonly shim: ProcessIdentity
+  readonly vmm: ProcessIdentity
+  readonly startedAtMs: number
+}
+
+/** A pid alone may be used again; with the start time (field 22 of /proc/PID/stat, clock ticks since boot) it is one process. */
+export interface ProcessIdentity {
+  readonly pid: number
+  readonly startTicks: string
+}
+
+/** `lost`: it is gone and no one saw how (the host rebooted, the shim was killed). */
+export type VmExit =
+  | { readonly kind: 'exited'; readonly code: number; readonly atMs: number }
+  | { readonly kind: 'signaled'; readonly signal: string; readonly atMs: number }
+  | { readonly kind: 'lost'; readonly atMs: number }
+
+export interface VmUsage {
+  readonly cpuSeconds: number
+  readonly memoryRssBytes: number
+  readonly memoryVmsBytes: number
+  /** From the guest's viewpoint. */
+  readonly networkRxBytes: number
+  readonly networkTxBytes: number
+}
+
+export interface PortForward {
+  readonly protocol: 'tcp' | 'udp'
+  readonly hostIp: string
+  readonly hostPort: number
+  readonly guestPort: number
+}
+
+/** Files of a capture, named relative to the directory they were written into. */
+export interface SnapshotFiles {
+  readonly dir: string
+}

@@ -1,0 +1,47 @@
+import type { PortForward } from './hypervisor.ts'
+
+/** All that a driver needs to run one machine. Made by `instances/vm-spec-of.ts` from an instance's record; holds no policy. */
+export interface VmSpec {
+  /** The instance's id; also the VM's name in process lists. */
+  readonly id: string
+  /** A directory that is this VM's alone: sockets, pid files, exit record. The driver makes and empties it. */
+  readonly runDir: string
+  readonly vcpus: number
+  readonly memoryMib: number
+  /** In slot order; a driver fills the free slots with empty disks, so that every golden boot has the same set. */
+  readonly disks: readonly DiskSpec[]
+  readonly nic?: NicSpec
+  /** Where the shim drains what must never block. */
+  readonly logs: LogFiles
+  /** The unprivileged user that the VMM runs as when the daemon is root. Its own for each VM, so that one VMM cannot touch another. */
+  readonly user?: { readonly uid: number; readonly gid: number }
+  /** Boot from the start, with a kernel address layout of its own, instead of waking the golden boot. */
+  readonly freshBoot?: boolean
+}
+
+export type DiskRole = 'rootfs' | 'overlay' | 'modules' | `volume-${number}`
+
+export interface DiskSpec {
+  /** Also the disk's serial: the guest finds it by this, never by letter. */
+  readonly role: DiskRole
+  readonly path: string
+  /** Named, never probed: a guest that writes a qcow2 header onto its raw disk must not gain a backing file. */
+  readonly format: 'raw' | 'qcow2'
+  readonly readOnly: boolean
+}
+
+export interface NicSpec {
+  readonly mac: string
+  readonly backend: 'user'
+  readonly ports: readonly PortForward[]
+}
+
+export interface LogFiles {
+  /** What the workload wrote, stdout and stderr in order. */
+  readonly app: string
+  /** The VMM's own stderr and the guest's kernel console. */
+  readonly vmm: string
+  /** One JSON line per fact that must outlive the daemon: started, exited. Capped, never rotated. */
+  readonly journal: string
+  readonly maxBytes: number
+}
