@@ -9,8 +9,11 @@
  */
 import type { Duplex } from 'node:stream'
 import type { Capability } from '@dormouse/api/instance-states.ts'
+import type { ProcessIdentity } from '../host/process-identity.ts'
 import type { Step } from '../lib/step.ts'
 import type { VmSpec } from './vm-spec.ts'
+
+export type { ProcessIdentity }
 
 export type HypervisorName = 'qemu' | 'qemu-microvm' | 'cloud-hypervisor' | 'firecracker' | 'vz' | 'fake'
 
@@ -79,13 +82,9 @@ export interface VmHandle {
   readonly runDir: string
   readonly shim: ProcessIdentity
   readonly vmm: ProcessIdentity
+  /** Of the host; a pid and its start time of another boot mean nothing. */
+  readonly bootId: string
   readonly startedAtMs: number
-}
-
-/** A pid alone may be used again; with the start time (field 22 of /proc/PID/stat, clock ticks since boot) it is one process. */
-export interface ProcessIdentity {
-  readonly pid: number
-  readonly startTicks: string
 }
 
 /** `lost`: it is gone and no one saw how (the host rebooted, the shim was killed). */
