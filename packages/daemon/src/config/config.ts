@@ -1,0 +1,257 @@
+/**
+ * What the daemon is told: environment (`DORMOUSE_*`) over the file (JSON, `/etc/dormouse/config.json` or `DORMOUSE_CONFIG`) over
+ * the defaults here. Every setting has one line in `SETTINGS`; an unknown or malformed one stops the start with a sentence.
+ */
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { parseDuration, parseSize } from '@dormouse/api/units.ts'
+import type { HypervisorName } from '../hypervisors/hypervisor.ts'
+import { LOG_LEVELS, type LogLevel } from '../log.ts'
+
+export interface Config {
+  readonly dataDir: string
+  readonly runDir: string
+  /** Where `build/` or an installed copy of it is: guest, kernel, shim. Undefined: beside the program. */
+  readonly assetsDir: string | undefined
+  readonly logLevel: LogLevel
+  readonly listen: {
+    readonly socket: string
+    /** Octal file mode of the socket: who may connect needs no token. */
+    readonly socketMode: number
+    /** Undefined turns TCP off. */
+    readonly tcp: { readonly host: string; readonly port: number } | undefined
+  }
+  readonly jwtSecretFile: string
+  readonly hypervisor: HypervisorName
+  readonly limits: {
+    readonly maxVcpus: number
+    readonly maxMemoryBytes: number
+    readonly maxOverlayBytes: number
+    /** Capacity times this is what admission gives out. */
+    readonly cpuRatio: number
+    readonly memoryRatio: number
+    readonly diskRatio: number
+  }
+  readonly instances: {
+    readonly stopGraceMs: number
+    readonly deleteGraceMs: number
+    /** How long a guest may take from the start of its VM until its workload has been started. */
+    readonly bootLimitMs: number
+    /** One user id for each VM, from here on; used when the daemon is root. */
+    readonly uidBase: number
+    readonly uidCount: number
+    readonly logMaxBytes: number
+  }
+  readonly images: {
+    readonly maxImageBytes: number
+    readonly maxEntries: number
+    readonly allowPrivateRegistries: boolean
+    readonly insecureRegistries: readonly string[]
+    /** `docker.io=mirror.example,…` */
+    readonly registryMirrors: Readonly<Record<string, string>>
+    readonly credentialsFile: string | undefined
+    readonly rootfsCompression: 'lz4' | 'zstd'
+    readonly maxConcurrentPulls: number
+  }
+  readonly network: {
+    readonly backend: 'auto' | 'passt' | 'slirp'
+    /** Given to guests; empty: the host's own resolvers, as far as a guest can reach them. */
+    readonly dns: readonly string[]
+    /** The host address that published ports listen on. */
+    readonly publishAddress: string
+  }
+  readonly golden: { readonly enabled: boolean }
+  /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
+  readonly crashAt: string | undefined
+}
+
+type Settings = { -readonly [key in keyof typeof SETTINGS]: (typeof SETTINGS)[key] extends Setting<infer T> ? T : never }
+interface Setting<T> {
+  readonly parse: (text: string) => T | undefined
+  readonly expects: string
+  readonly byDefault: T
+}
+
+const setting = <T>(byDefault: T, expects: string, parse: (text: string) => T | undefined): Setting<T> => ({ byDefault, expects, parse })
+const text = (byDefault: string) => setting(byDefault, 'a text', (value) => value)
+const optionalText = () => setting<string | undefined>(undefined, 'a text', (value) => value)
+const size = (byDefault: string) => setting(parseSize(byDefault) ?? 0, 'a size such as 32GB', parseSize)
+const duration = (byDefault: string) =>
+  setting(parseDuration(byDefault) ?? 0, 'a duration such as 5s', (value) => positive(parseDuration(value)))
+const integer = (byDefault: number) =>
+  setting(byDefault, 'a whole number above 0', (value) => (/^\d+$/.test(value) ? positive(Number(value)) : undefined))
+const ratio = (byDefault: number) => setting(byDefault, 'a number above 0', (value) => positive(Number(value)))
+const flag = (byDefault: boolean) => setting(byDefault, 'true or false', parseFlag)
+const choice = <const T extends string>(byDefault: T, options: readonly T[]) =>
+  setting<T>(byDefault, `one of ${options.join(', ')}`, (value) => options.find((option) => option === value))
+const list = (byDefault: readonly string[]) => setting(byDefault, 'a list, parted by commas', parseList)
+const addresses = (byDefault: readonly string[]) =>
+  setting(byDefault, 'IP addresses, parted by commas', (value) =>
+    parseList(value).every((item) => isIP(item)) ? parseList(value) : undefined,
+  )
+
+const HYPERVISORS: readonly HypervisorName[] = ['qemu', 'qemu-microvm', 'cloud-hypervisor', 'firecracker', 'vz', 'fake']
+
+/** By the name of the environment variable without `DORMOUSE_`; in the file the same name in lower case. */
+const SETTINGS = {
+  DATA_DIR: text('/var/lib/dormouse'),
+  RUN_DIR: text('/run/dormouse'),
+  ASSETS_DIR: optionalText(),
+  LOG_LEVEL: choice<LogLevel>('info', LOG_LEVELS),
+  SOCKET: optionalText(),
+  SOCKET_MODE: setting(0o660, 'an octal file mode such as 0660', (value) =>
+    /^0?[0-7]{3}$/.test(value) ? Number.parseInt(value, 8) : undefined,
+  ),
+  LISTEN: setting<Config['listen']['tcp']>({ host: '127.0.0.1', port: 4973 }, 'host:port, or off', parseListen),
+  JWT_SECRET_FILE: optionalText(),
+  HYPERVISOR: choice<HypervisorName>('qemu', HYPERVISORS),
+  MAX_VCPUS: integer(16),
+  MAX_MEMORY: size('32GB'),
+  MAX_OVERLAY_SIZE: size('100GB'),
+  CPU_RATIO: ratio(4),
+  MEMORY_RATIO: ratio(1),
+  DISK_RATIO: ratio(1),
+  STOP_GRACE: duration('5s'),
+  DELETE_GRACE: duration('2s'),
+  BOOT_LIMIT: duration('2m'),
+  UID_BASE: integer(0x7d000000),
+  UID_COUNT: integer(65_536),
+  LOG_MAX_SIZE: size('50MB'),
+  MAX_IMAGE_SIZE: size('50GB'),
+  MAX_IMAGE_ENTRIES: integer(2_000_000),
+  ALLOW_PRIVATE_REGISTRIES: flag(false),
+  INSECURE_REGISTRIES: list([]),
+  REGISTRY_MIRRORS: setting<Readonly<Record<string, string>>>({}, 'registry=mirror pairs, parted by commas', parsePairs),
+  REGISTRY_CREDENTIALS_FILE: optionalText(),
+  ROOTFS_COMPRESSION: choice('lz4', ['lz4', 'zstd']),
+  MAX_CONCURRENT_PULLS: integer(1),
+  NETWORK_BACKEND: choice('auto', ['auto', 'passt', 'slirp']),
+  DNS: addresses([]),
+  PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
+  GOLDEN: flag(true),
+  CRASH_AT: optionalText(),
+} as const
+
+/** Variables that name no setting of the daemon: the file itself, and what the CLI reads. */
+const NOT_SETTINGS = new Set(['CONFIG', 'HOST', 'TOKEN', 'API_KEY', 'BASE_URL', 'FORMAT', 'DEBUG'])
+const DEFAULT_FILE = '/etc/dormouse/config.json'
+
+/** Reads the file that `settings` or the default name, and joins all. Throws `invalid_request` naming the setting. */
+export function readConfig(settings: ReadonlyMap<string, string>): Config {
+  const named = settings.get('CONFIG')
+  return configOf(settings, readFile(named ?? DEFAULT_FILE, named !== undefined))
+}
+
+/** Pure: the configuration of these settings over those of a file. */
+export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMap<string, string> = new Map()): Config {
+  for (const [name, source] of [
+    ...[...settings.keys()].map((key) => [key, 'DORMOUSE_'] as const),
+    ...[...file.keys()].map((key) => [key, ''] as const),
+  ]) {
+    if (!Object.hasOwn(SETTINGS, name) && !NOT_SETTINGS.has(name)) {
+      throw new AppError('invalid_request', `There is no setting ${source}${source === '' ? name.toLowerCase() : name}`, {
+        hint: 'docs/host-setup.md lists all settings',
+      })
+    }
+  }
+  const value = {} as Record<string, unknown>
+  for (const [name, { parse, expects, byDefault }] of Object.entries<Setting<unknown>>(SETTINGS)) {
+    const given = settings.get(name) ?? file.get(name)
+    const parsed = given === undefined ? byDefault : parse(given)
+    if (given !== undefined && parsed === undefined && !(name === 'LISTEN' && given === 'off')) {
+      throw new AppError('invalid_request', `DORMOUSE_${name} is ${JSON.stringify(given)}, but must be ${expects}`)
+    }
+    value[name] = parsed
+  }
+  const s = value as Settings
+  return {
+    dataDir: s.DATA_DIR,
+    runDir: s.RUN_DIR,
+    assetsDir: s.ASSETS_DIR,
+    logLevel: s.LOG_LEVEL,
+    listen: { socket: s.SOCKET ?? join(s.RUN_DIR, 'dormouse.sock'), socketMode: s.SOCKET_MODE, tcp: s.LISTEN },
+    jwtSecretFile: s.JWT_SECRET_FILE ?? join(s.DATA_DIR, 'jwt-secret'),
+    hypervisor: s.HYPERVISOR,
+    limits: {
+      maxVcpus: s.MAX_VCPUS,
+      maxMemoryBytes: s.MAX_MEMORY,
+      maxOverlayBytes: s.MAX_OVERLAY_SIZE,
+      cpuRatio: s.CPU_RATIO,
+      memoryRatio: s.MEMORY_RATIO,
+      diskRatio: s.DISK_RATIO,
+    },
+    instances: {
+      stopGraceMs: s.STOP_GRACE,
+      deleteGraceMs: s.DELETE_GRACE,
+      bootLimitMs: s.BOOT_LIMIT,
+      uidBase: s.UID_BASE,
+      uidCount: s.UID_COUNT,
+      logMaxBytes: s.LOG_MAX_SIZE,
+    },
+    images: {
+      maxImageBytes: s.MAX_IMAGE_SIZE,
+      maxEntries: s.MAX_IMAGE_ENTRIES,
+      allowPrivateRegistries: s.ALLOW_PRIVATE_REGISTRIES,
+      insecureRegistries: s.INSECURE_REGISTRIES,
+      registryMirrors: s.REGISTRY_MIRRORS,
+      credentialsFile: s.REGISTRY_CREDENTIALS_FILE,
+      rootfsCompression: s.ROOTFS_COMPRESSION,
+      maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
+    },
+    network: { backend: s.NETWORK_BACKEND, dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS },
+    golden: { enabled: s.GOLDEN },
+    crashAt: s.CRASH_AT,
+  }
+}
+
+/** A flat JSON object of settings; lists may be arrays. A file that was named must be there. */
+function readFile(path: string, mustExist: boolean): ReadonlyMap<string, string> {
+  let content: string
+  try {
+    content = readFileSync(path, 'utf8')
+  } catch (cause) {
+    if (!mustExist && (cause as NodeJS.ErrnoException).code === 'ENOENT') return new Map()
+    throw new AppError('invalid_request', `The configuration file ${path} cannot be read`, { cause })
+  }
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(content)
+  } catch (cause) {
+    throw new AppError('invalid_request', `The configuration file ${path} is not JSON`, { cause })
+  }
+  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) {
+    throw new AppError('invalid_request', `The configuration file ${path} must hold one JSON object`)
+  }
+  return new Map(
+    Object.entries(parsed).map(([name, value]) => [name.toUpperCase(), Array.isArray(value) ? value.join(',') : String(value)]),
+  )
+}
+
+const positive = (value: number | undefined): number | undefined =>
+  value !== undefined && value > 0 && Number.isFinite(value) ? value : undefined
+
+function parseFlag(value: string): boolean | undefined {
+  if (/^(true|1|yes|on)$/i.test(value)) return true
+  return /^(false|0|no|off)$/i.test(value) ? false : undefined
+}
+
+const parseList = (value: string): string[] =>
+  value
+    .split(',')
+    .map((item) => item.trim())
+    .filter((item) => item !== '')
+
+function parsePairs(value: string): Record<string, string> | undefined {
+  const pairs = parseList(value).map((item) => item.split('='))
+  if (pairs.some((pair) => pair.length !== 2 || pair.some((half) => half.trim() === ''))) return undefined
+  return Object.fromEntries(pairs.map(([from, to]) => [from?.trim(), to?.trim()]))
+}
+
+function parseListen(value: string): { host: string; port: number } | undefined {
+  const match = /^(?:\[([0-9a-f:.]+)\]|([^:]*)):(\d{1,5})$/i.exec(value)
+  const port = Number(match?.[3])
+  if (!match || port > 65_535) return undefined
+  return { host: match[1] ?? (match[2] || '127.0.0.1'), port }
+}

@@ -1,0 +1,139 @@
+/**
+ * Every path and file name has its home here; docs/data-dir.md is the page beside it.
+ *
+ * `dataDir` holds what must outlive a reboot, `runDir` what must not (sockets, pid files). Ids become parts of paths, so each is
+ * checked to be a plain name before it does.
+ */
+import { join, resolve } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+
+// sun_path holds 108 bytes with the NUL (unix(7)).
+export const SOCKET_PATH_MAX = 107
+// The longest name that anything puts into a VM's run directory: see hypervisors/.
+const SOCKET_NAME_MAX = 16
+const RUN_ID_LENGTH = 12
+const PLAIN_NAME = /^[a-z0-9][a-z0-9_.-]{0,127}$/
+
+export class Paths {
+  readonly dataDir: string
+  readonly runDir: string
+
+  /** Throws when sockets below `runDir` would not fit into a socket address. */
+  constructor(dirs: { dataDir: string; runDir: string }) {
+    this.dataDir = resolve(dirs.dataDir)
+    this.runDir = resolve(dirs.runDir)
+    checkSocketPath(join(this.vmRunDir('x'.repeat(RUN_ID_LENGTH)), 'x'.repeat(SOCKET_NAME_MAX)), this.runDir)
+  }
+
+  // The daemon's own
+
+  get database(): string {
+    return join(this.dataDir, 'dormouse.db')
+  }
+  /** Held locked while a daemon lives; says whose it is. */
+  get lock(): string {
+    return join(this.dataDir, 'lock')
+  }
+  get jwtSecret(): string {
+    return join(this.dataDir, 'jwt-secret')
+  }
+  /** Learned facts that can be learned again: boot probes, measured clocks. */
+  get cacheDir(): string {
+    return join(this.dataDir, 'cache')
+  }
+  get socket(): string {
+    return join(this.runDir, 'dormouse.sock')
+  }
+
+  // Images
+
+  get imagesDir(): string {
+    return join(this.dataDir, 'images')
+  }
+  get imageLayersDir(): string {
+    return join(this.imagesDir, 'layers')
+  }
+  get imageRootfsDir(): string {
+    return join(this.imagesDir, 'rootfs')
+  }
+  /** What is being made; emptied at every start. */
+  get imageDraftsDir(): string {
+    return join(this.imagesDir, 'drafts')
+  }
+  imageRootfs(digest: string): string {
+    return join(this.imageRootfsDir, `${plainName(digest.replace(':', '-'))}.squashfs`)
+  }
+  imageLayer(digest: string): string {
+    return join(this.imageLayersDir, plainName(digest.replace(':', '-')))
+  }
+
+  // Golden boots and memory bases (`memory/` names what is inside)
+
+  get goldenDir(): string {
+    return join(this.dataDir, 'golden')
+  }
+
+  // Disks
+
+  /** Empty filesystems, one per size, from which overlays are cloned. */
+  get diskTemplatesDir(): string {
+    return join(this.cacheDir, 'disks')
+  }
+
+  // Instances
+
+  get instancesDir(): string {
+    return join(this.dataDir, 'instances')
+  }
+  instanceDir(id: string): string {
+    return join(this.instancesDir, plainName(id))
+  }
+  instanceOverlay(id: string): string {
+    return join(this.instanceDir(id), 'overlay.raw')
+  }
+  instanceLogsDir(id: string): string {
+    return join(this.instanceDir(id), 'logs')
+  }
+  instanceLogs(id: string): InstanceLogPaths {
+    const dir = this.instanceLogsDir(id)
+    return { app: join(dir, 'app.log'), vmm: join(dir, 'vmm.log'), daemon: join(dir, 'daemon.log'), journal: join(dir, 'journal') }
+  }
+
+  /** Directories of the VMs that run. */
+  get vmsDir(): string {
+    return join(this.runDir, 'vm')
+  }
+  /** A VM's own run directory. The id is cut so that socket paths fit; CUID2 ids stay unique at this length. */
+  vmRunDir(id: string): string {
+    return join(this.vmsDir, plainName(id).slice(0, RUN_ID_LENGTH))
+  }
+}
+
+export interface InstanceLogPaths {
+  /** What the workload wrote. */
+  readonly app: string
+  /** The VMM's stderr and the guest's kernel console. */
+  readonly vmm: string
+  /** The daemon's own lines about the instance. */
+  readonly daemon: string
+  /** Facts from the guest, drained by the shim. */
+  readonly journal: string
+}
+
+function plainName(name: string): string {
+  if (!PLAIN_NAME.test(name) || name.includes('..')) throw new AppError('invalid_path', `${JSON.stringify(name)} cannot be part of a path`)
+  return name
+}
+
+function checkSocketPath(longest: string, dir: string): void {
+  const bytes = Buffer.byteLength(longest)
+  if (bytes > SOCKET_PATH_MAX) {
+    throw new AppError(
+      'invalid_path',
+      `The run directory ${dir} is too long: sockets below it would need ${bytes} bytes, a socket address holds ${SOCKET_PATH_MAX}`,
+      {
+        hint: `Set DORMOUSE_RUN_DIR to a path that is ${bytes - SOCKET_PATH_MAX} bytes shorter`,
+      },
+    )
+  }
+}

@@ -1,0 +1,83 @@
+/**
+ * The schema, as the steps that lead to it. A step that has been released is never changed; a new one is appended. Times are
+ * milliseconds since 1970, lists and maps are JSON text, tables are STRICT.
+ */
+export interface Migration {
+  readonly name: string
+  readonly sql: string
+}
+
+export const migrations: readonly Migration[] = [
+  {
+    name: 'events',
+    sql: `
+      CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        data TEXT NOT NULL CHECK (json_valid(data))
+      ) STRICT;
+      CREATE INDEX events_by_subject ON events (subject, id);
+    `,
+  },
+  {
+    name: 'instances',
+    sql: `
+      CREATE TABLE instances (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at_ms INTEGER NOT NULL,
+        -- what was asked for
+        image TEXT NOT NULL,
+        image_digest TEXT NOT NULL,
+        platform TEXT NOT NULL,
+        hypervisor TEXT NOT NULL,
+        vcpus INTEGER NOT NULL,
+        memory_bytes INTEGER NOT NULL,
+        hotplug_bytes INTEGER NOT NULL DEFAULT 0,
+        overlay_bytes INTEGER NOT NULL,
+        disk_io_bps INTEGER,
+        bandwidth_download INTEGER,
+        bandwidth_upload INTEGER,
+        network_enabled INTEGER NOT NULL,
+        entrypoint TEXT,
+        cmd TEXT,
+        env TEXT NOT NULL DEFAULT '{}',
+        tags TEXT NOT NULL DEFAULT '{}',
+        snapshot_policy TEXT,
+        skip_guest_agent INTEGER NOT NULL DEFAULT 0,
+        skip_kernel_headers INTEGER NOT NULL DEFAULT 0,
+        expires_at_ms INTEGER,
+        -- what was given
+        mac TEXT,
+        ip TEXT,
+        uid INTEGER UNIQUE,
+        -- where it is
+        state TEXT NOT NULL,
+        state_error TEXT,
+        operation TEXT,
+        operation_step TEXT,
+        vm TEXT,
+        started_at_ms INTEGER,
+        stopped_at_ms INTEGER,
+        exit_code INTEGER,
+        exit_message TEXT,
+        phase_durations TEXT NOT NULL DEFAULT '{}',
+        phase_since_ms INTEGER NOT NULL
+      ) STRICT;
+      CREATE INDEX instances_newest ON instances (created_at_ms DESC, id DESC);
+      CREATE INDEX instances_by_image ON instances (image_digest);
+
+      CREATE TABLE published_ports (
+        instance_id TEXT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        protocol TEXT NOT NULL CHECK (protocol IN ('tcp', 'udp')),
+        host_port INTEGER NOT NULL,
+        guest_port INTEGER NOT NULL,
+        PRIMARY KEY (protocol, host_port)
+      ) STRICT;
+      CREATE INDEX published_ports_by_instance ON published_ports (instance_id, position);
+    `,
+  },
+]
