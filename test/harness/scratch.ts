@@ -1,0 +1,31 @@
+import { chmod, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+
+/** A directory that goes away with its holder. Its path is short, since sockets come to lie below it. */
+export class Scratch implements AsyncDisposable {
+  readonly path: string
+
+  private constructor(path: string) {
+    this.path = path
+  }
+
+  static async make(): Promise<Scratch> {
+    const path = await mkdtemp(join(tmpdir(), 'dm-'))
+    // The VMMs run as other users and have to pass through.
+    await chmod(path, 0o755)
+    return new Scratch(path)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await rm(this.path, { recursive: true, force: true, maxRetries: 3 })
+  }
+}
+
+/** A directory for one test, removed after it. */
+export async function scratchDir(t: TestContext): Promise<string> {
+  const scratch = await Scratch.make()
+  t.after(() => scratch[Symbol.asyncDispose]())
+  return scratch.path
+}
