@@ -1,9 +1,8 @@
 /**
  * Every way in which the daemon says no. A code is a fact in snake_case; callers match on it, never on the message.
  * Which HTTP status a code has is known to the daemon's `http/problems.ts` alone.
+ * Nothing is imported here, so that a client pays nothing for it; the schema of an answer's body is in problem.ts.
  */
-import { type Static, Type } from 'typebox'
-
 export const ERROR_CODES = [
   // the request
   'invalid_request',
@@ -58,19 +57,6 @@ export const ERROR_CODES = [
   'internal_error',
 ] as const
 export type ErrorCode = (typeof ERROR_CODES)[number]
-
-/** The body of every answer that is not a success. */
-export const Problem = Type.Object(
-  {
-    code: Type.Enum([...ERROR_CODES]),
-    message: Type.String({ description: 'What went wrong, for a person' }),
-    hint: Type.Optional(Type.String({ description: 'What to do next' })),
-    details: Type.Optional(Type.Array(Type.Object({ code: Type.Optional(Type.String()), message: Type.Optional(Type.String()) }))),
-    inner_error: Type.Optional(Type.Object({ code: Type.Optional(Type.String()), message: Type.Optional(Type.String()) })),
-  },
-  { $id: 'Error' },
-)
-export type Problem = Static<typeof Problem>
 
 export interface AppErrorOptions {
   /** What to do next: a command to run, a log to open. */
