@@ -1,0 +1,58 @@
+# make demo, make test, make check, make bench, make install: each sets up all it needs.
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+DEMO_IMAGE ?=
+FUZZ_SECONDS ?= 60
+TEST := node --test --test-reporter=spec --test-timeout=900000
+FAST_TESTS := 'packages/**/*.test.ts' 'scripts/**/*.test.ts'
+# One file at a time: a machine of two cores runs one VM well.
+SLOW_TESTS := 'test/**/*.test.ts'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-demo demo test test-fast test-vm fuzz check bench dev install uninstall clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: setup-demo ## boots an image as a VM, uses it as a person would, and says how long each step took (DEMO_IMAGE=ref for one of yours)
+	@node scripts/demo.ts $(DEMO_IMAGE)
+
+test: setup ## every test, real VMs included
+	@$(TEST) --test-concurrency=1 $(FAST_TESTS) $(SLOW_TESTS) </dev/null
+
+test-fast: setup ## the tests that boot no VM and ask no outer tool
+	@$(TEST) --test-concurrency=2 $(FAST_TESTS) </dev/null
+
+test-vm: setup ## the tests with real VMs
+	@$(TEST) --test-concurrency=1 'test/vm/*.test.ts' </dev/null
+
+fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS
+	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS=$(FUZZ_SECONDS)
+
+check: setup ## types, lint, import rings, OpenAPI drift, dead code, names, shell, C
+	@node scripts/check.ts
+
+bench: setup ## measures every promise of docs/promises.md beside its anchor
+	@node bench/bench.ts
+
+dev: setup-demo ## a daemon with made-up VMs, on build/dev
+	@node scripts/dev.ts
+
+install: setup-demo ## daemon, CLI, guest, kernel and systemd unit below PREFIX (DESTDIR is respected)
+	@node scripts/install.ts --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+
+uninstall: ## removes what make install put below PREFIX; data stays
+	@scripts/uninstall.sh '$(PREFIX)' '$(DESTDIR)'
+
+setup: ## what all of these call first
+	@scripts/setup.sh
+
+setup-demo:
+	@scripts/setup.sh demo
+
+clean: ## removes what was built; node_modules stays
+	rm -rf build bench/out
