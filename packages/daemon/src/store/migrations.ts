@@ -56,8 +56,8 @@ export const migrations: readonly Migration[] = [
         -- where it is
         state TEXT NOT NULL,
         state_error TEXT,
+        -- what was begun and has not settled: the intent that a restart goes forward with, or undoes
         operation TEXT,
-        operation_step TEXT,
         vm TEXT,
         started_at_ms INTEGER,
         stopped_at_ms INTEGER,
@@ -73,9 +73,10 @@ export const migrations: readonly Migration[] = [
         instance_id TEXT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
         position INTEGER NOT NULL,
         protocol TEXT NOT NULL CHECK (protocol IN ('tcp', 'udp')),
+        host_ip TEXT NOT NULL,
         host_port INTEGER NOT NULL,
         guest_port INTEGER NOT NULL,
-        PRIMARY KEY (protocol, host_port)
+        PRIMARY KEY (protocol, host_ip, host_port)
       ) STRICT;
       CREATE INDEX published_ports_by_instance ON published_ports (instance_id, position);
     `,

@@ -1,0 +1,89 @@
+import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import type { HypervisorName } from '../hypervisors/hypervisor.ts'
+import type { Instance, Phases } from '../store/instance-record.ts'
+
+export type { Instance, InstanceId, ListInstances, OperationName, Phases } from '../store/instance-record.ts'
+
+/** Durations up to `nowMs`, the current phase included, as the API shows them. */
+export function durationsAt(phases: Phases, nowMs: number): Readonly<Partial<Record<Lowercase<InstanceState>, number>>> {
+  const key = phases.current.toLowerCase() as Lowercase<InstanceState>
+  return { ...phases.durations, [key]: (phases.durations[key] ?? 0) + Math.max(0, nowMs - phases.sinceMs) }
+}
+
+/** The phases once `state` begins at `nowMs`. The same state again changes nothing. */
+export function enterPhase(phases: Phases, state: InstanceState, nowMs: number): Phases {
+  if (phases.current === state) return phases
+  return { current: state, sinceMs: nowMs, durations: durationsAt(phases, nowMs) }
+}
+
+/** A request to make one. Texts are parsed by the edge; defaults and limits are applied by `instances.ts`. */
+export interface CreateInstance {
+  readonly name: string
+  readonly image: string
+  readonly platform?: string
+  readonly hypervisor?: HypervisorName
+  readonly vcpus?: number
+  readonly memoryBytes?: number
+  readonly hotplugBytes?: number
+  readonly overlayBytes?: number
+  readonly diskIoBps?: number
+  readonly entrypoint?: readonly string[]
+  readonly cmd?: readonly string[]
+  readonly env?: Readonly<Record<string, string>>
+  readonly tags?: Readonly<Record<string, string>>
+  readonly network?: {
+    readonly enabled?: boolean
+    readonly ports?: readonly PortRequest[]
+    readonly bandwidthDownload?: number
+    readonly bandwidthUpload?: number
+  }
+  readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly skipGuestAgent?: boolean
+  readonly skipKernelHeaders?: boolean
+  readonly expiresAtMs?: number
+}
+
+/** `hostPort` 0 picks a free one. */
+export interface PortRequest {
+  readonly protocol?: 'tcp' | 'udp'
+  readonly hostIp?: string
+  readonly hostPort: number
+  readonly guestPort: number
+}
+
+/** What PATCH changes. Absent leaves as it is; `expiresAtMs: null` takes the expiry away. */
+export interface UpdateInstance {
+  readonly name?: string
+  readonly tags?: Readonly<Record<string, string>>
+  readonly env?: Readonly<Record<string, string>>
+  readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly expiresAtMs?: number | null
+  readonly network?: {
+    readonly ports?: readonly PortRequest[]
+    readonly bandwidthDownload?: number
+    readonly bandwidthUpload?: number
+  }
+  readonly vcpus?: number
+  readonly memoryBytes?: number
+  readonly hotplugBytes?: number
+  readonly overlayBytes?: number
+}
+
+export interface WaitResult {
+  readonly state: InstanceState
+  readonly timedOut: boolean
+  /** Why the answer came without the wanted state, in words. */
+  readonly reason?: string
+  readonly stateError?: string
+}
+
+export interface InstanceStats {
+  readonly instance: Instance
+  readonly cpuSeconds: number
+  readonly memoryRssBytes: number
+  readonly memoryVmsBytes: number
+  readonly networkRxBytes: number
+  readonly networkTxBytes: number
+}
+
+export type LogSource = 'app' | 'vmm' | 'daemon'

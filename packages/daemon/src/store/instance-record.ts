@@ -1,0 +1,75 @@
+import type { InstanceState, Transition } from '@dormouse/api/instance-states.ts'
+import type { HypervisorName, PortForward, VmHandle } from '../hypervisors/hypervisor.ts'
+
+declare const brand: unique symbol
+/** Branded, so that a name is never given for an id. */
+export type InstanceId = string & { readonly [brand]: 'InstanceId' }
+
+/** What a worker can be busy with; `create` is no transition, since nothing is there to ask for it. */
+export type OperationName = Transition | 'create' | 'update'
+
+/** An instance as it is stored. What was asked for, what it was given, and where it is. */
+export interface Instance {
+  readonly id: InstanceId
+  readonly name: string
+  readonly createdAtMs: number
+
+  /** As the caller wrote it. */
+  readonly image: string
+  /** What it resolved to when the instance was made; every later start uses this one. */
+  readonly imageDigest: string
+  readonly platform: string
+  readonly hypervisor: HypervisorName
+  readonly vcpus: number
+  readonly memoryBytes: number
+  readonly hotplugBytes: number
+  readonly overlayBytes: number
+  readonly diskIoBps?: number
+  readonly network: InstanceNetwork
+  /** In place of the image's own. */
+  readonly entrypoint?: readonly string[]
+  readonly cmd?: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  readonly tags: Readonly<Record<string, string>>
+  readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly skipGuestAgent: boolean
+  readonly skipKernelHeaders: boolean
+  readonly expiresAtMs?: number
+
+  /** The user that its VMM runs as and that owns its disk; absent when the daemon is not root. */
+  readonly uid?: number
+
+  readonly state: InstanceState
+  /** Why the state is Unknown, or what is amiss with an instance that runs. */
+  readonly stateError?: string
+  /** Begun and not settled. At a start of the daemon it is what was cut short. */
+  readonly operation?: OperationName
+  readonly vm?: VmHandle
+  readonly startedAtMs?: number
+  readonly stoppedAtMs?: number
+  readonly exitCode?: number
+  readonly exitMessage?: string
+  readonly hasSnapshot: boolean
+  readonly phases: Phases
+}
+
+export interface InstanceNetwork {
+  readonly enabled: boolean
+  readonly mac?: string
+  readonly ip?: string
+  readonly ports: readonly PortForward[]
+  readonly bandwidthDownload?: number
+  readonly bandwidthUpload?: number
+}
+
+/** How long it was in each state, in ms, and since when it is in the one it is in. */
+export interface Phases {
+  readonly current: InstanceState
+  readonly sinceMs: number
+  readonly durations: Readonly<Partial<Record<Lowercase<InstanceState>, number>>>
+}
+
+export interface ListInstances {
+  readonly state?: InstanceState
+  readonly tags?: Readonly<Record<string, string>>
+}

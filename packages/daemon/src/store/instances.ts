@@ -1,0 +1,225 @@
+import type { PortForward } from '../hypervisors/hypervisor.ts'
+import type { Database } from './database.ts'
+import type { Instance, InstanceId, ListInstances } from './instance-record.ts'
+
+type Value = string | number | null
+type Row = Record<string, Value>
+
+/** The columns that `update` may write, each with how it is read from a record. Ports have a table of their own. */
+const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
+  name: (i) => i.name,
+  created_at_ms: (i) => i.createdAtMs,
+  image: (i) => i.image,
+  image_digest: (i) => i.imageDigest,
+  platform: (i) => i.platform,
+  hypervisor: (i) => i.hypervisor,
+  vcpus: (i) => i.vcpus,
+  memory_bytes: (i) => i.memoryBytes,
+  hotplug_bytes: (i) => i.hotplugBytes,
+  overlay_bytes: (i) => i.overlayBytes,
+  disk_io_bps: (i) => i.diskIoBps ?? null,
+  bandwidth_download: (i) => i.network.bandwidthDownload ?? null,
+  bandwidth_upload: (i) => i.network.bandwidthUpload ?? null,
+  network_enabled: (i) => Number(i.network.enabled),
+  entrypoint: (i) => json(i.entrypoint),
+  cmd: (i) => json(i.cmd),
+  env: (i) => json(i.env),
+  tags: (i) => json(i.tags),
+  snapshot_policy: (i) => json(i.snapshotPolicy),
+  skip_guest_agent: (i) => Number(i.skipGuestAgent),
+  skip_kernel_headers: (i) => Number(i.skipKernelHeaders),
+  expires_at_ms: (i) => i.expiresAtMs ?? null,
+  mac: (i) => i.network.mac ?? null,
+  ip: (i) => i.network.ip ?? null,
+  uid: (i) => i.uid ?? null,
+  state: (i) => i.state,
+  state_error: (i) => i.stateError ?? null,
+  operation: (i) => i.operation ?? null,
+  vm: (i) => json(i.vm),
+  started_at_ms: (i) => i.startedAtMs ?? null,
+  stopped_at_ms: (i) => i.stoppedAtMs ?? null,
+  exit_code: (i) => i.exitCode ?? null,
+  exit_message: (i) => i.exitMessage ?? null,
+  phase_durations: (i) => json(i.phases.durations),
+  phase_since_ms: (i) => i.phases.sinceMs,
+}
+const NAMES = Object.keys(COLUMNS)
+const READERS = Object.values(COLUMNS)
+
+const INSERT = `INSERT INTO instances (id, ${NAMES.join(', ')}) VALUES (?${', ?'.repeat(NAMES.length)})`
+const UPDATE = `UPDATE instances SET ${NAMES.map((name) => `${name} = ?`).join(', ')} WHERE id = ?`
+const SELECT = `SELECT id, ${NAMES.join(', ')} FROM instances`
+
+/** The rows of `instances` and their published ports. Nothing here decides; it reads and writes. */
+export class InstanceRows {
+  readonly #db: Database
+
+  constructor(db: Database) {
+    this.#db = db
+  }
+
+  insert(instance: Instance): void {
+    this.#db.transaction(() => {
+      this.#db.prepare(INSERT).run(instance.id, ...READERS.map((read) => read(instance)))
+      this.#insertPorts(instance)
+    })
+  }
+
+  /** Writes the whole record over the stored one. */
+  update(instance: Instance): void {
+    this.#db.transaction(() => {
+      const before = this.#portsOf(instance.id)
+      this.#db.prepare(UPDATE).run(...READERS.map((read) => read(instance)), instance.id)
+      if (JSON.stringify(before) === JSON.stringify(instance.network.ports)) return
+      this.#db.prepare('DELETE FROM published_ports WHERE instance_id = ?').run(instance.id)
+      this.#insertPorts(instance)
+    })
+  }
+
+  delete(id: InstanceId): void {
+    this.#db.prepare('DELETE FROM instances WHERE id = ?').run(id)
+  }
+
+  find(id: string): Instance | undefined {
+    return this.#read(this.#db.prepare(`${SELECT} WHERE id = ?`).get(id))
+  }
+
+  findByName(name: string): Instance | undefined {
+    return this.#read(this.#db.prepare(`${SELECT} WHERE name = ?`).get(name))
+  }
+
+  /** At most two: enough to know that a prefix is ambiguous. */
+  findByIdPrefix(prefix: string): Instance[] {
+    // Ids are lower-case letters and digits, so '{' comes after all that can follow.
+    return this.#db
+      .prepare(`${SELECT} WHERE id >= ? AND id < ? LIMIT 2`)
+      .all(prefix, `${prefix}{`)
+      .map((row) => this.#read(row))
+      .filter((instance) => instance !== undefined)
+  }
+
+  /** Newest first. */
+  list(filter: ListInstances = {}): Instance[] {
+    const rows =
+      filter.state === undefined
+        ? this.#db.prepare(`${SELECT} ORDER BY created_at_ms DESC, id DESC`).all()
+        : this.#db.prepare(`${SELECT} WHERE state = ? ORDER BY created_at_ms DESC, id DESC`).all(filter.state)
+    const ports = new Map<string, PortForward[]>()
+    for (const row of this.#db.prepare('SELECT * FROM published_ports ORDER BY instance_id, position').all() as Row[]) {
+      const owner = String(row.instance_id)
+      ports.set(owner, [...(ports.get(owner) ?? []), portOf(row)])
+    }
+    const wanted = Object.entries(filter.tags ?? {})
+    return (rows as Row[])
+      .map((row) => instanceOf(row, ports.get(String(row.id)) ?? []))
+      .filter(({ tags }) => wanted.every(([key, value]) => Object.hasOwn(tags, key) && tags[key] === value))
+  }
+
+  /** Whose the host port is: name and id of the instance that publishes it, on that address or on all. */
+  findPortOwner(port: Pick<PortForward, 'protocol' | 'hostIp' | 'hostPort'>): { id: string; name: string } | undefined {
+    const row = this.#db
+      .prepare(`
+        SELECT instances.id, instances.name FROM published_ports JOIN instances ON instances.id = published_ports.instance_id
+        WHERE protocol = ? AND host_port = ? AND (host_ip = ? OR host_ip = '0.0.0.0' OR ? = '0.0.0.0')
+      `)
+      .get(port.protocol, port.hostPort, port.hostIp, port.hostIp)
+    return row === undefined ? undefined : { id: String(row.id), name: String(row.name) }
+  }
+
+  /** The lowest user id of the range that no instance has; undefined when all are taken. */
+  findFreeUid(base: number, count: number): number | undefined {
+    const taken = this.#db.prepare('SELECT uid FROM instances WHERE uid >= ? AND uid < ? ORDER BY uid').all(base, base + count)
+    let free = base
+    for (const row of taken) {
+      if (Number(row.uid) !== free) break
+      free++
+    }
+    return free < base + count ? free : undefined
+  }
+
+  hasImage(digest: string): boolean {
+    return this.#db.prepare('SELECT 1 FROM instances WHERE image_digest = ? LIMIT 1').get(digest) !== undefined
+  }
+
+  #insertPorts({ id, network }: Instance): void {
+    const insert = this.#db.prepare(
+      'INSERT INTO published_ports (instance_id, position, protocol, host_ip, host_port, guest_port) VALUES (?, ?, ?, ?, ?, ?)',
+    )
+    network.ports.forEach((port, position) => {
+      insert.run(id, position, port.protocol, port.hostIp, port.hostPort, port.guestPort)
+    })
+  }
+
+  #portsOf(id: string): PortForward[] {
+    return (this.#db.prepare('SELECT * FROM published_ports WHERE instance_id = ? ORDER BY position').all(id) as Row[]).map(portOf)
+  }
+
+  #read(row: unknown): Instance | undefined {
+    return row === undefined ? undefined : instanceOf(row as Row, this.#portsOf(String((row as Row).id)))
+  }
+}
+
+function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
+  const state = row.state as Instance['state']
+  const vm = parse<NonNullable<Instance['vm']>>(row.vm)
+  return {
+    id: row.id as InstanceId,
+    name: String(row.name),
+    createdAtMs: Number(row.created_at_ms),
+    image: String(row.image),
+    imageDigest: String(row.image_digest),
+    platform: String(row.platform),
+    hypervisor: row.hypervisor as Instance['hypervisor'],
+    vcpus: Number(row.vcpus),
+    memoryBytes: Number(row.memory_bytes),
+    hotplugBytes: Number(row.hotplug_bytes),
+    overlayBytes: Number(row.overlay_bytes),
+    network: {
+      enabled: row.network_enabled === 1,
+      ports,
+      ...text('mac', row.mac),
+      ...text('ip', row.ip),
+      ...number('bandwidthDownload', row.bandwidth_download),
+      ...number('bandwidthUpload', row.bandwidth_upload),
+    },
+    env: parse<Record<string, string>>(row.env) ?? {},
+    tags: parse<Record<string, string>>(row.tags) ?? {},
+    skipGuestAgent: row.skip_guest_agent === 1,
+    skipKernelHeaders: row.skip_kernel_headers === 1,
+    state,
+    hasSnapshot: false,
+    phases: {
+      current: state,
+      sinceMs: Number(row.phase_since_ms),
+      durations: parse<Instance['phases']['durations']>(row.phase_durations) ?? {},
+    },
+    ...(row.entrypoint === null ? {} : { entrypoint: parse<string[]>(row.entrypoint) ?? [] }),
+    ...(row.cmd === null ? {} : { cmd: parse<string[]>(row.cmd) ?? [] }),
+    ...(row.snapshot_policy === null ? {} : { snapshotPolicy: parse<Record<string, unknown>>(row.snapshot_policy) ?? {} }),
+    ...(vm === undefined ? {} : { vm }),
+    ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),
+    ...text('stateError', row.state_error),
+    ...text('exitMessage', row.exit_message),
+    ...number('diskIoBps', row.disk_io_bps),
+    ...number('expiresAtMs', row.expires_at_ms),
+    ...number('uid', row.uid),
+    ...number('startedAtMs', row.started_at_ms),
+    ...number('stoppedAtMs', row.stopped_at_ms),
+    ...number('exitCode', row.exit_code),
+  }
+}
+
+const portOf = (row: Row): PortForward => ({
+  protocol: row.protocol as PortForward['protocol'],
+  hostIp: String(row.host_ip),
+  hostPort: Number(row.host_port),
+  guestPort: Number(row.guest_port),
+})
+
+const json = (value: unknown): string | null => (value === undefined ? null : JSON.stringify(value))
+const parse = <T>(value: Value | undefined): T | undefined =>
+  typeof value === 'string' ? (value === '{}' ? ({} as T) : (JSON.parse(value) as T)) : undefined
+const text = <K extends string>(key: K, value: Value | undefined): { [key in K]?: string } =>
+  (typeof value === 'string' ? { [key]: value } : {}) as { [key in K]?: string }
+const number = <K extends string>(key: K, value: Value | undefined): { [key in K]?: number } =>
+  (typeof value === 'number' ? { [key]: value } : {}) as { [key in K]?: number }
