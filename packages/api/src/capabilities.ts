@@ -1,0 +1,53 @@
+/** What this server can do, and why it cannot do more. */
+import { type Static, Type } from 'typebox'
+
+export const RUNTIME_FEATURES = [
+  'snapshots',
+  'standby',
+  'fork',
+  'pause',
+  'hotplug-memory',
+  'hotplug-disk',
+  'balloon-control',
+  'vsock',
+  'gpu-passthrough',
+  'disk-io-limit',
+  'disk-resize',
+] as const
+
+export const Runtime = Type.Object(
+  {
+    name: Type.String(),
+    available: Type.Boolean(),
+    features: Type.Array(Type.String()),
+    version: Type.Optional(Type.String()),
+    acceleration: Type.Optional(Type.Enum(['kvm', 'tcg'], { description: 'kvm: by the processor; tcg: emulated, slower' })),
+    reason: Type.Optional(Type.String({ description: 'Why it is not available, or why it runs without KVM' })),
+  },
+  { $id: 'CapabilitiesRuntime' },
+)
+export type Runtime = Static<typeof Runtime>
+
+export const Capabilities = Type.Object(
+  {
+    server: Type.Object({ version: Type.String(), api_version: Type.String() }, { $id: 'CapabilitiesServer' }),
+    host: Type.Object({ os: Type.String(), arch: Type.String() }, { $id: 'CapabilitiesHost' }),
+    default_runtime: Type.Object({ name: Type.String(), available: Type.Boolean() }, { $id: 'CapabilitiesDefaultRuntime' }),
+    runtimes: Type.Array(Runtime, { description: 'By name' }),
+    network: Type.Object(
+      {
+        model: Type.Enum(['bridge', 'nat']),
+        guest_to_guest: Type.Boolean(),
+        gateway: Type.Optional(Type.String()),
+        subnet: Type.Optional(Type.String()),
+      },
+      { $id: 'CapabilitiesNetwork' },
+    ),
+    images: Type.Object({ platforms: Type.Array(Type.String()), default_platform: Type.String() }, { $id: 'CapabilitiesImages' }),
+    features: Type.Array(Type.String()),
+  },
+  { $id: 'Capabilities' },
+)
+export type Capabilities = Static<typeof Capabilities>
+
+export const Health = Type.Object({ status: Type.Literal('ok') }, { $id: 'Health' })

@@ -1,0 +1,893 @@
+/**
+ * The route table: every operation of the API as data; where each is found stands in `endpoints.ts`. The server registers it, the OpenAPI document is printed from it and the
+ * client is typed by it, so the three cannot disagree.
+ *
+ * A row with `later` is part of the contract and answers 501 `not_supported` with that sentence until it is built.
+ */
+import { type TSchema, Type } from 'typebox'
+import { Build, BuildEvent, Builder, CreateBuilderRequest } from './builds.ts'
+import { Capabilities, Health } from './capabilities.ts'
+import { AvailableDevice, CreateDeviceRequest, Device } from './devices.ts'
+import type { RouteId } from './endpoints.ts'
+import type { ErrorCode } from './errors.ts'
+import { Event } from './events.ts'
+import { Image, ImageProgress, PruneImagesResponse, PullImageRequest, Push, PushImageRequest, TagImageRequest } from './images.ts'
+import { CreateIngressRequest, Ingress } from './ingresses.ts'
+import { InstanceState } from './instance-states.ts'
+import {
+  AttachVolumeRequest,
+  AutoStandbyStatus,
+  CreateInstanceRequest,
+  ForkInstanceRequest,
+  Instance,
+  InstanceStats,
+  LogSource,
+  PathInfo,
+  StandbyInstanceRequest,
+  StartInstanceRequest,
+  StopInstanceRequest,
+  UpdateInstanceRequest,
+  WaitForStateResponse,
+} from './instances.ts'
+import { Platform, Tags } from './names.ts'
+import { MemoryReclaimRequest, MemoryReclaimResponse, Resources } from './resources.ts'
+import { SetSnapshotScheduleRequest, SnapshotSchedule } from './schedules.ts'
+import { CreateSnapshotRequest, ForkSnapshotRequest, RestoreSnapshotRequest, Snapshot, SnapshotKind } from './snapshots.ts'
+import { CreateTokenRequest, type Scope, Token } from './tokens.ts'
+import { CreateVolumeRequest, Volume, VolumeFromArchiveQuery } from './volumes.ts'
+
+export interface Route {
+  readonly tag: string
+  readonly summary: string
+  /** What a token must allow. `open` asks for none; `host` is for the unix socket alone. */
+  readonly scope: Scope | 'open' | 'host'
+  readonly params?: TSchema
+  readonly query?: TSchema
+  readonly body?: TSchema
+  /** Without a body the request means `{}`. */
+  readonly bodyOptional?: true
+  /** Media types of a raw body, which is streamed and not held. */
+  readonly rawBody?: readonly string[]
+  readonly status: 101 | 200 | 201 | 202 | 204
+  readonly answer?: TSchema
+  /** `sse`: `answer` is what each data line holds, as JSON. */
+  readonly stream?: 'sse' | 'websocket' | 'text'
+  /** Beside those that every route may give. */
+  readonly errors?: readonly ErrorCode[]
+  readonly later?: string
+}
+
+const Key = Type.String({ minLength: 1, maxLength: 128 })
+const id = Type.Object({
+  id: Type.String({ minLength: 1, maxLength: 128, description: 'Id, name, or a prefix of the id that only one has' }),
+})
+const plainId = Type.Object({ id: Key })
+const imageName = Type.Object({
+  name: Type.String({ minLength: 1, maxLength: 1024, description: 'Reference, tag or digest; slashes percent-encoded' }),
+})
+const instanceVolume = Type.Object({ id: Key, volumeId: Key })
+const instanceSnapshot = Type.Object({ id: Key, snapshotId: Key })
+const snapshotId = Type.Object({ snapshotId: Key })
+
+const strict = { additionalProperties: false } as const
+const page = {
+  limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 10_000, description: 'At most so many; everything when left out' })),
+  cursor: Type.Optional(Type.String({ maxLength: 512, description: 'From the x-next-cursor header of the page before' })),
+}
+const tagFilter = { tags: Type.Optional(Tags) }
+const listQuery = Type.Object({ ...tagFilter, ...page }, strict)
+const waitQuery = Type.Object(
+  {
+    wait: Type.Optional(Type.Enum(['running'], { description: 'Answer only once it is Running, or can no longer become so' })),
+    timeout: Type.Optional(Type.String({ maxLength: 64, default: '60s', description: 'How long to wait, at most 5m' })),
+  },
+  strict,
+)
+
+const snapshotsLater = 'Standby, fork and snapshots are not built yet'
+const volumesLater = 'Volumes are not built yet'
+const ingressLater = 'Ingress is not built yet'
+const buildsLater = 'Builds are not built yet'
+const devicesLater = 'Device passthrough is not built yet'
+const pushesLater = 'Pushing images is not built yet'
+
+export const routes = {
+  // instances
+  listInstances: {
+    tag: 'instances',
+    summary: 'List instances, newest first',
+    scope: 'instance:read',
+    query: Type.Object({ state: Type.Optional(InstanceState), ...tagFilter, ...page }, strict),
+    status: 200,
+    answer: Type.Array(Instance),
+  },
+  createInstance: {
+    tag: 'instances',
+    summary: 'Create an instance and start it',
+    scope: 'instance:write',
+    query: waitQuery,
+    body: CreateInstanceRequest,
+    status: 201,
+    answer: Instance,
+    errors: [
+      'invalid_size',
+      'invalid_overlay_size',
+      'invalid_ttl',
+      'invalid_expires_at',
+      'invalid_platform',
+      'image_not_ready',
+      'not_found',
+      'platform_not_available',
+      'name_conflict',
+      'port_in_use',
+      'insufficient_resources',
+      'rate_limited',
+      'not_supported',
+    ],
+  },
+  getInstance: {
+    tag: 'instances',
+    summary: 'Look at an instance',
+    scope: 'instance:read',
+    params: id,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous'],
+  },
+  updateInstance: {
+    tag: 'instances',
+    summary: 'Change what can be changed of an instance',
+    scope: 'instance:write',
+    params: id,
+    body: UpdateInstanceRequest,
+    status: 200,
+    answer: Instance,
+    errors: [
+      'not_found',
+      'ambiguous',
+      'name_conflict',
+      'invalid_state',
+      'instance_expired',
+      'invalid_size',
+      'invalid_overlay_size',
+      'invalid_ttl',
+      'invalid_expires_at',
+      'port_in_use',
+      'not_supported',
+    ],
+  },
+  deleteInstance: {
+    tag: 'instances',
+    summary: 'Stop an instance and delete it with its disk',
+    scope: 'instance:delete',
+    params: id,
+    query: Type.Object(
+      { graceful_shutdown: Type.Optional(Type.Boolean({ default: true, description: 'Let the workload end by itself first' })) },
+      strict,
+    ),
+    status: 204,
+    errors: ['not_found', 'ambiguous'],
+  },
+  startInstance: {
+    tag: 'instances',
+    summary: 'Start a stopped instance',
+    scope: 'instance:write',
+    params: id,
+    query: waitQuery,
+    body: StartInstanceRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'port_in_use', 'insufficient_resources'],
+  },
+  stopInstance: {
+    tag: 'instances',
+    summary: 'Stop an instance: its workload first, then the VM',
+    scope: 'instance:write',
+    params: id,
+    body: StopInstanceRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous', 'invalid_state'],
+  },
+  standbyInstance: {
+    tag: 'instances',
+    summary: 'Put an instance to sleep with its memory',
+    scope: 'instance:write',
+    params: id,
+    body: StandbyInstanceRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous', 'invalid_state'],
+    later: snapshotsLater,
+  },
+  restoreInstance: {
+    tag: 'instances',
+    summary: 'Wake an instance that is in standby',
+    scope: 'instance:write',
+    params: id,
+    query: waitQuery,
+    body: Type.Object({}, strict),
+    bodyOptional: true,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'insufficient_resources'],
+    later: snapshotsLater,
+  },
+  forkInstance: {
+    tag: 'instances',
+    summary: 'Make a second instance that goes on from where this one is',
+    scope: 'instance:write',
+    params: id,
+    query: waitQuery,
+    body: ForkInstanceRequest,
+    status: 201,
+    answer: Instance,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'name_conflict', 'insufficient_resources'],
+    later: snapshotsLater,
+  },
+  getInstanceLogs: {
+    tag: 'instances',
+    summary: 'Read the log of an instance, and follow it',
+    scope: 'instance:read',
+    params: id,
+    query: Type.Object(
+      {
+        tail: Type.Optional(
+          Type.Integer({ minimum: 0, maximum: 100_000, default: 100, description: 'Begin so many lines before the end' }),
+        ),
+        follow: Type.Optional(Type.Boolean({ default: false, description: 'Stay and send new lines as they come' })),
+        source: Type.Optional(LogSource),
+        until: Type.Optional(
+          Type.Enum(['stopped'], { description: 'With follow: end once the instance has come to rest and all is sent' }),
+        ),
+      },
+      strict,
+    ),
+    status: 200,
+    answer: Type.String({ description: 'One line' }),
+    stream: 'sse',
+    errors: ['not_found', 'ambiguous', 'log_not_found'],
+  },
+  statInstancePath: {
+    tag: 'instances',
+    summary: 'Look at a path inside the guest',
+    scope: 'instance:read',
+    params: id,
+    query: Type.Object(
+      {
+        path: Type.String({ minLength: 1, maxLength: 4096 }),
+        follow_links: Type.Optional(Type.Boolean({ default: false })),
+      },
+      strict,
+    ),
+    status: 200,
+    answer: PathInfo,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_path', 'guest_unavailable'],
+  },
+  getInstanceStats: {
+    tag: 'instances',
+    summary: 'What an instance uses now',
+    scope: 'instance:read',
+    params: id,
+    status: 200,
+    answer: InstanceStats,
+    errors: ['not_found', 'ambiguous'],
+  },
+  waitForInstance: {
+    tag: 'instances',
+    summary: 'Wait until an instance is in a state, or can no longer come to it by itself',
+    scope: 'instance:read',
+    params: id,
+    query: Type.Object(
+      {
+        state: InstanceState,
+        timeout: Type.Optional(Type.String({ maxLength: 64, default: '60s', description: 'A duration; more than 5m is taken as 5m' })),
+      },
+      strict,
+    ),
+    status: 200,
+    answer: WaitForStateResponse,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_timeout'],
+  },
+  execInstance: {
+    tag: 'instances',
+    summary: 'Run a command inside the guest, over a WebSocket',
+    scope: 'instance:write',
+    params: id,
+    status: 101,
+    stream: 'websocket',
+    errors: ['not_found', 'ambiguous', 'invalid_state'],
+  },
+  copyInstanceFiles: {
+    tag: 'instances',
+    summary: 'Copy files into or out of the guest, over a WebSocket',
+    scope: 'instance:write',
+    params: id,
+    status: 101,
+    stream: 'websocket',
+    errors: ['not_found', 'ambiguous', 'invalid_state'],
+  },
+  attachVolume: {
+    tag: 'instances',
+    summary: 'Attach a volume',
+    scope: 'instance:write',
+    params: instanceVolume,
+    body: AttachVolumeRequest,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'conflict', 'invalid_state'],
+    later: volumesLater,
+  },
+  detachVolume: {
+    tag: 'instances',
+    summary: 'Detach a volume',
+    scope: 'instance:write',
+    params: instanceVolume,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'invalid_state'],
+    later: volumesLater,
+  },
+  getAutoStandbyStatus: {
+    tag: 'instances',
+    summary: 'Why an idle instance sleeps, or does not',
+    scope: 'instance:read',
+    params: id,
+    status: 200,
+    answer: AutoStandbyStatus,
+    errors: ['not_found'],
+    later: 'Automatic standby is not built yet',
+  },
+  holdAutoStandby: {
+    tag: 'instances',
+    summary: 'Keep an instance awake for another idle time',
+    scope: 'instance:write',
+    params: id,
+    body: Type.Object({}, strict),
+    bodyOptional: true,
+    status: 200,
+    answer: AutoStandbyStatus,
+    errors: ['not_found', 'invalid_state'],
+    later: 'Automatic standby is not built yet',
+  },
+  getSnapshotSchedule: {
+    tag: 'schedules',
+    summary: 'Look at the snapshot schedule of an instance',
+    scope: 'snapshot:read',
+    params: id,
+    status: 200,
+    answer: SnapshotSchedule,
+    errors: ['not_found'],
+    later: snapshotsLater,
+  },
+  setSnapshotSchedule: {
+    tag: 'schedules',
+    summary: 'Set the snapshot schedule of an instance',
+    scope: 'snapshot:write',
+    params: id,
+    body: SetSnapshotScheduleRequest,
+    status: 200,
+    answer: SnapshotSchedule,
+    errors: ['not_found'],
+    later: snapshotsLater,
+  },
+  deleteSnapshotSchedule: {
+    tag: 'schedules',
+    summary: 'Remove the snapshot schedule of an instance',
+    scope: 'snapshot:delete',
+    params: id,
+    status: 204,
+    errors: ['not_found'],
+    later: snapshotsLater,
+  },
+
+  // snapshots
+  createSnapshot: {
+    tag: 'snapshots',
+    summary: 'Take a snapshot of an instance',
+    scope: 'snapshot:write',
+    params: id,
+    body: CreateSnapshotRequest,
+    status: 201,
+    answer: Snapshot,
+    errors: ['not_found', 'conflict'],
+    later: snapshotsLater,
+  },
+  restoreSnapshot: {
+    tag: 'snapshots',
+    summary: 'Take an instance back to a snapshot of its own',
+    scope: 'snapshot:write',
+    params: instanceSnapshot,
+    body: RestoreSnapshotRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: Instance,
+    errors: ['not_found', 'invalid_state'],
+    later: snapshotsLater,
+  },
+  listSnapshots: {
+    tag: 'snapshots',
+    summary: 'List snapshots, newest first',
+    scope: 'snapshot:read',
+    query: Type.Object(
+      {
+        source_instance_id: Type.Optional(Key),
+        kind: Type.Optional(SnapshotKind),
+        name: Type.Optional(Key),
+        ...tagFilter,
+        ...page,
+      },
+      strict,
+    ),
+    status: 200,
+    answer: Type.Array(Snapshot),
+    later: snapshotsLater,
+  },
+  getSnapshot: {
+    tag: 'snapshots',
+    summary: 'Look at a snapshot',
+    scope: 'snapshot:read',
+    params: snapshotId,
+    status: 200,
+    answer: Snapshot,
+    errors: ['not_found'],
+    later: snapshotsLater,
+  },
+  deleteSnapshot: {
+    tag: 'snapshots',
+    summary: 'Delete a snapshot',
+    scope: 'snapshot:delete',
+    params: snapshotId,
+    status: 204,
+    errors: ['not_found', 'in_use'],
+    later: snapshotsLater,
+  },
+  forkSnapshot: {
+    tag: 'snapshots',
+    summary: 'Make an instance of a snapshot',
+    scope: 'snapshot:write',
+    params: snapshotId,
+    query: waitQuery,
+    body: ForkSnapshotRequest,
+    status: 201,
+    answer: Instance,
+    errors: ['not_found', 'name_conflict', 'insufficient_resources'],
+    later: snapshotsLater,
+  },
+
+  // images
+  listImages: {
+    tag: 'images',
+    summary: 'List images, newest first',
+    scope: 'image:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Image),
+  },
+  pullImage: {
+    tag: 'images',
+    summary: 'Pull an image from its registry',
+    scope: 'image:write',
+    body: PullImageRequest,
+    status: 202,
+    answer: Image,
+    errors: [
+      'invalid_name',
+      'invalid_platform',
+      'not_found',
+      'platform_not_available',
+      'credential_conflict',
+      'registry_unauthorized',
+      'registry_unavailable',
+      'registry_refused',
+      'rate_limited',
+    ],
+  },
+  importImage: {
+    tag: 'images',
+    summary: 'Import a docker-archive or oci-archive tar, sent as the body',
+    scope: 'image:write',
+    query: Type.Object(
+      {
+        name: Type.Optional(
+          Type.String({ minLength: 1, maxLength: 512, description: 'What to call it; else its own name from the archive' }),
+        ),
+        platform: Type.Optional(Platform),
+      },
+      strict,
+    ),
+    rawBody: ['application/x-tar', 'application/octet-stream', 'application/gzip', 'application/zstd'],
+    status: 201,
+    answer: Image,
+    errors: ['invalid_name', 'invalid_image', 'image_too_large', 'platform_not_available'],
+  },
+  pruneImages: {
+    tag: 'images',
+    summary: 'Delete every image that no instance stands on',
+    scope: 'image:delete',
+    body: Type.Object({}, strict),
+    bodyOptional: true,
+    status: 200,
+    answer: PruneImagesResponse,
+  },
+  getImage: {
+    tag: 'images',
+    summary: 'Look at an image',
+    scope: 'image:read',
+    params: imageName,
+    status: 200,
+    answer: Image,
+    errors: ['not_found', 'invalid_name'],
+  },
+  deleteImage: {
+    tag: 'images',
+    summary: 'Delete an image, and its data when no other name has it',
+    scope: 'image:delete',
+    params: imageName,
+    status: 204,
+    errors: ['not_found', 'invalid_name', 'in_use'],
+  },
+  tagImage: {
+    tag: 'images',
+    summary: 'Give an image a second name',
+    scope: 'image:write',
+    params: imageName,
+    body: TagImageRequest,
+    status: 200,
+    answer: Image,
+    errors: ['not_found', 'invalid_name', 'image_not_ready'],
+  },
+  getImageProgress: {
+    tag: 'images',
+    summary: 'Follow the pull of an image until it is ready or has failed',
+    scope: 'image:read',
+    params: imageName,
+    status: 200,
+    answer: ImageProgress,
+    stream: 'sse',
+    errors: ['not_found', 'invalid_name'],
+  },
+
+  // volumes
+  listVolumes: {
+    tag: 'volumes',
+    summary: 'List volumes, newest first',
+    scope: 'volume:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Volume),
+    later: volumesLater,
+  },
+  createVolume: {
+    tag: 'volumes',
+    summary: 'Create an empty volume',
+    scope: 'volume:write',
+    body: CreateVolumeRequest,
+    status: 201,
+    answer: Volume,
+    errors: ['conflict', 'insufficient_resources'],
+    later: volumesLater,
+  },
+  createVolumeFromArchive: {
+    tag: 'volumes',
+    summary: 'Create a volume and fill it from a tar.gz sent as the body',
+    scope: 'volume:write',
+    query: VolumeFromArchiveQuery,
+    rawBody: ['application/gzip', 'application/octet-stream', 'application/x-tar'],
+    status: 201,
+    answer: Volume,
+    errors: ['conflict', 'insufficient_resources'],
+    later: volumesLater,
+  },
+  getVolume: {
+    tag: 'volumes',
+    summary: 'Look at a volume',
+    scope: 'volume:read',
+    params: plainId,
+    status: 200,
+    answer: Volume,
+    errors: ['not_found'],
+    later: volumesLater,
+  },
+  deleteVolume: {
+    tag: 'volumes',
+    summary: 'Delete a volume',
+    scope: 'volume:delete',
+    params: plainId,
+    status: 204,
+    errors: ['not_found', 'in_use'],
+    later: volumesLater,
+  },
+
+  // devices
+  listDevices: {
+    tag: 'devices',
+    summary: 'List registered devices',
+    scope: 'device:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Device),
+    later: devicesLater,
+  },
+  createDevice: {
+    tag: 'devices',
+    summary: 'Register a device of the host',
+    scope: 'device:write',
+    body: CreateDeviceRequest,
+    status: 201,
+    answer: Device,
+    errors: ['conflict', 'not_found'],
+    later: devicesLater,
+  },
+  listAvailableDevices: {
+    tag: 'devices',
+    summary: 'List devices of the host that could be registered',
+    scope: 'device:read',
+    status: 200,
+    answer: Type.Array(AvailableDevice),
+    later: devicesLater,
+  },
+  getDevice: {
+    tag: 'devices',
+    summary: 'Look at a device',
+    scope: 'device:read',
+    params: plainId,
+    status: 200,
+    answer: Device,
+    errors: ['not_found'],
+    later: devicesLater,
+  },
+  deleteDevice: {
+    tag: 'devices',
+    summary: 'Unregister a device',
+    scope: 'device:delete',
+    params: plainId,
+    status: 204,
+    errors: ['not_found', 'in_use'],
+    later: devicesLater,
+  },
+
+  // ingresses
+  listIngresses: {
+    tag: 'ingresses',
+    summary: 'List ingresses, newest first',
+    scope: 'ingress:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Ingress),
+    later: ingressLater,
+  },
+  createIngress: {
+    tag: 'ingresses',
+    summary: 'Lead a host name to an instance',
+    scope: 'ingress:write',
+    body: CreateIngressRequest,
+    status: 201,
+    answer: Ingress,
+    errors: ['conflict', 'port_in_use'],
+    later: ingressLater,
+  },
+  getIngress: {
+    tag: 'ingresses',
+    summary: 'Look at an ingress',
+    scope: 'ingress:read',
+    params: plainId,
+    status: 200,
+    answer: Ingress,
+    errors: ['not_found', 'ambiguous'],
+    later: ingressLater,
+  },
+  deleteIngress: {
+    tag: 'ingresses',
+    summary: 'Delete an ingress',
+    scope: 'ingress:delete',
+    params: plainId,
+    status: 204,
+    errors: ['not_found', 'ambiguous'],
+    later: ingressLater,
+  },
+
+  // builds
+  listBuilds: {
+    tag: 'builds',
+    summary: 'List builds, newest first',
+    scope: 'build:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Build),
+    later: buildsLater,
+  },
+  createBuild: {
+    tag: 'builds',
+    summary: 'Build an image from source',
+    scope: 'build:write',
+    rawBody: ['multipart/form-data'],
+    status: 202,
+    answer: Build,
+    errors: ['not_found'],
+    later: buildsLater,
+  },
+  getBuild: {
+    tag: 'builds',
+    summary: 'Look at a build',
+    scope: 'build:read',
+    params: plainId,
+    status: 200,
+    answer: Build,
+    errors: ['not_found'],
+    later: buildsLater,
+  },
+  cancelBuild: {
+    tag: 'builds',
+    summary: 'Cancel a build',
+    scope: 'build:delete',
+    params: plainId,
+    status: 204,
+    errors: ['not_found', 'conflict'],
+    later: buildsLater,
+  },
+  getBuildEvents: {
+    tag: 'builds',
+    summary: 'Read what a build says, and follow it',
+    scope: 'build:read',
+    params: plainId,
+    query: Type.Object({ follow: Type.Optional(Type.Boolean({ default: false })) }, strict),
+    status: 200,
+    answer: BuildEvent,
+    stream: 'sse',
+    errors: ['not_found'],
+    later: buildsLater,
+  },
+  listBuilders: {
+    tag: 'builds',
+    summary: 'List builders',
+    scope: 'build:read',
+    query: listQuery,
+    status: 200,
+    answer: Type.Array(Builder),
+    later: buildsLater,
+  },
+  createBuilder: {
+    tag: 'builds',
+    summary: 'Create a builder',
+    scope: 'build:write',
+    body: CreateBuilderRequest,
+    status: 201,
+    answer: Builder,
+    errors: ['conflict'],
+    later: buildsLater,
+  },
+  getBuilder: {
+    tag: 'builds',
+    summary: 'Look at a builder',
+    scope: 'build:read',
+    params: plainId,
+    status: 200,
+    answer: Builder,
+    errors: ['not_found'],
+    later: buildsLater,
+  },
+  deleteBuilder: {
+    tag: 'builds',
+    summary: 'Delete a builder with its cache',
+    scope: 'build:delete',
+    params: plainId,
+    status: 204,
+    errors: ['not_found', 'conflict'],
+    later: buildsLater,
+  },
+  pruneBuilder: {
+    tag: 'builds',
+    summary: 'Empty the cache of a builder',
+    scope: 'build:write',
+    params: plainId,
+    body: Type.Object({}, strict),
+    bodyOptional: true,
+    status: 202,
+    answer: Builder,
+    errors: ['not_found', 'conflict'],
+    later: buildsLater,
+  },
+
+  // pushes
+  listPushes: {
+    tag: 'images',
+    summary: 'List pushes, newest first',
+    scope: 'image:read',
+    status: 200,
+    answer: Type.Array(Push),
+    later: pushesLater,
+  },
+  createPush: {
+    tag: 'images',
+    summary: 'Push an image to a registry',
+    scope: 'image:write',
+    body: PushImageRequest,
+    status: 202,
+    answer: Push,
+    errors: ['not_found', 'invalid_name', 'image_not_ready', 'credential_conflict'],
+    later: pushesLater,
+  },
+  getPush: {
+    tag: 'images',
+    summary: 'Look at a push',
+    scope: 'image:read',
+    params: plainId,
+    status: 200,
+    answer: Push,
+    errors: ['not_found'],
+    later: pushesLater,
+  },
+
+  // the server and its host
+  getHealth: {
+    tag: 'server',
+    summary: 'Is the daemon there',
+    scope: 'open',
+    status: 200,
+    answer: Health,
+  },
+  getCapabilities: {
+    tag: 'server',
+    summary: 'What this server can do, and why not more',
+    scope: 'resource:read',
+    status: 200,
+    answer: Capabilities,
+  },
+  getResources: {
+    tag: 'server',
+    summary: 'What the host has, what is given away, what is left',
+    scope: 'resource:read',
+    status: 200,
+    answer: Resources,
+  },
+  reclaimMemory: {
+    tag: 'server',
+    summary: 'Take memory back from guests',
+    scope: 'instance:write',
+    body: MemoryReclaimRequest,
+    status: 200,
+    answer: MemoryReclaimResponse,
+    later: 'Taking memory back is not built: a balloon would destroy memory that instances share',
+  },
+  followEvents: {
+    tag: 'server',
+    summary: 'Follow what happens; goes on after the event named in Last-Event-ID',
+    scope: 'instance:read',
+    query: Type.Object(
+      {
+        after: Type.Optional(Type.Integer({ minimum: 0, description: 'Begin after this event; without it, with the next one' })),
+        subject: Type.Optional(Type.String({ maxLength: 512, description: 'Only events about this instance or image' })),
+      },
+      strict,
+    ),
+    status: 200,
+    answer: Event,
+    stream: 'sse',
+  },
+  createToken: {
+    tag: 'server',
+    summary: 'Make a token; only over the unix socket',
+    scope: 'host',
+    body: CreateTokenRequest,
+    bodyOptional: true,
+    status: 201,
+    answer: Token,
+    errors: ['invalid_request'],
+  },
+  getMetrics: {
+    tag: 'server',
+    summary: 'Figures for Prometheus',
+    scope: 'resource:read',
+    status: 200,
+    stream: 'text',
+  },
+} as const satisfies Record<RouteId, Route>
+
+export const ROUTE_IDS = Object.keys(routes) as readonly RouteId[]
+
+/** The longest that `wait` waits; more is taken as this. */
+export const WAIT_MAX_MS = 300_000
