@@ -85,7 +85,8 @@ export class Disks {
     try {
       return readTemplate(await readFile(path), bytes)
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') step.log.warn({ err: error, path }, 'a disk template was unusable and is made anew')
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
+        step.log.warn({ err: error, path }, 'a disk template was unusable and is made anew')
     }
     await mkdir(this.#templatesDir, { recursive: true, mode: 0o700 })
     const draft = join(this.#templatesDir, `draft-${randomBytes(6).toString('hex')}`)
@@ -97,7 +98,9 @@ export class Disks {
       // The file is all zeros, so nothing needs to be zeroed, neither now nor by the guest's kernel in the background. Left to
       // itself mkfs writes 4 MiB of tables for a growth to a thousand times the size; room for eight times is some blocks.
       const growth = Math.ceil((bytes * GROWTH) / BLOCK)
-      await runCommand(['mkfs.ext4', '-q', '-F', '-b', String(BLOCK), '-m', '0', '-E', `lazy_journal_init=1,resize=${growth}`, draft], { step })
+      await runCommand(['mkfs.ext4', '-q', '-F', '-b', String(BLOCK), '-m', '0', '-E', `lazy_journal_init=1,resize=${growth}`, draft], {
+        step,
+      })
       const packed = await packTemplate(draft, bytes, step)
       {
         await using file = await open(draft, 'w')
