@@ -1,0 +1,21 @@
+import type { Instance } from '@dormouse/api/instances.ts'
+import type { Command } from 'commander'
+import { connect, type HostOption } from '../daemon.ts'
+import { forEachName } from '../each.ts'
+import { printJson } from '../output/print.ts'
+
+export function define(command: Command): void {
+  command
+    .argument('<name...>', 'name, id or the beginning of an id')
+    .option('--json', 'for programs; this is what it prints anyway')
+    .addHelpText('after', '\nPrints one object for one name, an array for several.')
+    .action((names: string[]) => inspect(names, command.optsWithGlobals()))
+}
+
+async function inspect(names: readonly string[], options: HostOption & { json?: true }): Promise<void> {
+  const daemon = connect(options)
+  const found: Instance[] = []
+  await forEachName(names, options, async (id) => void found.push(await daemon.call('getInstance', { params: { id } })))
+  if (names.length > 1) printJson(found)
+  else for (const instance of found) printJson(instance)
+}

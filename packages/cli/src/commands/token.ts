@@ -1,0 +1,39 @@
+import { formatDuration } from '@dormouse/api/units.ts'
+import type { Command } from 'commander'
+import { connect, type HostOption } from '../daemon.ts'
+import { print, printJson, remark } from '../output/print.ts'
+import { parseDurationOption } from '../parse/values.ts'
+
+interface Options extends HostOption {
+  readonly subject?: string
+  readonly scopes?: string
+  readonly ttl?: string
+  readonly json?: true
+}
+
+export function define(command: Command): void {
+  command
+    .option('--subject <name>', 'who it is for; shown in the daemon’s log')
+    .option('--scopes <list>', 'what it allows, such as instance:read,image:read; everything when left out')
+    .option('--ttl <duration>', 'how long it holds (24h when left out)')
+    .option('--json', 'for programs')
+    .addHelpText(
+      'after',
+      '\nWorks on the daemon’s own host, over its unix socket. Scopes: {instance,image,volume,snapshot,build,device,ingress}:{read,write,delete}, resource:read, *.',
+    )
+    .action(() => token(command.optsWithGlobals()))
+}
+
+async function token(options: Options): Promise<void> {
+  const made = await connect(options).call('createToken', {
+    body: {
+      ...(options.subject !== undefined && { subject: options.subject }),
+      // The daemon knows the scopes and names a wrong one.
+      ...(options.scopes !== undefined && { scopes: options.scopes.split(',').map((scope) => scope.trim()) as never }),
+      ...(options.ttl !== undefined && { ttl: formatDuration(parseDurationOption(options.ttl)) }),
+    },
+  })
+  if (options.json) return printJson(made)
+  print(made.token)
+  remark(`It holds until ${made.expires_at}. Use it as: DORMOUSE_TOKEN=… DORMOUSE_HOST=http://host:4973 dormouse ps`)
+}

@@ -1,0 +1,77 @@
+import type { UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+import type { Command } from 'commander'
+import { connect, type Daemon, type HostOption } from '../daemon.ts'
+import { environment } from '../environment.ts'
+import { usageFailure } from '../failure.ts'
+import { print, printJson, remark } from '../output/print.ts'
+import { readVariables } from '../parse/environment-variables.ts'
+import { parsePorts } from '../parse/ports.ts'
+import { collect, parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
+
+interface Options extends HostOption {
+  readonly name?: string
+  readonly env?: string[]
+  readonly envFile?: string[]
+  readonly envRm?: string[]
+  readonly tag?: string[]
+  readonly tagRm?: string[]
+  readonly publish?: string[]
+  readonly publishNone?: true
+  readonly memory?: string
+  readonly cpus?: string
+  readonly overlaySize?: string
+  readonly ttl?: string
+  readonly json?: true
+}
+
+export function define(command: Command): void {
+  command
+    .argument('<name>', 'name, id or the beginning of an id')
+    .option('--name <name>', 'a new name')
+    .option('-e, --env <NAME=value>', 'set a variable, from the next start on; may be repeated', collect)
+    .option('--env-file <file>', 'set the variables of a file', collect)
+    .option('--env-rm <NAME>', 'take a variable away; may be repeated', collect)
+    .option('--tag <key=value>', 'set a tag; may be repeated', collect)
+    .option('--tag-rm <key>', 'take a tag away; may be repeated', collect)
+    .option('-p, --publish <host:guest>', 'publish these ports in place of the present ones; may be repeated', collect)
+    .option('--publish-none', 'publish no ports')
+    .option('-m, --memory <size>', 'memory, while Stopped')
+    .option('--cpus <count>', 'processors, while Stopped')
+    .option('--overlay-size <size>', 'writable disk, can only grow, while Stopped')
+    .option('--ttl <duration>', 'delete it this long from now; 0s for never')
+    .option('--json', 'for programs')
+    .action((name: string) => update(name, command.optsWithGlobals()))
+}
+
+async function update(name: string, options: Options): Promise<void> {
+  const daemon = connect(options)
+  const request = await requestOf(daemon, name, options)
+  if (Object.keys(request).length === 0) throw usageFailure('Nothing to change was given', 'See: dormouse update --help')
+  const before = await daemon.call('getInstance', { params: { id: name } })
+  const instance = await daemon.call('updateInstance', { params: { id: before.id }, body: request })
+  if (options.json) return printJson(instance)
+  print(instance.name)
+  if (request.env !== undefined && before.state !== 'Stopped') remark('The environment counts from the next start on')
+}
+
+async function requestOf(daemon: Daemon, name: string, options: Options): Promise<UpdateInstanceRequest> {
+  const ports = (options.publish ?? []).flatMap(parsePorts)
+  const set = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
+  const tags = parseTags(options.tag ?? [])
+  // The API replaces these as a whole; people change one at a time.
+  const changesPart = set !== undefined || tags !== undefined || options.envRm !== undefined || options.tagRm !== undefined
+  const before = changesPart ? await daemon.call('getInstance', { params: { id: name } }) : undefined
+  return {
+    ...(options.name !== undefined && { name: options.name }),
+    ...((set !== undefined || options.envRm !== undefined) && { env: without({ ...before?.env, ...set }, options.envRm) }),
+    ...((tags !== undefined || options.tagRm !== undefined) && { tags: without({ ...before?.tags, ...tags }, options.tagRm) }),
+    ...((ports.length > 0 || options.publishNone) && { network: { ports } }),
+    ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
+    ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
+    ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),
+    ...(options.ttl !== undefined && { ttl: options.ttl }),
+  }
+}
+
+const without = (pairs: Record<string, string>, names: readonly string[] = []): Record<string, string> =>
+  Object.fromEntries(Object.entries(pairs).filter(([name]) => !names.includes(name)))

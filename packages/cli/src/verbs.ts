@@ -1,0 +1,82 @@
+/**
+ * Every verb, and where it lives. Only the verb that is asked for is loaded: that is most of what keeps the start of the CLI short.
+ */
+import type { Command } from 'commander'
+
+/** What a command file exports: its arguments, options and action, put onto an empty command of the verb's name. */
+export interface VerbModule {
+  define(command: Command): void
+}
+
+export interface Verb {
+  readonly name: string
+  readonly summary: string
+  readonly alias?: string
+  readonly load: () => Promise<VerbModule>
+  /** Failures of the CLI itself end with 125, so that they are never taken for the command's own code. */
+  readonly ownCodes?: true
+  readonly group?: string
+}
+
+const RUNNING = 'Instances:'
+const INSIDE = 'Inside an instance:'
+const HOST = 'Images and the host:'
+
+export const verbs: readonly Verb[] = [
+  {
+    name: 'run',
+    summary: 'Make an instance of an image and run it',
+    group: RUNNING,
+    ownCodes: true,
+    load: () => import('./commands/run.ts'),
+  },
+  { name: 'ps', alias: 'ls', summary: 'List instances', group: RUNNING, load: () => import('./commands/ps.ts') },
+  { name: 'inspect', summary: 'Show all that is known of instances', group: RUNNING, load: () => import('./commands/inspect.ts') },
+  { name: 'start', summary: 'Start stopped instances', group: RUNNING, load: () => import('./commands/start.ts') },
+  { name: 'stop', summary: 'Stop instances', group: RUNNING, load: () => import('./commands/stop.ts') },
+  { name: 'restart', summary: 'Stop instances and start them again', group: RUNNING, load: () => import('./commands/restart.ts') },
+  { name: 'rm', summary: 'Delete instances with their disks', group: RUNNING, load: () => import('./commands/rm.ts') },
+  { name: 'wait', summary: 'Wait until instances are in a state', group: RUNNING, load: () => import('./commands/wait.ts') },
+  { name: 'update', summary: 'Change an instance', group: RUNNING, load: () => import('./commands/update.ts') },
+  { name: 'stats', summary: 'Show what instances use, live', group: RUNNING, load: () => import('./commands/stats.ts') },
+  { name: 'logs', summary: 'Read the log of an instance, and follow it', group: INSIDE, load: () => import('./commands/logs.ts') },
+  { name: 'exec', summary: 'Run a command inside an instance', group: INSIDE, ownCodes: true, load: () => import('./commands/exec.ts') },
+  { name: 'cp', summary: 'Copy files into and out of an instance', group: INSIDE, load: () => import('./commands/cp.ts') },
+  { name: 'stat', summary: 'Look at a path inside an instance', group: INSIDE, load: () => import('./commands/stat.ts') },
+  { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
+  { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
+  { name: 'token', summary: 'Make a token for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
+  { name: 'serve', summary: 'Run the daemon', group: HOST, load: () => import('./commands/serve.ts') },
+  {
+    name: 'doctor',
+    summary: 'Say what the host has, what is missing and how to mend it',
+    group: HOST,
+    load: () => import('./commands/doctor.ts'),
+  },
+  { name: 'completion', summary: 'Print a completion script for a shell', group: HOST, load: () => import('./commands/completion.ts') },
+  { name: 'version', summary: 'Show the versions of CLI and daemon', group: HOST, load: () => import('./commands/version.ts') },
+]
+
+export const imageVerbs: readonly Verb[] = [
+  { name: 'pull', summary: 'Pull an image from its registry', load: () => import('./commands/image/pull.ts') },
+  { name: 'import', summary: 'Import an OCI layout, an oci-archive or a docker-archive', load: () => import('./commands/image/import.ts') },
+  { name: 'ls', alias: 'list', summary: 'List images', load: () => import('./commands/image/ls.ts') },
+  { name: 'inspect', summary: 'Show all that is known of images', load: () => import('./commands/image/inspect.ts') },
+  { name: 'tag', summary: 'Give an image a second name', load: () => import('./commands/image/tag.ts') },
+  { name: 'rm', summary: 'Delete images', load: () => import('./commands/image/rm.ts') },
+  { name: 'prune', summary: 'Delete every image that no instance stands on', load: () => import('./commands/image/prune.ts') },
+]
+
+/** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */
+export function addVerbs(parent: Command, list: readonly Verb[], parents: WeakMap<Command, Verb>): void {
+  for (const verb of list) {
+    const command = parent.command(verb.name).description(verb.summary)
+    if (verb.alias !== undefined) command.alias(verb.alias)
+    if (verb.group !== undefined) command.helpGroup(verb.group)
+    parents.set(command, verb)
+  }
+  parent.hook('preSubcommand', async (_, command) => {
+    const verb = parents.get(command)
+    if (verb !== undefined) (await verb.load()).define(command)
+  })
+}

@@ -1,0 +1,2 @@
+/** The release this CLI belongs to; a test holds it to package.json. */
+export const VERSION = '0.1.0'
