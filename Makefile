@@ -8,7 +8,7 @@ DESTDIR ?=
 DEMO_IMAGE ?=
 FUZZ_SECONDS ?= 60
 TEST := node --test --test-reporter=spec --test-timeout=900000
-FAST_TESTS := 'packages/**/*.test.ts' 'scripts/**/*.test.ts'
+FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 # One file at a time: a machine of two cores runs one VM well.
 SLOW_TESTS := 'test/**/*.test.ts'
 

@@ -25,7 +25,13 @@ const ASSETS = [
   'shim/dormouse-shim',
 ]
 
-const { values } = parseArgs({ options: { prefix: { type: 'string', default: '/usr/local' }, destdir: { type: 'string', default: '' } } })
+const { values } = parseArgs({
+  options: {
+    prefix: { type: 'string', default: '/usr/local' },
+    destdir: { type: 'string', default: '' },
+    etc: { type: 'string', default: '/etc/dormouse' },
+  },
+})
 const prefix = resolve(values.prefix)
 /** Where a file is put now, which DESTDIR may move away from where it will be used. */
 const staged = (path: string): string => (values.destdir === '' ? path : join(resolve(values.destdir), path))
@@ -35,7 +41,9 @@ await installLibrary(staged(lib))
 await installFile(join(root, 'bin/dormouse'), staged(join(prefix, 'bin/dormouse')), 0o755)
 const unit = (await readFile(join(root, 'scripts/install/dormouse.service'), 'utf8')).replaceAll('@LIB@', lib)
 await installText(unit, staged(join(prefix, 'lib/systemd/system/dormouse.service')))
-await installText(await readFile(join(root, 'scripts/install/config.json'), 'utf8'), staged('/etc/dormouse/config.json'), { keep: true })
+await installText(await readFile(join(root, 'scripts/install/config.json'), 'utf8'), staged(join(values.etc, 'config.json')), {
+  keep: true,
+})
 console.log(`Installed dormouse below ${staged(prefix)}`)
 if (values.destdir === '') console.log('Start it with: systemctl daemon-reload && systemctl enable --now dormouse')
 

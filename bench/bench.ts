@@ -1,0 +1,75 @@
+/**
+ * `make bench`: every promise of docs/promises.md beside its anchor, all from this run and this machine. Prints a table and
+ * writes bench/out/promises.json. Names of promises as arguments measure those alone.
+ *
+ * A promise that is missed is a figure like any other: it is told, and does not fail the bench.
+ */
+import { mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Scratch } from '../test/harness/scratch.ts'
+import { measureBoots } from './measures/boots.ts'
+import { measureImageConversion } from './measures/image-conversion.ts'
+import { measureList } from './measures/list.ts'
+import { measureProgramStarts } from './measures/program-starts.ts'
+import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
+
+export interface Bench {
+  /** Gone after the bench. */
+  readonly dir: string
+  readonly runs: number
+  /** Says on standard error what is being done. */
+  readonly tell: (what: string) => void
+}
+
+interface Measure {
+  readonly ids: readonly string[]
+  readonly run: (bench: Bench) => Promise<readonly Measurement[]>
+}
+
+const MEASURES: readonly Measure[] = [
+  { ids: ['daemon_start', 'cli_start'], run: measureProgramStarts },
+  { ids: ['list_1000'], run: measureList },
+  { ids: ['image_convert'], run: measureImageConversion },
+  { ids: ['create_to_running', 'api_overhead', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
+  { ids: ['create_to_running_microvm'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
+]
+
+const wanted = process.argv.slice(2)
+const runs = Number(process.env.BENCH_RUNS ?? 9)
+const outcomes: Outcome[] = []
+{
+  await using scratch = await Scratch.make()
+  const tell = (what: string): void => console.error(`bench: ${what}`)
+  for (const { ids, run } of MEASURES) {
+    if (wanted.length > 0 && !ids.some((id) => wanted.includes(id))) continue
+    tell(ids.join(', '))
+    for (const measurement of await run({ dir: scratch.path, runs, tell })) {
+      if (ids.includes(measurement.id)) outcomes.push(outcomeOf(measurement))
+    }
+  }
+}
+const file = join(import.meta.dirname, 'out/promises.json')
+await mkdir(join(import.meta.dirname, 'out'), { recursive: true })
+await writeFile(file, `${JSON.stringify(outcomes, undefined, 2)}\n`)
+print(outcomes)
+
+function print(outcomes: readonly Outcome[]): void {
+  const cells = outcomes.map(({ id, ours, anchor, unit, ratio, target, met, runs }) => [
+    id,
+    `${ours} ${unit}`,
+    anchor === null ? '' : `${anchor} ${unit}`,
+    ratio === null ? '' : `${ratio} ×`,
+    target,
+    met ? 'met' : 'MISSED',
+    `${runs} runs`,
+  ])
+  const table = [['promise', 'ours', 'anchor', 'ratio', 'target', '', ''], ...cells]
+  const widths = table[0]?.map((_, column) => Math.max(...table.map((row) => row[column]?.length ?? 0))) ?? []
+  for (const row of table)
+    console.log(
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+}

@@ -1,0 +1,107 @@
+/** Promises about an instance's coming to life and what goes through its agent, beside machines that plain QEMU boots. */
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import pino from 'pino'
+import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
+import type { Step } from '../../packages/daemon/src/lib/step.ts'
+import { Paths } from '../../packages/daemon/src/paths.ts'
+import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
+import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
+import { execOverApi } from '../../test/harness/exec-over-api.ts'
+import { importImage } from '../../test/harness/import-image.ts'
+import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
+import type { Bench } from '../bench.ts'
+import { atLeastTimesFaster, atMost, atMostAboveAnchor, type Measurement } from '../promise.ts'
+
+const IMAGE = 'bench/busybox:latest'
+const MEMORY_MIB = 512
+const EXECS = 60
+
+export async function measureBoots({ dir, runs, tell }: Bench, hypervisor: 'qemu' | 'qemu-microvm'): Promise<Measurement[]> {
+  const place = join(dir, hypervisor)
+  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor })
+  const { path, digest } = await makeBusyboxImage(join(place, 'image'))
+  await importImage(daemon, path, IMAGE)
+  const rootfs = new Paths({ dataDir: join(daemon.dir, 'data'), runDir: join(daemon.dir, 'run') }).imageRootfs(digest)
+  const acceleration = await accelerationOf(daemon, hypervisor)
+  const board = hypervisor === 'qemu' ? 'q35' : 'microvm'
+  const raw = (run: number) =>
+    rawColdBoot({ dir: join(place, `raw-${run}`), rootfs, argv: TICKER, board, acceleration, memoryMib: MEMORY_MIB })
+
+  tell(`${board}: the golden boot`)
+  await create(daemon, 'warm-up')
+  await daemon.client.delete('/instances/warm-up')
+
+  const ours: number[] = []
+  const anchor: number[] = []
+  for (let run = 0; run < runs; run += 1) {
+    tell(`${board}: run ${run + 1} of ${runs}`)
+    ours.push(await create(daemon, `run-${run}`))
+    await daemon.client.delete(`/instances/run-${run}`)
+    await using boot = await raw(run)
+    anchor.push(boot.readyMs)
+  }
+
+  await create(daemon, 'exec')
+  const execs = await execTimes(() => execOverApi(daemon.socket, 'exec', { command: ['/bin/true'] }))
+  await daemon.client.delete('/instances/exec')
+  await using boot = await raw(runs)
+  const bare = await execTimes(async () => (await boot.guest.exec({ command: ['/bin/true'] }, step())).exit)
+  return [
+    {
+      id: board === 'q35' ? 'create_to_running' : 'create_to_running_microvm',
+      what: `POST /instances?wait=running and an exec of the image's /bin/true, ${board}, ${acceleration}, ${MEMORY_MIB} MiB, golden boot warm; the anchor is plain QEMU on the same board, kernel, initrd and disks, to the same end`,
+      unit: 'ms',
+      target: atLeastTimesFaster(6),
+      ours,
+      anchor,
+    },
+    {
+      id: 'exec_round_trip',
+      what: "exec of /bin/true over the API's WebSocket, from the dial to the exit code; the anchor asks the same agent of a plain QEMU directly",
+      unit: 'ms',
+      target: atMostAboveAnchor(5, 'ms'),
+      ours: execs,
+      anchor: bare,
+    },
+    {
+      id: 'daemon_rss',
+      what: `the daemon's resident memory after ${runs + 2} instances were made and deleted and ${EXECS} commands run`,
+      unit: 'MiB',
+      target: atMost(150, 'MiB'),
+      ours: [await residentMib(daemon.pid)],
+    },
+  ]
+}
+
+/** Milliseconds from the request to the answer of a second program of the image. */
+async function create({ client, socket }: DaemonProcess, name: string): Promise<number> {
+  const from = performance.now()
+  await client.post('/instances?wait=running', { name, image: IMAGE, size: `${MEMORY_MIB}MB`, vcpus: 1 })
+  const { exitCode } = await execOverApi(socket, name, { command: ['/bin/true'] })
+  if (exitCode !== 0) throw new Error(`/bin/true ended with ${exitCode} in ${name}`)
+  return performance.now() - from
+}
+
+async function execTimes(exec: () => Promise<unknown>): Promise<number[]> {
+  const times: number[] = []
+  for (let run = -5; run < EXECS; run += 1) {
+    const from = performance.now()
+    await exec()
+    // Under TCG the first runs of each code path are slow, on both sides alike.
+    if (run >= 0) times.push(performance.now() - from)
+  }
+  return times
+}
+
+async function accelerationOf({ client }: DaemonProcess, hypervisor: HypervisorName): Promise<'kvm' | 'tcg'> {
+  const { hypervisors } = await client.get<{ hypervisors: { name: string; acceleration?: 'kvm' | 'tcg' }[] }>('/capabilities')
+  return hypervisors.find(({ name }) => name === hypervisor)?.acceleration ?? 'tcg'
+}
+
+async function residentMib(pid: number): Promise<number> {
+  const kib = /^VmRSS:\s+(\d+) kB$/m.exec(await readFile(`/proc/${pid}/status`, 'latin1'))?.[1]
+  return Number(kib) / 1024
+}
+
+const step = (): Step => ({ signal: AbortSignal.timeout(30_000), log: pino({ level: 'silent' }) })

@@ -1,0 +1,142 @@
+/**
+ * `make demo`: what dormouse is for, done as a person would do it, on a scratch data directory that goes away afterwards.
+ *
+ *   node scripts/demo.ts [IMAGE]    IMAGE is pulled from its registry; without it a small one is made of Debian's busybox
+ */
+import { join } from 'node:path'
+import { makeBusyboxImage, TICKER } from '../test/harness/busybox-image.ts'
+import { type DaemonProcess, startDaemon } from '../test/harness/daemon-process.ts'
+import { type CommandRun, dormouse } from '../test/harness/dormouse-command.ts'
+import { processesNaming } from '../test/harness/processes.ts'
+import { rawColdBoot } from '../test/harness/raw-cold-boot.ts'
+import { Scratch } from '../test/harness/scratch.ts'
+
+/** What went wrong as a sentence, and what to do about it as another. */
+class DemoFailure extends Error {
+  readonly advice: string
+
+  constructor(message: string, advice: string) {
+    super(message)
+    this.advice = advice
+  }
+}
+
+const DOCTOR = 'See what this host lacks with: bin/dormouse doctor'
+const IMAGE = 'demo/busybox:latest'
+
+interface Row {
+  readonly step: string
+  readonly command: string
+  readonly ms: number
+}
+
+const rows: Row[] = []
+const cancelled = new AbortController()
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => cancelled.abort(new DemoFailure(`Ended by ${signal}`, 'Everything it started was ended and removed.')))
+}
+
+try {
+  const [reference] = process.argv.slice(2)
+  await demonstrate(reference)
+  console.log('\ndemo: ok')
+} catch (error) {
+  const told = cancelled.signal.aborted ? cancelled.signal.reason : error
+  console.error(`\ndemo: failed: ${told instanceof Error ? told.message : String(told)}`)
+  console.error(told instanceof DemoFailure ? told.advice : DOCTOR)
+  process.exitCode = 1
+}
+
+async function demonstrate(reference: string | undefined): Promise<void> {
+  await using scratch = await Scratch.make()
+  const from = performance.now()
+  await using daemon = await startDaemon({ dir: join(scratch.path, 'd') })
+  keep('the daemon starts', 'dormouse serve', performance.now() - from)
+  try {
+    if (reference === undefined) await useBusybox(daemon, scratch.path)
+    else await useImage(daemon, reference)
+  } catch (error) {
+    console.error(`\nThe daemon's log ends with:\n${(await daemon.log()).trimEnd().split('\n').slice(-12).join('\n')}`)
+    throw error
+  }
+  await daemon.stop()
+  const left = await processesNaming(scratch.path)
+  if (left.length > 0)
+    throw new DemoFailure(`Left running: ${left.map(({ argv }) => argv[0]).join(', ')}`, 'This is a bug; they were ended.')
+}
+
+/** The whole life of an instance, with an image whose insides are known, beside what the same boot costs without dormouse. */
+async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
+  const { path } = await makeBusyboxImage(join(dir, 'image'))
+  const run = commandsOf(daemon)
+  await run('imports an image', ['image', 'import', path, IMAGE])
+  await run('runs a first instance; the machine boots once and is kept', ['run', '-d', '--name', 'first', IMAGE])
+  await run('runs an instance; it wakes from that boot', ['run', '-d', '--name', 'demo', IMAGE])
+  expect('Running', (await run('lists instances', ['ps'])).stdout)
+  expect('Linux', (await run('runs a command inside', ['exec', 'demo', 'uname', '-a'])).stdout)
+  await run('follows its log', ['logs', '-f', 'demo'], { enough: (log) => log.includes('tick 2') })
+  await run('asks what it uses', ['stats', '--no-stream', 'demo'])
+  expect('busybox', (await run('looks at a path', ['stat', 'demo', '/bin/busybox'])).stdout)
+  await run('stops it', ['stop', 'demo'])
+  expect('bye', (await run('reads its last words', ['logs', 'demo'])).stdout)
+  await run('starts it again', ['start', 'demo'])
+  await run('waits until it runs', ['wait', 'demo', 'Running'])
+  await run('deletes both', ['rm', '-f', 'demo', 'first'])
+  const raw = await rawColdBoot({ dir: join(dir, 'raw'), dataDir: join(daemon.dir, 'data'), argv: [...TICKER], signal: cancelled.signal })
+  keep('for comparison: the same boot by plain QEMU', `qemu-system-x86_64 -M ${raw.board} …`, raw.readyMs)
+  printTable()
+  const woken = rows.find(({ command }) => command.includes('--name demo'))
+  if (woken !== undefined)
+    console.log(
+      `\nAn instance runs ${(raw.readyMs / woken.ms).toFixed(1)} times sooner than a cold boot, the command line's own start included.`,
+    )
+}
+
+/** Any image: what it does is its own affair, so it may also end at once. */
+async function useImage(daemon: DaemonProcess, reference: string): Promise<void> {
+  const run = commandsOf(daemon)
+  await run('pulls the image', ['image', 'pull', reference], { timeoutMs: 3_600_000 })
+  await run('runs an instance', ['run', '-d', '--name', 'demo', reference])
+  await run('shows it', ['ps', '-a'])
+  const { stdout } = await run('reads its log', ['logs', 'demo'])
+  await run('deletes it', ['rm', '-f', 'demo'])
+  printTable()
+  console.log(`\nIts log:\n${stdout.trimEnd().split('\n').slice(-20).join('\n')}`)
+}
+
+type Run = (
+  step: string,
+  args: readonly string[],
+  options?: { enough?: (stdout: string) => boolean; timeoutMs?: number },
+) => Promise<CommandRun>
+
+const commandsOf =
+  ({ socket }: DaemonProcess): Run =>
+  async (step, args, options) => {
+    const command = `dormouse ${args.map((word) => (word.startsWith('/tmp') ? '…/oci' : word)).join(' ')}`
+    const result = await dormouse(args, { socket, signal: cancelled.signal, ...options })
+    keep(step, command, result.ms)
+    if (options?.enough?.(result.stdout)) return result
+    if (result.code !== 0 || options?.enough !== undefined) {
+      throw new DemoFailure(`'${command}' ended with ${result.code}: ${(result.stderr || result.stdout).trim()}`, DOCTOR)
+    }
+    return result
+  }
+
+function expect(word: string, output: string): void {
+  if (!output.includes(word))
+    throw new DemoFailure(`Expected to read "${word}", but got:\n${output}`, 'This is a bug: run it again and report what it says.')
+}
+
+function keep(step: string, command: string, ms: number): void {
+  rows.push({ step, command, ms })
+  if (process.stderr.isTTY) console.error(`  ${step} (${ms.toFixed(0)} ms)`)
+}
+
+function printTable(): void {
+  const width = (column: 'step' | 'command'): number => Math.max(...rows.map((row) => row[column].length))
+  console.log()
+  for (const { step, command, ms } of rows) {
+    console.log(`${step.padEnd(width('step'))}  ${command.padEnd(width('command'))}  ${ms.toFixed(0).padStart(7)} ms`)
+  }
+}
