@@ -13,6 +13,8 @@ export interface RunOptions {
   /** More standard output than this ends the command with an error. */
   readonly maxOutputBytes?: number
   readonly user?: { readonly uid: number; readonly gid: number }
+  /** Descriptors of ours that the command finds as 3, 4, .. */
+  readonly inherit?: readonly number[]
   /** Exit codes that mean success; [0] when absent. */
   readonly okCodes?: readonly number[]
 }
@@ -51,7 +53,7 @@ export async function runCommand(argv: readonly [string, ...string[]], options: 
   const { step, input, maxOutputBytes = 1 << 20, okCodes = [0] } = options
   if (step.signal.aborted) throw new CommandError(argv, 'was not started, the time was up', { stderr: '', cause: step.signal.reason })
   const child = spawn(argv[0], argv.slice(1), {
-    stdio: ['pipe', 'pipe', 'pipe'],
+    stdio: ['pipe', 'pipe', 'pipe', ...(options.inherit ?? [])],
     detached: true,
     env: options.env ?? { PATH: SYSTEM_PATH, LC_ALL: 'C.UTF-8' },
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),

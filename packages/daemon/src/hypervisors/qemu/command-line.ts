@@ -1,0 +1,128 @@
+/**
+ * QEMU's command line: a pure function of the machine. What a golden boot depends on is in `Machine`; what differs between the
+ * instances that wake from it is in `Wiring`.
+ */
+import type { DiskSpec } from '../vm-spec.ts'
+import type { Board } from './boards.ts'
+
+export interface Machine {
+  readonly board: Board
+  readonly acceleration: 'kvm' | 'tcg'
+  readonly vcpus: number
+  readonly memoryMib: number
+  readonly kernelPath: string
+  readonly initrdPath: string
+  readonly tscKhz: number
+}
+
+/**
+ * `boot`: from the start on private memory. `capture`: from the start on memory that is written through to its file. `wake`: device
+ * state comes by a descriptor, memory by a base; runs as soon as it is loaded.
+ */
+export type Entry = 'boot' | 'capture' | 'wake'
+
+export interface Wiring {
+  readonly id: string
+  readonly entry: Entry
+  readonly disks: readonly DiskSpec[]
+  readonly nic?: { readonly mac: string }
+}
+
+/** Descriptors that the shim gives to QEMU under these numbers. Disks follow from `DISKS` on, in slot order. */
+export const FD = { QMP: 10, AGENT: 11, APP: 12, JOURNAL: 13, CONSOLE: 14, STATE: 15, SAVE: 16, MEMORY: 17, NIC: 18, DISKS: 20 } as const
+
+/** The ports of the virtio serial controller, by the name that the guest looks for. */
+const PORTS = [
+  { name: 'dormouse.agent', chardev: 'agent' },
+  { name: 'dormouse.log', chardev: 'app' },
+  { name: 'dormouse.journal', chardev: 'journal' },
+] as const
+
+export function commandLine(machine: Machine, wiring: Wiring): string[] {
+  const { board } = machine
+  const disks = Array.from({ length: board.diskSlots }, (_, index) => wiring.disks[index])
+  if (wiring.disks.length > board.diskSlots)
+    throw new RangeError(`${board.machine} has ${board.diskSlots} disk slots, not ${wiring.disks.length}`)
+  return [
+    'qemu-system-x86_64',
+    ...['-name', wiring.id],
+    ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
+    ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
+    ...['-machine', [board.machine, ...board.machineOptions].join(',')],
+    ...['-accel', machine.acceleration === 'kvm' ? 'kvm' : 'tcg,thread=multi'],
+    ...['-cpu', cpuModel(machine.acceleration)],
+    ...['-smp', `${machine.vcpus}`],
+    ...['-m', `${machine.memoryMib}M`],
+    ...['-object', memoryBackend(machine, wiring.entry)],
+    ...['-rtc', 'base=utc'],
+    // Two sections that say nothing of the devices, and would tie a state to the very command line it came from.
+    ...['-global', 'migration.send-configuration=off', '-global', 'migration.store-global-state=off'],
+    // A woken machine has its kernel in memory and, with -no-reboot, never loads one again.
+    ...(wiring.entry === 'wake'
+      ? []
+      : ['-kernel', machine.kernelPath, '-initrd', machine.initrdPath, '-append', kernelCommandLine(machine)]),
+    ...['-chardev', `socket,id=qmp,fd=${FD.QMP},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    ...['-chardev', `socket,id=agent,fd=${FD.AGENT},server=on,wait=off`],
+    ...['-chardev', `socket,id=app,fd=${FD.APP}`, '-chardev', `socket,id=journal,fd=${FD.JOURNAL}`],
+    ...['-chardev', `socket,id=console,fd=${FD.CONSOLE}`, '-serial', 'chardev:console'],
+    ...['-device', `${board.devices.serial},id=ports,max_ports=4,${board.place(0)}`],
+    ...PORTS.flatMap(({ name, chardev }, index) => [
+      '-device',
+      `virtserialport,bus=ports.0,nr=${index + 1},chardev=${chardev},name=${name}`,
+    ]),
+    ...(wiring.nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]),
+    ...['-device', nicDevice(board, wiring)],
+    ...disks.flatMap((disk, index) => diskArguments(board, disk, index)),
+    ...(wiring.entry === 'wake' ? ['-incoming', 'defer'] : []),
+  ]
+}
+
+/** `max` under TCG is all it can emulate: the same on every host, as long as QEMU is the same. */
+export const cpuModel = (acceleration: Machine['acceleration']): string => (acceleration === 'kvm' ? 'host' : 'max')
+
+/** Where QEMU reads a device state from, and where it writes one to: descriptors that it was born with. */
+export const STATE_URI = `fd:${FD.STATE}`
+export const SAVE_FILE = `/proc/self/fd/${FD.SAVE}`
+
+export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKhz'>): string {
+  const common = 'console=ttyS0 quiet reboot=t panic=-1 net.ifnames=0'
+  // Emulated timers drift on a busy host until the kernel's calibration loops never end: tell it what it would measure.
+  return machine.acceleration === 'kvm' ? common : `${common} no_timer_check tsc_early_khz=${machine.tscKhz}`
+}
+
+function memoryBackend(machine: Machine, entry: Entry): string {
+  const size = `id=ram,size=${machine.memoryMib}M`
+  if (entry === 'boot') return `memory-backend-ram,${size}`
+  // QEMU opens it read-write even to map it privately; the memfd behind it is sealed against writing unless this is a capture.
+  return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' ? 'on' : 'off'}`
+}
+
+function nicDevice(board: Board, wiring: Wiring): string {
+  const peer = wiring.nic === undefined ? '' : `,netdev=net,mac=${wiring.nic.mac}`
+  return `${board.devices.nic},id=nic,${board.place(1)}${peer}`
+}
+
+/** A free slot holds a disk of no size. Every node names its driver; what a guest writes onto its disk is never looked into. */
+function diskArguments(board: Board, disk: DiskSpec | undefined, index: number): string[] {
+  const device = `${board.devices.disk},id=disk${index},drive=block${index},${board.place(2 + index)}`
+  if (disk === undefined) {
+    return ['-blockdev', `driver=null-co,node-name=block${index},size=0,read-zeroes=on`, '-device', device]
+  }
+  const fd = FD.DISKS + index
+  const node: Record<string, unknown> = {
+    driver: disk.format,
+    'node-name': `block${index}`,
+    'read-only': disk.readOnly,
+    ...(disk.readOnly ? {} : { discard: 'unmap', 'detect-zeroes': 'unmap' }),
+    ...(disk.format === 'qcow2' ? { backing: null } : {}),
+    file: {
+      driver: 'file',
+      filename: `/dev/fdset/${fd}`,
+      'read-only': disk.readOnly,
+      'auto-read-only': false,
+      locking: 'on',
+      ...(disk.readOnly ? {} : { discard: 'unmap' }),
+    },
+  }
+  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node), '-device', `${device},serial=${disk.role}`]
+}

@@ -1,0 +1,250 @@
+/**
+ * The daemon's side of a shim (shim/run.c): starting one, talking to it over its socket, and learning how its VMM ended. Knows
+ * nothing of any particular VMM; the descriptors and command lines come from the drivers.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
+import net from 'node:net'
+import path from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { identityOf, isAlive, killProcess, signalProcess } from '../host/process-identity.ts'
+import type { Step } from '../lib/step.ts'
+import type { ProcessIdentity, VmExit } from './hypervisor.ts'
+
+export interface ShimPlan {
+  readonly shimPath: string
+  /** Must exist and be empty. */
+  readonly runDir: string
+  readonly user?: { readonly uid: number; readonly gid: number }
+  readonly logs: readonly ShimLog[]
+  readonly vmm: ShimChild
+  /** The VMM needs no network of its own: its traffic goes to the helper. */
+  readonly isolateNetwork: boolean
+  readonly helper?: ShimChild
+}
+
+export interface ShimLog {
+  readonly name: 'app' | 'vmm' | 'journal'
+  readonly file: string
+  readonly maxBytes: number
+  /** Begins empty and stops at its limit, instead of being rotated. */
+  readonly isCapped?: boolean
+}
+
+export interface ShimChild {
+  readonly argv: readonly string[]
+  readonly descriptors: readonly Descriptor[]
+}
+
+/** What a child of the shim finds under a descriptor number. `daemon`: a descriptor that this process holds open. */
+export type Descriptor = { readonly number: number } & (
+  | { readonly kind: 'listen' | 'log' | 'pair'; readonly name: string }
+  | { readonly kind: 'read' | 'write'; readonly file: string }
+  | { readonly kind: 'blank' }
+  | { readonly kind: 'daemon'; readonly fd: number }
+)
+
+export const SHIM_SOCKET = 'shim.sock'
+export const EXIT_RECORD = 'exit'
+
+/** The arguments of `dormouse-shim run`, and the daemon's descriptors in the order in which the shim inherits them, from 3 on. */
+export function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } {
+  const inherited: number[] = []
+  const kindOf = (descriptor: Descriptor): string => {
+    switch (descriptor.kind) {
+      case 'listen':
+      case 'log':
+      case 'pair':
+        return `${descriptor.kind}:${descriptor.name}`
+      case 'read':
+      case 'write':
+        return `${descriptor.kind}:${descriptor.file}`
+      case 'blank':
+        return 'blank:'
+      case 'daemon':
+        return `inherit:${inherited.push(descriptor.fd) + 2}`
+    }
+  }
+  const descriptors = (option: string, child: ShimChild): string[] =>
+    child.descriptors.flatMap((descriptor) => [option, `${descriptor.number}=${kindOf(descriptor)}`])
+  const argv = [
+    'run',
+    '--dir',
+    plan.runDir,
+    ...(plan.user === undefined ? [] : ['--user', `${plan.user.uid}:${plan.user.gid}`]),
+    ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
+    ...descriptors('--fd', plan.vmm),
+    ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
+    ...(plan.helper === undefined
+      ? []
+      : [...descriptors('--helper-fd', plan.helper), ...plan.helper.argv.flatMap((word) => ['--helper', word])]),
+    '--',
+    ...plan.vmm.argv,
+  ]
+  return { argv, inherited }
+}
+
+export class Shim implements Disposable {
+  readonly identity: ProcessIdentity
+  readonly vmm: ProcessIdentity
+  readonly runDir: string
+  /** The number of the shim's own descriptor of the VMM's blank memory; only known to the daemon that started it. */
+  readonly blankFd: number | undefined
+  /** Settles once, when the shim has let go of us: the VMM has ended and is recorded, or the shim itself is gone. */
+  readonly ended: Promise<VmExit>
+  readonly #socket: net.Socket
+
+  private constructor(runDir: string, identity: ProcessIdentity, vmm: ProcessIdentity, socket: net.Socket, blankFd?: number) {
+    this.runDir = runDir
+    this.identity = identity
+    this.vmm = vmm
+    this.blankFd = blankFd
+    this.#socket = socket
+    this.ended = new Promise((resolve) => {
+      // A shim that ends says nothing that the record does not; the end of the stream is the event.
+      socket.on('data', () => undefined)
+      socket.on('error', () => undefined)
+      socket.once('close', () => resolve(readExit(runDir).then((exit) => exit ?? { kind: 'lost', atMs: Date.now() })))
+    })
+    // A VM must not keep a daemon from ending.
+    socket.unref()
+  }
+
+  /** Starts a shim, its helper and its VMM. When it throws, none of them is left. */
+  static async launch(plan: ShimPlan, step: Step): Promise<Shim> {
+    const { argv, inherited } = shimArguments(plan)
+    const child = spawn(plan.shimPath, argv, { stdio: ['ignore', 'pipe', 'ignore', ...inherited], detached: true, env: {} })
+    try {
+      const [shimPid, vmmPid, blankFd] = await readyLine(child, step)
+      const identity = identityOf(shimPid)
+      const vmm = identityOf(vmmPid)
+      if (identity === undefined || vmm === undefined) throw new AppError('internal_error', 'The VMM ended as soon as it had started')
+      const socket = await connectTo(path.join(plan.runDir, SHIM_SOCKET), step)
+      child.unref()
+      return new Shim(plan.runDir, identity, vmm, socket, blankFd < 0 ? undefined : blankFd)
+    } catch (error) {
+      await endChild(child)
+      throw error
+    }
+  }
+
+  /** The shim of a VM that outlived the daemon. Undefined when either of the two is gone. */
+  static async adopt(runDir: string, identity: ProcessIdentity, vmm: ProcessIdentity, step: Step): Promise<Shim | undefined> {
+    if (!isAlive(identity) || !isAlive(vmm)) return undefined
+    try {
+      const socket = await connectTo(path.join(runDir, SHIM_SOCKET), step)
+      return new Shim(runDir, identity, vmm, socket)
+    } catch (error) {
+      if (!isAlive(identity) || !isAlive(vmm)) return undefined
+      throw error
+    }
+  }
+
+  /** Ends the VMM, whatever state it is in, and with it the shim. Repeat is harmless. */
+  async kill(): Promise<VmExit> {
+    this.#socket.ref()
+    signalProcess(this.vmm, 'SIGKILL')
+    const ended = await Promise.race([this.ended, after(KILL_LIMIT_MS)])
+    if (ended !== undefined) {
+      // The shim's last act was to close our connection.
+      await killProcess(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
+      return ended
+    }
+    // A shim that hangs (its log's disk does) takes its VMM with it.
+    await killProcess(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
+    return this.ended
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket.destroy()
+  }
+}
+
+const KILL_LIMIT_MS = 10_000
+
+const after = (ms: number): Promise<undefined> =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms, undefined).unref()
+  })
+
+/** How the VMM of `runDir` ended, as its shim recorded it. */
+export async function readExit(runDir: string): Promise<VmExit | undefined> {
+  let line: string
+  try {
+    line = await readFile(path.join(runDir, EXIT_RECORD), 'latin1')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+  const match = /^(?:exited (\d+)|signaled (SIG\S+)) (\d+)\n$/.exec(line)
+  if (match === null) return undefined
+  const atMs = Number(match[3])
+  return match[2] === undefined ? { kind: 'exited', code: Number(match[1]), atMs } : { kind: 'signaled', signal: match[2], atMs }
+}
+
+/** A socket of a run directory; refused and absent mean that no one is there. */
+export function connectTo(file: string, step: Pick<Step, 'signal'>): Promise<net.Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = net.connect(file)
+    const onAbort = (): void => {
+      socket.destroy()
+      reject(new AppError('timed_out', `Gave up connecting to ${path.basename(file)}`, { cause: step.signal.reason }))
+    }
+    if (step.signal.aborted) return onAbort()
+    step.signal.addEventListener('abort', onAbort, { once: true })
+    const settled = (): void => {
+      step.signal.removeEventListener('abort', onAbort)
+      socket.removeAllListeners()
+    }
+    socket.once('connect', () => {
+      settled()
+      resolve(socket)
+    })
+    socket.once('error', (error) => {
+      settled()
+      reject(error)
+    })
+  })
+}
+
+/** `ready SHIM VMM BLANK`, or `error WHAT`: the one line that a shim says before it closes its output. */
+function readyLine(child: ChildProcess, step: Step): Promise<[number, number, number]> {
+  return new Promise((resolve, reject) => {
+    let text = ''
+    const finish = (error?: unknown): void => {
+      step.signal.removeEventListener('abort', onAbort)
+      child.stdout?.removeAllListeners()
+      child.stdout?.destroy()
+      const match = /^ready (\d+) (\d+) (-?\d+)$/m.exec(text)
+      if (match) resolve([Number(match[1]), Number(match[2]), Number(match[3])])
+      else reject(error ?? shimError(text))
+    }
+    const onAbort = (): void => finish(new AppError('timed_out', 'The shim did not start its VMM in time', { cause: step.signal.reason }))
+    step.signal.addEventListener('abort', onAbort, { once: true })
+    child.once('error', (cause) =>
+      finish(new AppError('dependency_missing', 'The shim could not be started', { hint: 'See: dormouse doctor', cause })),
+    )
+    child.stdout?.on('data', (chunk: Buffer) => {
+      text = (text + chunk.toString('utf8')).slice(0, 4096)
+      if (text.includes('\n')) finish()
+    })
+    child.stdout?.once('end', () => finish())
+    if (step.signal.aborted) onAbort()
+  })
+}
+
+function shimError(text: string): AppError {
+  const what = /^error (.*)$/m.exec(text)?.[1] ?? 'it ended without a word'
+  const port = /^port_in_use (tcp|udp) (\S+) (\d+)$/.exec(what)
+  if (port)
+    return new AppError('port_in_use', `Host port ${port[3]}/${port[1]} on ${port[2]} is taken`, { hint: 'Publish another host port' })
+  return new AppError('internal_error', `The VM's process could not be started: ${what}`)
+}
+
+async function endChild(child: ChildProcess): Promise<void> {
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return
+  const gone = new Promise((resolve) => child.once('exit', resolve))
+  // Not reaped yet, so the pid is still its own. Its VMM and helper die with it.
+  child.kill('SIGKILL')
+  await gone
+}

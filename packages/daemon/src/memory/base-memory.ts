@@ -1,0 +1,76 @@
+/**
+ * Guest memory as memfds that this process holds open and hands to shims. The shim binary makes them, since Node cannot; it is gone
+ * again before anything is mapped.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { constants } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import { runCommand } from '../host/run-command.ts'
+import type { Step } from '../lib/step.ts'
+
+/** What a memory file holds: enough to see that it is whole. */
+export interface MemorySum {
+  /** Over the pages that are not zero. */
+  readonly sum: string
+  readonly pages: number
+}
+
+export interface HeldMemory extends MemorySum {
+  readonly handle: FileHandle
+}
+
+/** The content of `file` in a memfd that no one can write, shrink, grow or punch. All who map it privately share its pages. */
+export const loadBase = (shimPath: string, file: string, step: Step): Promise<HeldMemory> =>
+  take([shimPath, 'base', file], constants.O_RDONLY, step)
+
+/** An empty memfd for a golden boot to write; `storeBase` makes a base of it. */
+export const makeBlank = (shimPath: string, bytes: number, step: Step): Promise<HeldMemory> =>
+  take([shimPath, 'blank', `${bytes}`], constants.O_RDWR, step)
+
+/** Seals what a golden boot has left in `memory` and writes it, flushed, to `file`. No VMM may still map it for writing. */
+export async function storeBase(shimPath: string, memory: FileHandle, file: string, step: Step): Promise<MemorySum> {
+  const { stdout } = await runCommand([shimPath, 'store', file], { step, inherit: [memory.fd] })
+  const match = /^stored ([0-9a-f]{16}) (\d+)$/m.exec(stdout)
+  if (match === null) throw new AppError('internal_error', `The memory of a golden boot could not be stored: ${stdout.trim()}`)
+  return { sum: match[1] ?? '', pages: Number(match[2]) }
+}
+
+/** Opens the memfd that a helper offers, after which the helper may go. */
+async function take(argv: readonly [string, ...string[]], flags: number, step: Step): Promise<HeldMemory> {
+  const helper = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'ignore'], env: {} })
+  const onAbort = (): void => void helper.kill('SIGKILL')
+  step.signal.addEventListener('abort', onAbort, { once: true })
+  try {
+    step.signal.throwIfAborted()
+    const line = await firstLine(helper)
+    const match = /^held (\d+) ([0-9a-f]{16}) (\d+)$/.exec(line)
+    if (match === null)
+      throw new AppError('internal_error', `Memory could not be had: ${line.replace(/^error /, '') || 'the helper ended without a word'}`)
+    const handle = await open(`/proc/${helper.pid}/fd/${match[1]}`, flags)
+    return { handle, sum: match[2] ?? '', pages: Number(match[3]) }
+  } finally {
+    step.signal.removeEventListener('abort', onAbort)
+    await dismiss(helper)
+  }
+}
+
+async function firstLine(helper: ChildProcess): Promise<string> {
+  let text = ''
+  helper.once('error', () => helper.stdout?.destroy())
+  if (helper.stdout === null) return text
+  for await (const chunk of helper.stdout.iterator({ destroyOnReturn: false })) {
+    text += String(chunk)
+    if (text.includes('\n') || text.length > 4096) break
+  }
+  return text.split('\n', 1)[0] ?? ''
+}
+
+async function dismiss(helper: ChildProcess): Promise<void> {
+  if (helper.pid === undefined || helper.exitCode !== null || helper.signalCode !== null) return
+  helper.stdin?.on('error', () => undefined)
+  const gone = once(helper, 'exit')
+  helper.stdin?.end()
+  await gone
+}

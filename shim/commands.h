@@ -1,0 +1,8 @@
+#pragma once
+
+/* What `dormouse-shim` can be told to do; each returns the exit code. */
+int command_run(int argc, char **argv);
+int command_base(const char *file);
+int command_blank(const char *bytes);
+int command_store(const char *file);
+int command_tsc(void);

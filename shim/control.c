@@ -1,0 +1,52 @@
+#include "control.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static int answer(const struct client *client, const char *text) {
+    // A client that does not read is let go, never waited for.
+    size_t length = strlen(text);
+    return send(client->fd, text, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length ? 0 : -1;
+}
+
+static int signal_named(const char *name) {
+    static const int known[] = {SIGKILL, SIGTERM, SIGSTOP, SIGCONT};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(sigabbrev_np(known[i]), name) == 0) return known[i];
+    return 0;
+}
+
+static int obey(const struct client *client, const char *line, pid_t vmm) {
+    char text[LINE_SIZE];
+    if (strcmp(line, "status") == 0) {
+        snprintf(text, sizeof text, "running %d\n", (int)vmm);
+        return answer(client, text);
+    }
+    if (strncmp(line, "signal ", 7) == 0) {
+        int number = signal_named(line + 7);
+        if (number == 0) return answer(client, "error no such signal\n");
+        // The VMM is our child and not reaped yet, so the pid is its own.
+        if (kill(vmm, number) == 0) return answer(client, "ok\n");
+        snprintf(text, sizeof text, "error %s\n", strerror(errno));
+        return answer(client, text);
+    }
+    return answer(client, "error no such request\n");
+}
+
+int serve_client(struct client *client, pid_t vmm) {
+    ssize_t got = recv(client->fd, client->line + client->length, LINE_SIZE - client->length, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
+    if (got <= 0) return -1;
+    client->length += (size_t)got;
+    for (char *newline; (newline = memchr(client->line, '\n', client->length)) != NULL;) {
+        *newline = '\0';
+        if (obey(client, client->line, vmm) < 0) return -1;
+        size_t used = (size_t)(newline - client->line) + 1;
+        client->length -= used;
+        memmove(client->line, newline + 1, client->length);
+    }
+    return client->length == LINE_SIZE ? -1 : 0;
+}

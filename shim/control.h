@@ -1,0 +1,21 @@
+#pragma once
+#include <stddef.h>
+#include <sys/types.h>
+
+enum { MAX_CLIENTS = 8, LINE_SIZE = 256 };
+
+/* A connection of the daemon's. What it asks is one line, what it hears is one line. */
+struct client {
+    int fd; /* -1: free */
+    char line[LINE_SIZE];
+    size_t length;
+};
+
+/*
+ * Reads what is there and answers every whole line:
+ *   status      →  running PID
+ *   signal NAME →  ok | error WHY       NAME without SIG: KILL, TERM, STOP, CONT
+ * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
+ * Returns -1 when the client is to be let go.
+ */
+int serve_client(struct client *client, pid_t vmm);

@@ -1,0 +1,22 @@
+#pragma once
+#include <sys/types.h>
+
+#include "plan.h"
+
+struct launch {
+    char **argv;
+    const struct descriptor *fds;
+    size_t fd_count;
+    int stderr_fd; /* also its standard output */
+    int has_user;
+    uid_t uid;
+    gid_t gid;
+    int isolates_network;
+    int may_bind_low_ports;
+};
+
+/*
+ * Starts a child that dies with the shim, as its own user, with no way to gain rights, and with no descriptor but those named.
+ * Returns its pid, or -1 with errno when it could not be started; the program was found and runs when this returns.
+ */
+pid_t launch(const struct launch *how);

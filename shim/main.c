@@ -1,0 +1,24 @@
+/*
+ * dormouse-shim: the small process between the daemon and one VMM, and a few jobs that need a system call that Node lacks.
+ *
+ *   run [options] -- VMM ARGS   becomes the VMM's parent and outlives the daemon (run.c)
+ *   base FILE                   fills a write-sealed memfd from a memory file and holds it until standard input ends (memory.c)
+ *   blank BYTES                 holds an empty memfd of that size
+ *   store FILE                  seals the memfd given as descriptor 3 and writes what is in it to FILE
+ *   tsc                         prints the frequency of the time stamp counter in kHz
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "commands.h"
+
+int main(int argc, char **argv) {
+    const char *command = argc > 1 ? argv[1] : "";
+    if (strcmp(command, "run") == 0) return command_run(argc - 2, argv + 2);
+    if (strcmp(command, "base") == 0 && argc == 3) return command_base(argv[2]);
+    if (strcmp(command, "blank") == 0 && argc == 3) return command_blank(argv[2]);
+    if (strcmp(command, "store") == 0 && argc == 3) return command_store(argv[2]);
+    if (strcmp(command, "tsc") == 0) return command_tsc();
+    fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | tsc\n");
+    return 64;
+}

@@ -1,0 +1,165 @@
+#include "plan.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "fail.h"
+
+static long long number(const char *text, long long max) {
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (end == text || *end != '\0' || errno != 0 || value < 0 || value > max) fail("not a number: %s", text);
+    return value;
+}
+
+/* Out of the range that children use, and closed on exec. */
+static int raise_fd(int fd) {
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
+    if (high < 0) fail_errno("cannot move a descriptor");
+    close(fd);
+    return high;
+}
+
+static int open_file(const char *path, int flags) {
+    int fd = open(path, flags | O_CLOEXEC);
+    if (fd < 0) fail_errno("cannot open %s", path);
+    return raise_fd(fd);
+}
+
+int listen_on(const char *name) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(name) >= sizeof address.sun_path || strchr(name, '/') != NULL) fail("not a socket's name: %s", name);
+    strcpy(address.sun_path, name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) fail_errno("cannot make a socket");
+    unlink(name);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) fail_errno("cannot bind %s", name);
+    if (chmod(name, 0600) < 0) fail_errno("cannot guard %s", name);
+    if (listen(fd, 16) < 0) fail_errno("cannot listen on %s", name);
+    return raise_fd(fd);
+}
+
+static int log_named(struct plan *plan, const char *name) {
+    for (size_t i = 0; i < plan->log_count; i++)
+        if (strcmp(plan->logs[i].name, name) == 0) return (int)i;
+    fail("no log is called %s", name);
+}
+
+static void socket_pair(int type, int ends[2]) {
+    if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends) < 0) fail_errno("cannot make a socket pair");
+    ends[0] = raise_fd(ends[0]);
+    ends[1] = raise_fd(ends[1]);
+}
+
+struct pair {
+    const char *name;
+    int other;
+};
+
+static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, const char *kind) {
+    const char *colon = strchr(kind, ':');
+    if (colon == NULL) fail("not a kind of descriptor: %s", kind);
+    size_t length = (size_t)(colon - kind);
+    const char *value = colon + 1;
+#define IS(word) (length == strlen(word) && strncmp(kind, word, length) == 0)
+    if (IS("inherit")) {
+        int fd = fcntl((int)number(value, INT_MAX), F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
+        if (fd < 0) fail_errno("descriptor %s was not handed over", value);
+        return fd;
+    }
+    if (IS("listen")) {
+        plan->sockets[plan->socket_count++] = value;
+        return listen_on(value);
+    }
+    if (IS("log")) {
+        int ends[2];
+        socket_pair(SOCK_STREAM, ends);
+        plan->sources[plan->source_count++] = (struct source_plan){ends[0], log_named(plan, value)};
+        return ends[1];
+    }
+    if (IS("read")) return open_file(value, O_RDONLY);
+    if (IS("write")) return open_file(value, O_RDWR);
+    if (IS("blank")) {
+        int fd = memfd_create("dormouse-state", MFD_CLOEXEC);
+        if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a memfd");
+        return plan->blank_fd = raise_fd(fd);
+    }
+    if (IS("pair")) {
+        for (size_t i = 0; i < *pair_count; i++)
+            if (strcmp(pairs[i].name, value) == 0) return pairs[i].other;
+        int ends[2];
+        socket_pair(SOCK_SEQPACKET, ends);
+        pairs[(*pair_count)++] = (struct pair){value, ends[1]};
+        return ends[0];
+    }
+#undef IS
+    fail("not a kind of descriptor: %s", kind);
+}
+
+static void add_log(struct plan *plan, char *value, int is_capped) {
+    if (plan->log_count == MAX_LOGS) fail("too many logs");
+    char *equals = strchr(value, '=');
+    char *colon = equals == NULL ? NULL : strchr(equals, ':');
+    if (colon == NULL) fail("not a log: %s", value);
+    *equals = *colon = '\0';
+    plan->logs[plan->log_count++] = (struct log_plan){value, colon + 1, is_capped, number(equals + 1, LLONG_MAX)};
+}
+
+static void add_descriptor(struct plan *plan, struct pair *pairs, size_t *pair_count, char *value, struct descriptor *list,
+                           size_t *count) {
+    if (*count == MAX_DESCRIPTORS || plan->source_count == MAX_DESCRIPTORS) fail("too many descriptors");
+    char *equals = strchr(value, '=');
+    if (equals == NULL) fail("not a descriptor: %s", value);
+    *equals = '\0';
+    int wanted = (int)number(value, OWN_DESCRIPTORS - 1);
+    list[(*count)++] = (struct descriptor){wanted, open_kind(plan, pairs, pair_count, equals + 1)};
+}
+
+void read_plan(struct plan *plan, int argc, char **argv) {
+    struct pair pairs[MAX_DESCRIPTORS];
+    size_t pair_count = 0;
+    plan->blank_fd = -1;
+    int i = 0;
+    for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
+        char *value = argv[i + 1];
+#define IS(option) (strcmp(argv[i], option) == 0)
+        if (IS("--dir")) {
+            plan->dir = value;
+            // From here on the sockets are named relative to it, so that its length does not count against sun_path.
+            if (chdir(value) < 0) fail_errno("cannot enter %s", value);
+        } else if (IS("--user")) {
+            char *colon = strchr(value, ':');
+            if (colon == NULL) fail("not a user: %s", value);
+            *colon = '\0';
+            plan->has_user = 1;
+            plan->uid = (uid_t)number(value, UINT_MAX - 1);
+            plan->gid = (gid_t)number(colon + 1, UINT_MAX - 1);
+        } else if (IS("--rotated") || IS("--capped")) {
+            add_log(plan, value, IS("--capped"));
+        } else if (IS("--fd")) {
+            add_descriptor(plan, pairs, &pair_count, value, plan->vmm_fds, &plan->vmm_fd_count);
+        } else if (IS("--helper-fd")) {
+            add_descriptor(plan, pairs, &pair_count, value, plan->helper_fds, &plan->helper_fd_count);
+        } else if (IS("--isolate-network")) {
+            plan->isolates_network = strcmp(value, "yes") == 0;
+        } else if (IS("--helper")) {
+            if (plan->helper_argc == MAX_HELPER_ARGS) fail("too many words for the helper");
+            plan->helper_argv[plan->helper_argc++] = value;
+        } else {
+            fail("not an option: %s", argv[i]);
+        }
+#undef IS
+    }
+    if (plan->dir == NULL) fail("no run directory was named");
+    if (i + 1 >= argc) fail("no VMM was named");
+    plan->vmm_argv = argv + i + 1;
+}

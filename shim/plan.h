@@ -1,0 +1,72 @@
+#pragma once
+/* What the daemon asks of one shim, read from its arguments, and the descriptors opened for it. */
+#include <stddef.h>
+#include <sys/types.h>
+
+enum { MAX_DESCRIPTORS = 48, MAX_LOGS = 4, MAX_HELPER_ARGS = 64 };
+
+/* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
+struct descriptor {
+    int number;
+    int fd;
+};
+
+struct log_plan {
+    const char *name;
+    const char *path;
+    int is_capped; /* stops at the limit; the others are rotated, one older file is kept */
+    long long max_bytes;
+};
+
+/* The shim's end of a stream that it drains into a log. */
+struct source_plan {
+    int fd;
+    int log;
+};
+
+struct plan {
+    const char *dir;
+    int has_user;
+    uid_t uid;
+    gid_t gid;
+    struct log_plan logs[MAX_LOGS];
+    size_t log_count;
+    struct source_plan sources[MAX_DESCRIPTORS];
+    size_t source_count;
+    struct descriptor vmm_fds[MAX_DESCRIPTORS];
+    size_t vmm_fd_count;
+    int blank_fd; /* -1: none was asked for */
+    char **vmm_argv;
+    int isolates_network; /* the VMM itself gets an empty network namespace */
+    struct descriptor helper_fds[MAX_DESCRIPTORS];
+    size_t helper_fd_count;
+    char *helper_argv[MAX_HELPER_ARGS + 1];
+    size_t helper_argc;
+    /* Names of sockets in `dir`, to be unlinked at the end. */
+    const char *sockets[MAX_DESCRIPTORS];
+    size_t socket_count;
+};
+
+/*
+ * Options, each followed by its value:
+ *   --dir DIR                 the run directory; the shim's working directory and where its sockets are
+ *   --user UID:GID            whom the VMM and the helper run as
+ *   --rotated NAME=BYTES:FILE a log that is rotated at BYTES
+ *   --capped NAME=BYTES:FILE  a log that begins empty and ends at BYTES
+ *   --fd N=KIND, --helper-fd N=KIND   descriptor N of the VMM or of the helper, where KIND is
+ *       inherit:M     descriptor M of the shim itself
+ *       listen:NAME   a listening unix socket in DIR
+ *       log:NAME      a stream that the shim drains into that log
+ *       read:FILE     FILE, opened by the shim
+ *       write:FILE    FILE, opened by the shim for reading and writing
+ *       blank:        an empty memfd, which the shim keeps and names in its `ready` line
+ *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
+ *   --isolate-network yes     gives the VMM a network namespace with nothing in it
+ *   --helper ARG              a word of the helper's command line; repeated
+ *   -- VMM ARGS
+ */
+void read_plan(struct plan *plan, int argc, char **argv);
+
+int listen_on(const char *name);
+/* The lowest number that the shim's own descriptors have: the numbers below are the children's. */
+enum { OWN_DESCRIPTORS = 100 };

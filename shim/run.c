@@ -1,0 +1,278 @@
+/*
+ * The shim of one VM: parent of the VMM and of its network helper, and nothing's child once the daemon is gone.
+ *
+ *   daemon ──(argv, stdout until `ready`)──► shim ──► VMM
+ *      ╰────────── shim.sock ─────────────────╯ ╰──► helper
+ *
+ * It drains what must never block a guest, keeps the exit status, and dies with neither the daemon nor its terminal. When it is
+ * killed itself, the kernel kills the VMM (PDEATHSIG), and no exit record is left: that VM is `lost`.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "commands.h"
+#include "control.h"
+#include "drain.h"
+#include "fail.h"
+#include "launch.h"
+#include "plan.h"
+#include "record.h"
+
+enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
+
+/* The helper's end of the pipe on which it says once that it is ready. */
+enum { READY = 9, HELPER_LIMIT_MS = 5000 };
+
+struct shim {
+    struct plan plan;
+    struct log_file logs[MAX_LOGS];
+    struct log_file *own_log;
+    struct client clients[MAX_CLIENTS];
+    int events, signals, listener, output_fd;
+    pid_t vmm, helper;
+    int has_ended, vmm_status;
+    long long helper_due_ms; /* when a helper that died is started again; 0: not waiting */
+    long long helper_pause_ms;
+};
+
+static long long now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+static void watch(const struct shim *shim, int fd, unsigned what) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = what};
+    if (epoll_ctl(shim->events, EPOLL_CTL_ADD, fd, &event) < 0) fail_errno("cannot watch a descriptor");
+}
+
+/* The daemon's session, terminal and signals are none of ours. */
+static void leave_daemon(struct shim *shim) {
+    setsid();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_NAME, "dormouse-shim");
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    shim->signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (shim->signals < 0) fail_errno("cannot receive signals");
+    int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (oom >= 0) {
+        // Without the right to it, as for an ordinary user, the default must do.
+        ssize_t ignored = write(oom, "-900", 4);
+        (void)ignored;
+        close(oom);
+    }
+}
+
+static void open_own_descriptors(struct shim *shim) {
+    for (size_t i = 0; i < shim->plan.log_count; i++) {
+        open_log(&shim->logs[i], &shim->plan.logs[i]);
+        if (strcmp(shim->plan.logs[i].name, "vmm") == 0) shim->own_log = &shim->logs[i];
+    }
+    if (shim->own_log == NULL) fail("no log is called vmm");
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) fail_errno("cannot make a socket pair");
+    shim->output_fd = fcntl(ends[1], F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
+    close(ends[1]);
+    struct plan *plan = &shim->plan;
+    if (plan->source_count == MAX_DESCRIPTORS) fail("too many descriptors");
+    plan->sources[plan->source_count++] = (struct source_plan){ends[0], (int)(shim->own_log - shim->logs)};
+
+    shim->listener = listen_on("shim.sock");
+    shim->events = epoll_create1(EPOLL_CLOEXEC);
+    if (shim->events < 0) fail_errno("cannot wait for events");
+    watch(shim, shim->signals, ON_SIGNAL);
+    watch(shim, shim->listener, ON_LISTEN);
+    for (size_t i = 0; i < plan->source_count; i++) watch(shim, plan->sources[i].fd, (unsigned)i);
+    for (size_t i = 0; i < MAX_CLIENTS; i++) shim->clients[i].fd = -1;
+}
+
+/*
+ * The helper says `ok` on its descriptor READY once it has bound the published ports, or in one line why it could not. Only the
+ * first start waits for that.
+ */
+static int start_helper(struct shim *shim, int ready_fd) {
+    const struct plan *plan = &shim->plan;
+    struct descriptor fds[MAX_DESCRIPTORS + 1];
+    memcpy(fds, plan->helper_fds, sizeof plan->helper_fds);
+    fds[plan->helper_fd_count] = (struct descriptor){READY, ready_fd};
+    shim->helper_due_ms = 0;
+    shim->helper = launch(&(struct launch){
+        .argv = shim->plan.helper_argv,
+        .fds = fds,
+        .fd_count = plan->helper_fd_count + (ready_fd >= 0),
+        .stderr_fd = shim->output_fd,
+        .has_user = plan->has_user,
+        .uid = plan->uid,
+        .gid = plan->gid,
+        .may_bind_low_ports = 1,
+    });
+    return shim->helper < 0 ? -1 : 0;
+}
+
+static void start_first_helper(struct shim *shim) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0) fail_errno("cannot make a pipe");
+    int ready = fcntl(ends[1], F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
+    close(ends[1]);
+    if (ready < 0 || start_helper(shim, ready) < 0) fail_errno("cannot start %s", shim->plan.helper_argv[0]);
+    close(ready);
+    char line[LINE_SIZE] = "";
+    struct pollfd waiting = {.fd = ends[0], .events = POLLIN};
+    ssize_t got = poll(&waiting, 1, HELPER_LIMIT_MS) == 1 ? read(ends[0], line, sizeof line - 1) : 0;
+    close(ends[0]);
+    if (got > 0) line[strcspn(line, "\n")] = '\0';
+    if (strcmp(line, "ok") != 0) fail("%s", got > 0 ? line : "the network helper did not come up");
+}
+
+static void start_vmm(struct shim *shim) {
+    struct plan *plan = &shim->plan;
+    shim->vmm = launch(&(struct launch){
+        .argv = plan->vmm_argv,
+        .fds = plan->vmm_fds,
+        .fd_count = plan->vmm_fd_count,
+        .stderr_fd = shim->output_fd,
+        .has_user = plan->has_user,
+        .uid = plan->uid,
+        .gid = plan->gid,
+        .isolates_network = plan->isolates_network,
+    });
+    if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
+}
+
+/* Locks on disks belong to the VMM: a descriptor left open here would hold them after it has let go. Blank memory is kept to be read. */
+static void let_go_of_descriptors(const struct plan *plan) {
+    for (size_t i = 0; i < plan->vmm_fd_count; i++)
+        if (plan->vmm_fds[i].fd != plan->blank_fd) close(plan->vmm_fds[i].fd);
+}
+
+static void say_ready(int blank, pid_t vmm) {
+    printf("ready %d %d %d\n", (int)getpid(), (int)vmm, blank);
+    fflush(stdout);
+    int zero = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd <= 2; fd++) dup2(zero, fd);
+    close(zero);
+}
+
+static void reap(struct shim *shim) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+        if (pid == shim->vmm) {
+            shim->has_ended = 1;
+            shim->vmm_status = status;
+        } else if (pid == shim->helper) {
+            shim->helper = -1;
+            note_in_log(shim->own_log, "the network helper ended (status %d), starting another", status);
+            shim->helper_pause_ms = shim->helper_pause_ms == 0 ? 10 : shim->helper_pause_ms * 4 > 10000 ? 10000 : shim->helper_pause_ms * 4;
+            shim->helper_due_ms = now_ms() + shim->helper_pause_ms;
+        }
+    }
+}
+
+static void on_signals(struct shim *shim) {
+    struct signalfd_siginfo info;
+    while (read(shim->signals, &info, sizeof info) == (ssize_t)sizeof info) {
+        if (info.ssi_signo == SIGCHLD) reap(shim);
+        else if (!shim->has_ended) kill(shim->vmm, SIGTERM);
+    }
+}
+
+static void accept_client(struct shim *shim) {
+    int fd = accept4(shim->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) return;
+    for (size_t i = 0; i < MAX_CLIENTS; i++) {
+        if (shim->clients[i].fd >= 0) continue;
+        shim->clients[i] = (struct client){.fd = fd};
+        watch(shim, fd, ON_CLIENT + (unsigned)i);
+        return;
+    }
+    close(fd);
+}
+
+static void on_event(struct shim *shim, unsigned what) {
+    if (what == ON_SIGNAL) {
+        on_signals(shim);
+    } else if (what == ON_LISTEN) {
+        accept_client(shim);
+    } else if (what >= ON_CLIENT) {
+        struct client *client = &shim->clients[what - ON_CLIENT];
+        if (client->fd >= 0 && serve_client(client, shim->vmm) < 0) {
+            close(client->fd);
+            client->fd = -1;
+        }
+    } else {
+        struct source_plan *source = &shim->plan.sources[what];
+        if (source->fd >= 0 && drain(source->fd, &shim->logs[source->log]) < 0) {
+            close(source->fd);
+            source->fd = -1;
+        }
+    }
+}
+
+/* What the VMM wrote last is still in the sockets. It is dead, so that is no more than they hold. */
+static void drain_the_rest(struct shim *shim) {
+    for (size_t i = 0; i < shim->plan.source_count; i++) {
+        struct source_plan *source = &shim->plan.sources[i];
+        for (int rounds = 0; source->fd >= 0 && rounds < 1024 && drain(source->fd, &shim->logs[source->log]) > 0;) rounds++;
+    }
+}
+
+static void end(struct shim *shim) {
+    char line[LINE_SIZE];
+    drain_the_rest(shim);
+    if (shim->helper > 0) {
+        kill(shim->helper, SIGKILL);
+        waitpid(shim->helper, NULL, 0);
+    }
+    if (record_exit(shim->vmm_status, line, sizeof line) < 0) note_in_log(shim->own_log, "the exit record could not be written: %s", strerror(errno));
+    for (size_t i = 0; i < shim->plan.socket_count; i++) unlink(shim->plan.sockets[i]);
+    unlink("shim.sock");
+    for (size_t i = 0; i < MAX_CLIENTS; i++)
+        if (shim->clients[i].fd >= 0) send(shim->clients[i].fd, line, strlen(line), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+int command_run(int argc, char **argv) {
+    static struct shim shim;
+    shim.helper = -1;
+    leave_daemon(&shim);
+    read_plan(&shim.plan, argc, argv);
+    open_own_descriptors(&shim);
+    // The helper first: it binds the published ports, and a port that is taken must keep the VM from starting.
+    if (shim.plan.helper_argc > 0) start_first_helper(&shim);
+    start_vmm(&shim);
+    let_go_of_descriptors(&shim.plan);
+    say_ready(shim.plan.blank_fd, shim.vmm);
+
+    while (!shim.has_ended) {
+        int timeout = -1;
+        if (shim.helper_due_ms > 0) {
+            long long left = shim.helper_due_ms - now_ms();
+            if (left <= 0 && start_helper(&shim, -1) < 0) shim.helper_due_ms = now_ms() + 10000;
+            timeout = left > 0 ? (int)left : shim.helper_due_ms > 0 ? 10000 : -1;
+        }
+        struct epoll_event ready[16];
+        int count = epoll_wait(shim.events, ready, 16, timeout);
+        if (count < 0 && errno != EINTR) break;
+        for (int i = 0; i < count; i++) on_event(&shim, ready[i].data.u32);
+    }
+    end(&shim);
+    return 0;
+}
