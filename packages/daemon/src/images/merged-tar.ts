@@ -1,0 +1,201 @@
+/**
+ * Layers into one tar stream, in two passes over their compressed files:
+ *
+ *   scan   bottom to top, headers only: which entry of which layer stands at each path (MergedTree); all bad input is found here
+ *   merge  the surviving entries with their contents, each path once, files before further names of them
+ *
+ * Nothing of a layer is ever laid out on the host: the stream goes into tar2sqfs.
+ */
+import { createHash } from 'node:crypto'
+import { decompress } from './decompress.ts'
+import { readLayerPath, readLinkTarget } from './layer-path.ts'
+import type { ImageLimits } from './limits.ts'
+import { MergedTree } from './merged-tree.ts'
+import { NO_XATTRS, printableName, type TarEntry, tooLarge } from './tar-entry.ts'
+import { TarReader, type TarSink } from './tar-reader.ts'
+import { encodeHeader, padding, TAR_END } from './tar-writer.ts'
+
+/** A layer as it lies in the store, compressed or not. Each call of `open` reads from the start. */
+export interface LayerFile {
+  open(): AsyncIterable<Buffer>
+}
+
+export interface ScannedLayer {
+  readonly entries: number
+  /** sha256 of the uncompressed tar: what image configurations call the diff id. */
+  readonly diffId: string
+}
+
+export class LayerMerge {
+  readonly #limits: ImageLimits
+  readonly #tree: MergedTree
+  readonly #layers: { file: LayerFile; entries: number }[] = []
+  #bytes = 0
+  #links = 0
+
+  constructor(limits: ImageLimits) {
+    this.#limits = limits
+    this.#tree = new MergedTree(limits)
+  }
+
+  /** Lays the next layer over those that were given before. Throws `invalid_image` or `image_too_large`; the merge is of no use then. */
+  async scan(file: LayerFile): Promise<ScannedLayer> {
+    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => {
+      this.#bytes += bytes
+      if (this.#bytes > this.#limits.maxImageBytes) throw tooLarge(`The image's files are larger than ${this.#limits.maxImageBytes} bytes`)
+    })
+    this.#tree.beginLayer(this.#layers.length)
+    const reader = new TarReader(scan)
+    const hash = createHash('sha256')
+    for await (const chunk of decompress(file.open(), this.#limits)) {
+      hash.update(chunk)
+      reader.write(chunk)
+    }
+    reader.end()
+    this.#layers.push({ file, entries: scan.entries })
+    return { entries: scan.entries, diffId: `sha256:${hash.digest('hex')}` }
+  }
+
+  /** The merged tar, in chunks that may be kept. */
+  async *stream(): AsyncGenerator<Buffer, void, void> {
+    this.#links = 0
+    for (const [index, { file, entries }] of this.#layers.entries()) {
+      const { nodeOf, links } = this.#tree.survivors(index, entries)
+      if (nodeOf.every((node) => node < 0)) continue
+      const writer = new SurvivorWriter(this.#tree, nodeOf)
+      const reader = new TarReader(writer)
+      for await (const chunk of decompress(file.open(), this.#limits)) {
+        reader.write(chunk)
+        yield* writer.take(false)
+      }
+      reader.end()
+      for (const { node, primary } of links) writer.link(node, primary)
+      this.#links += links.length
+      yield* writer.take(true)
+    }
+    yield TAR_END
+  }
+
+  /** How many inodes a file system made of the stream has. True once the stream has ended. */
+  get inodes(): number {
+    return this.#tree.size - this.#links
+  }
+
+  /** What the files of all layers measure, those that are covered by others too. */
+  get bytes(): number {
+    return this.#bytes
+  }
+}
+
+class LayerScan implements TarSink {
+  readonly #tree: MergedTree
+  readonly #limits: ImageLimits
+  readonly #onBytes: (bytes: number) => void
+  entries = 0
+
+  constructor(tree: MergedTree, limits: ImageLimits, onBytes: (bytes: number) => void) {
+    this.#tree = tree
+    this.#limits = limits
+    this.#onBytes = onBytes
+  }
+
+  entry(entry: TarEntry): void {
+    const path = readLayerPath(entry.name, this.#limits)
+    const target = entry.kind === 'link' && path.kind === 'entry' ? readLinkTarget(entry.linkName, entry.name, this.#limits) : undefined
+    if (entry.kind === 'symlink' && entry.linkName.length > this.#limits.maxPathBytes) {
+      throw tooLarge(`The symbolic link ${printableName(entry.name)} leads to a name longer than ${this.#limits.maxPathBytes} bytes`)
+    }
+    this.#onBytes(entry.size)
+    this.#tree.apply(this.entries++, path, entry.kind, target)
+  }
+  data(): void {}
+  endEntry(): void {}
+}
+
+const BATCH = 128 * 1024
+// Larger slices are passed on as they are, smaller ones copied together.
+const SMALL = 16 * 1024
+
+class SurvivorWriter implements TarSink {
+  readonly #tree: MergedTree
+  readonly #nodeOf: Int32Array
+  #ordinal = 0
+  #keeps = false
+  #padding = 0
+  #ready: Buffer[] = []
+  #batch = Buffer.allocUnsafeSlow(BATCH)
+  #filled = 0
+
+  constructor(tree: MergedTree, nodeOf: Int32Array) {
+    this.#tree = tree
+    this.#nodeOf = nodeOf
+  }
+
+  entry(entry: TarEntry): void {
+    const node = this.#nodeOf[this.#ordinal++] ?? -1
+    this.#keeps = node >= 0
+    if (!this.#keeps) return
+    this.#padding = entry.storedSize
+    this.#push(encodeHeader({ ...entry, name: this.#tree.pathOf(node), xattrs: withoutOverlay(entry.xattrs) }))
+  }
+
+  data(slice: Buffer): void {
+    if (this.#keeps) this.#push(slice)
+  }
+
+  endEntry(): void {
+    if (this.#keeps) this.#push(padding(this.#padding))
+  }
+
+  /** A further name of a file that was written before. */
+  link(node: number, primary: number): void {
+    this.#push(encodeHeader({ ...LINK, name: this.#tree.pathOf(node), linkName: this.#tree.pathOf(primary) }))
+  }
+
+  /** What has gathered; the last incomplete batch only when `all`. */
+  take(all: boolean): Buffer[] {
+    if (all) this.#endBatch()
+    const ready = this.#ready
+    this.#ready = []
+    return ready
+  }
+
+  #push(bytes: Buffer): void {
+    if (bytes.length > SMALL) {
+      this.#endBatch()
+      this.#ready.push(bytes)
+      return
+    }
+    if (this.#filled + bytes.length > BATCH) this.#endBatch()
+    bytes.copy(this.#batch, this.#filled)
+    this.#filled += bytes.length
+  }
+
+  #endBatch(): void {
+    if (this.#filled === 0) return
+    this.#ready.push(this.#batch.subarray(0, this.#filled))
+    this.#batch = Buffer.allocUnsafeSlow(BATCH)
+    this.#filled = 0
+  }
+}
+
+const LINK: TarEntry = {
+  name: '',
+  kind: 'link',
+  mode: 0o644,
+  uid: 0,
+  gid: 0,
+  mtime: 0,
+  size: 0,
+  storedSize: 0,
+  linkName: '',
+  devMajor: 0,
+  devMinor: 0,
+  xattrs: NO_XATTRS,
+}
+
+/** What an overlay on the builder's machine left behind would be obeyed by the overlay in the guest. */
+function withoutOverlay(xattrs: ReadonlyMap<string, Buffer>): ReadonlyMap<string, Buffer> {
+  if (xattrs.size === 0) return xattrs
+  return new Map([...xattrs].filter(([name]) => !name.startsWith('trusted.overlay.')))
+}
