@@ -4,7 +4,7 @@
  */
 import type { ClientRequest, IncomingMessage, RequestOptions } from 'node:http'
 import { join } from 'node:path'
-import type { Fetch } from '@dormouse/api/client.ts'
+import type { Fetch, FetchAnswer } from '@dormouse/api/client.ts'
 import { environment } from './environment.ts'
 import { EXIT, Failure, usageFailure } from './failure.ts'
 
@@ -71,25 +71,21 @@ export const fetchOver =
     if (typeof init.body === 'string') outgoing.end(init.body)
     else if (init.body === undefined) outgoing.end()
     else void upload(init.body, outgoing)
-    const response = await answered.catch((error: unknown) => {
-      throw connectionFailure(address, error)
-    })
-    return {
-      status: response.statusCode ?? 0,
-      headers: { get: (name) => headerText(response.headers[name.toLowerCase()]) },
-      body: response,
-      text: () => textOf(response),
-    }
+    return answerWith(
+      await answered.catch((error: unknown) => {
+        throw connectionFailure(address, error)
+      }),
+    )
   }
 
-const headerText = (value: string | string[] | undefined): string | null => (Array.isArray(value) ? value.join(', ') : (value ?? null))
+/** Node's answer as the API's client takes it. */
+export const answerWith = (response: IncomingMessage): FetchAnswer => ({
+  status: response.statusCode ?? 0,
+  headers: { get: (name) => headerText(response.headers[name.toLowerCase()]) },
+  body: response,
+})
 
-async function textOf(response: IncomingMessage): Promise<string> {
-  response.setEncoding('utf8')
-  let text = ''
-  for await (const piece of response) text += piece
-  return text
-}
+const headerText = (value: string | string[] | undefined): string | null => (Array.isArray(value) ? value.join(', ') : (value ?? null))
 
 const answerOf = (outgoing: ClientRequest): Promise<IncomingMessage> =>
   new Promise((resolve, reject) => {

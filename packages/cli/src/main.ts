@@ -1,4 +1,4 @@
 /** The entry of `dormouse`. bin/dormouse starts it with Node's compile cache on. */
 import { runProgram } from './program.ts'
 
-process.exitCode = await runProgram(process.argv.slice(2))
+process.exit(await runProgram(process.argv.slice(2)))

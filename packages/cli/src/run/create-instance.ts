@@ -1,0 +1,76 @@
+/** An instance as the options of `run` describe it. */
+import type { CreateInstanceRequest, HypervisorKind, Instance } from '@dormouse/api/instances.ts'
+import type { Daemon } from '../daemon.ts'
+import { environment } from '../environment.ts'
+import { readVariables } from '../parse/environment-variables.ts'
+import { parsePorts } from '../parse/ports.ts'
+import { parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
+import { randomName } from '../random-name.ts'
+
+export interface CreateOptions {
+  readonly name?: string
+  readonly env?: string[]
+  readonly envFile?: string[]
+  readonly publish?: string[]
+  readonly memory?: string
+  readonly cpus?: string
+  readonly overlaySize?: string
+  readonly entrypoint?: string
+  readonly hypervisor?: string
+  readonly tag?: string[]
+  readonly ttl?: string
+  readonly network: boolean
+  readonly platform?: string
+}
+
+/** Sleeps for as long as a 32-bit sleep can. Ends on the image's stop signal like any program. */
+const IDLE = ['/bin/sh', '-c', 'exec sleep 2147483647'] as const
+
+const NAME_ATTEMPTS = 6
+
+/** Makes the instance. A made-up name that is taken is made up again. */
+export async function createInstance(
+  daemon: Daemon,
+  image: string,
+  argv: readonly string[],
+  options: CreateOptions,
+  { idle }: { idle: boolean },
+): Promise<Instance> {
+  const request = { image, ...(await requestOf(options)), ...(idle ? { entrypoint: [...IDLE] } : commandOf(argv, options)) }
+  if (options.name !== undefined) return daemon.call('createInstance', { body: { name: options.name, ...request } })
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await daemon.call('createInstance', { body: { name: randomName(attempt), ...request } })
+    } catch (error) {
+      if (attempt + 1 >= NAME_ATTEMPTS || !isNameConflict(error)) throw error
+    }
+  }
+}
+
+/** Options are judged before anything is pulled or made. */
+export async function requestOf(options: CreateOptions): Promise<Omit<CreateInstanceRequest, 'name' | 'image'>> {
+  const env = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
+  const tags = parseTags(options.tag ?? [])
+  const ports = (options.publish ?? []).flatMap(parsePorts)
+  const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }) }
+  return {
+    ...(env !== undefined && { env }),
+    ...(tags !== undefined && { tags }),
+    ...(Object.keys(network).length > 0 && { network }),
+    ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
+    ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
+    ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),
+    // The daemon knows which there are, and names them when this is none of them.
+    ...(options.hypervisor !== undefined && { hypervisor: options.hypervisor as HypervisorKind }),
+    ...(options.platform !== undefined && { platform: options.platform }),
+    ...(options.ttl !== undefined && { ttl: options.ttl }),
+  }
+}
+
+/** As Docker: arguments stand in for the image's command, `--entrypoint` for both. */
+const commandOf = (argv: readonly string[], options: CreateOptions): Pick<CreateInstanceRequest, 'entrypoint' | 'cmd'> => ({
+  ...(options.entrypoint !== undefined && { entrypoint: [options.entrypoint] }),
+  ...(argv.length > 0 && { cmd: [...argv] }),
+})
+
+const isNameConflict = (error: unknown): boolean => error instanceof Error && 'code' in error && error.code === 'name_conflict'
