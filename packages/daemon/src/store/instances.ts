@@ -137,6 +137,24 @@ export class InstanceRows {
     return free < base + count ? free : undefined
   }
 
+  /** What the instances take that run or are about to. */
+  liveDemand(): { vcpus: number; memoryBytes: number } {
+    const row = this.#db
+      .prepare(`
+        SELECT coalesce(sum(vcpus), 0) AS vcpus, coalesce(sum(memory_bytes), 0) AS memory_bytes
+        FROM instances WHERE state NOT IN ('Stopped', 'Standby', 'Unknown')
+      `)
+      .get()
+    return { vcpus: Number(row?.vcpus), memoryBytes: Number(row?.memory_bytes) }
+  }
+
+  findExpired(nowMs: number): InstanceId[] {
+    return this.#db
+      .prepare('SELECT id FROM instances WHERE expires_at_ms <= ?')
+      .all(nowMs)
+      .map((row) => row.id as InstanceId)
+  }
+
   hasImage(digest: string): boolean {
     return this.#db.prepare('SELECT 1 FROM instances WHERE image_digest = ? LIMIT 1').get(digest) !== undefined
   }

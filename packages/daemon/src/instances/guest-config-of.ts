@@ -1,0 +1,66 @@
+import { createHash } from 'node:crypto'
+import type { GuestConfig } from '../guest/guest-client.ts'
+import type { ReadyImage } from '../images/images.ts'
+import { guestNetworkOf } from '../network/network.ts'
+import type { Instance } from './instance.ts'
+
+export interface GuestConfigInputs {
+  readonly image: Pick<ReadyImage, 'config'>
+  readonly dns: readonly string[]
+  readonly hasModules: boolean
+}
+
+const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+const DEFAULT_STOP_SIGNAL = 'SIGTERM'
+// systemd takes SIGTERM for "start anew"; this one means "halt" (systemd(1)).
+const SYSTEMD_STOP_SIGNAL = 'SIGRTMIN+3'
+const INITS = new Set([
+  '/sbin/init',
+  '/usr/sbin/init',
+  '/lib/systemd/systemd',
+  '/usr/lib/systemd/systemd',
+  '/bin/systemd',
+  '/usr/bin/systemd',
+])
+
+/** What the guest is told with "go". Pure, but for entropy and clock, which the guest client adds as it sends. */
+export function guestConfigOf(instance: Instance, { image, dns, hasModules }: GuestConfigInputs): GuestConfig {
+  const { config } = image
+  const argv = argvOf(instance, config)
+  const isInit = INITS.has(argv[0] ?? '')
+  return {
+    hostname: instance.name,
+    machineId: machineIdOf(instance.id),
+    workload: {
+      kind: isInit ? 'systemd' : 'exec',
+      argv,
+      env: { PATH: DEFAULT_PATH, ...pairsOf(config.env), ...instance.env },
+      cwd: config.workingDir || '/',
+      user: config.user,
+      stopSignal: config.stopSignal || (isInit ? SYSTEMD_STOP_SIGNAL : DEFAULT_STOP_SIGNAL),
+    },
+    disks: { overlay: true, modules: hasModules, volumes: [] },
+    ...(instance.network.enabled && instance.network.mac !== undefined ? { network: guestNetworkOf(instance.network.mac, dns) } : {}),
+  }
+}
+
+/** The program and its arguments. As with Docker, an entrypoint of one's own leaves the image's arguments out. */
+export function argvOf(
+  overrides: Pick<Instance, 'entrypoint' | 'cmd'>,
+  image: { readonly entrypoint: readonly string[]; readonly cmd: readonly string[] },
+): string[] {
+  const entrypoint = overrides.entrypoint ?? image.entrypoint
+  const cmd = overrides.cmd ?? (overrides.entrypoint === undefined ? image.cmd : [])
+  return [...entrypoint, ...cmd]
+}
+
+/** machine-id(5): 32 hex digits. The same for one instance for ever. */
+const machineIdOf = (id: string): string => createHash('sha256').update(`machine-id ${id}`).digest('hex').slice(0, 32)
+
+const pairsOf = (env: readonly string[]): Record<string, string> =>
+  Object.fromEntries(
+    env.map((entry) => {
+      const at = entry.indexOf('=')
+      return at < 0 ? [entry, ''] : [entry.slice(0, at), entry.slice(at + 1)]
+    }),
+  )

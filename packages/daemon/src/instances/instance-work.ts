@@ -1,0 +1,144 @@
+/**
+ * What an operation is given: the instance as it is now, the rooms it works with, and its steps. Each step has a name, a limit and
+ * a crash point; the name is what errors, logs and the crash tests call it by.
+ */
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Disks } from '../disks/disks.ts'
+import type { Events } from '../events/events.ts'
+import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
+import type { Images, ReadyImage } from '../images/images.ts'
+import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
+import type { Paths } from '../paths.ts'
+import type { Database } from '../store/database.ts'
+import type { InstanceRows } from '../store/instances.ts'
+import { enterPhase, type Instance } from './instance.ts'
+import type { LiveVm } from './live-vm.ts'
+
+/** Called at the beginning of each step. One that never resolves stands for the daemon's death there; see docs/lifecycle.md. */
+export type CrashPoint = (operation: string, step: string) => Promise<void>
+
+export interface WorkUses {
+  readonly db: Database
+  readonly rows: InstanceRows
+  readonly events: Events
+  readonly images: Pick<Images, 'byDigest'>
+  readonly disks: Disks
+  readonly paths: Paths
+  readonly crashPoint: CrashPoint
+  readonly settings: WorkSettings
+  hypervisorOf(name: HypervisorName): Hypervisor
+}
+
+export interface WorkSettings {
+  readonly stopGraceMs: number
+  readonly deleteGraceMs: number
+  readonly bootLimitMs: number
+  readonly logMaxBytes: number
+  /** The squashfs of kernel modules; absent where none was built. */
+  readonly modules: string | undefined
+  readonly dns: readonly string[]
+  readonly freshBoot: boolean
+}
+
+/** What the worker lets an operation do to it. */
+export interface WorkHost {
+  readonly log: Logger
+  instance: Instance
+  live: LiveVm | undefined
+  /** Takes a VM under its care: connects to its guest, boots it if it still has to be, watches for its end. */
+  hold(vm: Vm): void
+  /** Lets go of the VM without touching it. */
+  letGo(): Promise<void>
+  /** The instance is no more. */
+  forget(): void
+}
+
+export class InstanceWork {
+  readonly operation: string
+  readonly uses: WorkUses
+  readonly host: WorkHost
+  readonly #signal: AbortSignal
+  #at = 'begin'
+
+  constructor(operation: string, uses: WorkUses, host: WorkHost, signal: AbortSignal) {
+    this.operation = operation
+    this.uses = uses
+    this.host = host
+    this.#signal = signal
+  }
+
+  get instance(): Instance {
+    return this.host.instance
+  }
+  get live(): LiveVm | undefined {
+    return this.host.live
+  }
+  get log(): Logger {
+    return this.host.log
+  }
+  get hypervisor(): Hypervisor {
+    return this.uses.hypervisorOf(this.instance.hypervisor)
+  }
+  get runDir(): string {
+    return this.uses.paths.vmRunDir(this.instance.id)
+  }
+  /** The step that the work is at. */
+  get at(): string {
+    return this.#at
+  }
+
+  /** Begins the step `name`. Its signal ends after `limitMs`, or when the daemon has waited long enough at its own end. */
+  async step(name: string, limitMs: number): Promise<Step> {
+    this.#at = name
+    await this.uses.crashPoint(this.operation, name)
+    this.#signal.throwIfAborted()
+    return { signal: AbortSignal.any([this.#signal, AbortSignal.timeout(limitMs)]), log: this.log }
+  }
+
+  /** A step of an undo: it has a limit, but no one can cancel it. */
+  undoStep(limitMs: number): Step {
+    return { signal: AbortSignal.timeout(limitMs), log: this.log }
+  }
+
+  /** Writes the change and its event in one transaction. Only here does an instance's record change. */
+  change(patch: Partial<Instance>): void {
+    const before = this.instance
+    const merged = { ...before, ...patch }
+    const after: Instance = { ...merged, phases: enterPhase(before.phases, merged.state, Date.now()) }
+    this.uses.db.transaction(() => {
+      this.uses.rows.update(after)
+      this.uses.events.record({ kind: 'instance.changed', subject: after.id, data: eventDataOf(after) })
+    })
+    this.host.instance = after
+    if (before.state !== after.state) {
+      const ms = Date.now() - before.phases.sinceMs
+      this.log.info({ from: before.state, to: after.state, operation: this.operation, ms }, 'instance changed')
+    }
+  }
+
+  /** The image that the instance was made of. Throws `not_found` when it has been taken away by force. */
+  image(): ReadyImage {
+    const { image, imageDigest } = this.instance
+    const ready = this.uses.images.byDigest(imageDigest)
+    if (!ready)
+      throw new AppError('not_found', `The image ${image} (${imageDigest}) is gone`, {
+        hint: `Pull it again: dormouse image pull ${image}`,
+      })
+    return ready
+  }
+
+  /** For what may be left to the next start of the daemon: logs it and goes on. */
+  leaveForSweep(what: string): (error: unknown) => void {
+    return (error) => this.log.warn({ err: error, what }, 'left for the next sweep')
+  }
+}
+
+export const eventDataOf = (instance: Instance): Readonly<Record<string, unknown>> => ({
+  name: instance.name,
+  state: instance.state,
+  operation: instance.operation,
+  state_error: instance.stateError,
+  exit_code: instance.exitCode,
+  exit_message: instance.exitMessage,
+})

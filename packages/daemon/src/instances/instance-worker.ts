@@ -1,0 +1,254 @@
+/**
+ * One worker per instance. Requests, guest exits and shutdown all come in by the same door, and one thing is done at a time:
+ *
+ *     request ─► admit() with what is pending ─► queue ─► admit() again at the head ─► operation
+ *     report of the VM ─────────────────────────► front of the queue ─► its conclusion
+ *
+ * The worker alone changes the instance. A caller who hangs up ends the waiting, not the work.
+ */
+import { AppError } from '@dormouse/api/errors.ts'
+import { type Access, admit, type Capability, OPERATIONS, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
+import type { Vm } from '../hypervisors/hypervisor.ts'
+import type { Logger } from '../log.ts'
+import { guestConfigOf } from './guest-config-of.ts'
+import type { Instance } from './instance.ts'
+import { InstanceWork, type WorkHost, type WorkUses } from './instance-work.ts'
+import { LiveVm, type VmReport } from './live-vm.ts'
+import { settleBootFailure, settleRunning, settleVmExit, settleWorkloadExit } from './operations/conclusions.ts'
+
+export type Story = (work: InstanceWork) => Promise<void>
+
+interface Task {
+  readonly name: string
+  /** Set when it counts in admission. */
+  readonly transition: Transition | undefined
+  /** Absent for conclusions, which are not asked for. */
+  readonly request: { readonly verb: Transition | Access; readonly refuseAlready?: string } | undefined
+  readonly story: Story
+  readonly done: PromiseWithResolvers<void>
+}
+
+export interface RequestOptions {
+  /** With this, an `already` is refused, and this is why. */
+  readonly refuseAlready?: string
+}
+
+// More than this waiting for one instance is a client gone wild.
+const QUEUE_LIMIT = 32
+
+export interface WorkerUses {
+  readonly work: WorkUses
+  readonly log: Logger
+  /** Ends the work that is under way, once the daemon has waited long enough at its own end. */
+  readonly signal: AbortSignal
+  onForgotten(): void
+}
+
+export class InstanceWorker implements WorkHost {
+  readonly log: Logger
+  instance: Instance
+  live: LiveVm | undefined
+  readonly #uses: WorkerUses
+  #queue: Task[] = []
+  #current: { task: Task; work: InstanceWork } | undefined
+  #idle: Promise<void> = Promise.resolve()
+  #isClosed = false
+  #isForgotten = false
+
+  constructor(instance: Instance, uses: WorkerUses) {
+    this.instance = instance
+    this.#uses = uses
+    this.log = uses.log
+  }
+
+  /** The transitions that are accepted and not finished, oldest first. */
+  get pending(): Transition[] {
+    const tasks = this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
+    return tasks.map(({ transition }) => transition).filter((transition) => transition !== undefined)
+  }
+
+  /** True while anything is under way or waiting. */
+  get isBusy(): boolean {
+    return this.#current !== undefined || this.#queue.length > 0
+  }
+
+  /**
+   * Asks for an operation. Resolves when it has been done, by this request or by the one under way that it joins; what `story` does
+   * is the operation. Throws `invalid_state` with the reason when the table says no.
+   */
+  async request(verb: Transition | 'update', story: Story, options: RequestOptions = {}): Promise<void> {
+    if (this.#isForgotten) throw new AppError('not_found', `There is no instance ${this.instance.name}`)
+    if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
+    const admission = admit(verb, { state: this.instance.state, capabilities: this.#capabilities(), pending: this.pending })
+    if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
+    if (admission.answer === 'already') {
+      if (options.refuseAlready !== undefined) throw this.#denied(verb, options.refuseAlready)
+      return this.#lastPending()?.done.promise
+    }
+    if (this.#queue.length >= QUEUE_LIMIT) {
+      throw new AppError('rate_limited', `Too many requests are waiting for the instance ${this.instance.name}`, { retryAfterSeconds: 1 })
+    }
+    return this.#enqueue({
+      name: verb,
+      transition: isTransition(verb) ? verb : undefined,
+      request: { verb, ...options },
+      story,
+      done: Promise.withResolvers<void>(),
+    })
+  }
+
+  /** Work that is not asked for by a request: the rest of a create, or what a restart has to finish. Not admitted, and first in the queue. */
+  async perform(name: string, transition: Transition | undefined, story: Story): Promise<void> {
+    return this.#enqueue({ name, transition, request: undefined, story, done: Promise.withResolvers<void>() }, { first: true })
+  }
+
+  hold(vm: Vm): void {
+    const { work } = this.#uses
+    const live: LiveVm = new LiveVm(vm, {
+      log: this.log,
+      crashPoint: work.crashPoint,
+      bootLimitMs: work.settings.bootLimitMs,
+      guestConfig: () => {
+        const image = work.images.byDigest(this.instance.imageDigest)
+        if (!image) throw new AppError('not_found', `The image ${this.instance.image} is gone`)
+        return guestConfigOf(this.instance, { image, dns: work.settings.dns, hasModules: work.settings.modules !== undefined })
+      },
+      report: (report) => this.#conclude(live, report),
+    })
+    this.live = live
+    live.attend()
+  }
+
+  async letGo(): Promise<void> {
+    const live = this.live
+    this.live = undefined
+    await live?.release()
+  }
+
+  forget(): void {
+    this.#isForgotten = true
+    this.#uses.onForgotten()
+    const queue = this.#queue
+    this.#queue = []
+    for (const task of queue) {
+      // A second delete has what it wanted.
+      if (task.transition === 'delete') task.done.resolve()
+      else task.done.reject(new AppError('not_found', `The instance ${this.instance.name} was deleted`))
+    }
+  }
+
+  /** Takes no more requests and drops those that wait; resolves when what is under way has ended. The VM goes on. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    const queue = this.#queue
+    this.#queue = []
+    for (const task of queue) task.done.reject(new AppError('shutting_down', 'The daemon is shutting down'))
+    await this.#idle
+    await this.letGo()
+  }
+
+  #enqueue(task: Task, options: { first?: boolean } = {}): Promise<void> {
+    // Who asked may have gone; the outcome is logged where it is handled.
+    task.done.promise.catch(() => undefined)
+    if (options.first) this.#queue.unshift(task)
+    else this.#queue.push(task)
+    if (this.#current === undefined) this.#idle = this.#drain()
+    return task.done.promise
+  }
+
+  async #drain(): Promise<void> {
+    for (let task = this.#queue.shift(); task !== undefined; task = this.#queue.shift()) {
+      const work = new InstanceWork(task.name, this.#uses.work, this, this.#uses.signal)
+      this.#current = { task, work }
+      try {
+        await this.#do(task, work)
+        this.#current = undefined
+        task.done.resolve()
+      } catch (error) {
+        this.#current = undefined
+        const said = this.#explain(error, work)
+        this.log[task.request === undefined || !(error instanceof AppError) ? 'error' : 'warn'](
+          { err: said, operation: task.name, step: work.at },
+          'operation failed',
+        )
+        task.done.reject(said)
+      }
+    }
+  }
+
+  async #do(task: Task, work: InstanceWork): Promise<void> {
+    if (task.request !== undefined) {
+      const { verb, refuseAlready } = task.request
+      // The instance may have changed while the request waited: its guest may have ended.
+      const admission = admit(verb, { state: this.instance.state, capabilities: this.#capabilities() })
+      if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
+      if (admission.answer === 'already') {
+        if (refuseAlready !== undefined) throw this.#denied(verb, refuseAlready)
+        return
+      }
+    }
+    const startedAt = performance.now()
+    await task.story(work)
+    this.log.debug({ operation: task.name, ms: Math.round(performance.now() - startedAt) }, 'operation done')
+  }
+
+  #conclude(live: LiveVm, report: VmReport): void {
+    if (this.#isClosed || this.#isForgotten) return
+    const story: Story = async (work) => {
+      // What is said of a VM that was let go meanwhile is no news.
+      if (this.live !== live) return
+      switch (report.kind) {
+        case 'running':
+          return settleRunning(work)
+        case 'workload_exited':
+          return settleWorkloadExit(work, live, report)
+        case 'vm_exited':
+          return settleVmExit(work, report.exit)
+        case 'boot_failed':
+          return settleBootFailure(work, live, report.error)
+      }
+    }
+    const name = report.kind === 'running' ? 'boot' : 'exit'
+    const task: Task = { name, transition: undefined, request: undefined, story, done: Promise.withResolvers<void>() }
+    // In the order in which they came, but before any request: each is then judged by the state as it truly is.
+    const at = this.#queue.findIndex(({ request }) => request !== undefined)
+    task.done.promise.catch(() => undefined)
+    this.#queue.splice(at < 0 ? this.#queue.length : at, 0, task)
+    if (this.#current === undefined) this.#idle = this.#drain()
+  }
+
+  #lastPending(): Task | undefined {
+    const tasks = this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
+    return tasks.findLast(({ transition }) => transition !== undefined)
+  }
+
+  #capabilities(): ReadonlySet<Capability> {
+    return this.#uses.work.hypervisorOf(this.instance.hypervisor).capabilities
+  }
+
+  #denied(verb: Transition | Access, reason: string): AppError {
+    return new AppError('invalid_state', `The instance ${this.instance.name} cannot take ${verb} now: ${reason}`, {
+      detail: { state: this.instance.state, operation: this.instance.operation },
+    })
+  }
+
+  #explain(error: unknown, work: InstanceWork): unknown {
+    if (error instanceof AppError) return error
+    if (this.#uses.signal.aborted) {
+      return new AppError('shutting_down', `The daemon ended during ${work.operation} of ${this.instance.name}`, { cause: error })
+    }
+    const isTimeout = (link: unknown): boolean =>
+      link instanceof Error && (link.name === 'TimeoutError' || (link.cause !== undefined && isTimeout(link.cause)))
+    if (isTimeout(error)) {
+      return new AppError('timed_out', `The ${work.operation} of ${this.instance.name} took too long at the step "${work.at}"`, {
+        cause: error,
+      })
+    }
+    return new AppError('internal_error', `The ${work.operation} of ${this.instance.name} failed at the step "${work.at}"`, {
+      cause: error,
+      hint: `Look at its log: dormouse logs --source daemon ${this.instance.name}`,
+    })
+  }
+}
+
+const isTransition = (verb: string): verb is Transition => (TRANSITIONS as readonly string[]).includes(verb) && verb in OPERATIONS

@@ -1,0 +1,454 @@
+/**
+ * The room's head: makes instances, finds them, and hands every change to the one worker that each has. Reading is straight from
+ * the rows, so a list never waits for an operation.
+ */
+import { statfs } from 'node:fs/promises'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import { admit, isResting, type Transition } from '@dormouse/api/instance-states.ts'
+import { createId } from '@paralleldrive/cuid2'
+import type { Config } from '../config/config.ts'
+import type { Disks } from '../disks/disks.ts'
+import type { Events } from '../events/events.ts'
+import type { GuestClient } from '../guest/guest-client.ts'
+import type { HostFacts } from '../host/host-facts.ts'
+import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
+import type { Images, ReadyImage } from '../images/images.ts'
+import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
+import { macOf, USER_NET } from '../network/network.ts'
+import type { Paths } from '../paths.ts'
+import type { Database } from '../store/database.ts'
+import { InstanceRows } from '../store/instances.ts'
+import { admitDemand } from './admission.ts'
+import { probeHostPort } from './host-ports.ts'
+import type {
+  CreateInstance,
+  Instance,
+  InstanceId,
+  InstanceStats,
+  ListInstances,
+  LogSource,
+  PortRequest,
+  UpdateInstance,
+  WaitResult,
+} from './instance.ts'
+import { instanceLogger } from './instance-log.ts'
+import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
+import { InstanceWorker, type Story } from './instance-worker.ts'
+import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf } from './limits.ts'
+import { readLog } from './log-lines.ts'
+import { create } from './operations/create.ts'
+import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
+import { type StartOverrides, start } from './operations/start.ts'
+import { type StopOptions, stop } from './operations/stop.ts'
+import { update } from './operations/update.ts'
+import { type Reconciled, reconcile } from './reconcile.ts'
+import { type WaitFor, waitForState } from './wait.ts'
+
+export interface InstancesUses {
+  readonly db: Database
+  readonly events: Events
+  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady'>
+  readonly disks: Disks
+  readonly paths: Paths
+  readonly log: Logger
+  readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor'>
+  readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes' | 'isRoot' | 'architecture'>
+  readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
+  readonly settings: Pick<WorkSettings, 'modules' | 'dns' | 'freshBoot'>
+  readonly crashPoint?: CrashPoint
+}
+
+/** How much of an id is enough to name an instance. */
+const MIN_PREFIX = 4
+const IMAGE_WAIT_MS = 5000
+const REAP_EVERY_MS = 15_000
+
+export class Instances implements AsyncDisposable {
+  readonly #uses: InstancesUses
+  readonly #rows: InstanceRows
+  readonly #work: WorkUses
+  readonly #workers = new Map<InstanceId, InstanceWorker>()
+  readonly #end = new AbortController()
+  #reaper: NodeJS.Timeout | undefined
+  #isClosed = false
+
+  constructor(uses: InstancesUses) {
+    this.#uses = uses
+    this.#rows = new InstanceRows(uses.db)
+    const { stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes } = uses.config.instances
+    this.#work = {
+      db: uses.db,
+      rows: this.#rows,
+      events: uses.events,
+      images: uses.images,
+      disks: uses.disks,
+      paths: uses.paths,
+      crashPoint: uses.crashPoint ?? (async () => undefined),
+      settings: { ...uses.settings, stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes },
+      hypervisorOf: (name) => this.#hypervisor(name),
+    }
+  }
+
+  /**
+   * Compares what is stored with what is true and mends it: VMs that outlived the last daemon are held again, what was cut short is
+   * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
+   */
+  async recover(): Promise<Reconciled> {
+    const reconciled = await reconcile({
+      ...this.#work,
+      log: this.#uses.log,
+      hypervisors: this.#uses.hypervisors,
+      workerOf: (instance) => this.#workerOf(instance),
+    })
+    this.#reaper = setInterval(() => this.#reap(), REAP_EVERY_MS).unref()
+    this.#reap()
+    return reconciled
+  }
+
+  // Looking
+
+  /** Newest first. */
+  list(filter: ListInstances = {}): Instance[] {
+    return this.#rows.list(filter)
+  }
+
+  find(id: InstanceId): Instance | undefined {
+    return this.#rows.find(id)
+  }
+
+  /** Throws `not_found`. */
+  get(id: InstanceId): Instance {
+    const instance = this.find(id)
+    if (!instance) throw new AppError('not_found', `There is no instance ${id}`)
+    return instance
+  }
+
+  /** By exact id, exact name, or the beginning of an id. Throws `not_found`, or `ambiguous` when several ids begin so. */
+  resolve(text: string): Instance {
+    const exact = this.#rows.find(text) ?? this.#rows.findByName(text)
+    if (exact) return exact
+    const found = text.length >= MIN_PREFIX && /^[a-z0-9]+$/.test(text) ? this.#rows.findByIdPrefix(text) : []
+    if (found.length > 1) {
+      throw new AppError('ambiguous', `More than one instance has an id that begins with ${text}`, {
+        hint: 'Give more of the id, or the name',
+      })
+    }
+    const [instance] = found
+    if (!instance)
+      throw new AppError('not_found', `There is no instance ${JSON.stringify(text.slice(0, 80))}`, {
+        hint: 'List them with: dormouse ps -a',
+      })
+    return instance
+  }
+
+  /** True while an instance stands on that image, so that it may not be deleted. */
+  isImageInUse(digest: string): boolean {
+    return this.#rows.hasImage(digest)
+  }
+
+  // Changing
+
+  /** Resolves when the VM runs and the instance is Initializing; the guest is then still on its way. */
+  async create(request: CreateInstance): Promise<Instance> {
+    this.#assertOpen()
+    const asked = this.#checkCreate(request)
+    if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
+    this.#admitDemand(request.name, asked.sizes, await this.#diskFree())
+    const image = await this.#imageFor(request)
+    const ports = await this.#choosePorts(request.network?.ports ?? [])
+    // From here to the row nothing awaits: who comes first has the name, the ports and the room.
+    this.#assertOpen()
+    const instance = this.#reserve(request, asked, image, ports)
+    await this.#workerOf(instance).perform('create', undefined, create)
+    return this.get(instance.id)
+  }
+
+  async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
+    const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
+    const diskFree = await this.#diskFree()
+    const admitCapacity = ({ instance }: InstanceWork) => this.#admitDemand(instance.name, instance, diskFree)
+    return this.#request(id, 'start', (work) => start(work, overrides, admitCapacity), {
+      ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),
+    })
+  }
+
+  async stop(id: InstanceId, options: StopOptions = {}): Promise<Instance> {
+    return this.#request(id, 'stop', (work) => stop(work, options))
+  }
+
+  async delete(id: InstanceId, options: DeleteOptions = {}): Promise<void> {
+    const instance = this.get(id)
+    await this.#workerOf(instance).request('delete', (work) => deleteInstance(work, options))
+  }
+
+  /** Changes what the patch names, all or nothing. */
+  async update(id: InstanceId, patch: UpdateInstance): Promise<Instance> {
+    const { network, ...rest } = patch
+    if (network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined) {
+      throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
+    }
+    const current = this.get(id)
+    const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
+    return this.#request(id, 'update', (work) => update(work, { patch: rest, ports, limits: this.#uses.config.limits }))
+  }
+
+  // Waiting and watching
+
+  async wait(id: InstanceId, wanted: WaitFor): Promise<WaitResult> {
+    if (wanted.state === 'Unknown') throw new AppError('invalid_state', 'Unknown cannot be waited for')
+    this.get(id)
+    return waitForState(id, wanted, {
+      events: this.#uses.events,
+      find: (it) => this.find(it),
+      isBusy: (it) => this.#workers.get(it)?.isBusy ?? false,
+    })
+  }
+
+  /** What the VMM has used; zeros when none runs. */
+  async stats(id: InstanceId): Promise<InstanceStats> {
+    const instance = this.get(id)
+    const usage = await this.#workers.get(id)?.live?.vm.usage()
+    return {
+      instance,
+      cpuSeconds: usage?.cpuSeconds ?? 0,
+      memoryRssBytes: usage?.memoryRssBytes ?? 0,
+      memoryVmsBytes: usage?.memoryVmsBytes ?? 0,
+      networkRxBytes: usage?.networkRxBytes ?? 0,
+      networkTxBytes: usage?.networkTxBytes ?? 0,
+    }
+  }
+
+  /** The line to the guest's agent, for exec, copy and stat. Throws `invalid_state` unless Running, `guest_unavailable` when it does not answer. */
+  async guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat' = 'exec'): Promise<GuestClient> {
+    const instance = this.get(id)
+    const worker = this.#workerOf(instance)
+    const { capabilities } = this.#hypervisor(instance.hypervisor)
+    const admission = admit(operation, { state: instance.state, capabilities, pending: worker.pending })
+    if (admission.answer === 'denied') {
+      throw new AppError('invalid_state', `The instance ${instance.name} cannot take ${operation} now: ${admission.reason}`, {
+        detail: { state: instance.state },
+      })
+    }
+    if (!worker.live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
+    return worker.live.connected(step)
+  }
+
+  /** Lines of a log, the last `tail` first. Rejects with `not_found`, never because nothing was written yet. */
+  async logs(
+    id: InstanceId,
+    options: { source?: LogSource; tail?: number; follow?: boolean; untilStopped?: boolean; signal?: AbortSignal },
+  ): Promise<AsyncIterable<string>> {
+    this.get(id)
+    const { source = 'app', tail = 100, follow = false, untilStopped = false, signal } = options
+    const isOver = (): boolean => {
+      const instance = this.find(id)
+      return instance === undefined || (untilStopped && isResting(instance.state) && !(this.#workers.get(id)?.isBusy ?? false))
+    }
+    return readLog(this.#uses.paths.instanceLogs(id)[source], {
+      tail,
+      follow,
+      isOver,
+      onChange: (listener) => this.#uses.events.listen(({ subject }) => subject === id && setImmediate(listener)),
+      ...(signal === undefined ? {} : { signal }),
+    })
+  }
+
+  // The end
+
+  /**
+   * Takes no more requests and waits up to `graceMs` for what is under way; what takes longer is ended at its next step: a create or
+   * start is undone, a stop or delete is finished by the next daemon. VMs go on.
+   */
+  async close(graceMs: number): Promise<void> {
+    this.#isClosed = true
+    clearInterval(this.#reaper)
+    const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
+    await Promise.all([...this.#workers.values()].map((worker) => worker.close()))
+    clearTimeout(limit)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close(10_000)
+  }
+
+  async #request(id: InstanceId, verb: Transition | 'update', story: Story, options: { refuseAlready?: string } = {}): Promise<Instance> {
+    this.#assertOpen()
+    await this.#workerOf(this.get(id)).request(verb, story, options)
+    return this.get(id)
+  }
+
+  #workerOf(instance: Instance): InstanceWorker {
+    const known = this.#workers.get(instance.id)
+    if (known) return known
+    const { paths, log, config } = this.#uses
+    const worker = new InstanceWorker(instance, {
+      work: this.#work,
+      log: instanceLogger(log, instance, { path: paths.instanceLogs(instance.id).daemon, maxBytes: config.instances.logMaxBytes }),
+      signal: this.#end.signal,
+      onForgotten: () => this.#workers.delete(instance.id),
+    })
+    this.#workers.set(instance.id, worker)
+    return worker
+  }
+
+  #checkCreate(request: CreateInstance) {
+    checkName(request.name)
+    checkEnv(request.env ?? {})
+    const sizes = {
+      vcpus: request.vcpus ?? DEFAULT_SIZES.vcpus,
+      memoryBytes: request.memoryBytes ?? DEFAULT_SIZES.memoryBytes,
+      overlayBytes: request.overlayBytes ?? DEFAULT_SIZES.overlayBytes,
+    }
+    checkSizes(sizes, this.#uses.config.limits)
+    const hypervisor = request.hypervisor ?? this.#uses.config.hypervisor
+    this.#hypervisor(hypervisor)
+    const network = request.network ?? {}
+    if (network.enabled === false && network.ports?.length) {
+      throw new AppError('invalid_request', 'Ports can be published only with the network enabled')
+    }
+    if (network.bandwidthDownload !== undefined || network.bandwidthUpload !== undefined) {
+      throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
+    }
+    if (request.hotplugBytes !== undefined && request.hotplugBytes > 0) {
+      throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
+    }
+    return { sizes, hypervisor, platform: request.platform ?? `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}` }
+  }
+
+  async #imageFor(request: CreateInstance): Promise<ReadyImage> {
+    const { images, log } = this.#uses
+    const { image: name, platform } = request
+    const ready = images.readyImage(name, platform)
+    if (ready) return ready
+    await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
+    try {
+      return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS), log })
+    } catch (cause) {
+      const code = errorCodeOf(cause)
+      if (code !== undefined && code !== 'timed_out' && code !== 'image_not_ready') throw cause
+      throw new AppError('image_not_ready', `The image ${name} is still being pulled`, {
+        hint: `Follow it with: dormouse image pull ${name}; then ask again`,
+        retryAfterSeconds: 2,
+        cause,
+      })
+    }
+  }
+
+  #reserve(
+    request: CreateInstance,
+    asked: ReturnType<Instances['#checkCreate']>,
+    image: ReadyImage,
+    ports: readonly PortForward[],
+  ): Instance {
+    const { images, config, host, events } = this.#uses
+    const id = createId() as InstanceId
+    const nowMs = Date.now()
+    return this.#uses.db.transaction(() => {
+      if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
+      if (!images.byDigest(image.digest)) throw new AppError('image_not_ready', `The image ${request.image} was deleted meanwhile`)
+      this.#assertPortsFree(ports)
+      const uid = host.isRoot ? this.#rows.findFreeUid(config.instances.uidBase, config.instances.uidCount) : undefined
+      if (host.isRoot && uid === undefined) throw new AppError('insufficient_resources', 'Every user id of the configured range is taken')
+      const isNetworked = request.network?.enabled !== false
+      const instance: Instance = {
+        id,
+        name: request.name,
+        createdAtMs: nowMs,
+        image: request.image,
+        imageDigest: image.digest,
+        platform: asked.platform,
+        hypervisor: asked.hypervisor,
+        ...asked.sizes,
+        hotplugBytes: 0,
+        network: { enabled: isNetworked, ports, ...(isNetworked ? { mac: macOf(id), ip: USER_NET.address } : {}) },
+        env: request.env ?? {},
+        tags: request.tags ?? {},
+        skipGuestAgent: request.skipGuestAgent ?? false,
+        skipKernelHeaders: request.skipKernelHeaders ?? false,
+        state: 'Created',
+        operation: 'create',
+        hasSnapshot: false,
+        phases: { current: 'Created', sinceMs: nowMs, durations: {} },
+        ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
+        ...(request.cmd?.length ? { cmd: request.cmd } : {}),
+        ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
+        ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
+        ...(uid === undefined ? {} : { uid }),
+      }
+      this.#rows.insert(instance)
+      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(instance) })
+      return instance
+    })
+  }
+
+  async #choosePorts(requests: readonly PortRequest[], owner?: Instance): Promise<PortForward[]> {
+    const ports = portsOf(requests, this.#uses.config.network.publishAddress)
+    this.#assertPortsFree(ports, owner)
+    const chosen: PortForward[] = []
+    for (const port of ports) {
+      // Its own ports are open already while it runs.
+      const isHeld = owner?.network.ports.some(
+        (held) =>
+          JSON.stringify([held.protocol, held.hostIp, held.hostPort]) === JSON.stringify([port.protocol, port.hostIp, port.hostPort]),
+      )
+      chosen.push(isHeld ? port : await probeHostPort(port))
+    }
+    return chosen
+  }
+
+  #assertPortsFree(ports: readonly PortForward[], owner?: Instance): void {
+    for (const port of ports) {
+      const taken = port.hostPort === 0 ? undefined : this.#rows.findPortOwner(port)
+      if (taken && taken.id !== owner?.id) {
+        throw new AppError('port_in_use', `The host port ${port.hostPort}/${port.protocol} is published by the instance ${taken.name}`, {
+          hint: 'Take another host port, 0 picks a free one',
+          detail: { instance: taken.id },
+        })
+      }
+    }
+  }
+
+  #admitDemand(name: string, demand: { vcpus: number; memoryBytes: number }, diskFreeBytes: number): void {
+    const { limits } = this.#uses.config
+    const { cpus, memoryBytes } = this.#uses.host
+    admitDemand(name, demand, this.#rows.liveDemand(), {
+      vcpus: cpus * limits.cpuRatio,
+      memoryBytes: memoryBytes * limits.memoryRatio,
+      diskFreeBytes: diskFreeBytes * limits.diskRatio,
+    })
+  }
+
+  async #diskFree(): Promise<number> {
+    const { bavail, bsize } = await statfs(this.#uses.paths.dataDir)
+    return bavail * bsize
+  }
+
+  #hypervisor(name: HypervisorName): Hypervisor {
+    const hypervisor = this.#uses.hypervisors.get(name)
+    if (!hypervisor) {
+      throw new AppError('not_supported', `The hypervisor ${name} is not available in this daemon`, {
+        hint: `Available: ${[...this.#uses.hypervisors.keys()].join(', ')}`,
+      })
+    }
+    return hypervisor
+  }
+
+  #assertOpen(): void {
+    if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
+  }
+
+  /** Deletes what has expired. One that is busy is looked at again in the next round. */
+  #reap(): void {
+    const nowMs = Date.now()
+    for (const id of this.#rows.findExpired(nowMs)) {
+      const instance = this.find(id)
+      if (!instance || this.#workers.get(id)?.isBusy) continue
+      this.#workerOf(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
+      this.delete(id).catch(() => undefined)
+    }
+  }
+}
+
+const nameConflict = (name: string): AppError =>
+  new AppError('name_conflict', `The name ${name} is taken by another instance`, { hint: `See it with: dormouse inspect ${name}` })

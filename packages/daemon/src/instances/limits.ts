@@ -1,0 +1,83 @@
+/** Pure checks of what a caller asks for. All throw AppError naming the field. */
+import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
+import type { PortForward } from '../hypervisors/hypervisor.ts'
+import type { PortRequest } from './instance.ts'
+
+export interface Limits {
+  readonly maxVcpus: number
+  readonly maxMemoryBytes: number
+  readonly maxOverlayBytes: number
+}
+
+export interface Sizes {
+  readonly vcpus: number
+  readonly memoryBytes: number
+  readonly overlayBytes: number
+}
+
+export const DEFAULT_SIZES: Sizes = { vcpus: 2, memoryBytes: 2 ** 30, overlayBytes: 10 * 2 ** 30 }
+
+const MIB = 2 ** 20
+// Debian's cloud kernel with its initrd does not come up in less.
+const MIN_MEMORY = 128 * MIB
+// ext4 with a journal wants some room to be of use.
+const MIN_OVERLAY = 32 * MIB
+
+export function checkSizes({ vcpus, memoryBytes, overlayBytes }: Sizes, limits: Limits): void {
+  if (!Number.isInteger(vcpus) || vcpus < 1 || vcpus > limits.maxVcpus) {
+    throw new AppError('invalid_request', `vcpus must be between 1 and ${limits.maxVcpus}, not ${vcpus}`)
+  }
+  checkSize('size', 'invalid_size', memoryBytes, MIN_MEMORY, limits.maxMemoryBytes)
+  checkSize('overlay_size', 'invalid_overlay_size', overlayBytes, MIN_OVERLAY, limits.maxOverlayBytes)
+}
+
+function checkSize(field: string, code: ErrorCode, bytes: number, min: number, max: number): void {
+  if (!Number.isSafeInteger(bytes) || bytes < min || bytes > max) {
+    throw new AppError(code, `${field} must be between ${formatSize(min)} and ${formatSize(max)}, not ${formatSize(bytes)}`)
+  }
+  if (bytes % MIB !== 0) throw new AppError(code, `${field} must be a multiple of 1MB, not ${formatSize(bytes)}`)
+}
+
+const NAME = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/
+
+export function checkName(name: string): void {
+  if (name.length > 63 || !NAME.test(name)) {
+    throw new AppError(
+      'invalid_name',
+      `${JSON.stringify(name.slice(0, 80))} is no name: lower-case letters, digits and dashes, at most 63, a letter or digit at both ends`,
+    )
+  }
+}
+
+const MAX_ENV_BYTES = 256 * 1024
+
+/** Names without `=` and NUL, values without NUL, and all of it small enough for one exec. */
+export function checkEnv(env: Readonly<Record<string, string>>): void {
+  let bytes = 0
+  for (const [key, value] of Object.entries(env)) {
+    if (key === '' || /[=\0]/.test(key) || value.includes('\0')) {
+      throw new AppError('invalid_request', `${JSON.stringify(key.slice(0, 80))} cannot be an environment variable`)
+    }
+    bytes += Buffer.byteLength(key) + Buffer.byteLength(value) + 2
+  }
+  if (bytes > MAX_ENV_BYTES) throw new AppError('invalid_request', `The environment is larger than ${formatSize(MAX_ENV_BYTES)}`)
+}
+
+/** The ports as a driver takes them; each host port once. `hostPort` 0 stays 0 here. */
+export function portsOf(requests: readonly PortRequest[], defaultIp: string): PortForward[] {
+  const ports = requests.map(({ protocol = 'tcp', hostIp = defaultIp, hostPort, guestPort }) => ({ protocol, hostIp, hostPort, guestPort }))
+  for (const [index, port] of ports.entries()) {
+    if (!isPort(port.guestPort) || (port.hostPort !== 0 && !isPort(port.hostPort))) {
+      throw new AppError('invalid_request', `${port.hostPort}:${port.guestPort} is no pair of ports`)
+    }
+    const twin = ports.slice(0, index).find((other) => port.hostPort !== 0 && overlaps(port, other))
+    if (twin) throw new AppError('invalid_request', `The host port ${port.hostPort}/${port.protocol} is asked for twice`)
+  }
+  return ports
+}
+
+export const overlaps = (a: PortForward, b: PortForward): boolean =>
+  a.protocol === b.protocol && a.hostPort === b.hostPort && (a.hostIp === b.hostIp || a.hostIp === '0.0.0.0' || b.hostIp === '0.0.0.0')
+
+const isPort = (port: number): boolean => Number.isInteger(port) && port >= 1 && port <= 65_535

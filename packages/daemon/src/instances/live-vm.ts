@@ -1,0 +1,183 @@
+/**
+ * A VM that runs, and the line to its guest. It stays connected for as long as the VM lives: a line that drops is dialled again.
+ * A guest that is still parked is given its configuration. What happens is reported to the worker, which alone draws conclusions:
+ *
+ *     connect ─► hello: parked ── go ──► running ─► workload exited ─► VM exited
+ *                       starting ─ wait ─►┘
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import { GuestClient, type GuestConfig } from '../guest/guest-client.ts'
+import type { Vm, VmExit } from '../hypervisors/hypervisor.ts'
+import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
+import type { CrashPoint } from './instance-work.ts'
+
+export type VmReport =
+  /** The workload has been started and the agent answers. */
+  | { readonly kind: 'running' }
+  | { readonly kind: 'workload_exited'; readonly code: number; readonly message: string }
+  | { readonly kind: 'vm_exited'; readonly exit: VmExit }
+  /** It did not come up. The VM still runs. */
+  | { readonly kind: 'boot_failed'; readonly error: unknown }
+
+export interface LiveVmUses {
+  readonly log: Logger
+  readonly crashPoint: CrashPoint
+  readonly bootLimitMs: number
+  /** Made when it is needed: an adopted VM that runs needs none. */
+  guestConfig(): GuestConfig
+  report(report: VmReport): void
+}
+
+const CONNECT_LIMIT_MS = 10_000
+const REDIAL_FIRST_MS = 20
+const REDIAL_LAST_MS = 2000
+// A guest that could not start its workload says so and powers off; one that does neither is ended.
+const LAST_WORDS_MS = 10_000
+
+export class LiveVm {
+  readonly vm: Vm
+  readonly #uses: LiveVmUses
+  readonly #released = new AbortController()
+  readonly #bootDeadline: number
+  #guest: GuestClient | undefined
+  #isUp = false
+  #attending: Promise<void> = Promise.resolve()
+  #waiting: ((guest: GuestClient) => void)[] = []
+  #exit: VmExit | undefined
+
+  constructor(vm: Vm, uses: LiveVmUses) {
+    this.vm = vm
+    this.#uses = uses
+    this.#bootDeadline = Date.now() + uses.bootLimitMs
+  }
+
+  /** Begins to attend to it. Once. */
+  attend(): void {
+    void this.vm.exited.then((exit) => {
+      this.#exit = exit
+      this.#report({ kind: 'vm_exited', exit })
+      this.#released.abort()
+    })
+    this.#attending = this.#attend()
+  }
+
+  /** True once the workload has been started. */
+  get isUp(): boolean {
+    return this.#isUp
+  }
+
+  get exit(): VmExit | undefined {
+    return this.#exit
+  }
+
+  /** The line to the guest as it is now. */
+  get guest(): GuestClient | undefined {
+    return this.#guest
+  }
+
+  /** The line to the guest, waited for while it is being dialled. Throws `guest_unavailable`. */
+  async connected(step: Pick<Step, 'signal'>): Promise<GuestClient> {
+    if (this.#guest) return this.#guest
+    const { promise, resolve, reject } = Promise.withResolvers<GuestClient>()
+    this.#waiting.push(resolve)
+    const giveUp = () => reject(new AppError('guest_unavailable', 'The guest agent does not answer', { cause: step.signal.reason }))
+    const signal = AbortSignal.any([step.signal, this.#released.signal])
+    if (signal.aborted) giveUp()
+    else signal.addEventListener('abort', giveUp, { once: true })
+    try {
+      return await promise
+    } finally {
+      signal.removeEventListener('abort', giveUp)
+      this.#waiting = this.#waiting.filter((waiting) => waiting !== resolve)
+    }
+  }
+
+  /** Hangs up and reports no more. The VM goes on. Repeat is harmless. */
+  async release(): Promise<void> {
+    this.#released.abort()
+    await this.#hangUp()
+    await this.#attending
+  }
+
+  async #attend(): Promise<void> {
+    let pause = REDIAL_FIRST_MS
+    while (!this.#released.signal.aborted) {
+      try {
+        if (!this.#isUp) await this.#uses.crashPoint('boot', 'connect')
+        const guest = await this.#connect()
+        pause = REDIAL_FIRST_MS
+        if (!this.#isUp && !(await this.#boot(guest))) return
+        await guest.closed
+      } catch (error) {
+        if (this.#released.signal.aborted) return
+        if (!this.#isUp && Date.now() > this.#bootDeadline) {
+          this.#report({ kind: 'boot_failed', error })
+          return
+        }
+        this.#uses.log.debug({ err: error }, 'the guest agent could not be reached, trying again')
+      } finally {
+        await this.#hangUp()
+      }
+      await sleep(pause, undefined, { signal: this.#released.signal, ref: false }).catch(() => undefined)
+      pause = Math.min(pause * 2, REDIAL_LAST_MS)
+    }
+  }
+
+  async #connect(): Promise<GuestClient> {
+    const step = this.#step(CONNECT_LIMIT_MS)
+    const stream = await this.vm.connectGuest(step)
+    const guest = await GuestClient.connect(stream, step)
+    void guest.exited.then(
+      ({ code, message }) => this.#report({ kind: 'workload_exited', code, message }),
+      () => undefined,
+    )
+    this.#guest = guest
+    for (const resolve of this.#waiting.splice(0)) resolve(guest)
+    return guest
+  }
+
+  /** Leads the guest from where it is to running. False when it will not get there; that has been reported. */
+  async #boot(guest: GuestClient): Promise<boolean> {
+    const { phase } = guest.hello
+    const left = Math.max(1, this.#bootDeadline - Date.now())
+    if (phase === 'parked') {
+      await this.#uses.crashPoint('boot', 'go')
+      try {
+        await guest.go(this.#uses.guestConfig(), this.#step(left))
+      } catch (error) {
+        // A line that broke is dialled again; the guest says then how far it has come.
+        if (!(error instanceof AppError) || error.code === 'guest_unavailable') throw error
+        await Promise.race([
+          guest.exited,
+          this.vm.exited,
+          sleep(LAST_WORDS_MS, undefined, { signal: this.#released.signal, ref: false }),
+        ]).catch(() => undefined)
+        if (!this.#released.signal.aborted) this.#report({ kind: 'boot_failed', error })
+        return false
+      }
+    } else if (phase === 'starting') {
+      await guest.started(this.#step(left))
+    }
+    await this.#uses.crashPoint('boot', 'running')
+    this.#isUp = true
+    // An adopted guest whose workload has ended already says so by its exit alone.
+    if (phase !== 'exited') this.#report({ kind: 'running' })
+    return true
+  }
+
+  async #hangUp(): Promise<void> {
+    const guest = this.#guest
+    this.#guest = undefined
+    await guest?.[Symbol.asyncDispose]()
+  }
+
+  #step(limitMs: number): Step {
+    return { signal: AbortSignal.any([this.#released.signal, AbortSignal.timeout(limitMs)]), log: this.#uses.log }
+  }
+
+  #report(report: VmReport): void {
+    if (!this.#released.signal.aborted) this.#uses.report(report)
+  }
+}

@@ -1,0 +1,38 @@
+/** The part that create and start share: from an instance that is whole on disk to a VM that runs and is recorded. */
+
+import type { InstanceWork } from '../instance-work.ts'
+import { vmSpecOf } from '../vm-spec-of.ts'
+
+const SPAWN_LIMIT_MS = 60_000
+
+/**
+ * Starts the VM and records it: the commit point of create and start. Before it every failure leaves no VM; after it the instance
+ * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation.
+ */
+export async function powerOn(work: InstanceWork): Promise<void> {
+  const { paths, settings } = work.uses
+  const image = work.image()
+  const spec = vmSpecOf(work.instance, {
+    image,
+    paths,
+    modules: settings.modules,
+    logMaxBytes: settings.logMaxBytes,
+    freshBoot: settings.freshBoot,
+  })
+  await using undo = new AsyncDisposableStack()
+
+  const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
+  // Deferred before, since a start that was cut short may have left something.
+  undo.defer(() => work.hypervisor.sweep(work.runDir))
+  const startedAt = performance.now()
+  const vm = await work.hypervisor.start(spec, spawn)
+  undo.defer(async () => {
+    await vm.kill()
+  })
+  work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM started')
+
+  await work.step('record', 10_000)
+  work.change({ state: 'Initializing', operation: undefined, vm: vm.handle, startedAtMs: Date.now(), stoppedAtMs: undefined })
+  undo.move()
+  work.host.hold(vm)
+}

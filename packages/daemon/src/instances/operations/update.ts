@@ -1,0 +1,113 @@
+import { AppError } from '@dormouse/api/errors.ts'
+import type { PortForward } from '../../hypervisors/hypervisor.ts'
+import type { Instance, UpdateInstance } from '../instance.ts'
+import type { InstanceWork } from '../instance-work.ts'
+import { checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
+
+export interface UpdateInputs {
+  readonly patch: Omit<UpdateInstance, 'network'>
+  /** Resolved: chosen, free on the host. Undefined leaves them. */
+  readonly ports: readonly PortForward[] | undefined
+  readonly limits: Limits
+}
+
+/**
+ * Changes what can be changed, all or nothing. Ports move while the VM runs; the disk grows while it is Stopped, and its record is
+ * the commit point: a growth that was cut short is finished by the next daemon.
+ */
+export async function update(work: InstanceWork, { patch, ports, limits }: UpdateInputs): Promise<void> {
+  await work.step('intent', 10_000)
+  const before = work.instance
+  const change = changeOf(before, patch, limits)
+  if (ports !== undefined) assertPortsFree(work, ports)
+  if (patch.name !== undefined) assertNameFree(work, patch.name)
+
+  await using undo = new AsyncDisposableStack()
+  const { live } = work
+  if (ports !== undefined && live && before.network.enabled) {
+    const step = await work.step('ports', 10_000)
+    undo.defer(() => live.vm.setPorts(before.network.ports, work.undoStep(10_000)))
+    await live.vm.setPorts(ports, step)
+  }
+  const grows = change.overlayBytes !== undefined && change.overlayBytes > before.overlayBytes
+  await work.step('record', 10_000)
+  work.change({
+    ...change,
+    ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
+    ...(grows ? { operation: 'update' } : {}),
+  })
+  undo.move()
+  if (grows) await finishUpdate(work)
+}
+
+/** The disk becomes as large as the record says. Repeat is harmless. */
+export async function finishUpdate(work: InstanceWork): Promise<void> {
+  const { id, overlayBytes, uid } = work.instance
+  const step = await work.step('grow', 120_000)
+  const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
+  await work.uses.disks.grow(work.uses.paths.instanceOverlay(id), overlayBytes, { step, ...owner })
+  await work.step('settle', 10_000)
+  work.change({ operation: undefined })
+}
+
+/** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
+export function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
+  const { name, tags, env, snapshotPolicy, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes } = patch
+  if (instance.expiresAtMs !== undefined && instance.expiresAtMs <= Date.now()) {
+    throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
+  }
+  if (name !== undefined) checkName(name)
+  if (env !== undefined) checkEnv({ ...instance.env, ...env })
+  if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes) {
+    throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
+  }
+  const resizes = [vcpus, memoryBytes, overlayBytes].some((value) => value !== undefined)
+  if (resizes) {
+    if (instance.state !== 'Stopped') {
+      throw new AppError(
+        'invalid_state',
+        `The sizes of ${instance.name} can be changed only while it is Stopped; it is ${instance.state}`,
+        {
+          hint: `Stop it first: dormouse stop ${instance.name}`,
+        },
+      )
+    }
+    checkSizes(
+      {
+        vcpus: vcpus ?? instance.vcpus,
+        memoryBytes: memoryBytes ?? instance.memoryBytes,
+        overlayBytes: overlayBytes ?? instance.overlayBytes,
+      },
+      limits,
+    )
+    if (overlayBytes !== undefined && overlayBytes < instance.overlayBytes) {
+      throw new AppError('invalid_overlay_size', 'overlay_size can only grow')
+    }
+  }
+  return {
+    ...(name === undefined ? {} : { name }),
+    ...(tags === undefined ? {} : { tags }),
+    ...(env === undefined ? {} : { env: { ...instance.env, ...env } }),
+    ...(snapshotPolicy === undefined ? {} : { snapshotPolicy }),
+    ...(expiresAtMs === undefined ? {} : { expiresAtMs: expiresAtMs ?? undefined }),
+    ...(vcpus === undefined ? {} : { vcpus }),
+    ...(memoryBytes === undefined ? {} : { memoryBytes }),
+    ...(overlayBytes === undefined ? {} : { overlayBytes }),
+  }
+}
+
+function assertNameFree(work: InstanceWork, name: string): void {
+  const owner = work.uses.rows.findByName(name)
+  if (owner && owner.id !== work.instance.id) {
+    throw new AppError('name_conflict', `The name ${name} is taken by another instance`, { detail: { id: owner.id } })
+  }
+}
+
+function assertPortsFree(work: InstanceWork, ports: readonly PortForward[]): void {
+  for (const port of ports) {
+    const owner = work.uses.rows.findPortOwner(port)
+    if (owner && owner.id !== work.instance.id) {
+      throw new AppError('port_in_use', `The host port ${port.hostPort}/${port.protocol} is published by the instance ${owner.name}`)
+    }
+  }
+}

@@ -1,0 +1,158 @@
+/** The start of the daemon: facts are gathered for every instance, `recover()` says what follows, and it is carried out. */
+import { existsSync, readdirSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { basename, join } from 'node:path'
+import { readJournal } from '../guest/journal.ts'
+import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
+import type { Logger } from '../log.ts'
+import { exitOf } from './exit-of.ts'
+import type { Instance } from './instance.ts'
+import type { InstanceWork, WorkUses } from './instance-work.ts'
+import type { InstanceWorker } from './instance-worker.ts'
+import { settleStopped } from './operations/conclusions.ts'
+import { forgetInstance, removeFiles } from './operations/create.ts'
+import { finishDelete } from './operations/delete.ts'
+import { finishStop } from './operations/stop.ts'
+import { finishUpdate } from './operations/update.ts'
+import { type Facts, type Recovery, recover } from './recovery.ts'
+
+export interface ReconcileUses extends WorkUses {
+  readonly log: Logger
+  readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
+  workerOf(instance: Instance): InstanceWorker
+}
+
+export interface Reconciled {
+  /** How many instances each action was taken for. */
+  readonly actions: Readonly<Partial<Record<Recovery['action'], number>>>
+  /** What was found that belonged to no one, by path. */
+  readonly swept: readonly string[]
+}
+
+const LOOK_LIMIT_MS = 10_000
+// Looking at a VM is a round trip to its shim; a thousand at once would only wait for each other.
+const AT_ONCE = 16
+
+export async function reconcile(uses: ReconcileUses): Promise<Reconciled> {
+  const instances = uses.rows.list()
+  const actions: Partial<Record<Recovery['action'], number>> = {}
+  const queue = [...instances]
+  const look = async (): Promise<void> => {
+    for (let instance = queue.pop(); instance !== undefined; instance = queue.pop()) {
+      const { action } = await mend(instance, uses)
+      actions[action] = (actions[action] ?? 0) + 1
+    }
+  }
+  await Promise.all(Array.from({ length: AT_ONCE }, look))
+  const swept = await sweepStrays(instances, uses)
+  uses.log.info({ actions, swept: swept.length }, 'stored state compared with facts')
+  return { actions, swept }
+}
+
+/** Resolves once the instance's state is true again, or the work that makes it so has begun. */
+async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> {
+  const { facts, vm } = await factsOf(instance, uses)
+  const recovery = recover(instance, facts)
+  if (recovery.action === 'rest') return recovery
+  const worker = uses.workerOf(instance)
+  worker.log.info({ action: recovery.action, state: instance.state, operation: instance.operation, vm: facts.vm }, 'instance recovered')
+  if (vm) worker.hold(vm)
+  // The worker's queue holds it, and requests that come meanwhile wait behind it; what fails is logged there.
+  const done = worker.perform('recover', transitionOf(recovery), (work) => carryOut(work, recovery))
+  // Ending a VM may take its grace period; all else is short, and the first request should find it done.
+  if (recovery.action !== 'finish_stop' && recovery.action !== 'finish_delete' && recovery.action !== 'finish_update')
+    await done.catch(() => undefined)
+  return recovery
+}
+
+async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
+  const hasDisk = existsSync(uses.paths.instanceOverlay(instance.id))
+  if (instance.vm === undefined) return { facts: { vm: 'none', hasDisk }, vm: undefined }
+  try {
+    const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: uses.log }
+    const vm = await uses.hypervisorOf(instance.hypervisor).reconnect(instance.vm, step)
+    return { facts: { vm: vm ? 'running' : 'ended', hasDisk }, vm }
+  } catch (error) {
+    uses.log.warn({ err: error, instance: instance.id }, 'the VM of an instance could not be looked at')
+    return {
+      facts: { vm: 'unclear', hasDisk, why: `its VM could not be looked at: ${error instanceof Error ? error.message : error}` },
+      vm: undefined,
+    }
+  }
+}
+
+const transitionOf = ({ action }: Recovery): 'delete' | 'stop' | undefined =>
+  action === 'finish_delete' ? 'delete' : action === 'finish_stop' ? 'stop' : undefined
+
+async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
+  switch (recovery.action) {
+    case 'rest':
+      return
+    case 'undo_create':
+      await work.step('sweep', 60_000)
+      await work.hypervisor.sweep(work.runDir)
+      await work.step('remove_files', 60_000)
+      await removeFiles(work)
+      await work.step('forget', 10_000)
+      return forgetInstance(work)
+    case 'undo_start':
+      await work.step('sweep', 60_000)
+      await work.hypervisor.sweep(work.runDir)
+      await work.step('settle', 10_000)
+      work.change({ state: 'Stopped', operation: undefined, vm: undefined })
+      return
+    case 'finish_stop':
+      return finishStop(work, {})
+    case 'finish_delete':
+      return finishDelete(work, {})
+    case 'finish_update':
+      return finishUpdate(work)
+    case 'adopt':
+      if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
+      return
+    case 'settle_ended': {
+      await work.step('collect', 10_000)
+      const journal = await readJournal(work.uses.paths.instanceLogs(work.instance.id).journal)
+      const exit = (await work.hypervisor.lastExit(work.runDir)) ?? ({ kind: 'lost', atMs: Date.now() } as const)
+      return settleStopped(work, exitOf(journal, exit))
+    }
+    case 'mark_unknown':
+      work.change({ state: 'Unknown', stateError: recovery.why })
+      return
+  }
+}
+
+/** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */
+async function sweepStrays(instances: readonly Instance[], uses: ReconcileUses): Promise<string[]> {
+  const { paths, log } = uses
+  const stored = new Set(instances.map(({ id }) => basename(paths.instanceDir(id))))
+  const running = new Set(instances.map(({ id }) => basename(paths.vmRunDir(id))))
+  const swept: string[] = []
+  for (const name of namesIn(paths.vmsDir)) {
+    // Those of stored instances were dealt with above.
+    if (running.has(name)) continue
+    const dir = join(paths.vmsDir, name)
+    swept.push(dir)
+    log.warn({ dir }, 'a VM that belongs to no instance is ended')
+    // Whose it was is not known any more; each driver ends what it finds there and leaves the rest.
+    for (const hypervisor of uses.hypervisors.values()) {
+      await hypervisor.sweep(dir).catch((error: unknown) => log.error({ err: error, dir }, 'a run directory could not be swept'))
+    }
+  }
+  for (const name of namesIn(paths.instancesDir)) {
+    if (stored.has(name)) continue
+    const dir = join(paths.instancesDir, name)
+    swept.push(dir)
+    log.warn({ dir }, 'files that belong to no instance are removed')
+    await rm(dir, { recursive: true, force: true })
+  }
+  return swept
+}
+
+function namesIn(dir: string): string[] {
+  try {
+    return readdirSync(dir)
+  } catch {
+    return []
+  }
+}

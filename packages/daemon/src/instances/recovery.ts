@@ -1,0 +1,84 @@
+/**
+ * The recovery table: what is done at a start of the daemon for an instance that the last one left behind. Pure; `reconcile.ts`
+ * gathers the facts and carries the answer out. docs/lifecycle.md shows the same table, each row with its test.
+ *
+ * Work that was cut short is undone when its commit point had not been reached and finished when it had. The commit point of
+ * create and start is the record of the VM, which also ends the operation; that of stop, delete and update is the record of the
+ * intent, which begins it.
+ */
+import type { Instance } from './instance.ts'
+
+export type VmFact =
+  /** No VM is recorded. What may run in its run directory is a start that was cut short. */
+  | 'none'
+  /** The recorded VM runs: the same process, by pid and start time, or its successor in the run directory. */
+  | 'running'
+  /** The recorded VM is gone. */
+  | 'ended'
+  /** It could not be found out. */
+  | 'unclear'
+
+export interface Facts {
+  readonly vm: VmFact
+  readonly hasDisk: boolean
+  /** Why `vm` is unclear. */
+  readonly why?: string
+}
+
+export type Recovery =
+  /** Nothing was going on. */
+  | { readonly action: 'rest' }
+  /** It was never whole: take away all of it, its row last. */
+  | { readonly action: 'undo_create' }
+  /** End what may have been started, then it is Stopped as it was before. */
+  | { readonly action: 'undo_start' }
+  | { readonly action: 'finish_stop' }
+  | { readonly action: 'finish_delete' }
+  | { readonly action: 'finish_update' }
+  /** Hold the VM again; its guest says how far it has come. */
+  | { readonly action: 'adopt' }
+  /** The VM ended while no daemon was there: keep its disk, say how it ended. */
+  | { readonly action: 'settle_ended' }
+  | { readonly action: 'mark_unknown'; readonly why: string }
+
+export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Facts): Recovery {
+  switch (stored.operation) {
+    case 'create':
+      return { action: 'undo_create' }
+    case 'delete':
+      return { action: 'finish_delete' }
+    case 'start':
+      return { action: 'undo_start' }
+    case 'stop':
+      return { action: 'finish_stop' }
+    case 'update':
+      return { action: 'finish_update' }
+    // Later issues write their intents with their own rows in this table.
+    case 'standby':
+    case 'restore':
+    case 'fork':
+    case 'snapshot':
+    case 'restore_snapshot':
+    case undefined:
+      return settle(stored.state, facts)
+  }
+}
+
+function settle(state: Instance['state'], facts: Facts): Recovery {
+  if (facts.vm === 'unclear') return { action: 'mark_unknown', why: facts.why ?? 'its VM could not be looked at' }
+  if (facts.vm === 'running') return { action: 'adopt' }
+  if (!facts.hasDisk) return { action: 'mark_unknown', why: 'its disk is missing' }
+  if (facts.vm === 'ended') return { action: 'settle_ended' }
+  switch (state) {
+    case 'Stopped':
+    case 'Standby':
+      return { action: 'rest' }
+    case 'Unknown':
+    case 'Created':
+    case 'Initializing':
+    case 'Running':
+    case 'Paused':
+    case 'Shutdown':
+      return { action: 'settle_ended' }
+  }
+}

@@ -1,0 +1,41 @@
+import { join } from 'node:path'
+import type { DiskSpec, VmSpec } from '../hypervisors/vm-spec.ts'
+import type { ReadyImage } from '../images/images.ts'
+import type { Paths } from '../paths.ts'
+import type { Instance } from './instance.ts'
+
+export interface VmSpecInputs {
+  readonly image: Pick<ReadyImage, 'rootfs'>
+  readonly paths: Paths
+  /** The squashfs of kernel modules; absent where none was built. */
+  readonly modules: string | undefined
+  readonly logMaxBytes: number
+  readonly freshBoot: boolean
+}
+
+/** What a driver needs to run the instance. Pure. */
+export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxBytes, freshBoot }: VmSpecInputs): VmSpec {
+  const { app, vmm, journal } = paths.instanceLogs(instance.id)
+  return {
+    id: instance.id,
+    runDir: paths.vmRunDir(instance.id),
+    vcpus: instance.vcpus,
+    memoryMib: Math.floor(instance.memoryBytes / 2 ** 20),
+    disks: disksOf(instance, image, paths, modules),
+    logs: { app, vmm, journal, maxBytes: logMaxBytes },
+    freshBoot,
+    ...(instance.network.enabled && instance.network.mac !== undefined
+      ? { nic: { mac: instance.network.mac, backend: 'user', ports: instance.network.ports } as const }
+      : {}),
+    ...(instance.uid === undefined ? {} : { user: { uid: instance.uid, gid: instance.uid } }),
+  }
+}
+
+function disksOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
+  const disks: DiskSpec[] = [
+    { role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true },
+    { role: 'overlay', path: join(paths.instanceOverlay(instance.id)), format: 'raw', readOnly: false },
+  ]
+  if (modules !== undefined) disks.push({ role: 'modules', path: modules, format: 'raw', readOnly: true })
+  return disks
+}
