@@ -107,7 +107,7 @@ export class Client {
       init.body = JSON.stringify(input.body)
     }
     const answer = await this.#options.fetch(this.#url(id, input), init)
-    if (answer.status >= 400) throw problemOf(answer.status, await textOf(answer), answer.headers)
+    if (answer.status >= 400) throw await refusalOf(answer)
     return answer
   }
 
@@ -134,8 +134,10 @@ async function textOf(answer: FetchAnswer): Promise<string> {
   return text + decoder.decode()
 }
 
-/** The daemon's refusal as the error that it was there. Anything that is no `Problem` (a proxy's page) is told by its status. */
-function problemOf(status: number, text: string, headers: FetchAnswer['headers']): AppError {
+/** The daemon's refusal as the error that it was there. Anything that is no `Problem` (a proxy's page) is told by its status. Also for a refused WebSocket upgrade. */
+export async function refusalOf(answer: FetchAnswer): Promise<AppError> {
+  const { status, headers } = answer
+  const text = await textOf(answer)
   const problem = parseProblem(text)
   const code: ErrorCode = ERROR_CODES.find((known) => known === problem?.code) ?? 'internal_error'
   const seconds = Number(headers.get('retry-after') ?? Number.NaN)

@@ -1,0 +1,257 @@
+/** One Fastify over the route table. Each of its defaults that would guess for the caller is decided here (docs/decisions/0050). */
+
+import type { IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
+import { ENDPOINTS, endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
+import { AppError } from '@dormouse/api/errors.ts'
+import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
+import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
+import type { SseMessage } from '@dormouse/api/streams.ts'
+import websocket from '@fastify/websocket'
+import { createId } from '@paralleldrive/cuid2'
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
+import type { Logger } from '../log.ts'
+import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
+import { checkInput } from './check-input.ts'
+import type { Asked, Handlers } from './handler.ts'
+import { type BodyLimits, readJsonBody } from './json-body.ts'
+import { isLongList, jsonListStream } from './json-stream.ts'
+import type { Metrics } from './metrics.ts'
+import { refusalOf } from './problems.ts'
+import { sseStream } from './streams/sse.ts'
+import type { WebSocketGate } from './web-socket-gate.ts'
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    caller: Caller | undefined
+  }
+  interface FastifyContextConfig {
+    routeId?: RouteId
+    route?: Route
+  }
+}
+
+export interface AppUses {
+  readonly handlers: Handlers
+  readonly sockets: WebSocketGate
+  readonly authority: Authority
+  readonly metrics: Metrics
+  readonly log: Logger
+  readonly bodyLimits: BodyLimits
+  /** Fires when the daemon closes: streams and waits end. */
+  readonly closing: AbortSignal
+  /** Served at /openapi.json and /spec.json. */
+  readonly openApi: () => string
+  /** Everyone who gets through to this listener may do everything. */
+  readonly isTrusted: boolean
+}
+
+// A reference with registry, path, tag and digest, percent-encoded throughout.
+const PATH_PART_MAX = 4096
+const HEADERS_MAX_MS = 20_000
+const FRAME_MAX_BYTES = 1024 * 1024
+
+export function createApp(uses: AppUses): FastifyInstance {
+  const app = fastify({
+    loggerInstance: uses.log,
+    disableRequestLogging: true,
+    exposeHeadRoutes: false,
+    // Raw bodies are bounded by who reads them, JSON by readJsonBody.
+    bodyLimit: Number.MAX_SAFE_INTEGER,
+    requestTimeout: 0,
+    return503OnClosing: false,
+    forceCloseConnections: 'idle',
+    genReqId: (request) => requestIdOf(request.headers['x-request-id']),
+    routerOptions: { maxParamLength: PATH_PART_MAX, querystringParser: (text: string) => decodeQuery(text) as Record<string, string> },
+    frameworkErrors: (error, request, reply) => void refuse(error, request as FastifyRequest, reply as FastifyReply, uses),
+    clientErrorHandler: answerBrokenRequest,
+    http: { headersTimeout: HEADERS_MAX_MS },
+  }) as unknown as FastifyInstance
+
+  app.decorateRequest('caller', undefined)
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser(/^application\/([\w.-]+\+)?json(;|$)/i, (request: FastifyRequest, payload: IncomingMessage) =>
+    isRaw(request) ? Promise.reject(wrongMediaType()) : readJsonBody(payload, uses.bodyLimits),
+  )
+  app.addContentTypeParser('*', async (request: FastifyRequest, payload: IncomingMessage) => {
+    const type = (request.headers['content-type'] ?? '').split(';')[0]?.trim().toLowerCase() ?? ''
+    if (request.routeOptions.config.route?.rawBody?.includes(type)) return payload
+    // A content type without anything after it, as some clients send on every POST.
+    if (request.headers['content-length'] === '0') return undefined
+    throw wrongMediaType()
+  })
+
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id)
+    if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
+    const { route, routeId } = request.routeOptions.config
+    if (!route || routeId === undefined) return
+    if (route.scope !== 'open') {
+      request.caller = uses.isTrusted ? hostCaller : await uses.authority.callerOf(request.headers.authorization)
+      authorize(request.caller, route)
+    }
+    if (route.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
+  })
+  app.addHook('onResponse', async (request, reply) => tellLog(request, reply, uses))
+  app.setErrorHandler((error, request, reply) => refuse(error, request, reply, uses))
+  app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
+
+  app.register(websocket, { options: { maxPayload: FRAME_MAX_BYTES }, preClose: (done) => done() })
+  app.register(async (routed) => {
+    for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
+    for (const path of ['/openapi.json', '/spec.json']) {
+      routed.get(path, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
+    }
+  })
+  return app
+}
+
+function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
+  const route: Route = routes[id]
+  const { method, path } = endpoint(id)
+  const url = path.replace(/\{(\w+)\}/g, ':$1')
+  const config = { routeId: id, route }
+  if (id === 'execInstance' || id === 'copyInstanceFiles') {
+    app.route({
+      method: 'GET',
+      url,
+      config,
+      preHandler: async (request) => {
+        checkParams(route, request)
+        await uses.sockets.admit(request, id)
+      },
+      handler: async () => {
+        throw new AppError('invalid_request', 'This is a WebSocket: ask for an upgrade')
+      },
+      wsHandler: (socket, request) => uses.sockets.serve(socket, request, id),
+    })
+    return
+  }
+  const handler = (uses.handlers as Readonly<Record<string, (asked: Asked<RouteId>) => unknown>>)[id]
+  app.route({
+    method,
+    url,
+    config,
+    handler: async (request, reply) => {
+      if (!handler) throw new AppError('not_supported', `${id} is not built yet`)
+      return send(route, await handler(asked(route, request, reply, uses)), reply)
+    },
+  })
+}
+
+function asked(route: Route, request: FastifyRequest, reply: FastifyReply, uses: AppUses): Asked<RouteId> {
+  checkParams(route, request)
+  const query = typedQuery(request.query as Record<string, unknown>, route.query ?? NO_QUERY)
+  if (route.query) checkInput(route.query, query, 'The query')
+  else if (Object.keys(query).length > 0) throw new AppError('invalid_request', 'This takes no query')
+  const body = route.body && request.body === undefined && route.bodyOptional ? {} : request.body
+  if (route.body) {
+    if (body === undefined) throw new AppError('invalid_request', 'This needs a JSON body')
+    checkInput(route.body, body, 'The body')
+  }
+  return {
+    params: request.params,
+    query,
+    body,
+    upload: request.body,
+    signal: AbortSignal.any([uses.closing, whenGone(reply)]),
+    log: request.log,
+    header: (name: string) => {
+      const value = request.headers[name]
+      return Array.isArray(value) ? value[0] : value
+    },
+    setHeader: (name: string, value: string) => void reply.header(name, value),
+  } as unknown as Asked<RouteId>
+}
+
+const NO_QUERY = {} as NonNullable<Route['query']>
+
+function checkParams(route: Route, request: FastifyRequest): void {
+  if (route.params) checkInput(route.params, request.params, 'The path')
+}
+
+/** Fires when the connection closes before the answer is whole. */
+function whenGone(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController()
+  reply.raw.once('close', () => {
+    if (!reply.raw.writableFinished) gone.abort()
+  })
+  return gone.signal
+}
+
+function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
+  reply.code(route.status)
+  if (route.stream === 'sse') {
+    reply.headers({ 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
+    return reply.send(sseStream(answer as AsyncIterable<SseMessage>))
+  }
+  if (route.stream === 'text' || answer === undefined) return reply.send(answer)
+  reply.type('application/json; charset=utf-8')
+  return reply.send(isLongList(answer) ? jsonListStream(answer) : JSON.stringify(answer))
+}
+
+const wrongMediaType = () => Object.assign(new Error('media type'), { code: 'FST_ERR_CTP_INVALID_MEDIA_TYPE' })
+const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.route?.rawBody !== undefined
+
+function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
+  const { status, headers, body, isFault } = refusalOf(error)
+  if (isFault) uses.log.error({ err: error, requestId: request.id, route: request.routeOptions?.config?.routeId }, 'request failed')
+  reply.code(status).headers(headers).type('application/json; charset=utf-8')
+  if (error instanceof AppError && error.code === 'method_not_allowed') reply.header('allow', String(error.detail?.allow ?? ''))
+  // What is left of a refused upload is not read: the connection ends with the answer.
+  if (isUnread(request)) reply.header('connection', 'close')
+  return reply.send(JSON.stringify(body))
+}
+
+const isUnread = (request: FastifyRequest): boolean =>
+  !request.raw.complete && (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0)
+
+const PATTERNS = (Object.keys(ENDPOINTS) as RouteId[]).map((id) => {
+  const { method, path } = endpoint(id)
+  return { method, pattern: new RegExp(`^${path.replace(/\{\w+\}/g, '[^/]+')}$`) }
+})
+
+/** 405 where another method would do, else 404. */
+function notFound(request: FastifyRequest): AppError {
+  const path = request.url.split('?')[0] ?? ''
+  const allow = PATTERNS.filter(({ pattern }) => pattern.test(path)).map(({ method }) => method)
+  if (allow.length > 0) {
+    return new AppError('method_not_allowed', `${request.method} cannot be used here, only ${[...new Set(allow)].join(', ')}`, {
+      detail: { allow: [...new Set(allow)].join(', ') },
+    })
+  }
+  return new AppError('not_found', 'There is nothing at this path', { hint: 'GET /openapi.json lists what there is' })
+}
+
+/** A caller's own id when it is a plain one: it goes into headers and logs. */
+function requestIdOf(given: string | string[] | undefined): string {
+  return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : createId()
+}
+
+function tellLog(request: FastifyRequest, reply: FastifyReply, { log, metrics }: AppUses): void {
+  const { routeId, route } = request.routeOptions.config
+  const ms = Math.round(reply.elapsedTime * 10) / 10
+  metrics.answered(routeId ?? 'none', reply.statusCode, reply.elapsedTime, route?.stream !== undefined)
+  const fields = {
+    requestId: request.id,
+    route: routeId,
+    status: reply.statusCode,
+    ms,
+    caller: request.caller?.subject,
+    ...(request.params as object),
+  }
+  if (request.method === 'GET') log.debug(fields, 'request')
+  else log.info(fields, 'request')
+}
+
+/** What is no HTTP at all, or never becomes a whole request. */
+function answerBrokenRequest(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || socket.destroyed) return
+  if (!socket.writable) return void socket.destroy()
+  const known = refusalOf(error)
+  const { status, body } = known.isFault ? refusalOf(new AppError('invalid_request', 'This is not a valid HTTP request')) : known
+  const text = JSON.stringify(body)
+  socket.end(
+    `HTTP/1.1 ${status} Refused\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
+  )
+}

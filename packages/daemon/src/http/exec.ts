@@ -1,0 +1,209 @@
+/** A command in a guest, over a WebSocket. The frames are described in docs/streams.md. */
+import type { Readable, Writable } from 'node:stream'
+import { AppError } from '@dormouse/api/errors.ts'
+import { CHANNEL, EXIT, type ExecStart, FRAME_MAX, type OutputChannel } from '@dormouse/api/streams.ts'
+import { type Static, Type } from 'typebox'
+import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
+import { checkInput } from './check-input.ts'
+import type { GuestDoor, GuestExecDoor } from './uses.ts'
+import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
+
+const strict = { additionalProperties: false } as const
+const Size = Type.Integer({ minimum: 1, maximum: 65_535 })
+
+const Start = Type.Object(
+  {
+    command: Type.Optional(Type.Array(Type.String({ pattern: '^[^\\u0000]*$' }), { maxItems: 4096 })),
+    tty: Type.Optional(Type.Boolean()),
+    env: Type.Optional(Type.Record(Type.String({ pattern: '^[^=\\u0000]+$' }), Type.String({ pattern: '^[^\\u0000]*$' }), strict)),
+    cwd: Type.Optional(Type.String({ maxLength: 4096, pattern: '^[^\\u0000]*$' })),
+    user: Type.Optional(Type.String({ maxLength: 256 })),
+    timeout: Type.Optional(Type.Number({ minimum: 0, maximum: 31_536_000 })),
+    wait_for_agent: Type.Optional(Type.Number({ minimum: 0 })),
+    rows: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
+    cols: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
+    separate_streams: Type.Optional(Type.Boolean()),
+  },
+  strict,
+)
+const Resize = Type.Object({ resize: Type.Object({ rows: Size, cols: Size }, strict) }, strict)
+const Signal = Type.Object({ signal: Type.String({ pattern: '^(SIG)?[A-Z0-9+-]{2,12}$' }) }, strict)
+const StdinEnd = Type.Object({ stdin: Type.Literal('eof') }, strict)
+
+const FIRST_FRAME_MS = 10_000
+/** How long output may still come after the command has ended: something that it left behind may hold the pipe. */
+const DRAIN_MS = 5_000
+const GUEST_SLACK_MS = 2_000
+
+export interface ExecUses {
+  readonly guest: GuestDoor
+  readonly log: Logger
+  /** The daemon closes. */
+  readonly closing: AbortSignal
+}
+
+export async function runExec(peer: WebSocketPeer, { guest, log, closing }: ExecUses): Promise<void> {
+  using _ = peer
+  let start: ExecStart
+  try {
+    start = readStart(await peer.next(FIRST_FRAME_MS))
+  } catch (error) {
+    return peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+  }
+  const step: Step = { signal: AbortSignal.any([peer.gone, closing]), log }
+  let exec: GuestExecDoor
+  try {
+    exec = await guest.exec(requestOf(start), step)
+  } catch (error) {
+    log.debug({ err: error }, 'exec did not start')
+    return failStart(peer, start, error)
+  }
+  await converse(peer, exec, start, step)
+}
+
+/** The published clients know no other way to hear of it than output and an exit code. */
+async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown): Promise<void> {
+  const message = sentenceOf(error)
+  await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${message}\r\n`)))
+  await peer.sendJson({ exitCode: /permission denied/i.test(message) ? EXIT.notExecutable : EXIT.notFound, message })
+}
+
+async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart, { signal, log }: Step): Promise<void> {
+  let isTimedOut = false
+  const timer = start.timeout
+    ? setTimeout(() => {
+        isTimedOut = true
+        exec.kill()
+      }, start.timeout * 1000)
+    : undefined
+  const leave = () => exec.kill()
+  signal.addEventListener('abort', leave, { once: true })
+  try {
+    const output = Promise.all([pump(exec.stdout, 'stdout', peer, start), pump(exec.stderr, 'stderr', peer, start)])
+    void feed(peer, exec, start).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
+    const exit = await exec.exit
+    await within(DRAIN_MS, output)
+    await peer.sendJson(
+      isTimedOut ? { exitCode: EXIT.timedOut, message: `killed after ${start.timeout} s` } : { exitCode: exit.code, message: exit.message },
+    )
+  } catch (error) {
+    log.debug({ err: error }, 'exec was cut off')
+    await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
+  } finally {
+    clearTimeout(timer)
+    signal.removeEventListener('abort', leave)
+    exec.kill()
+  }
+}
+
+/** Guest to peer, at the pace of the peer. */
+async function pump(source: Readable, channel: OutputChannel, peer: WebSocketPeer, start: ExecStart): Promise<void> {
+  // One byte is the channel's.
+  const longest = FRAME_MAX - 1
+  for await (const chunk of source as AsyncIterable<Buffer>) {
+    for (let at = 0; at < chunk.length; at += longest) await peer.send(framed(start, channel, chunk.subarray(at, at + longest)))
+    if (peer.gone.aborted) return
+  }
+}
+
+function framed(start: ExecStart, channel: OutputChannel, bytes: Uint8Array): Uint8Array {
+  return start.separate_streams === true ? Buffer.concat([Buffer.of(CHANNEL[channel]), bytes]) : bytes
+}
+
+/** Peer to guest, at the pace of the guest. Only clients that ask for separate streams know of signals and an end of stdin. */
+async function feed(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart): Promise<void> {
+  for await (const frame of peer.frames()) {
+    if (frame.isText && (start.separate_streams === true ? control(frame, exec, peer) : start.tty === true && resize(frame, exec))) continue
+    await write(exec.stdin, frame.data)
+  }
+}
+
+/** Text frames are control and nothing else; one that is none is told of, and the command goes on. */
+function control(frame: Frame, exec: GuestExecDoor, peer: WebSocketPeer): true {
+  const value = parse(frame)
+  try {
+    if (isObjectWith(value, 'resize')) resize(frame, exec)
+    else if (isObjectWith(value, 'signal')) {
+      checkInput(Signal, value, 'The frame')
+      const { signal } = value as Static<typeof Signal>
+      exec.signal(signal.startsWith('SIG') ? signal : `SIG${signal}`)
+    } else {
+      checkInput(StdinEnd, value, 'The frame')
+      exec.stdin.end()
+    }
+  } catch (error) {
+    void peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+  }
+  return true
+}
+
+function resize(frame: Frame, exec: GuestExecDoor): boolean {
+  const value = parse(frame)
+  if (!isObjectWith(value, 'resize')) return false
+  try {
+    checkInput(Resize, value, 'The frame')
+  } catch {
+    return true
+  }
+  const { rows, cols } = (value as Static<typeof Resize>).resize
+  exec.resize(rows, cols)
+  return true
+}
+
+/** Resolves when the guest takes more. What comes after the command has ended goes nowhere. */
+function write(stdin: Writable, data: Buffer): Promise<void> {
+  if (!stdin.writable) return Promise.resolve()
+  if (stdin.write(data)) return Promise.resolve()
+  return new Promise((resolve) => {
+    const done = () => {
+      stdin.off('drain', done).off('close', done).off('error', done)
+      resolve()
+    }
+    stdin.on('drain', done).on('close', done).on('error', done)
+  })
+}
+
+function readStart(frame: Frame | undefined): ExecStart {
+  if (frame === undefined) throw new AppError('invalid_request', `No first frame came within ${FIRST_FRAME_MS / 1000} s`)
+  if (!frame.isText) throw new AppError('invalid_request', 'The first frame must be text: the command as JSON')
+  const value = parse(frame)
+  if (value === undefined) throw new AppError('invalid_request', 'The first frame is not valid JSON')
+  checkInput(Start, value, 'The first frame')
+  return value as ExecStart
+}
+
+function requestOf(start: ExecStart) {
+  const { command = [], tty = false, env, cwd, user, timeout, rows, cols } = start
+  return {
+    command: command.length > 0 ? [...command] : ['/bin/sh'],
+    tty,
+    ...(env !== undefined && { env: { ...env } }),
+    ...(cwd !== undefined && cwd !== '' && { cwd }),
+    ...(user !== undefined && user !== '' && { user }),
+    // The guest's own limit is the second line: the first is here, and knows what to answer.
+    ...(timeout !== undefined && timeout > 0 && { timeoutMs: timeout * 1000 + GUEST_SLACK_MS }),
+    ...(rows !== undefined && rows > 0 && cols !== undefined && cols > 0 && { rows, cols }),
+  }
+}
+
+function parse(frame: Frame): unknown {
+  try {
+    return JSON.parse(frame.data.toString())
+  } catch {
+    return undefined
+  }
+}
+
+const isObjectWith = (value: unknown, key: string): value is object =>
+  typeof value === 'object' && value !== null && Object.hasOwn(value, key)
+
+const sentenceOf = (error: unknown): string => (error instanceof AppError ? error.message : 'The guest did not answer')
+
+async function within(ms: number, work: Promise<unknown>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, ms)
+  })
+  await Promise.race([work, late]).finally(() => clearTimeout(timer))
+}

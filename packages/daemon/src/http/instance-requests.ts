@@ -1,0 +1,118 @@
+/** What callers write, as the instances room takes it: texts become numbers here, each with its own error code. */
+import { isIP } from 'node:net'
+import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
+import type { CreateInstanceRequest, PortMapping, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+import { WAIT_MAX_MS } from '@dormouse/api/routes.ts'
+import { parseDuration, parseSize } from '@dormouse/api/units.ts'
+import type { CreateInstance, PortRequest, UpdateInstance } from '../instances/instance.ts'
+import { refuseNotYet } from './not-yet.ts'
+
+export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): CreateInstance {
+  refuseNotYet(body)
+  const expiresAtMs = parseExpiry(body, nowMs)
+  return {
+    name: body.name,
+    image: body.image,
+    ...present('platform', platformOf(body.platform)),
+    ...present('hypervisor', body.hypervisor),
+    ...present('vcpus', body.vcpus),
+    ...present('memoryBytes', sizeOf(body.size, 'size', 'invalid_size')),
+    ...present('overlayBytes', sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')),
+    ...present('entrypoint', nonEmpty(body.entrypoint)),
+    ...present('cmd', nonEmpty(body.cmd)),
+    ...present('env', body.env),
+    ...present('tags', body.tags),
+    ...(body.network && {
+      network: { ...present('enabled', body.network.enabled), ...present('ports', body.network.ports?.map(toPortRequest)) },
+    }),
+    ...present('snapshotPolicy', body.snapshot_policy),
+    ...present('skipKernelHeaders', body.skip_kernel_headers),
+    ...(typeof expiresAtMs === 'number' && { expiresAtMs }),
+  }
+}
+
+export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): UpdateInstance {
+  refuseNotYet(body)
+  return {
+    ...present('name', body.name),
+    ...present('tags', body.tags),
+    ...present('env', body.env),
+    ...present('snapshotPolicy', body.snapshot_policy),
+    ...present('expiresAtMs', parseExpiry(body, nowMs)),
+    ...(body.network?.ports && { network: { ports: body.network.ports.map(toPortRequest) } }),
+    ...present('vcpus', body.vcpus),
+    ...present('memoryBytes', sizeOf(body.size, 'size', 'invalid_size')),
+    ...present('overlayBytes', sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')),
+  }
+}
+
+/** Milliseconds of `timeout`; what is longer than the daemon waits becomes as long as it waits. */
+export function waitLimitMs(timeout: string | undefined): number {
+  const ms = parseDuration(timeout ?? '60s')
+  if (ms === undefined || ms <= 0) {
+    throw new AppError('invalid_timeout', `\`timeout\` is ${JSON.stringify(timeout)}, but must be a duration above 0 such as 90s or 2m`)
+  }
+  return Math.min(ms, WAIT_MAX_MS)
+}
+
+/** Of a stop. Undefined: as configured. */
+export function graceMs(timeout: string | undefined): number | undefined {
+  if (timeout === undefined || timeout === '') return undefined
+  const ms = parseDuration(timeout)
+  if (ms === undefined || ms < 0)
+    throw new AppError('invalid_timeout', `\`timeout\` is ${JSON.stringify(timeout)}, but must be a duration such as 10s`)
+  return Math.min(ms, WAIT_MAX_MS)
+}
+
+function present<K extends string, V>(key: K, value: V | undefined): { [P in K]?: V } {
+  return (value === undefined ? {} : { [key]: value }) as { [P in K]?: V }
+}
+
+const nonEmpty = (list: readonly string[] | undefined): readonly string[] | undefined => (list?.length ? list : undefined)
+
+/** An empty text means the default. */
+function sizeOf(text: string | undefined, field: string, code: ErrorCode): number | undefined {
+  if (text === undefined || text.trim() === '') return undefined
+  const bytes = parseSize(text)
+  if (bytes === undefined || bytes <= 0) {
+    throw new AppError(code, `\`${field}\` is ${JSON.stringify(text)}, but must be a size such as 512MB or 1.5GB`)
+  }
+  return bytes
+}
+
+const PLATFORMS = ['linux/amd64', 'linux/arm64']
+
+function platformOf(text: string | undefined): string | undefined {
+  if (text === undefined || PLATFORMS.some((platform) => text === platform || text.startsWith(`${platform}/`))) return text
+  throw new AppError('invalid_platform', `\`platform\` is ${text}, but must be one of ${PLATFORMS.join(', ')}`)
+}
+
+function toPortRequest(port: PortMapping): PortRequest {
+  if (port.host_ip !== undefined && !isIP(port.host_ip)) {
+    throw new AppError('invalid_request', `\`host_ip\` of port ${port.guest_port} is no IP address: ${JSON.stringify(port.host_ip)}`)
+  }
+  return {
+    hostPort: port.host_port,
+    guestPort: port.guest_port,
+    ...present('protocol', port.protocol),
+    ...present('hostIp', port.host_ip),
+  }
+}
+
+/** When it ends: undefined leaves it as it is, null is never. */
+function parseExpiry(body: { readonly ttl?: string; readonly expires_at?: string }, nowMs: number): number | null | undefined {
+  if (body.ttl !== undefined && body.expires_at !== undefined) {
+    throw new AppError('invalid_request', '`ttl` and `expires_at` exclude each other: give one of them')
+  }
+  if (body.ttl !== undefined) {
+    const ms = parseDuration(body.ttl)
+    if (ms === undefined || ms < 0)
+      throw new AppError('invalid_ttl', `\`ttl\` is ${JSON.stringify(body.ttl)}, but must be a duration such as 90m; 0s is never`)
+    return ms === 0 ? null : nowMs + ms
+  }
+  if (body.expires_at === undefined) return undefined
+  const at = Date.parse(body.expires_at)
+  if (!Number.isFinite(at)) throw new AppError('invalid_expires_at', `\`expires_at\` is no time: ${body.expires_at}`)
+  if (at <= nowMs) throw new AppError('invalid_expires_at', `\`expires_at\` is in the past: ${body.expires_at}`)
+  return at
+}

@@ -1,0 +1,35 @@
+/** Fields that the contract has and this version has not. Asking for one is refused by name; leaving it off is always fine. */
+import { AppError } from '@dormouse/api/errors.ts'
+import type { CreateInstanceRequest, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+
+type Asking = CreateInstanceRequest & UpdateInstanceRequest
+
+const isOn = (policy: { enabled?: boolean } | undefined): boolean => policy?.enabled === true
+const isSize = (text: string | undefined): boolean => text !== undefined && text.trim() !== '' && !/^0+(\.0+)?\s*[a-z]*$/i.test(text.trim())
+
+const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
+  ['volumes', (body) => (body.volumes ?? []).length > 0, 'volumes are not built yet'],
+  ['devices', (body) => (body.devices ?? []).length > 0, 'device passthrough is not built yet'],
+  ['gpu', (body) => (body.gpu?.profile ?? '') !== '', 'virtual GPUs are not built yet'],
+  ['hotplug_size', (body) => isSize(body.hotplug_size), 'memory cannot be added to a running VM yet'],
+  ['disk_io_bps', (body) => isSize(body.disk_io_bps), 'disk rates are not limited yet'],
+  ['network.bandwidth_download', (body) => isSize(body.network?.bandwidth_download), 'bandwidth is not limited yet'],
+  ['network.bandwidth_upload', (body) => isSize(body.network?.bandwidth_upload), 'bandwidth is not limited yet'],
+  ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
+  ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
+  ['auto_standby', (body) => isOn(body.auto_standby), 'automatic standby is not built yet'],
+  ['health_check', (body) => (body.health_check?.type ?? 'none') !== 'none', 'health checks are not built yet'],
+  ['restart_policy', (body) => (body.restart_policy?.policy ?? 'never') !== 'never', 'automatic restarts are not built yet'],
+  ['skip_guest_agent', (body) => body.skip_guest_agent === true, 'an instance cannot run without its agent'],
+]
+
+/** Throws `not_supported` naming every field that cannot be had yet. */
+export function refuseNotYet(body: Partial<Asking>): void {
+  const asked = NOT_YET.filter(([, isAskedFor]) => isAskedFor(body))
+  if (asked.length === 0) return
+  const [first] = asked
+  throw new AppError('not_supported', `\`${first?.[0]}\` cannot be used: ${first?.[2]}`, {
+    hint: `Leave out ${asked.map(([field]) => field).join(', ')}`,
+    ...(asked.length > 1 && { detail: { problems: asked.map(([field, , why]) => `\`${field}\`: ${why}`) } }),
+  })
+}

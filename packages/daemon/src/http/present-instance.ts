@@ -1,0 +1,58 @@
+import type { PortMapping, Instance as Shown, SnapshotPolicy } from '@dormouse/api/instances.ts'
+import { formatRate, formatSize } from '@dormouse/api/units.ts'
+import { durationsAt, type Instance } from '../instances/instance.ts'
+
+const iso = (ms: number): string => new Date(ms).toISOString()
+const isoOrNull = (ms: number | undefined): string | null => (ms === undefined ? null : iso(ms))
+
+/** An instance towards the API. What the contract lists as nullable is null when it does not apply; everything else is absent. */
+export function presentInstance(instance: Instance, nowMs: number): Shown {
+  return {
+    id: instance.id,
+    name: instance.name,
+    image: instance.image,
+    image_digest: instance.imageDigest,
+    platform: instance.platform,
+    state: instance.state,
+    state_error: instance.stateError ?? null,
+    ...(instance.operation !== undefined && { operation: instance.operation }),
+    created_at: iso(instance.createdAtMs),
+    started_at: isoOrNull(instance.startedAtMs),
+    stopped_at: isoOrNull(instance.stoppedAtMs),
+    expires_at: isoOrNull(instance.expiresAtMs),
+    exit_code: instance.exitCode ?? null,
+    ...(instance.exitMessage !== undefined && { exit_message: instance.exitMessage }),
+    hypervisor: instance.hypervisor,
+    vcpus: instance.vcpus,
+    size: formatSize(instance.memoryBytes),
+    ...(instance.hotplugBytes > 0 && { hotplug_size: formatSize(instance.hotplugBytes) }),
+    overlay_size: formatSize(instance.overlayBytes),
+    ...(instance.diskIoBps !== undefined && { disk_io_bps: formatRate(instance.diskIoBps) }),
+    ...(instance.entrypoint !== undefined && { entrypoint: [...instance.entrypoint] }),
+    ...(instance.cmd !== undefined && { cmd: [...instance.cmd] }),
+    env: instance.env,
+    tags: instance.tags,
+    network: presentNetwork(instance.network),
+    volumes: [],
+    has_snapshot: instance.hasSnapshot,
+    ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
+    phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,
+    current_phase: instance.phases.current.toLowerCase(),
+    current_phase_since: iso(instance.phases.sinceMs),
+  }
+}
+
+function presentNetwork(network: Instance['network']): NonNullable<Shown['network']> {
+  if (!network.enabled) return { enabled: false, ip: null, mac: null }
+  return {
+    enabled: true,
+    name: 'default',
+    ip: network.ip ?? null,
+    mac: network.mac ?? null,
+    ports: network.ports.map(
+      (port): PortMapping => ({ host_port: port.hostPort, guest_port: port.guestPort, protocol: port.protocol, host_ip: port.hostIp }),
+    ),
+    ...(network.bandwidthDownload !== undefined && { bandwidth_download: formatRate(network.bandwidthDownload) }),
+    ...(network.bandwidthUpload !== undefined && { bandwidth_upload: formatRate(network.bandwidthUpload) }),
+  }
+}

@@ -1,0 +1,49 @@
+import type { ImageProgress } from '@dormouse/api/images.ts'
+import type { SseMessage } from '@dormouse/api/streams.ts'
+import type { Handlers } from '../handler.ts'
+import { pageOf } from '../list-page.ts'
+import type { ServerUses } from '../uses.ts'
+
+type ImageRoutes = Pick<
+  Handlers,
+  'listImages' | 'pullImage' | 'importImage' | 'pruneImages' | 'getImage' | 'deleteImage' | 'tagImage' | 'getImageProgress'
+>
+
+export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes {
+  return {
+    listImages: ({ query, setHeader }) => {
+      const { tags, limit, cursor } = query
+      const page = pageOf(images.list(tags === undefined ? {} : { tags }), (image) => image.name, { limit, cursor })
+      if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
+      return [...page.items]
+    },
+
+    pullImage: ({ body }) => images.pull(body),
+
+    importImage: ({ upload, query, signal, log }) => {
+      const { name, platform } = query
+      return images.importUpload(
+        upload,
+        { ...(name !== undefined && { name }), ...(platform !== undefined && { platform }) },
+        { signal, log },
+      )
+    },
+
+    pruneImages: () => images.prune(),
+
+    getImage: ({ params }) => images.getImage(params.name),
+
+    deleteImage: async ({ params }) => {
+      await images.remove(params.name)
+      return undefined
+    },
+
+    tagImage: ({ params, body }) => images.tag(params.name, body.target),
+
+    getImageProgress: async ({ params, signal }) => asMessages(await images.progress(params.name, { signal })),
+  }
+}
+
+async function* asMessages(steps: AsyncIterable<ImageProgress>): AsyncGenerator<SseMessage> {
+  for await (const step of steps) yield { data: JSON.stringify(step) }
+}

@@ -1,0 +1,132 @@
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Instance as Shown } from '@dormouse/api/instances.ts'
+import type { SseMessage } from '@dormouse/api/streams.ts'
+import type { Instance, InstanceId } from '../../instances/instance.ts'
+import type { Handlers } from '../handler.ts'
+import { graceMs, toCreateInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
+import { pageOf } from '../list-page.ts'
+import { presentInstance } from '../present-instance.ts'
+import type { ServerUses } from '../uses.ts'
+
+type InstanceRoutes = Pick<
+  Handlers,
+  | 'listInstances'
+  | 'createInstance'
+  | 'getInstance'
+  | 'updateInstance'
+  | 'deleteInstance'
+  | 'startInstance'
+  | 'stopInstance'
+  | 'getInstanceLogs'
+  | 'statInstancePath'
+  | 'getInstanceStats'
+  | 'waitForInstance'
+>
+
+export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): InstanceRoutes {
+  const show = (instance: Instance): Shown => presentInstance(instance, Date.now())
+
+  /** `?wait=running`: the answer waits until it runs, has come to rest, or the time is up; it tells the state as it then is. */
+  const settled = async (instance: Instance, query: { wait?: 'running'; timeout?: string }, signal: AbortSignal): Promise<Shown> => {
+    if (query.wait === undefined) return show(instance)
+    await instances.wait(instance.id, { state: 'Running', timeoutMs: waitLimitMs(query.timeout), signal })
+    return show(instances.get(instance.id))
+  }
+
+  return {
+    listInstances: ({ query, setHeader }) => {
+      const { state, tags, limit, cursor } = query
+      const now = Date.now()
+      const all = instances.list({ ...(state !== undefined && { state }), ...(tags !== undefined && { tags }) })
+      if (limit === undefined && cursor === undefined) return all.map((instance) => presentInstance(instance, now))
+      const listed = all.map((instance) => ({ instance, created_at: new Date(instance.createdAtMs).toISOString() }))
+      const page = pageOf(listed, ({ instance }) => instance.id, { limit, cursor })
+      if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
+      return page.items.map(({ instance }) => presentInstance(instance, now))
+    },
+
+    createInstance: async ({ body, query, signal }) => {
+      // A bad `timeout` must not be found out once the instance is there.
+      waitLimitMs(query.timeout)
+      return settled(await instances.create(toCreateInstance(body, Date.now())), query, signal)
+    },
+
+    getInstance: ({ params }) => show(instances.resolve(params.id)),
+
+    updateInstance: async ({ params, body }) =>
+      show(await instances.update(instances.resolve(params.id).id, toUpdateInstance(body, Date.now()))),
+
+    deleteInstance: async ({ params, query }) => {
+      await instances.delete(instances.resolve(params.id).id, { graceful: query.graceful_shutdown ?? true })
+      return undefined
+    },
+
+    startInstance: async ({ params, body, query, signal }) => {
+      waitLimitMs(query.timeout)
+      const { entrypoint, cmd } = body
+      const overrides = { ...(entrypoint?.length && { entrypoint }), ...(cmd?.length && { cmd }) }
+      return settled(await instances.start(instances.resolve(params.id).id, overrides), query, signal)
+    },
+
+    stopInstance: async ({ params, body }) => {
+      const grace = graceMs(body.timeout)
+      const options = { ...(body.force === true && { force: true }), ...(grace !== undefined && { graceMs: grace }) }
+      return show(await instances.stop(instances.resolve(params.id).id, options))
+    },
+
+    getInstanceLogs: async ({ params, query, signal }) => {
+      const { tail = 100, follow = false, source = 'app' } = query
+      const lines = await instances.logs(instances.resolve(params.id).id, {
+        source: source === 'hypeman' ? 'daemon' : source,
+        tail,
+        follow,
+        untilStopped: query.until === 'stopped',
+        signal,
+      })
+      return asMessages(lines)
+    },
+
+    statInstancePath: async ({ params, query, signal, log }) => {
+      const step = { signal: AbortSignal.any([signal, AbortSignal.timeout(STAT_LIMIT_MS)]), log }
+      const guest = await instances.guest(instances.resolve(params.id).id, step)
+      return guest.stat(query.path, { followLinks: query.follow_links ?? false }, step)
+    },
+
+    getInstanceStats: async ({ params }) => {
+      const stats = await instances.stats(instances.resolve(params.id).id)
+      const { instance } = stats
+      const allocated = instance.memoryBytes + instance.hotplugBytes
+      return {
+        instance_id: instance.id,
+        instance_name: instance.name,
+        cpu_seconds: stats.cpuSeconds,
+        memory_rss_bytes: stats.memoryRssBytes,
+        memory_vms_bytes: stats.memoryVmsBytes,
+        network_rx_bytes: stats.networkRxBytes,
+        network_tx_bytes: stats.networkTxBytes,
+        allocated_vcpus: instance.vcpus,
+        allocated_memory_bytes: allocated,
+        memory_utilization_ratio: allocated > 0 ? stats.memoryRssBytes / allocated : null,
+      }
+    },
+
+    waitForInstance: async ({ params, query, signal }) => {
+      if (query.state === 'Unknown') throw new AppError('invalid_request', '`state` is Unknown, which nothing can be waited into')
+      const timeoutMs = waitLimitMs(query.timeout)
+      const id: InstanceId = instances.resolve(params.id).id
+      const result = await instances.wait(id, { state: query.state, timeoutMs, signal })
+      return {
+        state: result.state,
+        timed_out: result.timedOut,
+        state_error: result.stateError ?? null,
+        ...(result.reason !== undefined && { reason: result.reason }),
+      }
+    },
+  }
+}
+
+const STAT_LIMIT_MS = 15_000
+
+async function* asMessages(lines: AsyncIterable<string>): AsyncGenerator<SseMessage> {
+  for await (const line of lines) yield { data: JSON.stringify(line) }
+}

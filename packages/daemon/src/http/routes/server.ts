@@ -1,0 +1,156 @@
+import os from 'node:os'
+import type { Capabilities, Runtime } from '@dormouse/api/capabilities.ts'
+import { AppError } from '@dormouse/api/errors.ts'
+import { isLive } from '@dormouse/api/instance-states.ts'
+import type { ResourceStatus, Resources } from '@dormouse/api/resources.ts'
+import { type Route, routes } from '@dormouse/api/routes.ts'
+import type { SseMessage } from '@dormouse/api/streams.ts'
+import { parseDuration } from '@dormouse/api/units.ts'
+import type { Authority } from '../auth.ts'
+import type { Handlers } from '../handler.ts'
+import type { Metrics } from '../metrics.ts'
+import type { ServerUses } from '../uses.ts'
+
+type ServerRoutes = Pick<Handlers, 'getHealth' | 'getCapabilities' | 'getResources' | 'followEvents' | 'createToken' | 'getMetrics'>
+
+const TOKEN_MAX_MS = 10 * 365 * 24 * 3_600_000
+
+export function serverRoutes(uses: ServerUses, authority: Authority, metrics: Metrics): ServerRoutes {
+  return {
+    getHealth: () => ({ status: 'ok' }),
+    getCapabilities: () => capabilitiesOf(uses),
+    getResources: () => resourcesOf(uses),
+
+    followEvents: ({ query, header, signal }) => {
+      const after = query.after ?? lastEventId(header('last-event-id'))
+      return eventMessages(uses, { ...(after !== undefined && { after }), signal }, query.subject)
+    },
+
+    createToken: ({ body }) => {
+      const { subject = 'operator', scopes, ttl = '24h' } = body
+      const ttlMs = parseDuration(ttl)
+      if (ttlMs === undefined || ttlMs < 1000 || ttlMs > TOKEN_MAX_MS) {
+        throw new AppError('invalid_ttl', `\`ttl\` is ${JSON.stringify(ttl)}, but must be a duration such as 24h, at most ten years`)
+      }
+      return authority.mint({ subject, ttlMs, ...(scopes !== undefined && { scopes }) })
+    },
+
+    getMetrics: ({ setHeader }) => {
+      setHeader('content-type', metrics.contentType)
+      return metrics.text()
+    },
+  }
+}
+
+async function* eventMessages(
+  { events }: ServerUses,
+  options: { after?: number; signal: AbortSignal },
+  subject: string | undefined,
+): AsyncGenerator<SseMessage> {
+  for await (const event of events.subscribe(options)) {
+    if (subject !== undefined && event.subject !== subject) continue
+    const { id, kind, atMs, data } = event
+    yield { id: String(id), data: JSON.stringify({ id, kind, at: new Date(atMs).toISOString(), subject: event.subject, data }) }
+  }
+}
+
+/** What a reader saw last. One that is no number of ours is as good as none. */
+const lastEventId = (text: string | undefined): number | undefined =>
+  text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : undefined
+
+const FEATURE_OF: Readonly<Record<string, string>> = {
+  pause: 'pause',
+  standby: 'standby',
+  fork: 'fork',
+  snapshots: 'snapshots',
+  disk_hotplug: 'hotplug-disk',
+  memory_hotplug: 'hotplug-memory',
+  disk_limit: 'disk-io-limit',
+  gpu: 'gpu-passthrough',
+}
+
+/** A feature is told of only once the routes that use it are built. */
+const isBuilt: Readonly<Record<string, boolean>> = (() => {
+  const built = (route: Route): boolean => route.later === undefined
+  return {
+    standby: built(routes.standbyInstance),
+    fork: built(routes.forkInstance),
+    snapshots: built(routes.createSnapshot),
+    gpu: built(routes.createDevice),
+    disk_hotplug: built(routes.attachVolume),
+    memory_hotplug: false,
+    disk_limit: false,
+  }
+})()
+
+async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabilities> {
+  const runtimes = await Promise.all(
+    host.hypervisors.map(async ({ name, capabilities, probe }): Promise<Runtime> => {
+      const { available, version: vmm, acceleration, reason } = await probe()
+      const features = [...capabilities].filter((one) => isBuilt[one] ?? true).map((one) => FEATURE_OF[one] ?? one)
+      return {
+        name,
+        available,
+        features: features.sort(),
+        ...(vmm !== undefined && { version: vmm }),
+        ...(acceleration !== undefined && { acceleration }),
+        ...(reason !== undefined && { reason }),
+      }
+    }),
+  )
+  const platform = host.facts.architecture === 'aarch64' ? 'linux/arm64' : 'linux/amd64'
+  const built = (['volumes', 'ingresses', 'builds', 'devices'] as const).filter((tag) =>
+    Object.values(routes as Record<string, Route>).some((route) => route.tag === tag && route.later === undefined),
+  )
+  return {
+    server: { version, api_version: version },
+    host: { os: os.platform(), arch: platform.split('/')[1] ?? '' },
+    default_runtime: {
+      name: host.defaultHypervisor,
+      available: runtimes.find((runtime) => runtime.name === host.defaultHypervisor)?.available ?? false,
+    },
+    runtimes: runtimes.sort((a, b) => (a.name < b.name ? -1 : 1)),
+    network: { model: 'nat', guest_to_guest: false },
+    images: { platforms: [platform], default_platform: platform },
+    features: ['exec', 'images', 'instances', 'logs', ...built.map((tag) => (tag === 'ingresses' ? 'ingress' : tag))].sort(),
+  }
+}
+
+async function resourcesOf({ host, instances, images }: ServerUses): Promise<Resources> {
+  const all = instances.list({})
+  const live = all.filter((instance) => isLive(instance.state))
+  const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
+    list.reduce((total, instance) => total + of(instance), 0)
+  const [disk, imagesBytes] = await Promise.all([host.disk(), images.usage()])
+  const overlays = sum(all, (instance) => instance.overlayBytes)
+  return {
+    cpu: status(
+      'cpu',
+      host.facts.cpus,
+      host.ratios.cpu,
+      sum(live, (instance) => instance.vcpus),
+    ),
+    memory: status(
+      'memory',
+      host.facts.memoryBytes,
+      host.ratios.memory,
+      sum(live, (instance) => instance.memoryBytes),
+    ),
+    disk: status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays),
+    // How fast the host's link is cannot be known without root and a link of one's own, so it is not given out by measure.
+    network: { ...status('network', 0, 1, 0), source: 'unknown' },
+    disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: 0, overlays_bytes: overlays },
+    allocations: live.map((instance) => ({
+      instance_id: instance.id,
+      instance_name: instance.name,
+      cpu: instance.vcpus,
+      memory_bytes: instance.memoryBytes,
+      disk_bytes: instance.overlayBytes,
+    })),
+  }
+}
+
+function status(type: string, capacity: number, ratio: number, allocated: number): ResourceStatus {
+  const limit = Math.floor(capacity * ratio)
+  return { type, capacity, effective_limit: limit, allocated, available: Math.max(0, limit - allocated), oversub_ratio: ratio }
+}

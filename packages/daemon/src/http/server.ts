@@ -1,0 +1,128 @@
+/**
+ * The server: the route table over HTTP. It listens on a unix socket, whose file mode decides who may call, and on TCP, where a
+ * token does; each is a Fastify of its own over the same handlers.
+ *
+ *     onRequest   who asks, and may they                    auth.ts
+ *     parsing     JSON, bounded; raw bodies stay streams    json-body.ts
+ *     handler     schemas, in words                         check-input.ts
+ *                 then the noun                             routes/<noun>.ts
+ *     any throw   code → status, headers                    problems.ts
+ */
+import { chmodSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
+import { dirname, join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { openApiDocument } from '@dormouse/api/openapi.ts'
+import type { FastifyInstance } from 'fastify'
+import { createApp } from './app.ts'
+import { Authority } from './auth.ts'
+import type { Handlers } from './handler.ts'
+import { BODY_LIMITS, type BodyLimits } from './json-body.ts'
+import { Metrics } from './metrics.ts'
+import { statusOf } from './problems.ts'
+import { imageRoutes } from './routes/images.ts'
+import { instanceRoutes } from './routes/instances.ts'
+import { serverRoutes } from './routes/server.ts'
+import type { ServerUses } from './uses.ts'
+import { WebSocketGate } from './web-socket-gate.ts'
+
+export interface ListenOptions {
+  readonly socket: { readonly path: string; readonly mode: number }
+  /** Undefined: no TCP. Port 0 takes a free one. */
+  readonly tcp?: { readonly host: string; readonly port: number } | undefined
+}
+
+const CLOSE_LIMIT_MS = 5_000
+
+export class HttpServer implements AsyncDisposable {
+  /** The listener where a token is needed, and the one where none is. Both answer `inject` without listening. */
+  readonly tcp: FastifyInstance
+  readonly host: FastifyInstance
+  readonly authority: Authority
+  readonly #closing = new AbortController()
+  #socketPath: string | undefined
+
+  constructor(uses: ServerUses, options: { bodyLimits?: BodyLimits } = {}) {
+    this.authority = new Authority(uses.secret)
+    const metrics = new Metrics(uses)
+    const handlers: Handlers = { ...instanceRoutes(uses), ...imageRoutes(uses), ...serverRoutes(uses, this.authority, metrics) }
+    let openApi: string | undefined
+    const shared = {
+      handlers,
+      sockets: new WebSocketGate(uses, this.#closing.signal),
+      authority: this.authority,
+      metrics,
+      log: uses.log,
+      bodyLimits: options.bodyLimits ?? BODY_LIMITS,
+      closing: this.#closing.signal,
+      openApi: () => {
+        openApi ??= JSON.stringify(openApiDocument({ version: uses.version, statusOf }))
+        return openApi
+      },
+    }
+    this.tcp = createApp({ ...shared, isTrusted: false })
+    this.host = createApp({ ...shared, isTrusted: true })
+  }
+
+  /** Resolves once both accept. The address tells the TCP port when it was 0. */
+  async listen({ socket, tcp }: ListenOptions): Promise<{ readonly tcp: { readonly host: string; readonly port: number } | undefined }> {
+    await makeRoomFor(socket.path)
+    // Made where no one else can reach it, given its mode, then moved to where it is looked for: at no time is it open too far.
+    const nest = mkdtempSync(join(dirname(socket.path), 'l'))
+    const hatched = join(nest, 's')
+    try {
+      await this.host.listen({ path: hatched })
+      chmodSync(hatched, socket.mode)
+      renameSync(hatched, socket.path)
+    } catch (cause) {
+      throw new AppError('conflict', `Cannot listen on ${socket.path}`, { cause })
+    } finally {
+      rmSync(nest, { recursive: true, force: true })
+    }
+    this.#socketPath = socket.path
+    if (!tcp) return { tcp: undefined }
+    try {
+      await this.tcp.listen(tcp)
+    } catch (cause) {
+      throw new AppError('port_in_use', `Cannot listen on ${tcp.host}:${tcp.port}`, {
+        cause,
+        hint: 'Set another address with DORMOUSE_LISTEN, or off',
+      })
+    }
+    const address = this.tcp.server.address()
+    return { tcp: { host: tcp.host, port: typeof address === 'object' && address ? address.port : tcp.port } }
+  }
+
+  /** Takes no more requests, ends streams and waits, lets what is under way be answered, then cuts what is left. */
+  async close(): Promise<void> {
+    this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
+    const cut = setTimeout(() => {
+      for (const app of [this.tcp, this.host]) app.server.closeAllConnections()
+    }, CLOSE_LIMIT_MS)
+    try {
+      await Promise.all([this.tcp.close(), this.host.close()])
+    } finally {
+      clearTimeout(cut)
+      if (this.#socketPath !== undefined) rmSync(this.#socketPath, { force: true })
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+}
+
+/** A socket file that a dead daemon left is removed; one that answers is someone's. */
+async function makeRoomFor(path: string): Promise<void> {
+  const isAnswered = await new Promise<boolean>((resolve) => {
+    const probe = connect(path)
+    probe.once('connect', () => {
+      probe.destroy()
+      resolve(true)
+    })
+    probe.once('error', () => resolve(false))
+  })
+  if (isAnswered) throw new AppError('conflict', `Another daemon listens on ${path}`)
+  rmSync(path, { force: true })
+  mkdirSync(dirname(path), { recursive: true })
+}

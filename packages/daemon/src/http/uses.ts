@@ -1,0 +1,143 @@
+/** What the server needs of the rooms below: no more than it calls, so that a test can hand in less than a daemon. */
+import type { Readable, Writable } from 'node:stream'
+import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
+import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import type { PathInfo } from '@dormouse/api/instances.ts'
+import type { HostFacts } from '../host/host-facts.ts'
+import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
+import type {
+  CreateInstance,
+  Instance,
+  InstanceId,
+  InstanceStats,
+  ListInstances,
+  LogSource,
+  UpdateInstance,
+  WaitResult,
+} from '../instances/instance.ts'
+import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
+import type { RecordedEvent } from '../store/events.ts'
+
+export interface ServerUses {
+  readonly instances: InstancesDoor
+  readonly images: ImagesDoor
+  readonly events: EventsDoor
+  readonly host: HostDoor
+  /** What tokens are signed with. */
+  readonly secret: Uint8Array
+  readonly version: string
+  readonly log: Logger
+}
+
+export interface InstancesDoor {
+  create(request: CreateInstance): Promise<Instance>
+  /** Newest first. */
+  list(filter: ListInstances): readonly Instance[]
+  /** By id, name or unique prefix of an id. Throws `not_found` and `ambiguous`. */
+  resolve(text: string): Instance
+  get(id: InstanceId): Instance
+  start(id: InstanceId, options: { entrypoint?: readonly string[]; cmd?: readonly string[] }): Promise<Instance>
+  stop(id: InstanceId, options: { force?: boolean; graceMs?: number }): Promise<Instance>
+  update(id: InstanceId, change: UpdateInstance): Promise<Instance>
+  delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
+  wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
+  stats(id: InstanceId): Promise<InstanceStats>
+  /** Lines. Rejects with `log_not_found` before the first. */
+  logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<string>> | AsyncIterable<string>
+  /** Throws `invalid_state` unless Running. */
+  guest(id: InstanceId, step: Step): Promise<GuestDoor>
+}
+
+export interface LogOptions {
+  readonly source: LogSource
+  readonly tail: number
+  readonly follow: boolean
+  readonly untilStopped: boolean
+  readonly signal: AbortSignal
+}
+
+export interface ImagesDoor {
+  list(filter: { tags?: Readonly<Record<string, string>> }): readonly Image[]
+  getImage(name: string): Image
+  pull(request: PullImageRequest): Promise<Image>
+  importUpload(source: AsyncIterable<Uint8Array>, options: { name?: string; platform?: string }, step: Step): Promise<Image>
+  tag(name: string, target: string): Image | Promise<Image>
+  remove(name: string): void | Promise<void>
+  prune(): PruneImagesResponse | Promise<PruneImagesResponse>
+  progress(name: string, options: { signal: AbortSignal }): AsyncIterable<ImageProgress> | Promise<AsyncIterable<ImageProgress>>
+  /** Bytes on disk. */
+  usage(): number | Promise<number>
+}
+
+export interface EventsDoor {
+  subscribe(options: { after?: number; signal?: AbortSignal }): AsyncIterable<RecordedEvent>
+}
+
+export interface HostDoor {
+  readonly facts: HostFacts
+  readonly defaultHypervisor: HypervisorName
+  /** Each driver with what it can do and whether this host lets it. */
+  readonly hypervisors: readonly {
+    readonly name: HypervisorName
+    readonly capabilities: ReadonlySet<string>
+    probe(): Promise<HypervisorProbe>
+  }[]
+  /** Capacity times this may be given away. */
+  readonly ratios: { readonly cpu: number; readonly memory: number; readonly disk: number }
+  /** Of the file system that holds the data. */
+  disk(): Promise<{ readonly totalBytes: number; readonly freeBytes: number }>
+}
+
+/** The part of a guest that callers reach through the API. */
+export interface GuestDoor {
+  exec(request: ExecAsked, step: Step): Promise<GuestExecDoor>
+  stat(path: string, options: { followLinks: boolean }, step: Step): Promise<PathInfo>
+  /** One file, or one directory without its contents. */
+  copyTo(request: CopyAsked, source: AsyncIterable<Uint8Array>, step: Step): Promise<{ bytesWritten: number }>
+  copyFrom(path: string, options: { followLinks: boolean }, step: Step): AsyncIterable<CopyEntryDoor>
+}
+
+export interface ExecAsked {
+  readonly command: string[]
+  readonly tty?: boolean
+  readonly env?: Record<string, string>
+  readonly cwd?: string
+  readonly user?: string
+  readonly timeoutMs?: number
+  readonly rows?: number
+  readonly cols?: number
+}
+
+export interface GuestExecDoor {
+  readonly stdin: Writable
+  readonly stdout: Readable
+  readonly stderr: Readable
+  readonly exit: Promise<{ readonly code: number; readonly message: string }>
+  resize(rows: number, cols: number): void
+  signal(name: string): void
+  kill(): void
+}
+
+export interface CopyAsked {
+  readonly path: string
+  readonly isDir: boolean
+  readonly mode: number
+  readonly uid?: number
+  readonly gid?: number
+}
+
+export type CopyEntryDoor =
+  | {
+      readonly kind: 'header'
+      readonly path: string
+      readonly mode: number
+      readonly isDir: boolean
+      readonly linkTarget?: string
+      readonly size: number
+      readonly mtime: number
+      readonly uid?: number
+      readonly gid?: number
+    }
+  | { readonly kind: 'data'; readonly bytes: Uint8Array }
+  | { readonly kind: 'end' }

@@ -1,0 +1,49 @@
+import { AppError } from '@dormouse/api/errors.ts'
+import type { WebSocket } from '@fastify/websocket'
+import type { FastifyRequest } from 'fastify'
+import { copyFiles } from './cp.ts'
+import { runExec } from './exec.ts'
+import type { GuestDoor, ServerUses } from './uses.ts'
+import { WebSocketPeer } from './web-socket-peer.ts'
+
+const CONNECTIONS_MAX = 512
+const CONNECT_LIMIT_MS = 15_000
+
+export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
+
+/** The way to exec and cp. Everything that can be refused is refused before the upgrade, as an answer with a status. */
+export class WebSocketGate {
+  readonly #uses: Pick<ServerUses, 'instances'>
+  readonly #closing: AbortSignal
+  readonly #guests = new WeakMap<FastifyRequest, GuestDoor>()
+  #open = 0
+
+  constructor(uses: Pick<ServerUses, 'instances'>, closing: AbortSignal) {
+    this.#uses = uses
+    this.#closing = closing
+  }
+
+  async admit(request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
+    if (!request.ws) return
+    if (this.#open >= CONNECTIONS_MAX) throw new AppError('rate_limited', `${CONNECTIONS_MAX} commands and copies are under way already`)
+    const { instances } = this.#uses
+    const instance = instances.resolve((request.params as { id: string }).id)
+    const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
+    this.#guests.set(request, await instances.guest(instance.id, { signal, log: request.log as ServerUses['log'] }))
+    request.log.debug({ instance: instance.id, route: id }, 'websocket opened')
+  }
+
+  async serve(socket: WebSocket, request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
+    // Before anything is awaited: a first frame may be here already.
+    const peer = new WebSocketPeer(socket)
+    const guest = this.#guests.get(request)
+    if (!guest) return peer.close(1011, 'not admitted')
+    this.#open++
+    try {
+      const uses = { guest, log: request.log as ServerUses['log'], closing: this.#closing }
+      await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
+    } finally {
+      this.#open--
+    }
+  }
+}
