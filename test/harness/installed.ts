@@ -9,12 +9,16 @@ export interface Installed {
   readonly daemon: [string, ...string[]]
 }
 
-/** `make install` below a directory. A second time is an upgrade of the first. */
-export async function installedIn(prefix: string): Promise<Installed> {
+/** What `make install` does once set-up is done. A second time is an upgrade of the first. */
+export async function install(options: { prefix: string; destdir?: string; etc?: string }): Promise<void> {
+  const args = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value])
   const script = join(REPOSITORY, 'scripts/install.ts')
-  await runCommand([process.execPath, script, '--prefix', prefix, '--etc', join(prefix, 'etc')], {
-    step: { signal: AbortSignal.timeout(120_000) },
-  })
+  await runCommand([process.execPath, script, ...args], { step: { signal: AbortSignal.timeout(120_000) } })
+}
+
+/** A whole install below one directory, its configuration too. */
+export async function installedIn(prefix: string): Promise<Installed> {
+  await install({ prefix, etc: join(prefix, 'etc') })
   const lib = join(prefix, 'lib/dormouse')
   return { cli: join(prefix, 'bin/dormouse'), lib, daemon: [join(lib, 'node'), join(lib, 'daemon/main.js'), 'serve'] }
 }
