@@ -1,0 +1,207 @@
+#include "agent.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cgroup.h"
+#include "connection.h"
+#include "errand.h"
+#include "exec.h"
+#include "freeze.h"
+#include "io.h"
+#include "modules.h"
+#include "net.h"
+#include "power.h"
+#include "root.h"
+#include "stream.h"
+#include "workload.h"
+#include "world.h"
+
+struct agent agent;
+
+/* Who waits for "go" to be done: its stream, and what took how long. */
+static uint32_t go_id;
+static uint8_t go_bytes[2048];
+static struct tlv_writer go_fields;
+static uint64_t go_since;
+
+void agent_describe(struct tlv_writer *fields)
+{
+	tlv_put(fields, TAG_BOOT_NONCE, agent.boot_nonce, sizeof agent.boot_nonce);
+	tlv_put_number(fields, TAG_PHASE, (uint64_t)agent.phase);
+	if (agent.phase == PHASE_EXITED) {
+		tlv_put_number(fields, TAG_EXIT_CODE, (uint64_t)agent.ending.code);
+		tlv_put_text(fields, TAG_MESSAGE, agent.ending.message);
+	}
+}
+
+static void took(const char *what)
+{
+	uint64_t now = now_us();
+	tlv_put_text(&go_fields, TAG_NAME, what);
+	tlv_put_number(&go_fields, TAG_MICROS, now - go_since);
+	go_since = now;
+}
+
+static void reply_to_go(uint64_t status, const char *message)
+{
+	uint8_t bytes[4096];
+	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+	tlv_put_number(&fields, TAG_STATUS, status);
+	if (message)
+		tlv_put_text(&fields, TAG_MESSAGE, message);
+	tlv_put(&fields, TAG_BOOT_NONCE, agent.boot_nonce, sizeof agent.boot_nonce);
+	if (status == STATUS_NOT_STARTED)
+		tlv_put_number(&fields, TAG_EXIT_CODE, (uint64_t)agent.ending.code);
+	/* Fields joined to fields are fields. */
+	if (!go_fields.full && fields.size - fields.used >= go_fields.used) {
+		memcpy(bytes + fields.used, go_fields.bytes, go_fields.used);
+		fields.used += go_fields.used;
+	}
+	connection_send_fields(FRAME_REPLY, go_id, &fields);
+}
+
+static void workload_started(const struct ending *failed)
+{
+	took("exec");
+	if (failed)
+		agent.ending = *failed;
+	reply_to_go(failed ? STATUS_NOT_STARTED : STATUS_OK, failed ? failed->message : NULL);
+}
+
+/* The machine cannot become what it was meant to be: says so and ends, with the code that Docker has for that. */
+static void go_failed(const char *why)
+{
+	struct ending ending = { .code = 125 };
+	strncpy(ending.message, why, sizeof ending.message - 1);
+	agent.ending = ending;
+	reply_to_go(STATUS_NOT_STARTED, why);
+	workload_over(&ending);
+}
+
+static const char *set_up(const struct request *c)
+{
+	const char *wrong;
+	if (!world_add_entropy(c->entropy, c->entropy_length) || !world_set_clock(c->clock_ns) ||
+	    !world_draw(agent.boot_nonce, sizeof agent.boot_nonce))
+		return "The clock or the generator of random numbers could not be set";
+	took("world");
+	if (!modules_load(root_initrd(), "disk"))
+		return "The drivers for disks could not be loaded";
+	took("disk drivers");
+	if ((wrong = root_enter(c)))
+		return wrong;
+	took("root");
+	if ((wrong = root_mount_rest(c)))
+		return wrong;
+	took("modules and volumes");
+	if (!world_set_names(c))
+		return "The host's name could not be set";
+	world_show_files(c->dns[0] != NULL);
+	took("names");
+	if (c->has_network) {
+		if (!modules_load(root_initrd(), "net"))
+			return "The driver for the network card could not be loaded";
+		took("network driver");
+		if ((wrong = net_configure(&c->network)))
+			return wrong;
+		took("network");
+	}
+	return NULL;
+}
+
+static void go(uint32_t id, struct request *r)
+{
+	if (agent.phase != PHASE_PARKED) {
+		bool same = memcmp(agent.config.config_id, r->config_id, sizeof r->config_id) == 0;
+		if (!same || agent.phase != PHASE_RUNNING) {
+			stream_reply(id, STATUS_WRONG_PHASE, same ? "The guest is not running" : "The guest runs another configuration");
+			return;
+		}
+		uint8_t bytes[128];
+		struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+		tlv_put_number(&fields, TAG_STATUS, STATUS_OK);
+		tlv_put_number(&fields, TAG_ALREADY, 1);
+		tlv_put(&fields, TAG_BOOT_NONCE, agent.boot_nonce, sizeof agent.boot_nonce);
+		connection_send_fields(FRAME_REPLY, id, &fields);
+		return;
+	}
+	if (!r->args[0]) {
+		stream_reply(id, STATUS_BAD_REQUEST, "There is no command");
+		return;
+	}
+	agent.phase = PHASE_STARTING;
+	/* Kept for good: execs want its environment. */
+	agent.config = *r;
+	r->arena = NULL;
+	go_id = id;
+	go_fields = (struct tlv_writer){ go_bytes, 0, sizeof go_bytes, false };
+	go_since = now_us();
+	const char *wrong = set_up(&agent.config);
+	agent.config.entropy = NULL;
+	if (wrong)
+		go_failed(wrong);
+	workload_start(workload_started);
+}
+
+static void set_identity(uint32_t id, struct request *r)
+{
+	const char *wrong = NULL;
+	if (agent.phase != PHASE_RUNNING)
+		return stream_reply(id, STATUS_WRONG_PHASE, "The workload is not running");
+	/* Its old name is kept where only the network changes: /etc/hosts names both. */
+	if (r->has_network && !r->hostname)
+		r->hostname = agent.config.hostname;
+	if (!world_set_names(r))
+		wrong = "The host's name could not be set";
+	if (!wrong && r->has_network)
+		wrong = net_configure(&r->network);
+	stream_reply(id, wrong ? STATUS_FAILED : STATUS_OK, wrong);
+}
+
+static void shut_down(uint32_t id, const struct request *r)
+{
+	stream_reply(id, STATUS_OK, NULL);
+	if (agent.phase == PHASE_PARKED) {
+		connection_flush(1000);
+		power_off();
+	}
+	workload_stop(r->grace_ms);
+}
+
+static void ping(uint32_t id)
+{
+	uint8_t bytes[1024];
+	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+	tlv_put_number(&fields, TAG_STATUS, STATUS_OK);
+	agent_describe(&fields);
+	connection_send_fields(FRAME_REPLY, id, &fields);
+}
+
+static void done(uint32_t id, bool good, const char *what)
+{
+	stream_reply(id, good ? STATUS_OK : STATUS_FAILED, good ? NULL : what);
+}
+
+void agent_take(uint32_t id, struct request *r)
+{
+	switch (r->op) {
+	case OP_PING: ping(id); break;
+	case OP_GO: go(id, r); break;
+	case OP_EXEC: exec_start(id, r); break;
+	case OP_STAT:
+	case OP_PUT:
+	case OP_GET: errand_start(id, r); break;
+	case OP_FREEZE: freeze_start(id, r); break;
+	case OP_THAW: done(id, cgroup_freeze(false), strerror(errno)); break;
+	case OP_SET_CLOCK: done(id, world_set_clock(r->clock_ns), strerror(errno)); break;
+	case OP_ADD_ENTROPY: done(id, world_add_entropy(r->entropy, r->entropy_length), strerror(errno)); break;
+	case OP_SET_IDENTITY: set_identity(id, r); break;
+	case OP_SHUTDOWN: shut_down(id, r); break;
+	default: stream_reply(id, STATUS_UNSUPPORTED, "This guest does not know that request");
+	}
+}

@@ -1,0 +1,255 @@
+#include "errand.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "connection.h"
+#include "files.h"
+#include "flow.h"
+#include "io.h"
+
+/* type, flags, payload */
+#define MESSAGE_HEAD 2
+
+struct running {
+	struct stream stream;
+	struct child child;
+	struct watch answers;
+	struct inflow in;
+	bool open, abandoned, reset, ended;
+	/* What closes the stream: REPLY where that is all, else END. */
+	uint8_t closing;
+};
+
+static void release(struct running *e)
+{
+	inflow_stop(&e->in);
+	if (e->open) {
+		watch_set(&e->answers, 0);
+		close(e->answers.fd);
+	}
+	free(e);
+}
+
+/* The child is gone and has said all it had to say; without a closing frame from it, one is made here. */
+static void close_stream(struct running *e, bool said)
+{
+	watch_set(&e->answers, 0);
+	close(e->answers.fd);
+	e->open = false;
+	if (!e->abandoned) {
+		if (!said) {
+			uint8_t bytes[256];
+			struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+			tlv_put_number(&fields, TAG_STATUS, e->reset ? STATUS_CANCELLED : STATUS_FAILED);
+			tlv_put_text(&fields, TAG_MESSAGE, e->reset ? "Given up" : "The work on the guest's files broke off");
+			connection_send_fields(e->closing, e->stream.id, &fields);
+		}
+		stream_close(&e->stream);
+		inflow_stop(&e->in);
+		e->abandoned = true;
+	}
+	if (e->ended)
+		release(e);
+}
+
+static void pump(struct stream *stream)
+{
+	static uint8_t message[MESSAGE_HEAD + FRAME_PAYLOAD_MAX];
+	struct running *e = (struct running *)stream;
+	uint64_t *credit = &e->stream.credit[CHANNEL_STDOUT];
+	while (e->open) {
+		ssize_t size = recv(e->answers.fd, NULL, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+		if (size < 0 && errno == EINTR)
+			continue;
+		if (size < 0 && errno == EAGAIN) {
+			watch_set(&e->answers, EPOLLIN);
+			return;
+		}
+		if (size <= MESSAGE_HEAD) {
+			/* Ended, or a message that can only be empty: then type and flags are all there is. */
+			if (size <= 0) {
+				close_stream(e, false);
+				return;
+			}
+		}
+		size_t payload = (size_t)size - MESSAGE_HEAD;
+		if (payload > *credit || !connection_takes_data()) {
+			uint8_t type;
+			recv(e->answers.fd, &type, 1, MSG_PEEK | MSG_DONTWAIT);
+			if (type == FRAME_DATA || type == FRAME_ENTRY) {
+				/* Until credit comes, or the connection drains. */
+				watch_set(&e->answers, 0);
+				return;
+			}
+		}
+		recv(e->answers.fd, message, sizeof message, MSG_DONTWAIT);
+		if (message[0] == FRAME_DATA || message[0] == FRAME_ENTRY)
+			*credit -= payload;
+		connection_send(message[0], message[1], e->stream.id, message + MESSAGE_HEAD, payload);
+		if (message[0] == e->closing) {
+			close_stream(e, true);
+			return;
+		}
+	}
+}
+
+static void answers_ready(struct watch *watch, uint32_t events)
+{
+	(void)events;
+	pump((struct stream *)((char *)watch - offsetof(struct running, answers)));
+}
+
+static void ended(struct child *child, int status)
+{
+	(void)status;
+	struct running *e = (struct running *)((char *)child - offsetof(struct running, child));
+	e->ended = true;
+	/* Else what it said last is still on its way. */
+	if (!e->open)
+		release(e);
+}
+
+static void data(struct stream *stream, const uint8_t *bytes, size_t count, bool eof)
+{
+	inflow_take(&((struct running *)stream)->in, bytes, count, eof);
+}
+
+static void abandon(struct stream *stream, bool hung_up)
+{
+	struct running *e = (struct running *)stream;
+	kill(e->child.pid, SIGKILL);
+	if (!hung_up) {
+		e->reset = true;
+		close_stream(e, false);
+		return;
+	}
+	e->abandoned = true;
+	inflow_stop(&e->in);
+	if (e->open) {
+		watch_set(&e->answers, 0);
+		close(e->answers.fd);
+		e->open = false;
+	}
+	if (e->ended)
+		release(e);
+}
+
+static const struct stream_kind kind = { data, NULL, pump, abandon };
+
+static void run(const struct errand *errand, const struct request *r)
+{
+	switch (r->op) {
+	case OP_STAT: files_stat(errand, r); break;
+	case OP_PUT: files_put(errand, r); break;
+	case OP_GET: files_get(errand, r); break;
+	}
+}
+
+void errand_start(uint32_t id, const struct request *r)
+{
+	int pair[2], bytes[2] = { -1, -1 };
+	struct running *e = NULL;
+	if (agent.phase != PHASE_RUNNING) {
+		stream_reply(id, STATUS_WRONG_PHASE, "The workload is not running");
+		return;
+	}
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		goto failed;
+	if ((r->op == OP_PUT && pipe2(bytes, O_CLOEXEC) < 0) || !(e = calloc(1, sizeof *e)))
+		goto failed_open;
+	pid_t pid = fork();
+	if (pid < 0)
+		goto failed_open;
+	if (pid == 0) {
+		/* Alone with its two descriptors: whoever waits for the other ends must see them close. */
+		syscall(SYS_close_range, 0, 2, 0);
+		dup2(pair[1], 0);
+		dup2(bytes[0], 1);
+		syscall(SYS_close_range, bytes[0] >= 0 ? 2 : 1, ~0u, 0);
+		struct errand errand = { 0, 1 };
+		run(&errand, r);
+		_exit(0);
+	}
+	close(pair[1]);
+	if (bytes[0] >= 0)
+		close(bytes[0]);
+	e->child = (struct child){ .pid = pid, .ended = ended };
+	child_expect(&e->child);
+	e->closing = r->op == OP_STAT ? FRAME_REPLY : FRAME_END;
+	e->open = true;
+	e->answers = (struct watch){ .fd = pair[0], .ready = answers_ready };
+	stream_open(&e->stream, id, &kind);
+	e->stream.credit[CHANNEL_STDOUT] = r->window;
+	if (r->op == OP_PUT)
+		inflow_start(&e->in, bytes[1], &e->stream, false);
+	if (r->op != OP_STAT) {
+		uint8_t room[64];
+		struct tlv_writer fields = { room, 0, sizeof room, false };
+		tlv_put_number(&fields, TAG_STATUS, STATUS_OK);
+		tlv_put_number(&fields, TAG_WINDOW, r->op == OP_PUT ? WINDOW_GUEST : 0);
+		connection_send_fields(FRAME_REPLY, id, &fields);
+	}
+	watch_set(&e->answers, EPOLLIN);
+	return;
+failed_open:
+	close(pair[0]);
+	close(pair[1]);
+	if (bytes[0] >= 0) {
+		close(bytes[0]);
+		close(bytes[1]);
+	}
+	free(e);
+failed:
+	stream_reply(id, STATUS_FAILED, strerror(errno));
+}
+
+void errand_send(const struct errand *errand, uint8_t type, uint8_t flags, const void *payload, size_t length)
+{
+	uint8_t head[MESSAGE_HEAD] = { type, flags };
+	struct iovec parts[2] = { { head, sizeof head }, { (void *)payload, length } };
+	struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+	if (sendmsg(errand->answers, &message, MSG_NOSIGNAL) < 0)
+		_exit(0);
+}
+
+void errand_send_fields(const struct errand *errand, uint8_t type, const struct tlv_writer *fields)
+{
+	errand_send(errand, type, 0, fields->bytes, fields->used);
+}
+
+static uint64_t status_of(int error)
+{
+	switch (error) {
+	case 0: return STATUS_OK;
+	case ENOENT: return STATUS_NOT_FOUND;
+	case EACCES:
+	case EPERM:
+	case EROFS: return STATUS_DENIED;
+	case EISDIR: return STATUS_IS_DIRECTORY;
+	case ENOTDIR: return STATUS_NOT_DIRECTORY;
+	case ENOSPC:
+	case EDQUOT: return STATUS_NO_SPACE;
+	case EBUSY: return STATUS_BUSY;
+	default: return STATUS_FAILED;
+	}
+}
+
+void errand_fail(const struct errand *errand, uint8_t type, int error, const char *path)
+{
+	uint8_t bytes[1024];
+	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+	tlv_put_number(&fields, TAG_STATUS, status_of(error));
+	tlv_put_number(&fields, TAG_ERRNO, (uint64_t)error);
+	tlv_put_text(&fields, TAG_MESSAGE, strerror(error));
+	if (path)
+		tlv_put(&fields, TAG_PATH, path, strnlen(path, 512));
+	errand_send_fields(errand, type, &fields);
+}

@@ -1,0 +1,56 @@
+/*
+ * Process 1 of a dormouse guest. It brings the machine up to the point where a daemon can talk to it and parks there: a golden
+ * boot is taken of exactly this state, before a disk or a network card was ever looked at. All else begins with "go".
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "cgroup.h"
+#include "connection.h"
+#include "io.h"
+#include "journal.h"
+#include "log.h"
+#include "loop.h"
+#include "modules.h"
+#include "net.h"
+#include "ports.h"
+#include "power.h"
+#include "root.h"
+#include "world.h"
+
+static void open_standard_streams(void)
+{
+	int null = open("/dev/null", O_RDWR);
+	for (int fd = 0; fd < 3; fd++)
+		if (null != fd)
+			dup2(null, fd);
+	if (null > 2)
+		close(null);
+}
+
+int main(void)
+{
+	if (getpid() != 1) {
+		static const char hint[] = "dormouse-guest runs as process 1 of a virtual machine\n";
+		(void)!write(2, hint, strlen(hint));
+		return 2;
+	}
+	bool ready = root_prepare();
+	open_standard_streams();
+	write_at(agent.proc, "self/oom_score_adj", "-1000");
+	ready &= cgroup_prepare() & net_loopback_up();
+	ready &= modules_load(root_initrd(), "early");
+	world_draw(agent.boot_nonce, sizeof agent.boot_nonce);
+	loop_start();
+	struct ports ports;
+	if (!ready || !ports_open(&ports)) {
+		say("the guest could not be brought up");
+		power_off();
+	}
+	log_start(ports.log);
+	journal_start(ports.journal);
+	connection_start(ports.agent);
+	loop_run();
+}

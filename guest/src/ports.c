@@ -1,0 +1,58 @@
+#include "ports.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io.h"
+
+#define WAIT_MS 20000
+
+static void look(struct ports *ports)
+{
+	DIR *list = opendir("/sys/class/virtio-ports");
+	if (!list)
+		return;
+	for (struct dirent *entry; (entry = readdir(list));) {
+		char path[300], name[64];
+		snprintf(path, sizeof path, "%s/name", entry->d_name);
+		if (entry->d_name[0] == '.' || read_at(dirfd(list), path, name, sizeof name) <= 0)
+			continue;
+		name[strcspn(name, "\n")] = 0;
+		int *port = strcmp(name, "dormouse.agent") == 0 ? &ports->agent :
+			    strcmp(name, "dormouse.log") == 0 ? &ports->log :
+			    strcmp(name, "dormouse.journal") == 0 ? &ports->journal : NULL;
+		snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+		if (port && *port < 0)
+			*port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	}
+	closedir(list);
+}
+
+bool ports_open(struct ports *ports)
+{
+	*ports = (struct ports){ -1, -1, -1 };
+	/* Listening starts before looking, so that nothing can come in between. */
+	int events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
+	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 };
+	bind(events, (struct sockaddr *)&address, sizeof address);
+	uint64_t end = now_ms() + WAIT_MS;
+	for (;;) {
+		look(ports);
+		uint64_t now = now_ms();
+		if ((ports->agent >= 0 && ports->log >= 0 && ports->journal >= 0) || now >= end)
+			break;
+		/* A port's name comes after its device without a word of its own, so the wait is also cut into short ones. */
+		struct pollfd waiting = { .fd = events, .events = POLLIN };
+		char event[4096];
+		if (poll(&waiting, 1, 20) > 0)
+			(void)!recv(events, event, sizeof event, 0);
+	}
+	close(events);
+	return ports->agent >= 0;
+}

@@ -1,0 +1,140 @@
+#include "world.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "io.h"
+#include "mount-calls.h"
+
+bool world_add_entropy(const uint8_t *bytes, size_t length)
+{
+	union {
+		struct rand_pool_info info;
+		uint8_t room[sizeof(struct rand_pool_info) + 512];
+	} pool;
+	if (length > 512)
+		return false;
+	pool.info.entropy_count = (int)length * 8;
+	pool.info.buf_size = (int)length;
+	memcpy(pool.info.buf, bytes, length);
+	int fd = openat(agent.dev, "urandom", O_RDWR | O_CLOEXEC);
+	/* Added alone it would only be used at the generator's next turn, and until then copies of one boot draw the same. */
+	bool done = fd >= 0 && ioctl(fd, RNDADDENTROPY, &pool.info) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0;
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+bool world_draw(void *bytes, size_t length)
+{
+	return getrandom(bytes, length, 0) == (ssize_t)length;
+}
+
+bool world_set_clock(uint64_t ns)
+{
+	struct timespec now = { .tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000) };
+	return clock_settime(CLOCK_REALTIME, &now) == 0;
+}
+
+struct page {
+	char text[65536];
+	size_t used;
+};
+
+static void line(struct page *page, const char *a, const char *b, const char *c)
+{
+	size_t room = sizeof page->text - page->used;
+	int n = snprintf(page->text + page->used, room, "%s%s%s\n", a, b, c);
+	if (n > 0 && (size_t)n < room)
+		page->used += (size_t)n;
+}
+
+static bool keep(const char *name, struct page *page)
+{
+	bool done = put_at(agent.private, name, page->text, page->used, 0644);
+	page->used = 0;
+	return done;
+}
+
+static bool set_hosts(const struct request *r)
+{
+	static struct page page;
+	char address[64] = "127.0.1.1";
+	const struct network *n = &r->network;
+	line(&page, "127.0.0.1\tlocalhost", "", "");
+	line(&page, "::1\tlocalhost ip6-localhost ip6-loopback", "", "");
+	if (r->has_network && n->has4)
+		snprintf(address, sizeof address, "%d.%d.%d.%d", n->address4[0], n->address4[1], n->address4[2], n->address4[3]);
+	line(&page, address, "\t", r->hostname);
+	for (char **extra = r->hosts; *extra; extra++)
+		line(&page, *extra, "", "");
+	return keep("hosts", &page);
+}
+
+bool world_set_names(const struct request *r)
+{
+	static struct page page;
+	bool done = true;
+	if (r->hostname) {
+		/* A descriptor of /proc, since sethostname would do too but not tell who waits on the file. */
+		done = write_at(agent.proc, "sys/kernel/hostname", r->hostname);
+		line(&page, r->hostname, "", "");
+		done &= keep("hostname", &page) & set_hosts(r);
+	}
+	if (r->machine_id) {
+		line(&page, r->machine_id, "", "");
+		done &= keep("machine-id", &page);
+	}
+	if (r->dns[0]) {
+		for (char **server = r->dns; *server; server++)
+			line(&page, "nameserver ", *server, "");
+		done &= keep("resolv.conf", &page);
+	}
+	return done;
+}
+
+static void show(const char *name)
+{
+	char path[64], target[4096];
+	snprintf(path, sizeof path, "/etc/%s", name);
+	/* Where a link leads is where programs look: systemd's images point resolv.conf into /run. */
+	if (!realpath(path, target)) {
+		ssize_t n = readlink(path, target, sizeof target - 1);
+		if (n < 0)
+			n = snprintf(target, sizeof target, "%s", path);
+		target[n] = 0;
+		if (target[0] != '/') {
+			char joined[4096];
+			snprintf(joined, sizeof joined, "/etc/%.4000s", target);
+			strcpy(target, joined);
+		}
+		int fd = make_parents(target, 0755) ? open(target, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0644) : -1;
+		if (fd >= 0)
+			close(fd);
+	}
+	int bind = mount_handle(agent.private, name, true);
+	if (bind < 0 || !mount_attach(bind, target))
+		say("%s: %s", path, strerror(errno));
+	if (bind >= 0)
+		close(bind);
+}
+
+void world_show_files(bool resolv_conf)
+{
+	mkdir("/etc", 0755);
+	show("hosts");
+	show("hostname");
+	show("machine-id");
+	if (resolv_conf)
+		show("resolv.conf");
+}
