@@ -67,7 +67,7 @@ async function demonstrate(reference: string | undefined): Promise<void> {
 
 /** The whole life of an instance, with an image whose insides are known, beside what the same boot costs without dormouse. */
 async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
-  const { path } = await makeBusyboxImage(join(dir, 'image'))
+  const { path, digest } = await makeBusyboxImage(join(dir, 'image'))
   const run = commandsOf(daemon)
   await run('imports an image', ['image', 'import', path, IMAGE])
   await run('runs a first instance; the machine boots once and is kept', ['run', '-d', '--name', 'first', IMAGE])
@@ -82,7 +82,12 @@ async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
   await run('starts it again', ['start', 'demo'])
   await run('waits until it runs', ['wait', 'demo', 'Running'])
   await run('deletes both', ['rm', '-f', 'demo', 'first'])
-  const raw = await rawColdBoot({ dir: join(dir, 'raw'), dataDir: join(daemon.dir, 'data'), argv: [...TICKER], signal: cancelled.signal })
+  await using raw = await rawColdBoot({
+    dir: join(dir, 'raw'),
+    rootfs: daemon.paths.imageRootfs(digest),
+    argv: TICKER,
+    signal: cancelled.signal,
+  })
   keep('for comparison: the same boot by plain QEMU', `qemu-system-x86_64 -M ${raw.board} …`, raw.readyMs)
   printTable()
   const woken = rows.find(({ command }) => command.includes('--name demo'))

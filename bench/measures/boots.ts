@@ -4,7 +4,6 @@ import { join } from 'node:path'
 import pino from 'pino'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
-import { Paths } from '../../packages/daemon/src/paths.ts'
 import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
@@ -22,7 +21,7 @@ export async function measureBoots({ dir, runs, tell }: Bench, hypervisor: 'qemu
   await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor })
   const { path, digest } = await makeBusyboxImage(join(place, 'image'))
   await importImage(daemon, path, IMAGE)
-  const rootfs = new Paths({ dataDir: join(daemon.dir, 'data'), runDir: join(daemon.dir, 'run') }).imageRootfs(digest)
+  const rootfs = daemon.paths.imageRootfs(digest)
   const acceleration = await accelerationOf(daemon, hypervisor)
   const board = hypervisor === 'qemu' ? 'q35' : 'microvm'
   const raw = (run: number) =>

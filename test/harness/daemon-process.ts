@@ -8,6 +8,7 @@ import { mkdir, open, readFile, writeFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
+import { Paths } from '../../packages/daemon/src/paths.ts'
 import { ApiClient } from './api-client.ts'
 import { endProcessesNaming } from './processes.ts'
 
@@ -32,6 +33,8 @@ export interface DaemonProcess extends AsyncDisposable {
   readonly client: ApiClient
   readonly socket: string
   readonly dir: string
+  /** Where its files are. */
+  readonly paths: Paths
   readonly pid: number
   /** From the spawn to the first answer of the API. */
   readonly startMs: number
@@ -50,7 +53,8 @@ export interface DaemonProcess extends AsyncDisposable {
 /** Resolves when the API answers. On failure the error holds the end of the daemon's log. */
 export async function startDaemon(options: DaemonOptions): Promise<DaemonProcess> {
   const { dir } = options
-  const socket = join(dir, 'run', 'dormouse.sock')
+  const paths = new Paths({ dataDir: join(dir, 'data'), runDir: join(dir, 'run') })
+  const socket = join(paths.runDir, 'dormouse.sock')
   const logFile = join(dir, 'daemon.log')
   await mkdir(dir, { recursive: true })
   // So that a configuration of this host's own daemon does not leak in.
@@ -78,6 +82,7 @@ export async function startDaemon(options: DaemonOptions): Promise<DaemonProcess
     client,
     socket,
     dir,
+    paths,
     pid: child.pid as number,
     startMs: performance.now() - from,
     exited,
