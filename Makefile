@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 PREFIX ?= /usr/local
 DESTDIR ?=
 DEMO_IMAGE ?=
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 30
 TEST := node --test --test-reporter=spec --test-timeout=900000
 FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 # One file at a time: a machine of two cores runs one VM well.
@@ -30,8 +30,8 @@ test-fast: setup ## the tests that boot no VM and ask no outer tool
 test-vm: setup ## the tests with real VMs
 	@$(TEST) --test-concurrency=1 'test/vm/*.test.ts' </dev/null
 
-fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS
-	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS=$(FUZZ_SECONDS)
+fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS each
+	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS_EACH=$(FUZZ_SECONDS)
 
 check: setup ## types, lint, import rings, OpenAPI drift, dead code, names, shell, C
 	@node scripts/check.ts
