@@ -40,7 +40,8 @@ bench: setup ## measures every promise of docs/promises.md beside its anchor
 	@node bench/bench.ts
 
 dev: setup-demo ## a daemon with made-up VMs, on build/dev
-	@node scripts/dev.ts
+	@DORMOUSE_DATA_DIR=$(CURDIR)/build/dev/data DORMOUSE_RUN_DIR=$(CURDIR)/build/dev/run DORMOUSE_HYPERVISOR=fake \
+	  node --watch packages/daemon/src/main.ts serve
 
 install: setup-demo ## daemon, CLI, guest, kernel and systemd unit below PREFIX (DESTDIR is respected)
 	@node scripts/install.ts --prefix '$(PREFIX)' --destdir '$(DESTDIR)'

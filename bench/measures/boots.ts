@@ -94,8 +94,8 @@ async function execTimes(exec: () => Promise<unknown>): Promise<number[]> {
 }
 
 async function accelerationOf({ client }: DaemonProcess, hypervisor: HypervisorName): Promise<'kvm' | 'tcg'> {
-  const { hypervisors } = await client.get<{ hypervisors: { name: string; acceleration?: 'kvm' | 'tcg' }[] }>('/capabilities')
-  return hypervisors.find(({ name }) => name === hypervisor)?.acceleration ?? 'tcg'
+  const { runtimes } = await client.get<{ runtimes: { name: string; acceleration?: 'kvm' | 'tcg' }[] }>('/capabilities')
+  return runtimes.find(({ name }) => name === hypervisor)?.acceleration ?? 'tcg'
 }
 
 async function residentMib(pid: number): Promise<number> {
