@@ -74,6 +74,15 @@ interface Setting<T> {
   readonly byDefault: T
 }
 
+const parseList = (value: string): string[] =>
+  value
+    .split(',')
+    .map((item) => item.trim())
+    .filter((item) => item !== '')
+
+const positive = (value: number | undefined): number | undefined =>
+  value !== undefined && value > 0 && Number.isFinite(value) ? value : undefined
+
 const setting = <T>(byDefault: T, expects: string, parse: (text: string) => T | undefined): Setting<T> => ({ byDefault, expects, parse })
 const text = (byDefault: string) => setting(byDefault, 'a text', (value) => value)
 const optionalText = () => setting<string | undefined>(undefined, 'a text', (value) => value)
@@ -229,19 +238,10 @@ function readFile(path: string, mustExist: boolean): ReadonlyMap<string, string>
   )
 }
 
-const positive = (value: number | undefined): number | undefined =>
-  value !== undefined && value > 0 && Number.isFinite(value) ? value : undefined
-
 function parseFlag(value: string): boolean | undefined {
   if (/^(true|1|yes|on)$/i.test(value)) return true
   return /^(false|0|no|off)$/i.test(value) ? false : undefined
 }
-
-const parseList = (value: string): string[] =>
-  value
-    .split(',')
-    .map((item) => item.trim())
-    .filter((item) => item !== '')
 
 function parsePairs(value: string): Record<string, string> | undefined {
   const pairs = parseList(value).map((item) => item.split('='))

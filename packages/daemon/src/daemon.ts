@@ -1,0 +1,190 @@
+/**
+ * The composition root: builds every part, in order, on one stack, and takes them down in the opposite order. It alone names
+ * concrete drivers. VMs are no part of it: they are found at the start and left at the end.
+ */
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
+import { statfs } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Config } from './config/config.ts'
+import { Disks } from './disks/disks.ts'
+import { Events } from './events/events.ts'
+import { readHostFacts } from './host/host-facts.ts'
+import { loadOrCreateSecret } from './http/secret.ts'
+import { HttpServer } from './http/server.ts'
+import type { Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
+import { Images } from './images/images.ts'
+import type { CrashPoint } from './instances/instance-work.ts'
+import { Instances } from './instances/instances.ts'
+import type { Logger } from './log.ts'
+import { resolversOf } from './network/network.ts'
+import { Paths } from './paths.ts'
+import { DataLock } from './store/data-lock.ts'
+import { Database } from './store/database.ts'
+import { VERSION } from './version.ts'
+
+export interface DaemonOptions {
+  readonly config: Config
+  readonly log: Logger
+  /** In place of those that the configuration names; for tests. */
+  readonly hypervisors?: readonly Hypervisor[]
+  readonly crashPoint?: CrashPoint
+}
+
+// Under way at the end: long enough for a create, short enough for an init system's patience.
+const CLOSE_GRACE_MS = 10_000
+
+export class Daemon implements AsyncDisposable {
+  readonly instances: Instances
+  readonly images: Images
+  readonly events: Events
+  readonly paths: Paths
+  /** The TCP address that it listens on, when it does. */
+  readonly tcp: { readonly host: string; readonly port: number } | undefined
+  readonly #http: HttpServer
+  readonly #log: Logger
+  readonly #parts: AsyncDisposableStack
+  #stopped: Promise<void> | undefined
+
+  private constructor(parts: {
+    instances: Instances
+    images: Images
+    events: Events
+    paths: Paths
+    http: HttpServer
+    tcp: Daemon['tcp']
+    log: Logger
+    stack: AsyncDisposableStack
+  }) {
+    this.instances = parts.instances
+    this.images = parts.images
+    this.events = parts.events
+    this.paths = parts.paths
+    this.tcp = parts.tcp
+    this.#http = parts.http
+    this.#log = parts.log
+    this.#parts = parts.stack
+  }
+
+  /** A daemon that has mended what it found and answers requests. Throws a sentence, having taken down what it had built. */
+  static async start({ config, log, hypervisors: given, crashPoint = crashPointOf(config.crashAt) }: DaemonOptions): Promise<Daemon> {
+    const startedAt = performance.now()
+    await using stack = new AsyncDisposableStack()
+    const paths = new Paths(config)
+    makeDirectories(paths)
+    stack.use(DataLock.take(paths.lock))
+    closeSync(openSync(paths.database, 'a', 0o600))
+    const db = stack.use(Database.open(paths.database))
+    const events = new Events({ db })
+    const host = readHostFacts()
+    const assetsDir = config.assetsDir ?? defaultAssetsDir()
+    const drivers = given ?? (await createHypervisors({ config, log, paths, assetsDir }))
+    const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
+
+    const images = stack.use(
+      new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
+    )
+    const modules = join(assetsDir, 'kernel/modules.squashfs')
+    const instances: Instances = new Instances({
+      db,
+      events,
+      images,
+      disks: new Disks({ templatesDir: paths.diskTemplatesDir }),
+      paths,
+      log,
+      config,
+      host,
+      hypervisors,
+      crashPoint,
+      settings: {
+        modules: existsSync(modules) ? modules : undefined,
+        dns: config.network.dns.length > 0 ? config.network.dns : hostResolvers(),
+        freshBoot: !config.golden.enabled,
+      },
+    })
+    stack.defer(() => instances.close(0))
+    await instances.recover()
+
+    const http = stack.use(
+      new HttpServer({
+        instances,
+        images,
+        events,
+        host: {
+          facts: host,
+          defaultHypervisor: config.hypervisor,
+          hypervisors: drivers.map((driver) => ({
+            name: driver.name,
+            capabilities: driver.capabilities,
+            probe: () => driver.probe({ signal: AbortSignal.timeout(60_000), log }),
+          })),
+          ratios: { cpu: config.limits.cpuRatio, memory: config.limits.memoryRatio, disk: config.limits.diskRatio },
+          disk: async () => {
+            const { bavail, blocks, bsize } = await statfs(paths.dataDir)
+            return { totalBytes: blocks * bsize, freeBytes: bavail * bsize }
+          },
+        },
+        secret: loadOrCreateSecret(config.jwtSecretFile, log),
+        version: VERSION,
+        log,
+      }),
+    )
+    const { tcp } = await http.listen({ socket: { path: config.listen.socket, mode: config.listen.socketMode }, tcp: config.listen.tcp })
+    log.info(
+      {
+        version: VERSION,
+        socket: config.listen.socket,
+        tcp,
+        dataDir: paths.dataDir,
+        hypervisor: config.hypervisor,
+        ms: Math.round(performance.now() - startedAt),
+      },
+      'daemon ready',
+    )
+    return new Daemon({ instances, images, events, paths, http, tcp, log, stack: stack.move() })
+  }
+
+  /** Takes no more requests, finishes or parks what is under way, leaves VMs running. Repeat is harmless. */
+  stop(): Promise<void> {
+    this.#stopped ??= this.#stop()
+    return this.#stopped
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop()
+  }
+
+  async #stop(): Promise<void> {
+    this.#log.info('daemon stopping; its VMs go on')
+    await Promise.all([this.#http.close(), this.instances.close(CLOSE_GRACE_MS)])
+    await this.#parts.disposeAsync()
+    this.#log.info('daemon stopped')
+  }
+}
+
+/** Dies at one named step: how the crash tests see what a restart makes of it. */
+function crashPointOf(at: string | undefined): CrashPoint {
+  if (at === undefined) return async () => undefined
+  return async (operation, step) => {
+    if (`${operation}:${step}` !== at) return
+    process.kill(process.pid, 'SIGKILL')
+    // The signal comes at its own time; nothing may happen until then.
+    await new Promise(() => undefined)
+  }
+}
+
+function makeDirectories(paths: Paths): void {
+  // A VM's own user goes through these to its disks and sockets, and can list nothing.
+  for (const dir of [paths.dataDir, paths.runDir, paths.instancesDir, paths.vmsDir]) {
+    mkdirSync(dir, { recursive: true, mode: 0o711 })
+    chmodSync(dir, 0o711)
+  }
+  mkdirSync(paths.cacheDir, { recursive: true, mode: 0o711 })
+}
+
+function hostResolvers(): string[] {
+  try {
+    return resolversOf(readFileSync('/etc/resolv.conf', 'utf8'))
+  } catch {
+    return []
+  }
+}

@@ -1,0 +1,142 @@
+/** For tests: instances on a fake host, with a directory of their own and one ready image, through any number of daemons' lives. */
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { configOf } from '../config/config.ts'
+import { Disks } from '../disks/disks.ts'
+import { Events } from '../events/events.ts'
+import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
+import type { ReadyImage } from '../images/images.ts'
+import { createLogger, type LogLevel } from '../log.ts'
+import { Paths } from '../paths.ts'
+import { Database } from '../store/database.ts'
+import type { CrashPoint } from './instance-work.ts'
+import { Instances } from './instances.ts'
+
+export const TEST_IMAGE: ReadyImage = {
+  digest: `sha256:${'a'.repeat(64)}`,
+  name: 'docker.io/library/test:latest',
+  rootfs: { path: '/dev/null', format: 'squashfs' },
+  platform: 'linux/amd64',
+  config: {
+    entrypoint: [],
+    cmd: ['sleep', '1000000'],
+    env: ['LANG=C'],
+    workingDir: '/',
+    user: '',
+    stopSignal: 'SIGTERM',
+    exposedPorts: [],
+  },
+  sizeBytes: 4096,
+}
+
+/** A template of this size is quick to make, and small. */
+export const TEST_OVERLAY = 32 * 2 ** 20
+
+export interface TestHouseOptions {
+  readonly settings?: Readonly<Record<string, string>>
+  readonly logLevel?: LogLevel
+}
+
+export class TestHouse implements AsyncDisposable {
+  readonly host = new FakeHost()
+  readonly dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
+  readonly log
+  #options: TestHouseOptions
+  #life: { db: Database; instances: Instances; events: Events; isDead: boolean } | undefined
+
+  constructor(options: TestHouseOptions = {}) {
+    this.#options = options
+    this.log = createLogger({ level: options.logLevel ?? 'silent' })
+    for (const dir of [this.paths.instancesDir, this.paths.vmsDir]) mkdirSync(dir, { recursive: true })
+  }
+
+  get instances(): Instances {
+    return this.#alive.instances
+  }
+  get events(): Events {
+    return this.#alive.events
+  }
+
+  /** Begins a daemon's life. `crashAt` (`operation:step`) makes it die there: it then does nothing more, as after SIGKILL. */
+  async begin(options: { crashAt?: string; onCrash?: () => void } = {}): Promise<Instances> {
+    const config = configOf(
+      new Map(
+        Object.entries({
+          DATA_DIR: this.paths.dataDir,
+          RUN_DIR: this.paths.runDir,
+          HYPERVISOR: 'fake',
+          CPU_RATIO: '10000',
+          MEMORY_RATIO: '10000',
+          STOP_GRACE: '200ms',
+          DELETE_GRACE: '100ms',
+          BOOT_LIMIT: '5s',
+          ...this.#options.settings,
+        }),
+      ),
+    )
+    const db = Database.open(this.paths.database)
+    const events = new Events({ db })
+    const life = { db, events, isDead: false }
+    const crashPoint: CrashPoint = async (operation, step) => {
+      if (!life.isDead && `${operation}:${step}` === options.crashAt) {
+        life.isDead = true
+        options.onCrash?.()
+      }
+      // A dead daemon gets no further; what it had open is cut below, by `crash`.
+      if (life.isDead) await new Promise(() => undefined)
+    }
+    const instances = new Instances({
+      db,
+      events,
+      images: {
+        byDigest: (digest) => (digest === TEST_IMAGE.digest ? TEST_IMAGE : undefined),
+        readyImage: (name) => (name === 'test' ? TEST_IMAGE : undefined),
+        pull: async ({ name }) => {
+          throw new AppError('not_found', `There is no image ${name}`)
+        },
+        whenReady: async () => TEST_IMAGE,
+      },
+      disks: new Disks({ templatesDir: this.paths.diskTemplatesDir }),
+      paths: this.paths,
+      log: this.log,
+      config,
+      host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
+      hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
+      settings: { modules: undefined, dns: [], freshBoot: false },
+      crashPoint,
+    })
+    this.#life = Object.assign(life, { instances })
+    await instances.recover()
+    return instances
+  }
+
+  /** The daemon dies at once: its rows stay as they are, its machines run on. */
+  crash(): void {
+    const life = this.#alive
+    life.isDead = true
+    this.#life = undefined
+    for (const machine of this.host.machines.values()) machine.hangUp()
+    life.db.close()
+  }
+
+  /** The daemon ends as on SIGTERM. */
+  async end(graceMs = 5000): Promise<void> {
+    const life = this.#alive
+    await life.instances.close(graceMs)
+    this.#life = undefined
+    life.db.close()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#life) await this.end(0)
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+
+  get #alive() {
+    if (!this.#life) throw new Error('No daemon lives in this house')
+    return this.#life
+  }
+}
