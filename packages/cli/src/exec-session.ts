@@ -54,10 +54,13 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
     session.defer(() => process.stdin.destroy())
   } else if (!request.tty) await socket.sendJson({ stdin: 'eof' })
 
+  let refusal: AppError | undefined
   for (;;) {
     const frame = await socket.next()
     if (frame === undefined)
-      throw new Failure('The daemon ended the connection before the command was over', { hint: `Is it still there? dormouse ps` })
+      throw (
+        refusal ?? new Failure('The daemon ended the connection before the command was over', { hint: `Is it still there? dormouse ps` })
+      )
     if (frame.kind === 'bytes') {
       const output = decodeOutput(frame.bytes)
       if (output !== undefined) await sink(output.channel, output.bytes)
@@ -65,8 +68,9 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
     }
     const notice = parseNotice(frame.text)
     if (notice === undefined) continue
-    if ('error' in notice) throw new AppError(ERROR_CODES.find((code) => code === notice.code) ?? 'internal_error', notice.error)
-    return { exitCode: notice.exitCode, ...(notice.message !== undefined && { message: notice.message }) }
+    if ('exitCode' in notice) return { exitCode: notice.exitCode, ...(notice.message !== undefined && { message: notice.message }) }
+    // Said of the first frame, it is the last word and the connection ends; said of a later one, the command goes on.
+    refusal = new AppError(ERROR_CODES.find((code) => code === notice.code) ?? 'internal_error', notice.error)
   }
 }
 

@@ -68,10 +68,9 @@ async function exec(name: string, argv: readonly string[], options: Options): Pr
   endAs(await execSession(daemon, request))
 }
 
-/** Takes over the command's exit code, and says in words what the code alone does not: not found, not executable, killed. */
+/** Takes over the command's exit code. That it was killed is said in words; that it was not found stands on its standard error already. */
 export function endAs(end: ExecEnd): void {
   process.exitCode = end.exitCode
-  if (end.message === undefined || end.message === '') return
-  if (end.exitCode === 126 || end.exitCode === 127) process.stderr.write(`${safeText(end.message)}\n`)
-  else if (end.exitCode > 123) remark(safeText(end.message))
+  const wasKilled = end.exitCode === 124 || end.exitCode > 128
+  if (wasKilled && end.message) remark(safeText(end.message))
 }

@@ -5,7 +5,7 @@ import { ensureImage, type PullPolicy } from '../image-pull.ts'
 import { becomeRunning } from '../instance-life.ts'
 import { print, printJson, remark } from '../output/print.ts'
 import { collect, parseChoice } from '../parse/values.ts'
-import { type CreateOptions, createInstance } from '../run/create-instance.ts'
+import { type CreateOptions, createInstance, requestOf } from '../run/create-instance.ts'
 import { runInForeground } from '../run/foreground.ts'
 import { runInteractively } from '../run/interactive.ts'
 import { Interrupts } from '../run/interrupts.ts'
@@ -68,6 +68,7 @@ async function run(name: string, argv: readonly string[], options: RunOptions): 
     throw usageFailure('--rm needs someone who stays to delete it: leave out -d', 'Or give it a time to live: --ttl 2h')
   if (options.json && !options.detach) throw usageFailure('--json needs -d: in the foreground, standard output is the workload’s')
   const policy = parseChoice(options.pull, PULL_POLICIES, 'pull policy')
+  const request = await requestOf(name, argv, options, { idle: isInteractive })
   const daemon = connect(options)
   const image = await ensureImage(daemon, name, policy, {
     ...(options.platform !== undefined && { platform: options.platform }),
@@ -75,7 +76,7 @@ async function run(name: string, argv: readonly string[], options: RunOptions): 
   })
 
   using interrupts = new Interrupts()
-  const instance = await createInstance(daemon, name, argv, options, { idle: isInteractive })
+  const instance = await createInstance(daemon, options.name, request)
   if (options.name === undefined && !options.detach && !options.quiet) remark(`Instance ${instance.name}`)
   if (options.detach) {
     const running = await becomeRunning(daemon, instance)

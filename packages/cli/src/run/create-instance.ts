@@ -28,16 +28,11 @@ const IDLE = ['/bin/sh', '-c', 'exec sleep 2147483647'] as const
 
 const NAME_ATTEMPTS = 6
 
+export type InstanceRequest = Omit<CreateInstanceRequest, 'name'>
+
 /** Makes the instance. A made-up name that is taken is made up again. */
-export async function createInstance(
-  daemon: Daemon,
-  image: string,
-  argv: readonly string[],
-  options: CreateOptions,
-  { idle }: { idle: boolean },
-): Promise<Instance> {
-  const request = { image, ...(await requestOf(options)), ...(idle ? { entrypoint: [...IDLE] } : commandOf(argv, options)) }
-  if (options.name !== undefined) return daemon.call('createInstance', { body: { name: options.name, ...request } })
+export async function createInstance(daemon: Daemon, name: string | undefined, request: InstanceRequest): Promise<Instance> {
+  if (name !== undefined) return daemon.call('createInstance', { body: { name, ...request } })
   for (let attempt = 0; ; attempt++) {
     try {
       return await daemon.call('createInstance', { body: { name: randomName(attempt), ...request } })
@@ -47,13 +42,20 @@ export async function createInstance(
   }
 }
 
-/** Options are judged before anything is pulled or made. */
-export async function requestOf(options: CreateOptions): Promise<Omit<CreateInstanceRequest, 'name' | 'image'>> {
+/** What is asked of the daemon. Throws what is wrong with the options; nothing has been pulled or made by then. */
+export async function requestOf(
+  image: string,
+  argv: readonly string[],
+  options: CreateOptions,
+  { idle }: { idle: boolean },
+): Promise<InstanceRequest> {
   const env = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
   const tags = parseTags(options.tag ?? [])
   const ports = (options.publish ?? []).flatMap(parsePorts)
   const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }) }
   return {
+    image,
+    ...(idle ? { entrypoint: [...IDLE] } : commandOf(argv, options)),
     ...(env !== undefined && { env }),
     ...(tags !== undefined && { tags }),
     ...(Object.keys(network).length > 0 && { network }),

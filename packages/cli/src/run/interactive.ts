@@ -7,7 +7,7 @@ import type { Instance } from '@dormouse/api/instances.ts'
 import { endAs } from '../commands/exec.ts'
 import type { Daemon } from '../daemon.ts'
 import { execSession } from '../exec-session.ts'
-import { Failure } from '../failure.ts'
+import { EXIT, Failure } from '../failure.ts'
 import { becomeRunning } from '../instance-life.ts'
 import { warn } from '../output/print.ts'
 import type { CreateOptions } from './create-instance.ts'
@@ -42,6 +42,9 @@ export async function runInteractively(
       tty: options.tty === true,
     })
     endAs(end)
+  } catch (error) {
+    if (!waiting.signal.aborted) throw error
+    process.exitCode = EXIT.interrupted
   } finally {
     if (options.rm) await remove(daemon, id)
     else
