@@ -9,7 +9,7 @@ import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import websocket from '@fastify/websocket'
 import { createId } from '@paralleldrive/cuid2'
-import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, LogController } from 'fastify'
 import type { Logger } from '../log.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
@@ -54,7 +54,7 @@ const FRAME_MAX_BYTES = 1024 * 1024
 export function createApp(uses: AppUses): FastifyInstance {
   const app = fastify({
     loggerInstance: uses.log,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     exposeHeadRoutes: false,
     // Raw bodies are bounded by who reads them, JSON by readJsonBody.
     bodyLimit: Number.MAX_SAFE_INTEGER,
@@ -196,7 +196,10 @@ const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
   const { status, headers, body, isFault } = refusalOf(error)
   if (isFault) uses.log.error({ err: error, requestId: request.id, route: request.routeOptions?.config?.routeId }, 'request failed')
-  reply.code(status).headers(headers).type('application/json; charset=utf-8')
+  reply
+    .code(status)
+    .headers({ ...headers, 'x-request-id': request.id })
+    .type('application/json; charset=utf-8')
   if (error instanceof AppError && error.code === 'method_not_allowed') reply.header('allow', String(error.detail?.allow ?? ''))
   // What is left of a refused upload is not read: the connection ends with the answer.
   if (isUnread(request)) reply.header('connection', 'close')
@@ -204,7 +207,8 @@ function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, us
 }
 
 const isUnread = (request: FastifyRequest): boolean =>
-  !request.raw.complete && (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0)
+  request.raw.complete === false &&
+  (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0)
 
 const PATTERNS = (Object.keys(ENDPOINTS) as RouteId[]).map((id) => {
   const { method, path } = endpoint(id)

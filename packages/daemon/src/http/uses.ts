@@ -46,7 +46,7 @@ export interface InstancesDoor {
   /** Lines. Rejects with `log_not_found` before the first. */
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<string>> | AsyncIterable<string>
   /** Throws `invalid_state` unless Running. */
-  guest(id: InstanceId, step: Step): Promise<GuestDoor>
+  guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
 }
 
 export interface LogOptions {

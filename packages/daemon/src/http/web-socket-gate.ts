@@ -29,7 +29,8 @@ export class WebSocketGate {
     const { instances } = this.#uses
     const instance = instances.resolve((request.params as { id: string }).id)
     const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
-    this.#guests.set(request, await instances.guest(instance.id, { signal, log: request.log as ServerUses['log'] }))
+    const operation = id === 'execInstance' ? 'exec' : 'copy'
+    this.#guests.set(request, await instances.guest(instance.id, { signal, log: request.log as ServerUses['log'] }, operation))
     request.log.debug({ instance: instance.id, route: id }, 'websocket opened')
   }
 

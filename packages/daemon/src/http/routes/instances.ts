@@ -88,7 +88,7 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
 
     statInstancePath: async ({ params, query, signal, log }) => {
       const step = { signal: AbortSignal.any([signal, AbortSignal.timeout(STAT_LIMIT_MS)]), log }
-      const guest = await instances.guest(instances.resolve(params.id).id, step)
+      const guest = await instances.guest(instances.resolve(params.id).id, step, 'stat')
       return guest.stat(query.path, { followLinks: query.follow_links ?? false }, step)
     },
 

@@ -1,0 +1,66 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { endpoint } from './endpoints.ts'
+import { openApiDocument } from './openapi.ts'
+import { ROUTE_IDS, type Route, routes } from './routes.ts'
+
+const table = ROUTE_IDS.map((id) => ({ id, ...endpoint(id), route: routes[id] as Route }))
+const keys = (schema: unknown): string[] => Object.keys((schema as { properties?: object } | undefined)?.properties ?? {})
+
+test('no two routes share method and path', () => {
+  assert.equal(new Set(table.map(({ method, path }) => `${method} ${path}`)).size, table.length)
+})
+
+test('the parameters of a path are those of its schema', () => {
+  for (const { id, path, route } of table) {
+    assert.deepEqual([...path.matchAll(/\{(\w+)\}/g)].map((match) => match[1]).sort(), keys(route.params).sort(), id)
+  }
+})
+
+test('requests refuse unknown fields, answers leave room for new ones', () => {
+  for (const { id, route } of table) {
+    for (const schema of [route.query, route.body]) {
+      if (schema) assert.equal((schema as { additionalProperties?: unknown }).additionalProperties, false, id)
+    }
+    assert.notEqual((route.answer as { additionalProperties?: unknown } | undefined)?.additionalProperties, false, id)
+  }
+})
+
+test('every operation of the contract is here: 63 of it and our own', () => {
+  const ours = [
+    'execInstance',
+    'copyInstanceFiles',
+    'importImage',
+    'pruneImages',
+    'getImageProgress',
+    'followEvents',
+    'createToken',
+    'getMetrics',
+  ]
+  assert.equal(table.filter(({ id }) => !ours.includes(id)).length, 63)
+})
+
+test('the OpenAPI document refers to nothing that it does not hold', () => {
+  const document = openApiDocument({ version: '1', statusOf: () => 400 })
+  const text = JSON.stringify(document)
+  const names = Object.keys((document.components as { schemas: object }).schemas)
+  for (const [, name] of text.matchAll(/"#\/components\/schemas\/(\w+)"/g)) assert.ok(names.includes(name ?? ''), name)
+  assert.ok(!text.includes('"$id"'))
+  for (const { id } of table) assert.ok(text.includes(`"operationId":"${id}"`), id)
+})
+
+test('one name is one schema in the OpenAPI document', () => {
+  const seen = new Map<string, string>()
+  const walk = (value: unknown): void => {
+    if (typeof value !== 'object' || value === null) return
+    const { $id, ...rest } = value as { $id?: string }
+    if ($id !== undefined) {
+      const text = JSON.stringify(rest)
+      assert.equal(seen.get($id) ?? text, text, $id)
+      seen.set($id, text)
+    }
+    for (const inner of Object.values(value)) walk(inner)
+  }
+  for (const { route } of table) walk([route.params, route.query, route.body, route.answer])
+  assert.ok(seen.size > 30)
+})

@@ -1,0 +1,272 @@
+/** Stand-ins for the rooms below, in memory, so that the server is tested without them. */
+import { PassThrough } from 'node:stream'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Image } from '@dormouse/api/images.ts'
+import { matchesTags } from '@dormouse/api/names.ts'
+import { createId } from '@paralleldrive/cuid2'
+import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
+import { silentLogger } from '../log.ts'
+import type { RecordedEvent } from '../store/events.ts'
+import type { CopyAsked, CopyEntryDoor, ExecAsked, GuestDoor, GuestExecDoor, ImagesDoor, InstancesDoor, ServerUses } from './uses.ts'
+
+export class FakeExec implements GuestExecDoor {
+  readonly asked: ExecAsked
+  readonly stdin = new PassThrough()
+  readonly stdout = new PassThrough()
+  readonly stderr = new PassThrough()
+  readonly heard: string[] = []
+  readonly exit: Promise<{ code: number; message: string }>
+  readonly #end: (exit: { code: number; message: string }) => void
+
+  constructor(asked: ExecAsked) {
+    this.asked = asked
+    const { promise, resolve } = Promise.withResolvers<{ code: number; message: string }>()
+    this.exit = promise
+    this.#end = resolve
+  }
+
+  resize(rows: number, cols: number): void {
+    this.heard.push(`resize ${rows}x${cols}`)
+  }
+  signal(name: string): void {
+    this.heard.push(name)
+  }
+  kill(): void {
+    this.heard.push('kill')
+    this.end(137, 'killed by signal 9 (SIGKILL)')
+  }
+  end(code: number, message = ''): void {
+    this.stdout.end()
+    this.stderr.end()
+    this.#end({ code, message })
+  }
+}
+
+export class FakeGuest implements GuestDoor {
+  readonly execs: FakeExec[] = []
+  readonly files = new Map<string, Buffer>()
+  /** What a started command does; a test sets it. */
+  run: (exec: FakeExec) => void = (exec) => exec.end(0)
+  copied: CopyAsked[] = []
+  entries: CopyEntryDoor[] = []
+
+  async exec(asked: ExecAsked): Promise<FakeExec> {
+    if (asked.command[0] === 'absent') throw new AppError('not_found', 'absent: command not found')
+    const exec = new FakeExec(asked)
+    this.execs.push(exec)
+    setImmediate(() => this.run(exec))
+    return exec
+  }
+
+  async stat(path: string) {
+    if (path === '/dir') return { exists: true, is_dir: true, is_file: false, is_symlink: false, mode: 0o755, size: 4096 }
+    const file = this.files.get(path)
+    if (!file) return { exists: false, is_dir: false, is_file: false, is_symlink: false, mode: 0, size: 0 }
+    return { exists: true, is_dir: false, is_file: true, is_symlink: false, mode: 0o644, size: file.length }
+  }
+
+  async copyTo(asked: CopyAsked, source: AsyncIterable<Uint8Array>) {
+    const chunks: Uint8Array[] = []
+    for await (const chunk of source) chunks.push(chunk)
+    if (asked.path === '/full') throw new AppError('insufficient_resources', 'The disk of the guest is full')
+    this.copied.push(asked)
+    this.files.set(asked.path, Buffer.concat(chunks))
+    return { bytesWritten: Buffer.concat(chunks).length }
+  }
+
+  async *copyFrom(path: string): AsyncGenerator<CopyEntryDoor> {
+    if (path === '/absent') throw new AppError('path_not_found', 'There is no /absent in the guest')
+    yield* this.entries
+  }
+}
+
+class FakeInstances implements InstancesDoor {
+  readonly rows: Instance[] = []
+  readonly oneGuest = new FakeGuest()
+  lines: string[] = ['one', 'two']
+  followed = Promise.withResolvers<void>()
+
+  add(change: Partial<Instance> & { name: string }): Instance {
+    const atMs = change.createdAtMs ?? Date.now()
+    const instance: Instance = {
+      id: createId() as InstanceId,
+      createdAtMs: atMs,
+      image: 'alpine',
+      imageDigest: `sha256:${'0'.repeat(64)}`,
+      platform: 'linux/amd64',
+      hypervisor: 'fake',
+      vcpus: 2,
+      memoryBytes: 2 ** 30,
+      hotplugBytes: 0,
+      overlayBytes: 10 * 2 ** 30,
+      network: { enabled: true, ports: [] },
+      env: {},
+      tags: {},
+      skipGuestAgent: false,
+      skipKernelHeaders: false,
+      state: 'Running',
+      hasSnapshot: false,
+      phases: { current: change.state ?? 'Running', sinceMs: atMs, durations: {} },
+      ...change,
+    }
+    this.rows.unshift(instance)
+    return instance
+  }
+
+  #change(id: InstanceId, change: Partial<Instance>): Instance {
+    const at = this.rows.findIndex((row) => row.id === id)
+    const changed = { ...this.get(id), ...change }
+    this.rows[at] = changed
+    return changed
+  }
+
+  async create(request: CreateInstance): Promise<Instance> {
+    if (this.rows.some((row) => row.name === request.name))
+      throw new AppError('name_conflict', `There is an instance ${request.name} already`)
+    const { network, ...rest } = request
+    const ports = (network?.ports ?? []).map((port) => ({ protocol: 'tcp' as const, hostIp: '0.0.0.0', ...port }))
+    return this.add({ ...rest, state: 'Initializing', network: { enabled: network?.enabled ?? true, ports } })
+  }
+  list({ state, tags }: Parameters<InstancesDoor['list']>[0]) {
+    return this.rows.filter((row) => (state === undefined || row.state === state) && matchesTags(row.tags, tags ?? {}))
+  }
+  resolve(text: string): Instance {
+    const found = this.rows.filter((row) => row.id === text || row.name === text || (text.length >= 4 && row.id.startsWith(text)))
+    if (found.length > 1) throw new AppError('ambiguous', `${text} could be ${found.length} instances`)
+    if (!found[0]) throw new AppError('not_found', `There is no instance ${JSON.stringify(text)}`)
+    return found[0]
+  }
+  get(id: InstanceId): Instance {
+    return this.resolve(id)
+  }
+  async start(id: InstanceId) {
+    return this.#change(id, { state: 'Running' })
+  }
+  async stop(id: InstanceId) {
+    return this.#change(id, { state: 'Stopped', exitCode: 0, exitMessage: 'ended' })
+  }
+  async update(id: InstanceId, change: Parameters<InstancesDoor['update']>[1]) {
+    const { network: _, expiresAtMs, ...rest } = change
+    return this.#change(id, { ...rest, ...(typeof expiresAtMs === 'number' && { expiresAtMs }) })
+  }
+  async delete(id: InstanceId) {
+    this.rows.splice(this.rows.indexOf(this.get(id)), 1)
+  }
+  async wait(id: InstanceId, { state, timeoutMs, signal }: Parameters<InstancesDoor['wait']>[1]) {
+    if (this.get(id).state !== state) {
+      const limit = AbortSignal.any([AbortSignal.timeout(timeoutMs), ...(signal ? [signal] : [])])
+      await new Promise((resolve) => limit.addEventListener('abort', resolve, { once: true }))
+      return { state: this.get(id).state, timedOut: true, reason: 'the time was up' }
+    }
+    return { state, timedOut: false }
+  }
+  async stats(id: InstanceId) {
+    const figures = { cpuSeconds: 1.5, memoryRssBytes: 1024, memoryVmsBytes: 2048, networkRxBytes: 1, networkTxBytes: 2 }
+    return { instance: this.get(id), ...figures }
+  }
+  async *#lines(options: Parameters<InstancesDoor['logs']>[1]): AsyncGenerator<string> {
+    yield* options.tail === 0 ? [] : this.lines.slice(-options.tail)
+    if (!options.follow) return
+    await new Promise((resolve) => options.signal.addEventListener('abort', resolve, { once: true }))
+    this.followed.resolve()
+  }
+  async logs(id: InstanceId, options: Parameters<InstancesDoor['logs']>[1]) {
+    this.get(id)
+    if (options.source === 'vmm') throw new AppError('log_not_found', 'There is no such log')
+    return this.#lines(options)
+  }
+  async guest(id: InstanceId): Promise<GuestDoor> {
+    const { state, name } = this.get(id)
+    if (state !== 'Running') throw new AppError('invalid_state', `The instance ${name} is ${state}: it must be Running`)
+    return this.oneGuest
+  }
+}
+
+class FakeImages implements ImagesDoor {
+  readonly rows = new Map<string, Image>()
+  uploaded = 0
+
+  add(name: string, createdAt = new Date().toISOString()): Image {
+    const image: Image = {
+      name,
+      digest: `sha256:${'1'.repeat(64)}`,
+      status: 'ready',
+      created_at: createdAt,
+      size_bytes: 1,
+      error: null,
+      queue_position: null,
+    }
+    this.rows.set(name, image)
+    return image
+  }
+  list({ tags }: Parameters<ImagesDoor['list']>[0]) {
+    return [...this.rows.values()].filter((image) => matchesTags(image.tags ?? {}, tags ?? {})).reverse()
+  }
+  getImage(name: string): Image {
+    const image = this.rows.get(name)
+    if (!image) throw new AppError('not_found', `There is no image ${name}`)
+    return image
+  }
+  async pull({ name }: { name: string }): Promise<Image> {
+    if (name.includes('limited')) throw new AppError('rate_limited', 'The registry asks for patience', { retryAfterSeconds: 7 })
+    return this.add(name)
+  }
+  async importUpload(source: AsyncIterable<Uint8Array>, { name = 'imported' }: { name?: string }): Promise<Image> {
+    for await (const chunk of source) this.uploaded += chunk.length
+    return this.add(name)
+  }
+  tag(name: string, target: string): Image {
+    return { ...this.getImage(name), ...this.add(target) }
+  }
+  remove(name: string): void {
+    this.getImage(name)
+    this.rows.delete(name)
+  }
+  prune() {
+    return { deleted: [...this.rows.keys()], freed_bytes: 0 }
+  }
+  async progress(name: string) {
+    const image = this.getImage(name)
+    return (async function* () {
+      yield { name, status: 'pulling' as const, done_bytes: 1, total_bytes: 2 }
+      yield { name, status: image.status }
+    })()
+  }
+  usage(): number {
+    return 42
+  }
+}
+
+export interface FakeUses extends ServerUses {
+  readonly instances: FakeInstances
+  readonly images: FakeImages
+}
+
+export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
+  return {
+    instances: new FakeInstances(),
+    images: new FakeImages(),
+    events: {
+      async *subscribe({ after = 0, signal }) {
+        yield* events.filter((event) => event.id > after)
+        if (signal && !signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
+      },
+    },
+    host: {
+      facts: { cpus: 2, cpuModel: 'made up', memoryBytes: 2 ** 34, kernel: '6.1', architecture: 'x86_64', isRoot: false },
+      defaultHypervisor: 'qemu',
+      hypervisors: [
+        {
+          name: 'qemu',
+          capabilities: new Set(['pause', 'standby']),
+          probe: async () => ({ available: true, version: '7.2', acceleration: 'tcg', reason: 'KVM did not boot a guest' }),
+        },
+      ],
+      ratios: { cpu: 4, memory: 1, disk: 1 },
+      disk: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
+    },
+    secret: Buffer.from('a secret that is long enough'),
+    version: '0.1.0',
+    log: silentLogger,
+  }
+}
