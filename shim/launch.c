@@ -25,7 +25,8 @@ static int keep_one_capability(int capability) {
 static int become(const struct launch *how) {
     if (!how->has_user) return 0;
     if (how->may_bind_low_ports && prctl(PR_SET_KEEPCAPS, 1) < 0) return -1;
-    if (setgroups(0, NULL) < 0 || setresgid(how->gid, how->gid, how->gid) < 0 || setresuid(how->uid, how->uid, how->uid) < 0) return -1;
+    if (setgroups(how->group_count, how->groups) < 0 || setresgid(how->gid, how->gid, how->gid) < 0) return -1;
+    if (setresuid(how->uid, how->uid, how->uid) < 0) return -1;
     return how->may_bind_low_ports ? keep_one_capability(CAP_NET_BIND_SERVICE) : 0;
 }
 

@@ -11,6 +11,8 @@ struct launch {
     int has_user;
     uid_t uid;
     gid_t gid;
+    const gid_t *groups;
+    size_t group_count;
     int isolates_network;
     int may_bind_low_ports;
 };

@@ -91,7 +91,7 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
     if (IS("blank")) {
         int fd = memfd_create("dormouse-state", MFD_CLOEXEC);
         if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a memfd");
-        return plan->blank_fd = raise_fd(fd);
+        return raise_fd(fd);
     }
     if (IS("pair")) {
         for (size_t i = 0; i < *pair_count; i++)
@@ -143,10 +143,14 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->has_user = 1;
             plan->uid = (uid_t)number(value, UINT_MAX - 1);
             plan->gid = (gid_t)number(colon + 1, UINT_MAX - 1);
+        } else if (IS("--group")) {
+            if (plan->group_count == MAX_GROUPS) fail("too many groups");
+            plan->groups[plan->group_count++] = (gid_t)number(value, UINT_MAX - 1);
         } else if (IS("--rotated") || IS("--capped")) {
             add_log(plan, value, IS("--capped"));
         } else if (IS("--fd")) {
             add_descriptor(plan, pairs, &pair_count, value, plan->vmm_fds, &plan->vmm_fd_count);
+            if (strcmp(value + strlen(value) + 1, "blank:") == 0) plan->blank_fd = plan->vmm_fds[plan->vmm_fd_count - 1].fd;
         } else if (IS("--helper-fd")) {
             add_descriptor(plan, pairs, &pair_count, value, plan->helper_fds, &plan->helper_fd_count);
         } else if (IS("--isolate-network")) {

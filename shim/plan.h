@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_DESCRIPTORS = 48, MAX_LOGS = 4, MAX_HELPER_ARGS = 64 };
+enum { MAX_DESCRIPTORS = 48, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
 struct descriptor {
@@ -29,6 +29,8 @@ struct plan {
     int has_user;
     uid_t uid;
     gid_t gid;
+    gid_t groups[MAX_GROUPS];
+    size_t group_count;
     struct log_plan logs[MAX_LOGS];
     size_t log_count;
     struct source_plan sources[MAX_DESCRIPTORS];
@@ -51,6 +53,7 @@ struct plan {
  * Options, each followed by its value:
  *   --dir DIR                 the run directory; the shim's working directory and where its sockets are
  *   --user UID:GID            whom the VMM and the helper run as
+ *   --group GID               a further group of the VMM's, for the devices it may open
  *   --rotated NAME=BYTES:FILE a log that is rotated at BYTES
  *   --capped NAME=BYTES:FILE  a log that begins empty and ends at BYTES
  *   --fd N=KIND, --helper-fd N=KIND   descriptor N of the VMM or of the helper, where KIND is

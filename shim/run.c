@@ -153,6 +153,8 @@ static void start_vmm(struct shim *shim) {
         .has_user = plan->has_user,
         .uid = plan->uid,
         .gid = plan->gid,
+        .groups = plan->groups,
+        .group_count = plan->group_count,
         .isolates_network = plan->isolates_network,
     });
     if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
@@ -166,7 +168,8 @@ static void let_go_of_descriptors(const struct plan *plan) {
 
 static void say_ready(int blank, pid_t vmm) {
     printf("ready %d %d %d\n", (int)getpid(), (int)vmm, blank);
-    fflush(stdout);
+    // A daemon that is gone already will never know of this VM: it ends with us.
+    if (fflush(stdout) != 0) exit(1);
     int zero = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd <= 2; fd++) dup2(zero, fd);
     close(zero);

@@ -4,18 +4,22 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
-import net from 'node:net'
+import type { Socket } from 'node:net'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { identityOf, isAlive, killProcess, signalProcess } from '../host/process-identity.ts'
+import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
 import type { ProcessIdentity, VmExit } from './hypervisor.ts'
+import { portError } from './network-helper.ts'
 
 export interface ShimPlan {
   readonly shimPath: string
   /** Must exist and be empty. */
   readonly runDir: string
   readonly user?: { readonly uid: number; readonly gid: number }
+  /** Further groups of the VMM. */
+  readonly groups?: readonly number[]
   readonly logs: readonly ShimLog[]
   readonly vmm: ShimChild
   /** The VMM needs no network of its own: its traffic goes to the helper. */
@@ -72,6 +76,7 @@ export function shimArguments(plan: ShimPlan): { argv: string[]; inherited: numb
     '--dir',
     plan.runDir,
     ...(plan.user === undefined ? [] : ['--user', `${plan.user.uid}:${plan.user.gid}`]),
+    ...(plan.user === undefined ? [] : (plan.groups ?? []).flatMap((group) => ['--group', `${group}`])),
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
     ...descriptors('--fd', plan.vmm),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
@@ -92,9 +97,9 @@ export class Shim implements Disposable {
   readonly blankFd: number | undefined
   /** Settles once, when the shim has let go of us: the VMM has ended and is recorded, or the shim itself is gone. */
   readonly ended: Promise<VmExit>
-  readonly #socket: net.Socket
+  readonly #socket: Socket
 
-  private constructor(runDir: string, identity: ProcessIdentity, vmm: ProcessIdentity, socket: net.Socket, blankFd?: number) {
+  private constructor(runDir: string, identity: ProcessIdentity, vmm: ProcessIdentity, socket: Socket, blankFd?: number) {
     this.runDir = runDir
     this.identity = identity
     this.vmm = vmm
@@ -182,31 +187,6 @@ export async function readExit(runDir: string): Promise<VmExit | undefined> {
   return match[2] === undefined ? { kind: 'exited', code: Number(match[1]), atMs } : { kind: 'signaled', signal: match[2], atMs }
 }
 
-/** A socket of a run directory; refused and absent mean that no one is there. */
-export function connectTo(file: string, step: Pick<Step, 'signal'>): Promise<net.Socket> {
-  return new Promise((resolve, reject) => {
-    const socket = net.connect(file)
-    const onAbort = (): void => {
-      socket.destroy()
-      reject(new AppError('timed_out', `Gave up connecting to ${path.basename(file)}`, { cause: step.signal.reason }))
-    }
-    if (step.signal.aborted) return onAbort()
-    step.signal.addEventListener('abort', onAbort, { once: true })
-    const settled = (): void => {
-      step.signal.removeEventListener('abort', onAbort)
-      socket.removeAllListeners()
-    }
-    socket.once('connect', () => {
-      settled()
-      resolve(socket)
-    })
-    socket.once('error', (error) => {
-      settled()
-      reject(error)
-    })
-  })
-}
-
 /** `ready SHIM VMM BLANK`, or `error WHAT`: the one line that a shim says before it closes its output. */
 function readyLine(child: ChildProcess, step: Step): Promise<[number, number, number]> {
   return new Promise((resolve, reject) => {
@@ -235,9 +215,8 @@ function readyLine(child: ChildProcess, step: Step): Promise<[number, number, nu
 
 function shimError(text: string): AppError {
   const what = /^error (.*)$/m.exec(text)?.[1] ?? 'it ended without a word'
-  const port = /^port_in_use (tcp|udp) (\S+) (\d+)$/.exec(what)
-  if (port)
-    return new AppError('port_in_use', `Host port ${port[3]}/${port[1]} on ${port[2]} is taken`, { hint: 'Publish another host port' })
+  const port = portError(what)
+  if (port) return port
   return new AppError('internal_error', `The VM's process could not be started: ${what}`)
 }
 

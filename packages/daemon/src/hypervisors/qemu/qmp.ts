@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import { AppError } from '@dormouse/api/errors.ts'
+import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
-import { connectTo } from '../shim.ts'
 
 /** What QEMU answers no to. */
 export class QmpError extends Error {
@@ -61,6 +61,10 @@ export class Qmp implements Disposable {
       qmp[Symbol.dispose]()
       throw error
     }
+  }
+
+  get isClosed(): boolean {
+    return this.#socket.destroyed
   }
 
   /** Sends at once, in order; several may be under way. */

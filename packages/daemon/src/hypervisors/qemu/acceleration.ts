@@ -1,0 +1,87 @@
+/**
+ * KVM or TCG? A device file proves nothing: there are hosts on which /dev/kvm opens, makes machines and never gets a stock kernel
+ * through its boot. So KVM is used where a guest has been seen to reach its parked point with it. That is tried once and kept with
+ * what it depends on.
+ */
+import { constants } from 'node:fs'
+import { access, readFile, stat } from 'node:fs/promises'
+import { writeFileAtomically } from '../../host/files.ts'
+import type { Step } from '../../lib/step.ts'
+
+export interface Acceleration {
+  readonly kind: 'kvm' | 'tcg'
+  /** Why not KVM; a sentence. */
+  readonly reason?: string
+  /** Groups that a VMM must be in to open /dev/kvm. */
+  readonly groups: readonly number[]
+}
+
+export interface AccelerationUses {
+  readonly device: string
+  /** Where the answer is kept. */
+  readonly file: string
+  /** What the answer depends on: the host's kernel and processor, the VMM's version, the guest's kernel. */
+  readonly facts: Readonly<Record<string, string>>
+  /** Boots a guest with KVM, in these groups, until it is parked, and ends it; throws when it does not get there. */
+  tryBoot(groups: readonly number[], step: Step): Promise<void>
+  readonly user?: { readonly uid: number; readonly gid: number }
+}
+
+/** A real machine needs well under a second; a nested one took 14 s. */
+const BOOT_LIMIT_MS = 20_000
+
+/** Answers, never throws, and leaves no process. Takes as long as a boot at first, a file read afterwards. */
+export async function decideAcceleration(uses: AccelerationUses, step: Step): Promise<Acceleration> {
+  const opened = await openness(uses)
+  if ('reason' in opened) return { kind: 'tcg', groups: [], reason: opened.reason }
+  const kept = await readKept(uses)
+  const answer = kept ?? (await tryAndKeep(uses, opened.groups, step))
+  return answer === 'works'
+    ? { kind: 'kvm', groups: opened.groups }
+    : { kind: 'tcg', groups: [], reason: `KVM is there, but no guest boots with it (${answer})` }
+}
+
+async function openness({ device, user }: AccelerationUses): Promise<{ groups: number[] } | { reason: string }> {
+  try {
+    const facts = await stat(device)
+    await access(device, constants.R_OK | constants.W_OK)
+    if (user === undefined || (facts.mode & 0o006) === 0o006) return { groups: [] }
+    // Only the group's own right is lent to a VMM; root's group would be lending far more than the device.
+    if ((facts.mode & 0o060) === 0o060 && facts.gid !== 0) return { groups: [facts.gid] }
+    return { reason: `${device} is for root alone: give it to the group kvm, mode 0660` }
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    return { reason: code === 'ENOENT' ? 'This host has no KVM' : `${device} cannot be opened (${code ?? 'unknown'})` }
+  }
+}
+
+async function tryAndKeep(uses: AccelerationUses, groups: readonly number[], step: Step): Promise<string> {
+  const limit = AbortSignal.timeout(BOOT_LIMIT_MS)
+  let answer = 'works'
+  try {
+    await uses.tryBoot(groups, { ...step, signal: AbortSignal.any([step.signal, limit]) })
+  } catch (error) {
+    answer = limit.aborted
+      ? `not within ${BOOT_LIMIT_MS / 1000} seconds`
+      : error instanceof Error
+        ? (error.message.split('\n', 1)[0] ?? '')
+        : String(error)
+    // Whoever asked has given up: that says nothing about KVM.
+    if (step.signal.aborted) return answer
+  }
+  await writeFileAtomically(uses.file, `${JSON.stringify({ facts: uses.facts, answer })}\n`).catch((error) => {
+    step.log.warn({ err: error, file: uses.file }, 'what was found out about KVM could not be kept')
+  })
+  return answer
+}
+
+async function readKept(uses: AccelerationUses): Promise<string | undefined> {
+  try {
+    const kept: unknown = JSON.parse(await readFile(uses.file, 'utf8'))
+    if (typeof kept !== 'object' || kept === null || !('facts' in kept) || !('answer' in kept)) return undefined
+    if (JSON.stringify(kept.facts) !== JSON.stringify(uses.facts) || typeof kept.answer !== 'string') return undefined
+    return kept.answer
+  } catch {
+    return undefined
+  }
+}

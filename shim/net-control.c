@@ -1,0 +1,159 @@
+/* The published ports, and what the daemon asks: one line, one answer, `ok` or `error`. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "net.h"
+
+static int parse_number(const char *text, uint16_t *port) {
+    char *end;
+    long value = strtol(text, &end, 10);
+    if (end == text || *end != '\0' || value < 1 || value > 65535) return -1;
+    *port = (uint16_t)value;
+    return 0;
+}
+
+/* PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT, an IPv6 address in brackets. */
+static int parse_port(const char *word, struct port *port) {
+    memset(port, 0, sizeof *port);
+    if (strlen(word) >= sizeof port->word) return -1;
+    strcpy(port->word, word);
+    char text[sizeof port->word];
+    strcpy(text, word);
+    if (strncmp(text, "udp:", 4) == 0) port->is_udp = 1;
+    else if (strncmp(text, "tcp:", 4) != 0) return -1;
+    char *guest = strrchr(text, ':');
+    *guest++ = '\0';
+    char *host = strrchr(text, ':');
+    if (host == NULL || host <= text + 3) return -1;
+    *host++ = '\0';
+    uint16_t host_port;
+    if (parse_number(guest, &port->guest_port) < 0 || parse_number(host, &host_port) < 0) return -1;
+    char *address = text + 4;
+    size_t length = strlen(address);
+    if (length > 1 && address[0] == '[' && address[length - 1] == ']') {
+        address[length - 1] = '\0';
+        struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&port->host;
+        *in6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(host_port)};
+        port->host_size = sizeof *in6;
+        return inet_pton(AF_INET6, address + 1, &in6->sin6_addr) == 1 ? 0 : -1;
+    }
+    struct sockaddr_in *in = (struct sockaddr_in *)&port->host;
+    *in = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(host_port)};
+    port->host_size = sizeof *in;
+    return inet_pton(AF_INET, address, &in->sin_addr) == 1 ? 0 : -1;
+}
+
+static int find_port(const struct net *net, const char *word) {
+    for (int i = 0; i < net->port_count; i++)
+        if (strcmp(net->ports[i].word, word) == 0) return i;
+    return -1;
+}
+
+/* For the next life of this helper, should the shim have to start another one. */
+static void remember_ports(const struct net *net) {
+    // The first line is there even when no port is left: an empty memory is the first life.
+    if (ftruncate(PORTS_FD, 0) < 0 || pwrite(PORTS_FD, "ports\n", 6, 0) != 6) return;
+    off_t at = 6;
+    for (int i = 0; i < net->port_count; i++) {
+        char line[sizeof net->ports[i].word + 1];
+        int length = snprintf(line, sizeof line, "%s\n", net->ports[i].word);
+        if (pwrite(PORTS_FD, line, (size_t)length, at) != length) return;
+        at += length;
+    }
+}
+
+static int port_flags(const struct port *port) {
+    return (port->is_udp ? SLIRP_HOSTFWD_UDP : 0) | (port->host.ss_family == AF_INET6 ? SLIRP_HOSTFWD_V6ONLY : 0);
+}
+
+int add_port(struct net *net, const char *word, char *why, size_t why_size) {
+    struct port port;
+    if (find_port(net, word) >= 0) return 0;
+    if (net->port_count == MAX_PORTS || parse_port(word, &port) < 0) {
+        snprintf(why, why_size, "not a port, or one too many: %.100s", word);
+        return -1;
+    }
+    struct sockaddr_in guest = {.sin_family = AF_INET, .sin_port = htons(port.guest_port)};
+    inet_pton(AF_INET, GUEST_ADDRESS, &guest.sin_addr);
+    struct sockaddr_in6 guest6 = {.sin6_family = AF_INET6, .sin6_port = htons(port.guest_port)};
+    inet_pton(AF_INET6, GUEST_ADDRESS6, &guest6.sin6_addr);
+    int is6 = port.host.ss_family == AF_INET6;
+    errno = 0;
+    if (slirp_add_hostxfwd(net->slirp, (struct sockaddr *)&port.host, port.host_size, is6 ? (struct sockaddr *)&guest6 : (struct sockaddr *)&guest,
+                           is6 ? sizeof guest6 : sizeof guest, port_flags(&port)) < 0) {
+        if (errno == EADDRINUSE) snprintf(why, why_size, "port_in_use %.200s", word);
+        else snprintf(why, why_size, "cannot publish %.120s: %s", word, strerror(errno));
+        return -1;
+    }
+    net->ports[net->port_count++] = port;
+    remember_ports(net);
+    return 0;
+}
+
+static int remove_port(struct net *net, const char *word, char *why, size_t why_size) {
+    int index = find_port(net, word);
+    if (index < 0) return 0;
+    const struct port *port = &net->ports[index];
+    if (slirp_remove_hostxfwd(net->slirp, (const struct sockaddr *)&port->host, port->host_size, port_flags(port)) < 0) {
+        snprintf(why, why_size, "cannot withdraw %.120s", word);
+        return -1;
+    }
+    net->ports[index] = net->ports[--net->port_count];
+    remember_ports(net);
+    return 0;
+}
+
+void restore_ports(struct net *net) {
+    static char text[MAX_PORTS * sizeof(struct port)];
+    char why[256];
+    ssize_t got = pread(PORTS_FD, text, sizeof text - 1, 0);
+    if (got <= 0) return;
+    text[got] = '\0';
+    char *rest;
+    strtok_r(text, "\n", &rest);
+    for (char *word; (word = strtok_r(NULL, "\n", &rest)) != NULL;)
+        if (add_port(net, word, why, sizeof why) < 0) fprintf(stderr, "dormouse-net: %s\n", why);
+}
+
+static void answer(struct net *net, char *line, char *text, size_t size) {
+    char why[256];
+    if (strcmp(line, "traffic") == 0) {
+        snprintf(text, size, "ok %llu %llu\n", (unsigned long long)net->to_guest_bytes, (unsigned long long)net->from_guest_bytes);
+    } else if (strcmp(line, "ports") == 0) {
+        size_t at = (size_t)snprintf(text, size, "ok");
+        for (int i = 0; i < net->port_count; i++) at += (size_t)snprintf(text + at, size - at, " %s", net->ports[i].word);
+        snprintf(text + at, size - at, "\n");
+    } else if (strncmp(line, "add ", 4) == 0) {
+        if (add_port(net, line + 4, why, sizeof why) < 0) snprintf(text, size, "error %s\n", why);
+        else snprintf(text, size, "ok\n");
+    } else if (strncmp(line, "remove ", 7) == 0) {
+        if (remove_port(net, line + 7, why, sizeof why) < 0) snprintf(text, size, "error %s\n", why);
+        else snprintf(text, size, "ok\n");
+    } else {
+        snprintf(text, size, "error no such request\n");
+    }
+}
+
+void serve_control(struct net *net, int listener) {
+    static char text[MAX_PORTS * sizeof(struct port) + 16];
+    char line[256];
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return;
+    // Only the daemon can connect, and it sends its line at once; the guest's traffic must not wait on it for longer than this.
+    struct timeval limit = {0, 200 * 1000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    ssize_t got = recv(fd, line, sizeof line - 1, 0);
+    if (got > 0) {
+        line[got] = '\0';
+        line[strcspn(line, "\n")] = '\0';
+        answer(net, line, text, sizeof text);
+        send(fd, text, strlen(text), MSG_NOSIGNAL);
+    }
+    close(fd);
+}

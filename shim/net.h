@@ -1,0 +1,41 @@
+#pragma once
+/* The network helper: one user-space network for one guest. */
+#include <netinet/in.h>
+#include <poll.h>
+#include <slirp/libslirp.h>
+#include <stdint.h>
+
+enum { NIC_FD = 3, CONTROL_FD = 4, PORTS_FD = 5, READY_FD = 9, MAX_PORTS = 256, MAX_POLLS = 8192 };
+
+/* A published port. The addresses are kept as they were written, so that they can be told back. */
+struct port {
+    char word[128];
+    int is_udp;
+    struct sockaddr_storage host;
+    socklen_t host_size;
+    uint16_t guest_port;
+};
+
+struct net {
+    Slirp *slirp;
+    uint64_t to_guest_bytes, from_guest_bytes;
+    struct port ports[MAX_PORTS];
+    int port_count;
+    struct pollfd polls[MAX_POLLS];
+    int poll_count;
+};
+
+/* What is fixed for every guest: see the plan in docs/drivers.md. */
+#define GUEST_ADDRESS "10.0.2.15"
+#define GUEST_ADDRESS6 "fdd0:6d05:e000::15"
+
+/* net-frames.c: whether a frame of the guest's may leave it. */
+int may_leave(const uint8_t *frame, size_t length);
+
+/* net-control.c */
+/* Publishes `tcp:127.0.0.1:8080:80`. 0, or -1 with an answer for the daemon in `why`. */
+int add_port(struct net *net, const char *word, char *why, size_t why_size);
+/* Serves one connection of the daemon's: one line, one answer. */
+void serve_control(struct net *net, int listener);
+/* The ports that an earlier life of this helper had, or none. */
+void restore_ports(struct net *net);
