@@ -1,16 +1,17 @@
 /**
- * The composition root: builds every part, in order, on one stack, and takes them down in the opposite order. It alone names
- * concrete drivers. VMs are no part of it: they are found at the start and left at the end.
+ * The composition root: builds every part, in order, on one stack, and takes them down in the opposite order. VMs are no part of it: they are found at the start and left at the end.
  */
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { join } from 'node:path'
+import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
 import { Events } from './events/events.ts'
 import { readHostFacts } from './host/host-facts.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
+import { createHypervisors } from './hypervisor-set.ts'
 import type { Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
@@ -76,14 +77,13 @@ export class Daemon implements AsyncDisposable {
     const db = stack.use(Database.open(paths.database))
     const events = new Events({ db })
     const host = readHostFacts()
-    const assetsDir = config.assetsDir ?? defaultAssetsDir()
-    const drivers = given ?? (await createHypervisors({ config, log, paths, assetsDir }))
+    const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
+    const drivers = given ?? (await createHypervisors({ config, log, paths, assets, isRoot: host.isRoot, stack }))
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
 
     const images = stack.use(
       new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
     )
-    const modules = join(assetsDir, 'kernel/modules.squashfs')
     const instances: Instances = new Instances({
       db,
       events,
@@ -96,7 +96,7 @@ export class Daemon implements AsyncDisposable {
       hypervisors,
       crashPoint,
       settings: {
-        modules: existsSync(modules) ? modules : undefined,
+        modules: existsSync(assets.modules) ? assets.modules : undefined,
         dns: config.network.dns.length > 0 ? config.network.dns : hostResolvers(),
         freshBoot: !config.golden.enabled,
       },

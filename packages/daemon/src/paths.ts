@@ -73,6 +73,15 @@ export class Paths {
     return join(this.dataDir, 'golden')
   }
 
+  /** Where golden boots and the KVM probe run while they are made. */
+  get goldenRunDir(): string {
+    return join(this.runDir, 'golden')
+  }
+  /** What the KVM probe found on this host. */
+  get kvmProbe(): string {
+    return join(this.cacheDir, 'kvm-probe.json')
+  }
+
   // Disks
 
   /** Empty filesystems, one per size, from which overlays are cloned. */

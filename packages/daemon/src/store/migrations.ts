@@ -81,4 +81,45 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX published_ports_by_instance ON published_ports (instance_id, position);
     `,
   },
+  {
+    name: 'images',
+    sql: `
+      -- one image for one platform; its rootfs is named by the digest
+      CREATE TABLE images (
+        digest TEXT PRIMARY KEY,
+        platform TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('pending', 'pulling', 'converting', 'ready', 'failed')),
+        error_code TEXT,
+        error TEXT,
+        -- as they came: the digest is the manifest's
+        manifest BLOB NOT NULL,
+        config BLOB NOT NULL,
+        -- where to pull from again after a restart; null for what was imported, or needs credentials that were given with a request
+        origin TEXT,
+        rootfs_bytes INTEGER,
+        created_at_ms INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE image_layers (
+        image_digest TEXT NOT NULL REFERENCES images (digest) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (image_digest, position)
+      ) STRICT;
+      CREATE INDEX image_layers_by_digest ON image_layers (digest);
+
+      -- a name leads to one image for each platform; it moves when the next one is ready
+      CREATE TABLE image_names (
+        name TEXT NOT NULL,
+        platform TEXT NOT NULL,
+        digest TEXT REFERENCES images (digest),
+        next_digest TEXT REFERENCES images (digest),
+        tags TEXT NOT NULL DEFAULT '{}',
+        created_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (name, platform)
+      ) STRICT;
+      CREATE INDEX image_names_by_digest ON image_names (digest);
+      CREATE INDEX image_names_by_next_digest ON image_names (next_digest);
+    `,
+  },
 ]

@@ -2,6 +2,7 @@ import { appendFileSync } from 'node:fs'
 import { type Duplex, duplexPair } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import { FakeGuest } from '../../guest/fake-guest.ts'
+import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { PortForward, SnapshotFiles, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
@@ -27,7 +28,7 @@ export class FakeMachine {
     this.spec = spec
     this.#host = host
     const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }
-    this.handle = { hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, startedAtMs: Date.now() }
+    this.handle = { hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, bootId: readBootId(), startedAtMs: Date.now() }
     const { promise, resolve } = Promise.withResolvers<VmExit>()
     this.exited = promise
     this.#settle = resolve

@@ -3,8 +3,9 @@
  * tests. Its machines live in a `FakeHost`, which stands for the host: a daemon that ends leaves them there, the next one finds
  * them again. Faults are injected by the name of the call.
  */
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { Step } from '../../lib/step.ts'
@@ -59,14 +60,18 @@ export class FakeHypervisor implements Hypervisor {
   }
 
   async probe(): Promise<HypervisorProbe> {
-    return { available: true, version: 'fake', reason: 'it runs no machine: it is for development' }
+    return { available: true, version: 'fake', acceleration: 'tcg', reason: 'it runs no machine: it is for development' }
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     await this.#host.reach('start', step)
     step.signal.throwIfAborted()
-    const rival = this.#host.running().find((machine) => machine.runDir === spec.runDir || shareDisk(machine.spec, spec))
-    if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk or directory`)
+    if (this.#host.machines.get(spec.runDir)?.exit === undefined && this.#host.machines.has(spec.runDir)) {
+      throw new AppError('conflict', `A machine still runs in ${spec.runDir}`)
+    }
+    const rival = this.#host.running().find((machine) => shareDisk(machine.spec, spec))
+    if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
+    for (const { path } of spec.disks) await access(path)
     await rm(spec.runDir, { recursive: true, force: true })
     await mkdir(spec.runDir, { mode: 0o711 })
     const machine = new FakeMachine(spec, this.#host)
@@ -90,7 +95,7 @@ export class FakeHypervisor implements Hypervisor {
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
     await this.#host.reach('reconnect', step)
     const machine = this.#host.machines.get(handle.runDir)
-    if (!machine || machine.exit !== undefined || machine.handle.vmm.startTicks !== handle.vmm.startTicks) return undefined
+    if (!machine || machine.exit !== undefined || !isDeepStrictEqual(machine.handle, handle)) return undefined
     return new FakeVm(machine, 'adopted', this.#host)
   }
 

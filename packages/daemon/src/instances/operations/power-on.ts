@@ -3,7 +3,8 @@
 import type { InstanceWork } from '../instance-work.ts'
 import { vmSpecOf } from '../vm-spec-of.ts'
 
-const SPAWN_LIMIT_MS = 60_000
+// The first of a shape waits for its golden boot to be made, which under emulation takes a while.
+const SPAWN_LIMIT_MS = 240_000
 
 /**
  * Starts the VM and records it: the commit point of create and start. Before it every failure leaves no VM; after it the instance

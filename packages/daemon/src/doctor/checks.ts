@@ -1,0 +1,204 @@
+import { constants, existsSync, readFileSync } from 'node:fs'
+import { access, copyFile, mkdir, open, rm, statfs } from 'node:fs/promises'
+import { homedir } from 'node:os'
+import { delimiter, dirname, join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
+import { assetsIn, defaultAssetsDir } from '../config/assets.ts'
+import type { Config } from '../config/config.ts'
+import { readAvailableMemoryBytes, readHostFacts } from '../host/host-facts.ts'
+import { createHypervisors } from '../hypervisor-set.ts'
+import { silentLogger } from '../log.ts'
+import { resolversOf, USER_NET } from '../network/network.ts'
+import { Paths } from '../paths.ts'
+import type { Finding } from './doctor.ts'
+
+type Check = (config: Config) => Promise<Finding[]>
+
+const MIB = 2 ** 20
+const GIB = 2 ** 30
+const whole = (bytes: number): string => formatSize(bytes >= 10 * GIB ? Math.floor(bytes / GIB) * GIB : Math.floor(bytes / MIB) * MIB)
+
+export const checkHost: Check = async () => {
+  const { architecture, cpus, cpuModel, kernel } = readHostFacts()
+  const memory = readAvailableMemoryBytes()
+  return [
+    architecture === 'x86_64' && process.platform === 'linux'
+      ? { what: 'host', state: 'good', says: `Linux ${kernel}, ${cpus} × ${cpuModel}` }
+      : { what: 'host', state: 'bad', says: `${process.platform} on ${architecture} is not supported`, mend: 'Use Linux on x86-64' },
+    memory >= 512 * MIB
+      ? { what: 'memory', state: 'good', says: `${whole(memory)} available` }
+      : {
+          what: 'memory',
+          state: 'poor',
+          says: `only ${whole(memory)} available`,
+          mend: 'End what else uses memory, or give instances a smaller size',
+        },
+  ]
+}
+
+export const checkRights: Check = async ({ instances }) => {
+  if (readHostFacts().isRoot) {
+    return [{ what: 'rights', state: 'good', says: `root; each VM runs as a user of its own, from ${instances.uidBase} on` }]
+  }
+  return [
+    {
+      what: 'rights',
+      state: 'poor',
+      says: 'an ordinary user: every VM runs as this user',
+      mend: 'Run the daemon as root for a wall between VMs',
+    },
+  ]
+}
+
+/** Programs that are run, the Debian package of each, and what does not work without it. */
+const TOOLS: readonly { readonly program: string; readonly debian: string; readonly state: 'poor' | 'bad'; readonly without: string }[] = [
+  { program: 'qemu-system-x86_64', debian: 'qemu-system-x86', state: 'bad', without: 'no VM runs' },
+  { program: 'qemu-img', debian: 'qemu-utils', state: 'bad', without: 'no disk can be made' },
+  { program: 'mkfs.ext4', debian: 'e2fsprogs', state: 'bad', without: 'no disk can be made' },
+  { program: 'resize2fs', debian: 'e2fsprogs', state: 'poor', without: 'disks cannot grow' },
+  { program: 'tar2sqfs', debian: 'squashfs-tools-ng', state: 'bad', without: 'no image can be imported or pulled' },
+]
+
+export const checkTools: Check = async () => {
+  const path = [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin', '/sbin', '/usr/bin', '/bin']
+  const missing = TOOLS.filter(({ program }) => !path.some((dir) => dir !== '' && existsSync(join(dir, program))))
+  if (missing.length === 0) return [{ what: 'programs', state: 'good', says: TOOLS.map(({ program }) => program).join(', ') }]
+  return missing.map(({ program, debian, state, without }) => ({
+    what: 'programs',
+    state,
+    says: `${program} is not installed: ${without}`,
+    mend: `apt-get install --no-install-recommends ${debian}`,
+  }))
+}
+
+export const checkAssets: Check = async (config) => {
+  const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
+  const { dir, ...parts } = assets
+  const missing = Object.entries(parts).filter(([, path]) => !existsSync(path))
+  if (missing.length === 0) return [{ what: 'guest parts', state: 'good', says: `kernel, initrd, modules and shim in ${dir}` }]
+  return missing.map(([name, path]) => ({
+    what: 'guest parts',
+    state: name === 'modules' || name === 'guest' ? 'poor' : 'bad',
+    says: `the ${name} is missing: ${path}`,
+    mend: 'Build it in the clone with: scripts/setup.sh (or make install), or set DORMOUSE_ASSETS_DIR',
+  }))
+}
+
+/** Really runs the probe: a guest is booted with KVM, which takes some seconds the first time on a host. */
+export const checkHypervisors: Check = async (config) => {
+  await using stack = new AsyncDisposableStack()
+  try {
+    const paths = new Paths(config)
+    const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
+    await mkdir(paths.cacheDir, { recursive: true, mode: 0o711 })
+    const drivers = await createHypervisors({ config, log: silentLogger, paths, assets, isRoot: readHostFacts().isRoot, stack })
+    const findings: Finding[] = []
+    for (const driver of drivers) {
+      const probe = await driver.probe({ signal: AbortSignal.timeout(60_000), log: silentLogger })
+      const version = probe.version === undefined ? '' : ` ${probe.version}`
+      findings.push({
+        what: driver.name,
+        state: probe.available ? (probe.acceleration === 'kvm' ? 'good' : 'poor') : 'bad',
+        says: probe.available
+          ? `available${version}, ${probe.acceleration ?? 'no acceleration'}${because(probe.reason)}`
+          : `not available${because(probe.reason)}`,
+        ...(probe.available && probe.acceleration === 'tcg'
+          ? {
+              mend: 'Guests are emulated, several times slower. For KVM: switch on virtualization in the firmware, or nested virtualization at the provider',
+            }
+          : {}),
+      })
+    }
+    return findings
+  } catch (error) {
+    return [{ what: 'hypervisors', state: 'bad', says: sentenceOf(error) }]
+  }
+}
+
+export const checkNetwork: Check = async ({ network }) => {
+  const own = existsSync('/etc/resolv.conf') ? resolversOf(readFileSync('/etc/resolv.conf', 'utf8')) : []
+  const resolvers = network.dns.length > 0 ? network.dns : own
+  return [
+    {
+      what: 'network',
+      state: 'good',
+      says: `user-mode, no rights needed; guests ask ${resolvers.length > 0 ? resolvers.join(', ') : `the host's resolver through ${USER_NET.dnsForwarder}`}`,
+    },
+  ]
+}
+
+export const checkDataDir: Check = async ({ dataDir, limits }) => {
+  try {
+    const parent = nearestExisting(dataDir)
+    await access(parent, constants.W_OK)
+    const { bavail, bsize, blocks } = await statfs(parent)
+    const free = bavail * bsize
+    const says = `${dataDir}: ${whole(free)} of ${whole(blocks * bsize)} free${limits.diskRatio === 1 ? '' : `, given out ${limits.diskRatio} times`}`
+    if (free < 2 * GIB)
+      return [{ what: 'data directory', state: free < 512 * MIB ? 'bad' : 'poor', says, mend: 'Free some space: dormouse image prune' }]
+    return [{ what: 'data directory', state: 'good', says }]
+  } catch (error) {
+    return [
+      {
+        what: 'data directory',
+        state: 'bad',
+        says: `${dataDir} cannot be written: ${sentenceOf(error)}`,
+        mend: `Run as root, or set DORMOUSE_DATA_DIR to a directory of yours, such as ${join(homedir(), '.local/share/dormouse')}`,
+      },
+    ]
+  }
+}
+
+export const checkReflink: Check = async ({ dataDir }) => {
+  const dir = nearestExisting(dataDir)
+  const probe = join(dir, `.reflink-probe-${process.pid}`)
+  try {
+    {
+      await using file = await open(probe, 'wx', 0o600)
+      await file.write(Buffer.alloc(4096, 1))
+    }
+    await copyFile(probe, `${probe}-clone`, constants.COPYFILE_FICLONE_FORCE)
+    return [{ what: 'disk clones', state: 'good', says: 'the file system shares blocks (reflink)' }]
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'EACCES' || code === 'EROFS') return []
+    return [
+      {
+        what: 'disk clones',
+        state: 'poor',
+        says: 'the file system cannot share blocks: clones cost what is written on them',
+        mend: 'For cheap forks of large disks put the data directory on XFS or btrfs',
+      },
+    ]
+  } finally {
+    await rm(probe, { force: true })
+    await rm(`${probe}-clone`, { force: true })
+  }
+}
+
+export const checkRunDir: Check = async (config) => {
+  try {
+    new Paths(config)
+    await access(nearestExisting(config.runDir), constants.W_OK)
+    return [{ what: 'run directory', state: 'good', says: config.runDir }]
+  } catch (error) {
+    return [
+      {
+        what: 'run directory',
+        state: 'bad',
+        says: sentenceOf(error),
+        ...(error instanceof AppError && error.hint !== undefined ? { mend: error.hint } : {}),
+      },
+    ]
+  }
+}
+
+function nearestExisting(path: string): string {
+  let dir = path
+  while (!existsSync(dir) && dirname(dir) !== dir) dir = dirname(dir)
+  return dir
+}
+
+const because = (reason: string | undefined): string => (reason === undefined ? '' : `: ${reason}`)
+const sentenceOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
