@@ -46,7 +46,8 @@ export function readLinkTarget(target: string, name: string, limits: PathLimits)
 function splitPath(name: string, what: string, limits: PathLimits): string[] {
   if (name === '') throw invalidImage(`${what} is empty`)
   if (name.length > limits.maxPathBytes) throw invalidImage(`${what} ${printableName(name)} is longer than ${limits.maxPathBytes} bytes`)
-  if (name.startsWith('/')) throw invalidImage(`${what} ${printableName(name)} is absolute: names in a layer begin at the root of the image`)
+  if (name.startsWith('/'))
+    throw invalidImage(`${what} ${printableName(name)} is absolute: names in a layer begin at the root of the image`)
   const path: string[] = []
   for (const part of name.split('/')) {
     if (part === '' || part === '.') continue

@@ -220,7 +220,8 @@ export class MergedTree {
   }
 
   #touch(node: number): void {
-    for (let up = node; up !== NONE && this.#touched[up] !== this.#current; up = this.#parent[up] as number) this.#touched[up] = this.#current
+    for (let up = node; up !== NONE && this.#touched[up] !== this.#current; up = this.#parent[up] as number)
+      this.#touched[up] = this.#current
   }
 
   #count(): void {
@@ -324,19 +325,20 @@ export class MergedTree {
 
   #nameOf(node: number): string {
     const start = this.#nameStart[node] as number
-    return this.#names.latin1Slice(start, start + (this.#nameLength[node] as number))
+    return this.#names.toString('latin1', start, start + (this.#nameLength[node] as number))
   }
 
   #storeName(name: string): number {
     const start = this.#namesLength
     const end = start + name.length
-    if (end > this.#limits.maxNameBytes) throw tooLarge(`The names of the image's files are longer than ${this.#limits.maxNameBytes} bytes together`)
+    if (end > this.#limits.maxNameBytes)
+      throw tooLarge(`The names of the image's files are longer than ${this.#limits.maxNameBytes} bytes together`)
     if (end > this.#names.length) {
       const larger = Buffer.alloc(Math.max(end, Math.ceil(this.#names.length * 1.5)))
       this.#names.copy(larger)
       this.#names = larger
     }
-    this.#names.latin1Write(name, start)
+    this.#names.write(name, start, 'latin1')
     this.#namesLength = end
     return start
   }
@@ -367,7 +369,10 @@ const printable = (path: readonly string[]): string => printableName(path.join('
 
 function belowSymlink(path: readonly string[], link: number): Error {
   const linkName = printable(path.slice(0, link + 1))
-  return invalidImage(`The name ${printable(path)} lies below ${linkName}, which is a symbolic link: where it leads is not decided by a layer`, {
-    hint: 'Build the image again with the real directory in the path, for example /usr/bin in place of /bin',
-  })
+  return invalidImage(
+    `The name ${printable(path)} lies below ${linkName}, which is a symbolic link: where it leads is not decided by a layer`,
+    {
+      hint: 'Build the image again with the real directory in the path, for example /usr/bin in place of /bin',
+    },
+  )
 }

@@ -29,13 +29,13 @@ export function readPax(data: Buffer): PaxRecords {
       break
     }
     const space = data.indexOf(0x20, at)
-    const digits = space < 0 || space - at > 9 ? '' : data.latin1Slice(at, space)
+    const digits = space < 0 || space - at > 9 ? '' : data.toString('latin1', at, space)
     if (!/^\d+$/.test(digits)) throw invalidImage('A PAX record has no length')
     const end = at + Number(digits)
     const equals = data.indexOf(0x3d, space + 1)
     if (end > data.length || end <= space + 1 || data[end - 1] !== 0x0a) throw invalidImage('A PAX record has a wrong length')
     if (equals < 0 || equals >= end) throw invalidImage('A PAX record has no value')
-    const key = data.latin1Slice(space + 1, equals)
+    const key = data.toString('latin1', space + 1, equals)
     const value = data.subarray(equals + 1, end - 1)
     at = end
 
@@ -46,15 +46,15 @@ export function readPax(data: Buffer): PaxRecords {
       records.xattrs.set(name, Buffer.from(value))
       if (records.xattrs.size > MAX_XATTRS) throw invalidImage(`A file has more than ${MAX_XATTRS} extended attributes`)
     } else if (key === 'GNU.sparse.offset') {
-      pairOffset = parseCount(value.latin1Slice(), key)
+      pairOffset = parseCount(value.toString('latin1'), key)
     } else if (key === 'GNU.sparse.numbytes') {
       if (pairOffset === undefined) throw invalidImage('A sparse file has a region without an offset')
-      records.sparsePairs.push({ offset: pairOffset, length: parseCount(value.latin1Slice(), key) })
+      records.sparsePairs.push({ offset: pairOffset, length: parseCount(value.toString('latin1'), key) })
       pairOffset = undefined
     } else if (FIELDS.has(key) || key.startsWith(GNU_SPARSE)) {
       // An empty value takes the record back.
       if (value.length === 0) records.fields.delete(key)
-      else records.fields.set(key, value.latin1Slice())
+      else records.fields.set(key, value.toString('latin1'))
     }
   }
   return records

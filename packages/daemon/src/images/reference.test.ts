@@ -28,8 +28,37 @@ test('a short name gets the default registry, the library and the tag latest', (
 })
 
 test('what is no reference is refused as invalid_name, with the reason', () => {
-  for (const bad of ['', ' ', 'UPPER', 'a:', 'a:b:c', 'a/../b', '../etc', '/abs', 'a//b', 'a/', 'host.example:99999/a', 'host.example:0/a', 'x@sha256:abc', `x@${SHA.toUpperCase()}`, 'https://ghcr.io/a', 'a b', 'a\n', `a:${'x'.repeat(129)}`, `${'a/'.repeat(200)}a`, '-a.example/x', 'a.example:5x/y', 'x'.repeat(5000), 'a:.x', 'é']) {
-    assert.throws(() => parseReference(bad), (error) => error instanceof AppError && error.code === 'invalid_name', JSON.stringify(bad))
+  for (const bad of [
+    '',
+    ' ',
+    'UPPER',
+    'a:',
+    'a:b:c',
+    'a/../b',
+    '../etc',
+    '/abs',
+    'a//b',
+    'a/',
+    'host.example:99999/a',
+    'host.example:0/a',
+    'x@sha256:abc',
+    `x@${SHA.toUpperCase()}`,
+    'https://ghcr.io/a',
+    'a b',
+    'a\n',
+    `a:${'x'.repeat(129)}`,
+    `${'a/'.repeat(200)}a`,
+    '-a.example/x',
+    'a.example:5x/y',
+    'x'.repeat(5000),
+    'a:.x',
+    'é',
+  ]) {
+    assert.throws(
+      () => parseReference(bad),
+      (error) => error instanceof AppError && error.code === 'invalid_name',
+      JSON.stringify(bad),
+    )
   }
 })
 

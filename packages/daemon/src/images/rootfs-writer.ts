@@ -1,5 +1,5 @@
-import { availableParallelism } from 'node:os'
 import { open } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
 import { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import { syncFile } from '../host/files.ts'
@@ -58,7 +58,10 @@ function whatWentWrong(error: CommandError): Error {
   if (/No space left on device/.test(error.stderr)) {
     return new AppError('insufficient_resources', 'The disk is full: the root file system could not be written', { cause: error })
   }
-  return new AppError('internal_error', 'The root file system could not be made', { cause: error, hint: 'The message of tar2sqfs is in the log' })
+  return new AppError('internal_error', 'The root file system could not be made', {
+    cause: error,
+    hint: 'The message of tar2sqfs is in the log',
+  })
 }
 
 /** Source: the squashfs format, "Superblock": magic, inode count, …, size of the archive at byte 40. */
@@ -66,7 +69,7 @@ async function readSuperblock(file: string): Promise<{ inodes: number; bytes: nu
   await using handle = await open(file, 'r')
   const block = Buffer.alloc(96)
   const { bytesRead } = await handle.read(block, 0, block.length, 0)
-  if (bytesRead < block.length || block.latin1Slice(0, 4) !== 'hsqs') {
+  if (bytesRead < block.length || block.toString('latin1', 0, 4) !== 'hsqs') {
     throw new AppError('internal_error', 'tar2sqfs left something that is no squashfs', { detail: { file } })
   }
   return { inodes: block.readUInt32LE(4), bytes: (await handle.stat()).size }

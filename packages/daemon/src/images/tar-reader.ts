@@ -113,7 +113,8 @@ export class TarReader {
       case 'sparse map': {
         const { entry } = this.#unfinished ?? noEntry()
         const map = this.#map ?? noEntry()
-        if (map.taken + BLOCK > entry.storedSize) throw invalidImage(`The sparse file ${printableName(entry.name)} has a map beyond its end`)
+        if (map.taken + BLOCK > entry.storedSize)
+          throw invalidImage(`The sparse file ${printableName(entry.name)} has a map beyond its end`)
         if (map.take(block)) this.#begin(withRegions({ ...entry, storedSize: entry.storedSize - map.taken }, map.regions))
       }
     }
@@ -135,7 +136,8 @@ export class TarReader {
       case 'g':
       case 'L':
       case 'K':
-        if (size > MAX_META) throw invalidImage(`A tar header is followed by ${size} bytes of long names or records; the limit is ${MAX_META}`)
+        if (size > MAX_META)
+          throw invalidImage(`A tar header is followed by ${size} bytes of long names or records; the limit is ${MAX_META}`)
         this.#meta = { type, buffer: Buffer.alloc(size), filled: 0 }
         this.#left = size
         if (size === 0) this.#finish('meta done')
@@ -288,15 +290,15 @@ function kindOf(type: string, name: string): EntryKind | 'skipped' {
 /** The prefix is a prefix only in POSIX headers: old GNU ones keep times and sparse maps there. */
 function headerName(block: Buffer): string {
   const name = untilNul(block.subarray(0, 100))
-  if (block.latin1Slice(257, 263) !== 'ustar\0') return name
-  const isStar = block.latin1Slice(508, 512) === 'tar\0'
+  if (block.toString('latin1', 257, 263) !== 'ustar\0') return name
+  const isStar = block.toString('latin1', 508, 512) === 'tar\0'
   const prefix = untilNul(block.subarray(345, isStar ? 476 : 500))
   return prefix === '' ? name : `${prefix}/${name}`
 }
 
 function untilNul(bytes: Buffer): string {
   const end = bytes.indexOf(0)
-  return end < 0 ? bytes.latin1Slice() : bytes.latin1Slice(0, end)
+  return end < 0 ? bytes.toString('latin1') : bytes.toString('latin1', 0, end)
 }
 
 function withRegions(entry: TarEntry, regions: readonly SparseRegion[]): TarEntry {
@@ -317,7 +319,8 @@ function checkChecksum(block: Buffer): void {
   }
   const expected = readNumber(block, 148, 8, 'checksum')
   // Some old writers summed signed bytes.
-  if (expected !== unsigned && expected !== signed) throw invalidImage('A tar header has a wrong checksum: the archive is damaged, or is no tar')
+  if (expected !== unsigned && expected !== signed)
+    throw invalidImage('A tar header has a wrong checksum: the archive is damaged, or is no tar')
 }
 
 function noEntry(): never {

@@ -48,7 +48,7 @@ export class SparseMapReader {
   /** True when the map is whole. */
   take(block: Buffer): boolean {
     this.taken += BLOCK
-    this.#text += block.latin1Slice()
+    this.#text += block.toString('latin1')
     let start = 0
     for (let end = this.#text.indexOf('\n', start); end >= 0; end = this.#text.indexOf('\n', start)) {
       this.#number(parseCount(this.#text.slice(start, end), 'sparse map'))

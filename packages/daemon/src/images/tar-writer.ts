@@ -58,23 +58,23 @@ function block(fields: HeaderFields): Buffer {
   const header = Buffer.alloc(BLOCK)
   const octal = (value: number, offset: number, digits: number): void => {
     const fits = value >= 0 && value < 8 ** digits ? value : 0
-    header.latin1Write(fits.toString(8).padStart(digits, '0'), offset, digits)
+    header.write(fits.toString(8).padStart(digits, '0'), offset, digits, 'latin1')
   }
-  header.latin1Write(fields.name, 0, 100)
+  header.write(fields.name, 0, 100, 'latin1')
   octal(fields.mode, 100, 7)
   octal(fields.uid, 108, 7)
   octal(fields.gid, 116, 7)
   octal(fields.size, 124, 11)
   octal(fields.mtime, 136, 11)
   header.fill(0x20, 148, 156)
-  header.latin1Write(fields.type, 156, 1)
-  header.latin1Write(fields.linkName, 157, 100)
-  header.latin1Write('ustar\0' + '00', 257, 8)
+  header.write(fields.type, 156, 1, 'latin1')
+  header.write(fields.linkName, 157, 100, 'latin1')
+  header.write('ustar\0' + '00', 257, 8, 'latin1')
   octal(fields.devMajor, 329, 7)
   octal(fields.devMinor, 337, 7)
   let sum = 0
   for (let i = 0; i < BLOCK; i++) sum += header[i] as number
-  header.latin1Write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 8)
+  header.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 8, 'latin1')
   return header
 }
 
