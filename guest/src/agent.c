@@ -24,7 +24,10 @@
 struct agent agent;
 
 /* Who waits for "go" to be done: its stream, and what took how long. */
-static uint32_t go_id;
+static void go_abandoned(struct stream *stream, bool hung_up);
+static const struct stream_kind go_kind = { NULL, NULL, NULL, go_abandoned };
+static struct stream go_stream;
+static bool go_awaited;
 static uint8_t go_bytes[2048];
 static struct tlv_writer go_fields;
 static uint64_t go_since;
@@ -39,6 +42,14 @@ void agent_describe(struct tlv_writer *fields)
 	}
 }
 
+/* It cannot be given up, only be left unanswered. */
+static void go_abandoned(struct stream *stream, bool hung_up)
+{
+	(void)stream;
+	if (hung_up)
+		go_awaited = false;
+}
+
 static void took(const char *what)
 {
 	uint64_t now = now_us();
@@ -51,6 +62,16 @@ static void reply_to_go(uint64_t status, const char *message)
 {
 	uint8_t bytes[4096];
 	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+	if (status == STATUS_OK) {
+		/* For a daemon that came after the one that said "go". */
+		tlv_put_number(&fields, TAG_EVENT, EVENT_STARTED);
+		connection_send_fields(FRAME_EVENT, 0, &fields);
+		fields.used = 0;
+	}
+	if (!go_awaited)
+		return;
+	go_awaited = false;
+	stream_close(&go_stream);
 	tlv_put_number(&fields, TAG_STATUS, status);
 	if (message)
 		tlv_put_text(&fields, TAG_MESSAGE, message);
@@ -62,7 +83,7 @@ static void reply_to_go(uint64_t status, const char *message)
 		memcpy(bytes + fields.used, go_fields.bytes, go_fields.used);
 		fields.used += go_fields.used;
 	}
-	connection_send_fields(FRAME_REPLY, go_id, &fields);
+	connection_send_fields(FRAME_REPLY, go_stream.id, &fields);
 }
 
 static void workload_started(const struct ending *failed)
@@ -138,7 +159,8 @@ static void go(uint32_t id, struct request *r)
 	/* Kept for good: execs want its environment. */
 	agent.config = *r;
 	r->arena = NULL;
-	go_id = id;
+	stream_open(&go_stream, id, &go_kind);
+	go_awaited = true;
 	go_fields = (struct tlv_writer){ go_bytes, 0, sizeof go_bytes, false };
 	go_since = now_us();
 	const char *wrong = set_up(&agent.config);

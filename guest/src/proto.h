@@ -75,6 +75,7 @@
 #define PHASE_EXITED 3
 
 #define EVENT_EXITED 1
+#define EVENT_STARTED 2
 
 #define KIND_FILE 1
 #define KIND_DIRECTORY 2

@@ -45,11 +45,12 @@ static bool next_line(char **rest, char **fields, size_t count)
 		for (; i < count; i++) {
 			fields[i] = line;
 			char *colon = strchr(line, ':');
-			if (!colon || i == count - 1) {
+			if (colon)
+				*colon = 0;
+			if (!colon) {
 				i++;
 				break;
 			}
-			*colon = 0;
 			line = colon + 1;
 		}
 		if (i == count && fields[0][0] != '#')

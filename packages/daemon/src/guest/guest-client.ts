@@ -1,0 +1,255 @@
+/** The daemon's side of a guest agent: every request with a deadline, every answer bounded. */
+import { randomBytes } from 'node:crypto'
+import type { Duplex } from 'node:stream'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Step } from '../lib/step.ts'
+import { type Ending, endingOf, refusalOf } from './answers.ts'
+import { type CopyEntry, type CopyRequest, checkPath, copyFrom, copyTo } from './copies.ts'
+import { type FieldReader, FieldWriter } from './fields.ts'
+import { encodeConfig, encodeIdentity, type GuestConfig, type GuestIdentity } from './guest-config.ts'
+import { type ExecRequest, type GuestExec, startExec } from './guest-exec.ts'
+import { GuestLink } from './guest-link.ts'
+import { type PathInfo, pathInfoOf } from './path-info.ts'
+import { EVENT, OP, PHASE, TAG } from './wire.ts'
+
+export type { Ending } from './answers.ts'
+export type { CopyEntry, CopyRequest } from './copies.ts'
+export type { GuestConfig, GuestIdentity, GuestNetworkConfig } from './guest-config.ts'
+export type { ExecRequest, GuestExec } from './guest-exec.ts'
+export type { PathInfo } from './path-info.ts'
+
+export type GuestPhase = 'parked' | 'starting' | 'running' | 'exited'
+
+export interface GuestHello {
+  readonly protocol: number
+  /** 32 hex digits that only ever stood in the guest's RAM: the same after a restore, others after a boot. New with "go". */
+  readonly bootNonce: string
+  readonly phase: GuestPhase
+}
+
+/** What no answer should ever need; the caller's own limit is usually nearer. */
+const ANSWER_LIMIT_MS = 30_000
+const GO_LIMIT_MS = 300_000
+const FREEZE_LIMIT_MS = 2000
+const ENTROPY_BYTES = 64
+
+export class GuestClient implements AsyncDisposable {
+  readonly hello: GuestHello
+  /** The connection has ended. Never rejects. */
+  readonly closed: Promise<void>
+  /** The workload has ended. Rejects with `guest_unavailable` when the connection ends first. */
+  readonly exited: Promise<Ending>
+  readonly #link: GuestLink
+  readonly #events: Events
+  #bootNonce: string
+
+  private constructor(link: GuestLink, hello: GuestHello, events: Events) {
+    this.#link = link
+    this.#events = events
+    this.hello = hello
+    this.#bootNonce = hello.bootNonce
+    this.closed = link.closed
+    this.exited = events.exited.promise
+    if (hello.phase === 'exited') events.exited.resolve(endingOf(link.welcome))
+    if (hello.phase === 'running') events.started.resolve()
+    void link.closed.then(() => events.fail(new AppError('guest_unavailable', 'The connection to the guest agent was closed')))
+  }
+
+  /** Handshake on a fresh byte stream; finds its way also behind a daemon that died in the middle of a frame. Owns the stream. */
+  static async connect(stream: Duplex, step: Step): Promise<GuestClient> {
+    const events = new Events()
+    const link = await GuestLink.open(stream, (fields) => events.take(fields), step)
+    try {
+      const phase = phaseOf(link.welcome)
+      const nonce = nonceOf(link.welcome)
+      if (phase === undefined || nonce === undefined) throw new AppError('guest_unavailable', 'The guest agent does not say how it is')
+      return new GuestClient(link, { protocol: link.welcome.number(TAG.VERSION) ?? 0, bootNonce: nonce, phase }, events)
+    } catch (error) {
+      await link.close()
+      throw error
+    }
+  }
+
+  /** As in `hello`, or what "go" has made of it. */
+  get bootNonce(): string {
+    return this.#bootNonce
+  }
+
+  /**
+   * Gives a parked guest its configuration. Resolves when the workload has been started. When it could not be, this rejects with
+   * the reason and `exited` follows. On a guest that runs the same configuration already this does nothing.
+   */
+  async go(config: GuestConfig, step: Step): Promise<void> {
+    const { fields, id } = encodeConfig(config)
+    // The clock last: the time between this line and the guest's is the error of its clock.
+    const head = () =>
+      new FieldWriter()
+        .number(TAG.OP, OP.GO)
+        .bytes(TAG.CONFIG_ID, id)
+        .bytes(TAG.ENTROPY, randomBytes(ENTROPY_BYTES))
+        .number(TAG.CLOCK_NS, clockNs())
+        .finish()
+    const answer = await this.#ask('The workload could not be started', Buffer.concat([head(), fields]), step, GO_LIMIT_MS)
+    this.#bootNonce = nonceOf(answer) ?? this.#bootNonce
+    this.#events.started.resolve()
+    step.log.debug({ timings: timingsOf(answer) }, 'guest started')
+  }
+
+  /** Resolves once the workload has been started, by whomever. Rejects when it ended before that, or the connection did. */
+  async started(step: Step): Promise<void> {
+    const { promise, reject } = Promise.withResolvers<never>()
+    const onAbort = () => reject(new AppError('timed_out', 'The workload was not started in time', { cause: step.signal.reason }))
+    if (step.signal.aborted) onAbort()
+    else step.signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      await Promise.race([this.#events.started.promise, promise])
+    } finally {
+      step.signal.removeEventListener('abort', onAbort)
+    }
+  }
+
+  /** Resolves when the program runs, or cannot: its `exit` then has code 126 or 127. */
+  exec(request: ExecRequest, step: Step): Promise<GuestExec> {
+    return startExec(this.#link, request, step)
+  }
+
+  async stat(path: string, options: { readonly followLinks: boolean }, step: Step): Promise<PathInfo> {
+    const fields = new FieldWriter().number(TAG.OP, OP.STAT).text(TAG.PATH, checkPath(path)).flag(TAG.FOLLOW, options.followLinks)
+    const answer = await this.#exchange(fields.finish(), step, ANSWER_LIMIT_MS)
+    return pathInfoOf(answer)
+  }
+
+  copyTo(request: CopyRequest, source: AsyncIterable<Uint8Array>, step: Step): Promise<{ bytesWritten: number }> {
+    return copyTo(this.#link, request, source, step)
+  }
+
+  copyFrom(path: string, options: { readonly followLinks: boolean }, step: Step): AsyncIterable<CopyEntry> {
+    return copyFrom(this.#link, path, options, step)
+  }
+
+  /** All processes of the workload stand still, or all run on and this rejects. Repeat is harmless. */
+  async freeze(step: Step, limitMs: number = FREEZE_LIMIT_MS): Promise<void> {
+    const fields = new FieldWriter().number(TAG.OP, OP.FREEZE).number(TAG.TIMEOUT_MS, limitMs)
+    await this.#ask('The workload could not be frozen', fields.finish(), step)
+  }
+
+  /** Repeat is harmless. */
+  async thaw(step: Step): Promise<void> {
+    await this.#ask('The workload could not be thawed', operation(OP.THAW).finish(), step)
+  }
+
+  async setClock(step: Step): Promise<void> {
+    await this.#ask('The clock could not be set', operation(OP.SET_CLOCK).number(TAG.CLOCK_NS, clockNs()).finish(), step)
+  }
+
+  async addEntropy(step: Step): Promise<void> {
+    await this.#ask('Entropy could not be added', operation(OP.ADD_ENTROPY).bytes(TAG.ENTROPY, randomBytes(ENTROPY_BYTES)).finish(), step)
+  }
+
+  async setIdentity(identity: GuestIdentity, step: Step): Promise<void> {
+    const fields = Buffer.concat([operation(OP.SET_IDENTITY).finish(), encodeIdentity(identity)])
+    await this.#ask('The identity could not be changed', fields, step)
+  }
+
+  /** Asks the workload to end, kills it when `graceMs` have passed, powers off. Resolves when the guest has understood. */
+  async shutdown(options: { readonly graceMs: number }, step: Step): Promise<void> {
+    const fields = operation(OP.SHUTDOWN).number(TAG.GRACE_MS, Math.max(0, Math.round(options.graceMs)))
+    await this.#ask('The guest could not be shut down', fields.finish(), step)
+  }
+
+  /** How the guest is now. */
+  async ping(step: Step): Promise<{ phase: GuestPhase; bootNonce: string }> {
+    const answer = await this.#ask('The guest does not answer', operation(OP.PING).finish(), step)
+    return { phase: phaseOf(answer) ?? this.hello.phase, bootNonce: nonceOf(answer) ?? this.#bootNonce }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#link.close()
+  }
+
+  async #ask(what: string, fields: Buffer, step: Step, limitMs: number = ANSWER_LIMIT_MS): Promise<FieldReader> {
+    const answer = await this.#exchange(fields, step, limitMs)
+    const refusal = refusalOf(answer, what)
+    if (refusal) throw refusal
+    return answer
+  }
+
+  /** A request that has one answer. */
+  async #exchange(fields: Buffer, step: Step, limitMs: number): Promise<FieldReader> {
+    const { promise, resolve, reject } = Promise.withResolvers<FieldReader>()
+    const signal = AbortSignal.any([step.signal, AbortSignal.timeout(limitMs)])
+    if (signal.aborted) throw new AppError('timed_out', 'There was no time left to ask the guest', { cause: signal.reason })
+    const stream = this.#link.request(fields, {
+      reply(answer) {
+        resolve(answer)
+        return { isLast: true }
+      },
+      lost: reject,
+    })
+    const onAbort = () => {
+      stream.abandon()
+      reject(new AppError('timed_out', 'The guest agent did not answer in time', { cause: signal.reason }))
+    }
+    signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      return await promise
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+    }
+  }
+}
+
+/** What the guest tells unasked. */
+class Events {
+  readonly started = Promise.withResolvers<void>()
+  readonly exited = Promise.withResolvers<Ending>()
+
+  constructor() {
+    this.started.promise.catch(() => undefined)
+    this.exited.promise.catch(() => undefined)
+  }
+
+  take(fields: FieldReader): void {
+    const event = fields.number(TAG.EVENT)
+    if (event === EVENT.STARTED) this.started.resolve()
+    if (event !== EVENT.EXITED) return
+    const ending = endingOf(fields)
+    this.exited.resolve(ending)
+    this.started.reject(new AppError('invalid_state', `The workload has ended: ${ending.message}`))
+  }
+
+  fail(error: AppError): void {
+    this.started.reject(error)
+    this.exited.reject(error)
+  }
+}
+
+const operation = (op: number): FieldWriter => new FieldWriter().number(TAG.OP, op)
+
+/** The host's clock with what precision Node has. */
+const clockNs = (): bigint => BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e3)) * 1000n
+
+const PHASES: Readonly<Record<number, GuestPhase>> = {
+  [PHASE.PARKED]: 'parked',
+  [PHASE.STARTING]: 'starting',
+  [PHASE.RUNNING]: 'running',
+  [PHASE.EXITED]: 'exited',
+}
+
+const phaseOf = (fields: FieldReader): GuestPhase | undefined => PHASES[fields.number(TAG.PHASE) ?? -1]
+
+function nonceOf(fields: FieldReader): string | undefined {
+  const nonce = fields.bytes(TAG.BOOT_NONCE)
+  return nonce?.length === 16 ? nonce.toString('hex') : undefined
+}
+
+/** What took the guest how long on its way to the workload, in milliseconds. */
+function timingsOf(answer: FieldReader): Record<string, number> {
+  const timings: Record<string, number> = {}
+  let name = ''
+  for (const { tag, value } of answer.all()) {
+    if (tag === TAG.NAME) name = value.toString('latin1', 0, 40)
+    if (tag === TAG.MICROS && value.length === 8) timings[name] = Number(value.readBigUInt64LE()) / 1000
+  }
+  return timings
+}
