@@ -2,6 +2,7 @@
  * The terminal of the person at it: raw while a guest's tty has it, and given back as it was in every way of ending: the end of the
  * command, an error, a signal, `process.exit`.
  */
+import { spawnSync } from 'node:child_process'
 import { createInterface } from 'node:readline/promises'
 
 export interface TerminalSize {
@@ -21,6 +22,9 @@ export class RawTerminal implements Disposable {
 
   constructor() {
     process.stdin.setRawMode(true)
+    // Node's raw mode still turns each newline into two characters; the guest's terminal has done that already, and a full-screen
+    // program there means a newline as it is. What setRawMode(false) brings back is the terminal as it was, this included.
+    spawnSync('stty', ['-opost'], { stdio: ['inherit', 'ignore', 'ignore'] })
     process.on('exit', this.#restore)
   }
 

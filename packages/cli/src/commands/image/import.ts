@@ -11,7 +11,6 @@ import { print, printJson } from '../../output/print.ts'
 import { type Progress, showProgress } from '../../output/progress.ts'
 
 interface Options extends HostOption {
-  readonly name?: string
   readonly platform?: string
   readonly quiet?: true
   readonly json?: true
@@ -20,20 +19,20 @@ interface Options extends HostOption {
 export function define(command: Command): void {
   command
     .argument('<path>', 'a docker-archive or oci-archive tar, an OCI layout directory, or - for standard input')
-    .option('--name <image>', 'what to call it; else its own name from the archive')
+    .argument('[name]', 'what to call it; else its own name from the archive')
     .option('--platform <os/arch>', 'which one of several; the host’s own when left out')
     .option('-q, --quiet', 'no progress')
     .option('--json', 'for programs')
-    .action((path: string) => importImage(path, command.optsWithGlobals()))
+    .action((path: string, name: string | undefined) => importImage(path, name, command.optsWithGlobals()))
 }
 
-async function importImage(path: string, options: Options): Promise<void> {
+async function importImage(path: string, name: string | undefined, options: Options): Promise<void> {
   const source = await open(path)
   const daemon = connect(options)
   using progress = options.quiet || options.json ? undefined : showProgress(path === '-' ? 'Importing' : `Importing ${path}`)
   const sent = await daemon.call('importImage', {
     query: {
-      ...(options.name !== undefined && { name: options.name }),
+      ...(name !== undefined && { name }),
       ...(options.platform !== undefined && { platform: options.platform }),
     },
     upload: { type: 'application/x-tar', bytes: counted(source.bytes, source.size, progress) },
