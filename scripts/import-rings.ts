@@ -16,7 +16,8 @@ const RINGS: readonly (readonly string[])[] = [
   ['config', 'store', 'events', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots'],
   ['instances'],
   ['schedules'],
-  ['http'],
+  ['hypervisor-set'],
+  ['http', 'doctor'],
   ['daemon'],
   ['main'],
 ]

@@ -51,16 +51,22 @@ async function installLibrary(target: string): Promise<void> {
   const draft = `${target}.draft`
   const old = `${target}.old`
   await rm(draft, { recursive: true, force: true })
-  await bundle('packages/cli/src/main.ts', join(draft, 'cli'))
-  await bundle('packages/daemon/src/main.ts', join(draft, 'daemon'))
+  await bundle(join(draft, 'cli'), { main: 'packages/cli/src/main.ts' })
+  await bundle(join(draft, 'daemon'), {
+    main: 'packages/daemon/src/main.ts',
+    // Started as a thread, by its place beside main.js.
+    'conversion-worker': 'packages/daemon/src/images/conversion-worker.ts',
+  })
   await writeFile(
     join(draft, 'package.json'),
     `${JSON.stringify({ name: 'dormouse', version: await version(), type: 'module' }, undefined, 2)}\n`,
   )
   await installFile(process.execPath, join(draft, 'node'), 0o755)
   for (const asset of ASSETS) {
-    await mkdir(dirname(join(draft, asset)), { recursive: true })
-    await cp(join(root, 'build', asset), join(draft, asset), { preserveTimestamps: true })
+    // Below the daemon's own directory, where it looks for them unless it is told otherwise.
+    const place = join(draft, 'daemon', asset)
+    await mkdir(dirname(place), { recursive: true })
+    await cp(join(root, 'build', asset), place, { preserveTimestamps: true })
   }
   await rm(old, { recursive: true, force: true })
   await rename(target, old).catch((error: NodeJS.ErrnoException) => {
@@ -70,10 +76,10 @@ async function installLibrary(target: string): Promise<void> {
   await rm(old, { recursive: true, force: true })
 }
 
-async function bundle(entry: string, outdir: string): Promise<void> {
+async function bundle(outdir: string, entryPoints: Record<string, string>): Promise<void> {
   await build({
     absWorkingDir: root,
-    entryPoints: [entry],
+    entryPoints,
     outdir,
     bundle: true,
     splitting: true,

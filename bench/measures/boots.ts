@@ -1,9 +1,9 @@
 /** Promises about an instance's coming to life and what goes through its agent, beside machines that plain QEMU boots. */
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import pino from 'pino'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
+import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
@@ -103,4 +103,4 @@ async function residentMib(pid: number): Promise<number> {
   return Number(kib) / 1024
 }
 
-const step = (): Step => ({ signal: AbortSignal.timeout(30_000), log: pino({ level: 'silent' }) })
+const step = (): Step => ({ signal: AbortSignal.timeout(30_000), log: silentLogger })

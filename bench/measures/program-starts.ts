@@ -10,7 +10,7 @@ export async function measureProgramStarts({ dir, runs }: Bench): Promise<Measur
   const installed = await installedIn(join(dir, 'installed'))
   const daemon: number[] = []
   for (let run = 0; run <= runs; run += 1) {
-    await using child = await startDaemon({ dir: join(dir, 'start'), argv: installed.daemon, assetsDir: installed.lib })
+    await using child = await startDaemon({ dir: join(dir, 'start'), argv: installed.daemon })
     daemon.push(child.startMs)
     await child.stop()
   }

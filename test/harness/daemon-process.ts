@@ -25,8 +25,6 @@ export interface DaemonOptions {
   readonly env?: Readonly<Record<string, string>>
   /** The program and its first arguments; the repository's own daemon by default. */
   readonly argv?: readonly [string, ...string[]]
-  /** Where guest, kernel and shim are; the repository's own build by default. */
-  readonly assetsDir?: string
 }
 
 export interface DaemonProcess extends AsyncDisposable {
@@ -97,14 +95,13 @@ export async function startDaemon(options: DaemonOptions): Promise<DaemonProcess
   }
 }
 
-function settingsOf({ dir, driver, env, assetsDir }: DaemonOptions): Record<string, string> {
+function settingsOf({ dir, driver, env }: DaemonOptions): Record<string, string> {
   return {
     PATH: process.env.PATH ?? '',
     HOME: dir,
     DORMOUSE_CONFIG: join(dir, 'config.json'),
     DORMOUSE_DATA_DIR: join(dir, 'data'),
     DORMOUSE_RUN_DIR: join(dir, 'run'),
-    DORMOUSE_ASSETS_DIR: assetsDir ?? join(REPOSITORY, 'build'),
     DORMOUSE_LISTEN: 'off',
     ...(driver === undefined ? {} : { DORMOUSE_HYPERVISOR: driver }),
     ...env,

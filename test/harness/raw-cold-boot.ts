@@ -8,13 +8,13 @@ import { once } from 'node:events'
 import { mkdir, open } from 'node:fs/promises'
 import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
-import pino from 'pino'
 import { GuestClient, type GuestConfig } from '../../packages/daemon/src/guest/guest-client.ts'
 import { measureTscKhz } from '../../packages/daemon/src/host/host-facts.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { cpuModel, kernelCommandLine } from '../../packages/daemon/src/hypervisors/qemu/command-line.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
+import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { guestNetworkOf } from '../../packages/daemon/src/network/network.ts'
 import { REPOSITORY } from './daemon-process.ts'
 
@@ -51,7 +51,7 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
   const limit = AbortSignal.timeout(LIMIT_MS)
   const step: Step = {
     signal: options.signal === undefined ? limit : AbortSignal.any([limit, options.signal]),
-    log: pino({ level: 'silent' }),
+    log: silentLogger,
   }
   await mkdir(dir, { recursive: true })
   await makeOverlay(join(dir, 'overlay.raw'), step)
