@@ -32,7 +32,7 @@ export interface QemuUnderTest extends DriverUnderTest {
   makeSpec(changes?: Partial<VmSpec>): Promise<VmSpec>
 }
 
-const log = pino({ level: process.env['DORMOUSE_TEST_LOG'] ?? 'silent' })
+const log = pino({ level: process.env.DORMOUSE_TEST_LOG ?? 'silent' })
 const isRoot = process.geteuid?.() === 0
 // Far from any real account; no two VMs of a test share one.
 let nextUid = 600_000 + (process.pid % 1000) * 100

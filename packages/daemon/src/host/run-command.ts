@@ -70,12 +70,12 @@ export async function runCommand(argv: readonly [string, ...string[]], options: 
   const stdout: Buffer[] = []
   let stdoutBytes = 0
   let stderr = Buffer.alloc(0)
-  child.stdout.on('data', (chunk: Buffer) => {
+  child.stdout?.on('data', (chunk: Buffer) => {
     stdoutBytes += chunk.length
     if (stdoutBytes > maxOutputBytes) end(`wrote more than ${maxOutputBytes} bytes`)
     else stdout.push(chunk)
   })
-  child.stderr.on('data', (chunk: Buffer) => {
+  child.stderr?.on('data', (chunk: Buffer) => {
     stderr = Buffer.concat([stderr, chunk])
     if (stderr.length > STDERR_KEPT) stderr = Buffer.from(stderr.subarray(stderr.length - STDERR_KEPT))
   })

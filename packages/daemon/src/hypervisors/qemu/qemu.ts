@@ -162,7 +162,7 @@ export class QemuHypervisor implements Hypervisor {
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
     const shim = await Shim.launch(this.#plan(spec, machine, host, golden), step)
     undo.defer(() => void shim[Symbol.dispose]())
-    undo.defer(() => shim.kill())
+    undo.defer(async () => void (await shim.kill()))
     try {
       using qmp = await Qmp.connect(path.join(spec.runDir, QMP_SOCKET), step)
       if (golden !== undefined) {
@@ -393,7 +393,7 @@ async function withParked(
   }
   const shim = await Shim.launch(plan, step)
   undo.defer(() => void shim[Symbol.dispose]())
-  undo.defer(() => shim.kill())
+  undo.defer(async () => void (await shim.kill()))
   const ended = shim.ended.then(async () => {
     throw new AppError('internal_error', `The machine ended before it was parked: ${await lastLine(log)}`)
   })

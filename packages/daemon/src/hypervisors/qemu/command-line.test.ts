@@ -1,0 +1,96 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { MICROVM, Q35 } from './boards.ts'
+import { commandLine, FD, type Machine, type Wiring } from './command-line.ts'
+
+const machine: Machine = {
+  board: Q35,
+  acceleration: 'tcg',
+  vcpus: 2,
+  memoryMib: 512,
+  kernelPath: '/k/vmlinux',
+  initrdPath: '/k/initrd',
+  tscKhz: 2_445_422,
+}
+const rootfs = { role: 'rootfs', path: '/images/root,fs', format: 'raw', readOnly: true } as const
+const overlay = { role: 'overlay', path: '/overlay', format: 'raw', readOnly: false } as const
+const wiring = (changes: Partial<Wiring> = {}): Wiring => ({
+  id: 'i1',
+  entry: 'wake',
+  disks: [rootfs, overlay],
+  nic: { mac: '02:00:00:00:00:01' },
+  ...changes,
+})
+/** The values of an option, in order. */
+const values = (argv: readonly string[], option: string): string[] =>
+  argv.flatMap((word, index) => (argv[index - 1] === option ? [word] : []))
+const devices = (argv: readonly string[]): string[] => values(argv, '-device')
+
+test('QEMU runs in its sandbox, without defaults, and ends instead of rebooting', () => {
+  const argv = commandLine(machine, wiring())
+  assert.deepEqual(values(argv, '-sandbox'), ['on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'])
+  for (const option of ['-nodefaults', '-no-user-config', '-no-reboot']) assert.ok(argv.includes(option))
+})
+
+test('every block node names its driver, and a guest file name never reaches the command line', () => {
+  const argv = commandLine(machine, wiring())
+  assert.ok(!argv.some((word) => word.includes('/images/') || word.includes('/overlay')))
+  const nodes = values(argv, '-blockdev').filter((node) => node.startsWith('{'))
+  assert.equal(nodes.length, 2)
+  for (const node of nodes) {
+    const { driver, file } = JSON.parse(node)
+    assert.equal(driver, 'raw')
+    assert.equal(file.driver, 'file')
+    assert.equal(file.locking, 'on')
+  }
+  assert.equal(JSON.parse(nodes[0] ?? '')['read-only'], true)
+  assert.equal(JSON.parse(nodes[1] ?? '')['read-only'], false)
+})
+
+test('a qcow2 disk gets no backing file from what is written in it', () => {
+  const argv = commandLine(machine, wiring({ disks: [{ ...overlay, format: 'qcow2' }] }))
+  assert.equal(JSON.parse(values(argv, '-blockdev')[0] ?? '').backing, null)
+})
+
+for (const board of [Q35, MICROVM]) {
+  test(`on ${board.machine} every slot is filled, at the same place whatever it holds`, () => {
+    const places = (argv: readonly string[]): string[] => devices(argv).map((device) => /bus=[^,]+(,addr=[^,]+)?/.exec(device)?.[0] ?? '')
+    const golden = commandLine({ ...machine, board }, { id: 'g', entry: 'capture', disks: [] })
+    const woken = commandLine({ ...machine, board }, wiring())
+    assert.deepEqual(places(woken), places(golden))
+    assert.equal(devices(woken).filter((device) => device.startsWith('virtio-blk')).length, board.diskSlots)
+    assert.equal(new Set(places(golden).filter((place) => !place.includes('ports.0'))).size, board.diskSlots + 2)
+  })
+}
+
+test('a golden boot is captured without a network backend and written through to its memory', () => {
+  const argv = commandLine(machine, { id: 'g', entry: 'capture', disks: [] })
+  assert.deepEqual(values(argv, '-netdev'), [])
+  assert.match(values(argv, '-object')[0] ?? '', /share=on$/)
+  assert.ok(!argv.includes('-incoming'))
+})
+
+test('a wake maps its base privately and needs no kernel', () => {
+  const argv = commandLine(machine, wiring())
+  assert.equal(values(argv, '-object')[0], `memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/${FD.MEMORY},share=off`)
+  assert.deepEqual(values(argv, '-incoming'), ['defer'])
+  assert.ok(!argv.includes('-kernel'))
+})
+
+test('a guest under TCG is told its time stamp frequency, one under KVM is not', () => {
+  const boot = wiring({ entry: 'boot' })
+  assert.match(values(commandLine(machine, boot), '-append')[0] ?? '', / no_timer_check tsc_early_khz=2445422$/)
+  const kvm = commandLine({ ...machine, acceleration: 'kvm' }, boot)
+  assert.ok(!values(kvm, '-append')[0]?.includes('tsc'))
+  assert.deepEqual([values(kvm, '-accel'), values(kvm, '-cpu')], [['kvm'], ['host']])
+})
+
+test('more disks than slots are refused', () => {
+  const disks = Array.from({ length: Q35.diskSlots + 1 }, () => overlay)
+  assert.throws(() => commandLine(machine, wiring({ disks })), RangeError)
+})
+
+test('nothing that would discard pages of a shared base is ever on the command line', () => {
+  const text = commandLine(machine, wiring()).join(' ')
+  assert.doesNotMatch(text, /balloon|free-page|virtio-mem/)
+})
