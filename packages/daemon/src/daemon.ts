@@ -3,7 +3,6 @@
  */
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
-import { join } from 'node:path'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
@@ -16,6 +15,7 @@ import type { Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
 import { Instances } from './instances/instances.ts'
+import { Reaper } from './instances/reaper.ts'
 import type { Logger } from './log.ts'
 import { resolversOf } from './network/network.ts'
 import { Paths } from './paths.ts'
@@ -102,7 +102,9 @@ export class Daemon implements AsyncDisposable {
       },
     })
     stack.defer(() => instances.close(0))
+    await images.recover()
     await instances.recover()
+    stack.use(new Reaper(instances))
 
     const http = stack.use(
       new HttpServer({

@@ -35,7 +35,7 @@ import type {
 import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type Story } from './instance-worker.ts'
-import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf } from './limits.ts'
+import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { readLog } from './log-lines.ts'
 import { create } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
@@ -62,7 +62,6 @@ export interface InstancesUses {
 /** How much of an id is enough to name an instance. */
 const MIN_PREFIX = 4
 const IMAGE_WAIT_MS = 5000
-const REAP_EVERY_MS = 15_000
 
 export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
@@ -70,7 +69,6 @@ export class Instances implements AsyncDisposable {
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
-  #reaper: NodeJS.Timeout | undefined
   #isClosed = false
 
   constructor(uses: InstancesUses) {
@@ -95,15 +93,12 @@ export class Instances implements AsyncDisposable {
    * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
    */
   async recover(): Promise<Reconciled> {
-    const reconciled = await reconcile({
+    return reconcile({
       ...this.#work,
       log: this.#uses.log,
       hypervisors: this.#uses.hypervisors,
       workerOf: (instance) => this.#workerOf(instance),
     })
-    this.#reaper = setInterval(() => this.#reap(), REAP_EVERY_MS).unref()
-    this.#reap()
-    return reconciled
   }
 
   // Looking
@@ -140,6 +135,12 @@ export class Instances implements AsyncDisposable {
         hint: 'List them with: dormouse ps -a',
       })
     return instance
+  }
+
+  /** True while work is under way or waiting, for one instance or for any. */
+  isBusy(id?: InstanceId): boolean {
+    if (id !== undefined) return this.#workers.get(id)?.isBusy ?? false
+    return [...this.#workers.values()].some((worker) => worker.isBusy)
   }
 
   /** True while an instance stands on that image, so that it may not be deleted. */
@@ -193,6 +194,16 @@ export class Instances implements AsyncDisposable {
     return this.#request(id, 'update', (work) => update(work, { patch: rest, ports, limits: this.#uses.config.limits }))
   }
 
+  /** Begins to delete what has expired. One that is busy is left for the next time. */
+  deleteExpired(): void {
+    for (const id of this.#rows.findExpired(Date.now())) {
+      const instance = this.find(id)
+      if (!instance || this.isBusy(id)) continue
+      this.#workerOf(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
+      this.delete(id).catch(() => undefined)
+    }
+  }
+
   // Waiting and watching
 
   async wait(id: InstanceId, wanted: WaitFor): Promise<WaitResult> {
@@ -201,7 +212,7 @@ export class Instances implements AsyncDisposable {
     return waitForState(id, wanted, {
       events: this.#uses.events,
       find: (it) => this.find(it),
-      isBusy: (it) => this.#workers.get(it)?.isBusy ?? false,
+      isBusy: (it) => this.isBusy(it),
     })
   }
 
@@ -243,7 +254,7 @@ export class Instances implements AsyncDisposable {
     const { source = 'app', tail = 100, follow = false, untilStopped = false, signal } = options
     const isOver = (): boolean => {
       const instance = this.find(id)
-      return instance === undefined || (untilStopped && isResting(instance.state) && !(this.#workers.get(id)?.isBusy ?? false))
+      return instance === undefined || (untilStopped && isResting(instance.state) && !this.isBusy(id))
     }
     return readLog(this.#uses.paths.instanceLogs(id)[source], {
       tail,
@@ -262,7 +273,6 @@ export class Instances implements AsyncDisposable {
    */
   async close(graceMs: number): Promise<void> {
     this.#isClosed = true
-    clearInterval(this.#reaper)
     const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
     await Promise.all([...this.#workers.values()].map((worker) => worker.close()))
     clearTimeout(limit)
@@ -292,7 +302,7 @@ export class Instances implements AsyncDisposable {
     return worker
   }
 
-  #checkCreate(request: CreateInstance) {
+  #checkCreate(request: CreateInstance): Asked {
     checkName(request.name)
     checkEnv(request.env ?? {})
     const sizes = {
@@ -317,13 +327,13 @@ export class Instances implements AsyncDisposable {
   }
 
   async #imageFor(request: CreateInstance): Promise<ReadyImage> {
-    const { images, log } = this.#uses
+    const { images } = this.#uses
     const { image: name, platform } = request
     const ready = images.readyImage(name, platform)
     if (ready) return ready
     await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
     try {
-      return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS), log })
+      return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS) })
     } catch (cause) {
       const code = errorCodeOf(cause)
       if (code !== undefined && code !== 'timed_out' && code !== 'image_not_ready') throw cause
@@ -335,12 +345,7 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  #reserve(
-    request: CreateInstance,
-    asked: ReturnType<Instances['#checkCreate']>,
-    image: ReadyImage,
-    ports: readonly PortForward[],
-  ): Instance {
+  #reserve(request: CreateInstance, asked: Asked, image: ReadyImage, ports: readonly PortForward[]): Instance {
     const { images, config, host, events } = this.#uses
     const id = createId() as InstanceId
     const nowMs = Date.now()
@@ -437,17 +442,13 @@ export class Instances implements AsyncDisposable {
   #assertOpen(): void {
     if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
   }
+}
 
-  /** Deletes what has expired. One that is busy is looked at again in the next round. */
-  #reap(): void {
-    const nowMs = Date.now()
-    for (const id of this.#rows.findExpired(nowMs)) {
-      const instance = this.find(id)
-      if (!instance || this.#workers.get(id)?.isBusy) continue
-      this.#workerOf(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
-      this.delete(id).catch(() => undefined)
-    }
-  }
+/** A create request once it is checked and its defaults are filled in. */
+interface Asked {
+  readonly sizes: Sizes
+  readonly hypervisor: HypervisorName
+  readonly platform: string
 }
 
 const nameConflict = (name: string): AppError =>

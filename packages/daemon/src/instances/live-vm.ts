@@ -149,12 +149,10 @@ export class LiveVm {
       } catch (error) {
         // A line that broke is dialled again; the guest says then how far it has come.
         if (!(error instanceof AppError) || error.code === 'guest_unavailable') throw error
-        await Promise.race([
-          guest.exited,
-          this.vm.exited,
-          sleep(LAST_WORDS_MS, undefined, { signal: this.#released.signal, ref: false }),
-        ]).catch(() => undefined)
-        if (!this.#released.signal.aborted) this.#report({ kind: 'boot_failed', error })
+        // Its last words, the exit of its workload, are reported as such. One that has none is ended.
+        const spoke = [guest.exited, this.vm.exited].map((ended) => ended.then(() => true))
+        const silence = sleep(LAST_WORDS_MS, false, { signal: this.#released.signal, ref: false })
+        if (!(await Promise.race([...spoke, silence]).catch(() => false))) this.#report({ kind: 'boot_failed', error })
         return false
       }
     } else if (phase === 'starting') {

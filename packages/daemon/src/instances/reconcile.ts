@@ -44,7 +44,7 @@ export async function reconcile(uses: ReconcileUses): Promise<Reconciled> {
     }
   }
   await Promise.all(Array.from({ length: AT_ONCE }, look))
-  const swept = await sweepStrays(instances, uses)
+  const swept = await sweepStrays(uses)
   uses.log.info({ actions, swept: swept.length }, 'stored state compared with facts')
   return { actions, swept }
 }
@@ -123,13 +123,14 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
 }
 
 /** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */
-async function sweepStrays(instances: readonly Instance[], uses: ReconcileUses): Promise<string[]> {
+async function sweepStrays(uses: ReconcileUses): Promise<string[]> {
   const { paths, log } = uses
+  const instances = uses.rows.list()
   const stored = new Set(instances.map(({ id }) => basename(paths.instanceDir(id))))
-  const running = new Set(instances.map(({ id }) => basename(paths.vmRunDir(id))))
+  const holding = instances.filter(({ vm, operation }) => vm !== undefined || operation !== undefined)
+  const running = new Set(holding.map(({ id }) => basename(paths.vmRunDir(id))))
   const swept: string[] = []
   for (const name of namesIn(paths.vmsDir)) {
-    // Those of stored instances were dealt with above.
     if (running.has(name)) continue
     const dir = join(paths.vmsDir, name)
     swept.push(dir)

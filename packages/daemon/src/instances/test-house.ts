@@ -1,11 +1,13 @@
 /** For tests: instances on a fake host, with a directory of their own and one ready image, through any number of daemons' lives. */
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import assert from 'node:assert/strict'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { configOf } from '../config/config.ts'
 import { Disks } from '../disks/disks.ts'
 import { Events } from '../events/events.ts'
+import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { createLogger, type LogLevel } from '../log.ts'
@@ -139,4 +141,34 @@ export class TestHouse implements AsyncDisposable {
     if (!this.#life) throw new Error('No daemon lives in this house')
     return this.#life
   }
+}
+
+/** Resolves when no instance has work under way or is on its way somewhere. */
+export async function settled(instances: Instances): Promise<void> {
+  const isMoving = () => instances.isBusy() || instances.list().some(({ state, operation }) => MOVING.has(state) || operation !== undefined)
+  await pollUntil('the instances to settle', () => !isMoving(), { signal: AbortSignal.timeout(10_000) }, { everyMs: 1, upToMs: 5 })
+}
+
+const MOVING = new Set(['Created', 'Initializing', 'Shutdown', 'Paused'])
+
+/** What must be true of a house at rest: facts and records say the same, and nothing is left over. */
+export async function assertInOrder(house: TestHouse): Promise<void> {
+  const stored = house.instances.list()
+  const running = house.host.running()
+  assert.deepEqual(house.host.violations, [])
+  const live = stored.filter(({ state }) => state !== 'Stopped' && state !== 'Unknown')
+  // No VM lost, none running twice, none without an instance.
+  assert.deepEqual(running.map(({ spec }) => spec.id).sort(), live.map(({ id }) => id).sort())
+  for (const instance of live) assert.deepEqual(instance.vm, running.find(({ spec }) => spec.id === instance.id)?.handle)
+  for (const instance of stored) {
+    assert.equal(instance.operation, undefined, `${instance.name} is still in ${instance.operation}`)
+    if (instance.state === 'Stopped') assert.equal(instance.vm, undefined)
+    assert.ok(existsSync(house.paths.instanceOverlay(instance.id)), `the disk of ${instance.name} is gone`)
+    assert.equal(statSync(house.paths.instanceOverlay(instance.id)).size, instance.overlayBytes)
+  }
+  // No disk, directory, socket or port left over.
+  assert.deepEqual(readdirSync(house.paths.instancesDir).sort(), stored.map(({ id }) => id).sort())
+  assert.deepEqual(readdirSync(house.paths.vmsDir).sort(), live.map(({ id }) => basename(house.paths.vmRunDir(id))).sort())
+  const open = running.flatMap(({ ports }) => ports.map(({ hostPort }) => hostPort))
+  assert.deepEqual(open.sort(), live.flatMap(({ network }) => network.ports.map(({ hostPort }) => hostPort)).sort())
 }
