@@ -98,13 +98,22 @@ async function upload(body: AsyncIterable<Uint8Array>, outgoing: ClientRequest):
   try {
     for await (const piece of body) {
       if (outgoing.destroyed || outgoing.errored) return
-      if (!outgoing.write(piece)) await new Promise<void>((resolve) => outgoing.once('drain', resolve).once('close', () => resolve()))
+      if (!outgoing.write(piece)) await drained(outgoing)
     }
     outgoing.end()
   } catch (error) {
     outgoing.destroy(error instanceof Error ? error : new Error(String(error)))
   }
 }
+
+const drained = (outgoing: ClientRequest): Promise<void> =>
+  new Promise((resolve) => {
+    const done = (): void => {
+      outgoing.off('drain', done).off('close', done)
+      resolve()
+    }
+    outgoing.on('drain', done).on('close', done)
+  })
 
 /** Why the daemon was not reached, as one sentence with what to do. */
 export function connectionFailure(address: Address, error: unknown): unknown {
