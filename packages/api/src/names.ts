@@ -41,7 +41,10 @@ export const ImageName = Type.String({ minLength: 1, maxLength: 512, description
 const EnvName = Type.String({ pattern: '^[^=\\u0000]{1,256}$' })
 const EnvValue = Type.String({ maxLength: 131_072, pattern: '^[^\\u0000]*$' })
 const envRules = { additionalProperties: false, maxProperties: 1000 } as const
-export const Env = Type.Record(EnvName, EnvValue, { ...envRules, description: 'Environment variables' })
+export const Env = Type.Record(EnvName, EnvValue, {
+  ...envRules,
+  description: 'Environment variables; a name is not empty and has no = in it',
+})
 export type Env = Static<typeof Env>
 export const EnvChange = Type.Record(EnvName, EnvValue, {
   ...envRules,

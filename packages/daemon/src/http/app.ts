@@ -65,7 +65,7 @@ export function createApp(uses: AppUses): FastifyInstance {
     routerOptions: { maxParamLength: PATH_PART_MAX, querystringParser: (text: string) => decodeQuery(text) as Record<string, string> },
     frameworkErrors: (error, request, reply) => void refuse(error, request as FastifyRequest, reply as FastifyReply, uses),
     clientErrorHandler: answerBrokenRequest,
-    http: { headersTimeout: HEADERS_MAX_MS },
+    http: { headersTimeout: HEADERS_MAX_MS, shouldUpgradeCallback: isWebSocketCall },
   }) as unknown as FastifyInstance
 
   app.decorateRequest('caller', undefined)
@@ -81,6 +81,22 @@ export function createApp(uses: AppUses): FastifyInstance {
     throw wrongMediaType()
   })
 
+  app.setErrorHandler((error, request, reply) => refuse(error, request, reply, uses))
+  app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
+
+  app.register(websocket, { options: { maxPayload: FRAME_MAX_BYTES }, preClose: (done) => done() })
+  // After those of the plugin, which ends the socket of an upgrade that is refused.
+  app.after(() => addHooks(app, uses))
+  app.register(async (routed) => {
+    for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
+    for (const path of ['/openapi.json', '/spec.json']) {
+      routed.get(path, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
+    }
+  })
+  return app
+}
+
+function addHooks(app: FastifyInstance, uses: AppUses): void {
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
     if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
@@ -93,17 +109,13 @@ export function createApp(uses: AppUses): FastifyInstance {
     if (route.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
   })
   app.addHook('onResponse', async (request, reply) => tellLog(request, reply, uses))
-  app.setErrorHandler((error, request, reply) => refuse(error, request, reply, uses))
-  app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
+}
 
-  app.register(websocket, { options: { maxPayload: FRAME_MAX_BYTES }, preClose: (done) => done() })
-  app.register(async (routed) => {
-    for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
-    for (const path of ['/openapi.json', '/spec.json']) {
-      routed.get(path, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
-    }
-  })
-  return app
+const WEB_SOCKET_PATH = /\/(exec|cp)(\?|$)/
+
+/** Any other wish to upgrade (HTTP/2 in clear text, say) is passed over, as the standard has it: the request is answered as it is. */
+function isWebSocketCall(request: IncomingMessage): boolean {
+  return /^websocket$/i.test(request.headers.upgrade ?? '') && WEB_SOCKET_PATH.test(request.url ?? '')
 }
 
 function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {

@@ -49,7 +49,8 @@ export async function runExec(peer: WebSocketPeer, { guest, log, closing }: Exec
   try {
     start = readStart(await peer.next(FIRST_FRAME_MS))
   } catch (error) {
-    return peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+    await peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+    return
   }
   const step: Step = { signal: AbortSignal.any([peer.gone, closing]), log }
   let exec: GuestExecDoor
@@ -57,7 +58,8 @@ export async function runExec(peer: WebSocketPeer, { guest, log, closing }: Exec
     exec = await guest.exec(requestOf(start), step)
   } catch (error) {
     log.debug({ err: error }, 'exec did not start')
-    return failStart(peer, start, error)
+    await failStart(peer, start, error)
+    return
   }
   await converse(peer, exec, start, step)
 }

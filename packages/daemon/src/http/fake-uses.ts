@@ -84,7 +84,8 @@ class FakeInstances implements InstancesDoor {
   readonly rows: Instance[] = []
   readonly oneGuest = new FakeGuest()
   lines: string[] = ['one', 'two']
-  followed = Promise.withResolvers<void>()
+  readonly followed = Promise.withResolvers<void>()
+  readonly waiting = Promise.withResolvers<void>()
 
   add(change: Partial<Instance> & { name: string }): Instance {
     const atMs = change.createdAtMs ?? Date.now()
@@ -154,6 +155,7 @@ class FakeInstances implements InstancesDoor {
   }
   async wait(id: InstanceId, { state, timeoutMs, signal }: Parameters<InstancesDoor['wait']>[1]) {
     if (this.get(id).state !== state) {
+      this.waiting.resolve()
       const limit = AbortSignal.any([AbortSignal.timeout(timeoutMs), ...(signal ? [signal] : [])])
       await new Promise((resolve) => limit.addEventListener('abort', resolve, { once: true }))
       return { state: this.get(id).state, timedOut: true, reason: 'the time was up' }

@@ -13,22 +13,28 @@ export const BODY_LIMITS: BodyLimits = { maxBytes: 4 * 1024 * 1024, maxMs: 30_00
  * bytes and in time: a body that trickles in holds a connection, never more.
  */
 export async function readJsonBody(payload: Readable, limits: BodyLimits): Promise<unknown> {
+  return parseJson(await bytesOf(payload, limits))
+}
+
+/** Leaves the stream as it is when it gives up: destroying it would end the connection before the refusal is out. */
+function bytesOf(payload: Readable, { maxBytes, maxMs }: BodyLimits): Promise<Buffer> {
+  const { promise, resolve, reject } = Promise.withResolvers<Buffer>()
   const chunks: Buffer[] = []
   let bytes = 0
-  const timer = setTimeout(
-    () => payload.destroy(new AppError('invalid_request', `The body took longer than ${limits.maxMs / 1000} s to arrive`)),
-    limits.maxMs,
-  )
-  try {
-    for await (const chunk of payload as AsyncIterable<Buffer>) {
-      bytes += chunk.length
-      if (bytes > limits.maxBytes) throw Object.assign(new Error('too large'), { code: 'FST_ERR_CTP_BODY_TOO_LARGE' })
-      chunks.push(chunk)
-    }
-  } finally {
-    clearTimeout(timer)
+  const take = (chunk: Buffer) => {
+    bytes += chunk.length
+    if (bytes > maxBytes) reject(Object.assign(new Error('The body is too large'), { code: 'FST_ERR_CTP_BODY_TOO_LARGE' }))
+    else chunks.push(chunk)
   }
-  return parseJson(Buffer.concat(chunks))
+  const end = () => resolve(Buffer.concat(chunks))
+  const timer = setTimeout(() => reject(new AppError('invalid_request', `The body took longer than ${maxMs / 1000} s to arrive`)), maxMs)
+  payload.on('data', take).on('end', end).on('error', reject)
+  return promise.finally(() => {
+    clearTimeout(timer)
+    payload.off('data', take).off('end', end).off('error', reject).pause()
+    // What may still go wrong with a connection that is given up is of no one's interest.
+    payload.on('error', () => undefined)
+  })
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true })

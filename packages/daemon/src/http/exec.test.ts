@@ -1,0 +1,326 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { decodeOutput, type ExecStart } from '@dormouse/api/streams.ts'
+import WebSocket from 'ws'
+import { type FakeExec, type FakeUses, fakeUses } from './fake-uses.ts'
+import { HttpServer } from './server.ts'
+
+interface Line {
+  readonly socket: WebSocket
+  /** Everything that came until the close, and the close's code. */
+  readonly all: Promise<{ frames: (string | Buffer)[]; code: number }>
+  frame(): Promise<string | Buffer>
+}
+
+async function house(
+  t: TestContext,
+): Promise<{ uses: FakeUses; server: HttpServer; dial(path?: string, headers?: object): Line; run(what: (exec: FakeExec) => void): void }> {
+  const uses = fakeUses()
+  uses.instances.add({ name: 'web' })
+  uses.instances.add({ name: 'asleep', state: 'Stopped' })
+  const server = new HttpServer(uses)
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  t.after(async () => {
+    await server.close()
+    rmSync(dir, { recursive: true, force: true })
+  })
+  const socketPath = join(dir, 's')
+  const { tcp } = await server.listen({ socket: { path: socketPath, mode: 0o600 }, tcp: { host: '127.0.0.1', port: 0 } })
+  return {
+    uses,
+    server,
+    run: (what) => {
+      uses.instances.oneGuest.run = what
+    },
+    dial: (path = '/instances/web/exec', headers) =>
+      lineOf(
+        headers
+          ? new WebSocket(`ws://127.0.0.1:${tcp?.port}${path}`, { headers: headers as Record<string, string> })
+          : new WebSocket(`ws+unix:${socketPath}:${path}`),
+      ),
+  }
+}
+
+function lineOf(socket: WebSocket): Line {
+  const frames: (string | Buffer)[] = []
+  const waiting: ((frame: string | Buffer) => void)[] = []
+  const unread: (string | Buffer)[] = []
+  socket.on('message', (data: Buffer, isBinary) => {
+    const frame = isBinary ? data : data.toString()
+    frames.push(frame)
+    const next = waiting.shift()
+    if (next) next(frame)
+    else unread.push(frame)
+  })
+  const all = new Promise<{ frames: (string | Buffer)[]; code: number }>((resolve, reject) => {
+    socket.on('close', (code) => resolve({ frames, code }))
+    socket.on('error', reject)
+  })
+  all.catch(() => undefined)
+  return {
+    socket,
+    all,
+    frame: () => new Promise((resolve) => (unread.length > 0 ? resolve(unread.shift() ?? '') : waiting.push(resolve))),
+  }
+}
+
+const say = (line: Line, ...frames: (object | Buffer | string)[]) => {
+  const send = () => {
+    for (const frame of frames) line.socket.send(typeof frame === 'string' || Buffer.isBuffer(frame) ? frame : JSON.stringify(frame))
+  }
+  if (line.socket.readyState === WebSocket.OPEN) send()
+  else line.socket.on('open', send)
+}
+const start = (more: ExecStart = {}): ExecStart => ({ command: ['sh'], ...more })
+
+test('output is merged by default, and the exit code is the last frame before a clean close', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run((exec) => {
+    exec.stdout.write('out')
+    exec.stderr.write('err')
+    setImmediate(() => exec.end(3))
+  })
+  const line = dial()
+  say(line, start({ command: ['make', 'it so'], env: { A: 'b' }, cwd: '/tmp', user: 'nobody' }))
+  const { frames, code } = await line.all
+  assert.deepEqual(frames.map(String).sort(), ['err', 'out', '{"exitCode":3,"message":""}'])
+  assert.equal(code, 1000)
+  assert.deepEqual(uses.instances.oneGuest.execs[0]?.asked, {
+    command: ['make', 'it so'],
+    tty: false,
+    env: { A: 'b' },
+    cwd: '/tmp',
+    user: 'nobody',
+  })
+})
+
+test('clients that ask get stdout and stderr apart, with their channel', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => {
+    exec.stdout.write('out')
+    exec.stderr.write('err')
+    setImmediate(() => exec.end(0))
+  })
+  const line = dial()
+  say(line, start({ separate_streams: true }))
+  const { frames } = await line.all
+  const outputs = frames.filter(Buffer.isBuffer).map((frame) => decodeOutput(frame))
+  assert.deepEqual(outputs.map((one) => `${one?.channel} ${Buffer.from(one?.bytes ?? []).toString()}`).sort(), ['stderr err', 'stdout out'])
+})
+
+test('an empty command is a shell', async (t) => {
+  const { dial, uses } = await house(t)
+  const line = dial()
+  say(line, {})
+  await line.all
+  assert.deepEqual(uses.instances.oneGuest.execs[0]?.asked.command, ['/bin/sh'])
+})
+
+test('stdin flows in order, and ends when the caller says so', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => {
+    let got = ''
+    exec.stdin.on('data', (chunk) => {
+      got += chunk
+    })
+    exec.stdin.on('end', () => {
+      exec.stdout.write(got)
+      exec.end(0)
+    })
+  })
+  const line = dial()
+  say(line, start({ separate_streams: true }), Buffer.from('a'), Buffer.from('b\n'), { stdin: 'eof' })
+  const { frames } = await line.all
+  assert.equal(String(frames[0]), '\u0001ab\n')
+})
+
+test('without separate streams a text frame is input, as the published clients have it', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) =>
+    exec.stdin.once('data', (chunk) => {
+      exec.stdout.write(chunk)
+      exec.end(0)
+    }),
+  )
+  const line = dial()
+  say(line, start(), '{"resize":{"rows":1,"cols":1}}')
+  assert.equal(String((await line.all).frames[0]), '{"resize":{"rows":1,"cols":1}}')
+})
+
+test('on a terminal a resize frame changes its size, and other text is typed', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run((exec) =>
+    exec.stdin.once('data', (chunk) => {
+      exec.stdout.write(chunk)
+      exec.end(0)
+    }),
+  )
+  const line = dial()
+  say(line, start({ tty: true, rows: 24, cols: 80 }), { resize: { rows: 40, cols: 120 } }, { resize: { rows: 0, cols: 'x' } }, 'ls\n')
+  assert.equal(String((await line.all).frames[0]), 'ls\n')
+  const [exec] = uses.instances.oneGuest.execs
+  assert.deepEqual([exec?.heard[0], exec?.asked.rows, exec?.asked.cols, exec?.asked.tty], ['resize 40x120', 24, 80, true])
+})
+
+test('signals are passed on by name, and a frame that is no control is told of', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run(() => undefined)
+  const line = dial()
+  say(line, start({ separate_streams: true }), { signal: 'TERM' }, { signal: 'rm -rf' }, { colour: 'red' }, 'not json', {
+    signal: 'SIGUSR1',
+  })
+  for (let n = 0; n < 3; n++) assert.match(String(await line.frame()), /^\{"error":/)
+  const [exec] = uses.instances.oneGuest.execs
+  while (!exec?.heard.includes('SIGUSR1')) await new Promise(setImmediate)
+  assert.deepEqual(exec?.heard, ['SIGTERM', 'SIGUSR1'])
+  exec?.end(143)
+  assert.match(String((await line.all).frames.at(-1)), /"exitCode":143/)
+})
+
+test('a first frame that is none is told, and nothing is run', async (t) => {
+  const { dial, uses } = await house(t)
+  for (const frame of [
+    Buffer.from('x'),
+    'not json',
+    '[]',
+    '{"command":"ls"}',
+    '{"comand":["ls"]}',
+    '{"command":["a\\u0000b"]}',
+    '{"timeout":-1}',
+  ]) {
+    const line = dial()
+    say(line, frame)
+    const { frames, code } = await line.all
+    assert.equal(frames.length, 1, String(frame))
+    assert.ok(JSON.parse(String(frames[0])).error, String(frame))
+    assert.equal(code, 1000)
+  }
+  assert.equal(uses.instances.oneGuest.execs.length, 0)
+})
+
+test('a command that is not there is output and exit code 127', async (t) => {
+  const { dial } = await house(t)
+  const line = dial()
+  say(line, start({ command: ['absent'] }))
+  const { frames } = await line.all
+  assert.equal(String(frames[0]), 'Error: absent: command not found\r\n')
+  assert.equal(JSON.parse(String(frames[1])).exitCode, 127)
+})
+
+test('a command that takes longer than its timeout is killed and answers 124', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run(() => undefined)
+  const line = dial()
+  say(line, start({ timeout: 0.05 }))
+  const { frames } = await line.all
+  assert.equal(JSON.parse(String(frames.at(-1))).exitCode, 124)
+  assert.equal(uses.instances.oneGuest.execs[0]?.heard[0], 'kill')
+})
+
+test('a caller who hangs up takes the command with him', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run((exec) => exec.stdout.write('x'))
+  const line = dial()
+  say(line, start())
+  await line.frame()
+  line.socket.terminate()
+  await uses.instances.oneGuest.execs[0]?.exit
+})
+
+test('a slow reader holds the guest back, and gets every byte', async (t) => {
+  const { dial, run, uses } = await house(t)
+  const total = 32 * 1024 * 1024
+  let given = 0
+  run(async (exec) => {
+    const chunk = Buffer.alloc(64 * 1024, 'x')
+    while (given < total) {
+      given += chunk.length
+      if (!exec.stdout.write(chunk)) await new Promise((resolve) => exec.stdout.once('drain', resolve))
+    }
+    exec.end(0)
+  })
+  const line = dial()
+  say(line, start())
+  await line.frame()
+  line.socket.pause()
+  let before = -1
+  // Until no more is taken: what fits into the buffers on the way is bounded.
+  while (before !== given) {
+    before = given
+    for (let n = 0; n < 20; n++) await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  assert.ok(given < total, 'the guest was not held back')
+  line.socket.resume()
+  const { frames } = await line.all
+  const bytes = frames.filter(Buffer.isBuffer)
+  assert.equal(
+    bytes.reduce((sum, frame) => sum + frame.length, 0),
+    total,
+  )
+  assert.ok(bytes.every((frame) => frame.length <= 32 * 1024))
+  assert.equal(uses.instances.oneGuest.execs.length, 1)
+})
+
+test('a guest that reads slowly holds the caller back', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run(() => undefined)
+  const line = dial()
+  const chunk = Buffer.alloc(512 * 1024, 'y')
+  say(line, start(), ...Array.from({ length: 64 }, () => chunk))
+  while (uses.instances.oneGuest.execs.length === 0) await new Promise(setImmediate)
+  const [exec] = uses.instances.oneGuest.execs
+  assert.ok(exec)
+  let before = -1
+  while (before !== line.socket.bufferedAmount) {
+    before = line.socket.bufferedAmount
+    for (let n = 0; n < 20; n++) await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  assert.ok(line.socket.bufferedAmount > 10 * 1024 * 1024, 'the caller was not held back')
+  let got = 0
+  exec.stdin.on('data', (data) => {
+    got += data.length
+    if (got === 64 * chunk.length) exec.end(0)
+  })
+  await line.all
+  assert.equal(got, 64 * chunk.length)
+})
+
+test('a frame that is too large ends the connection, and nothing else', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => exec.stdin.resume())
+  const line = dial()
+  say(line, start(), Buffer.alloc(2 * 1024 * 1024))
+  assert.equal((await line.all).code, 1009)
+})
+
+test('an instance that does not run refuses before the upgrade, as does a bad token', async (t) => {
+  const { dial, server } = await house(t)
+  // The server ends the connection as well: a refused caller holds nothing.
+  const refusal = (line: Line) =>
+    new Promise<number | undefined>((resolve) => {
+      line.socket.on('unexpected-response', (_, answer) => answer.resume().socket.on('close', () => resolve(answer.statusCode)))
+    })
+  assert.equal(await refusal(dial('/instances/asleep/exec')), 409)
+  assert.equal(await refusal(dial('/instances/nobody/exec')), 404)
+  assert.equal(await refusal(dial('/nothing/exec')), 404)
+  assert.equal(await refusal(dial('/instances/web/exec', {})), 401)
+  const { token } = await server.authority.mint({ subject: 'a', scopes: ['instance:read'], ttlMs: 60_000 })
+  assert.equal(await refusal(dial('/instances/web/exec', { authorization: `Bearer ${token}` })), 403)
+  const { token: writer } = await server.authority.mint({ subject: 'a', scopes: ['instance:write'], ttlMs: 60_000 })
+  const line = dial('/instances/web/exec', { authorization: `Bearer ${writer}` })
+  say(line, start())
+  assert.equal((await line.all).code, 1000)
+})
+
+test('the daemon takes no one with it when it closes: commands are ended and told so', async (t) => {
+  const { dial, run, server } = await house(t)
+  run((exec) => exec.stdout.write('x'))
+  const line = dial()
+  say(line, start())
+  await line.frame()
+  await server.close()
+  assert.equal((await line.all).code, 1000)
+})
