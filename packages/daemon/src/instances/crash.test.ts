@@ -23,41 +23,41 @@ interface Case {
   readonly before: 'nothing' | 'running' | 'stopped'
   readonly deed: Deed
   /** What `a` is after the restart; undefined: gone, with all that it had. */
-  readonly then: InstanceState | undefined
+  readonly ends: InstanceState | undefined
 }
 
 const CASES: readonly Case[] = [
-  { at: 'create:files', before: 'nothing', deed: make, then: undefined },
-  { at: 'create:spawn', before: 'nothing', deed: make, then: undefined },
-  { at: 'create:record', before: 'nothing', deed: make, then: undefined },
-  { at: 'boot:connect', before: 'nothing', deed: make, then: 'Running' },
-  { at: 'boot:go', before: 'nothing', deed: make, then: 'Running' },
-  { at: 'boot:running', before: 'nothing', deed: make, then: 'Running' },
-  { at: 'start:intent', before: 'stopped', deed: byName((i, id) => i.start(id)), then: 'Stopped' },
-  { at: 'start:logs', before: 'stopped', deed: byName((i, id) => i.start(id)), then: 'Stopped' },
-  { at: 'start:spawn', before: 'stopped', deed: byName((i, id) => i.start(id)), then: 'Stopped' },
-  { at: 'start:record', before: 'stopped', deed: byName((i, id) => i.start(id)), then: 'Stopped' },
-  { at: 'boot:go', before: 'stopped', deed: byName((i, id) => i.start(id)), then: 'Running' },
-  { at: 'stop:intent', before: 'running', deed: byName((i, id) => i.stop(id)), then: 'Running' },
-  { at: 'stop:ask_guest', before: 'running', deed: byName((i, id) => i.stop(id)), then: 'Stopped' },
-  { at: 'stop:await_exit', before: 'running', deed: byName((i, id) => i.stop(id)), then: 'Stopped' },
-  { at: 'stop:kill', before: 'running', deed: byName((i, id) => i.stop(id, { force: true })), then: 'Stopped' },
-  { at: 'stop:settle', before: 'running', deed: byName((i, id) => i.stop(id)), then: 'Stopped' },
-  { at: 'stop:sweep', before: 'running', deed: byName((i, id) => i.stop(id)), then: 'Stopped' },
-  { at: 'delete:intent', before: 'running', deed: byName((i, id) => i.delete(id)), then: 'Running' },
-  { at: 'delete:ask_guest', before: 'running', deed: byName((i, id) => i.delete(id)), then: undefined },
-  { at: 'delete:await_exit', before: 'running', deed: byName((i, id) => i.delete(id)), then: undefined },
-  { at: 'delete:kill', before: 'running', deed: byName((i, id) => i.delete(id, { graceful: false })), then: undefined },
-  { at: 'delete:sweep', before: 'running', deed: byName((i, id) => i.delete(id)), then: undefined },
-  { at: 'delete:remove_files', before: 'running', deed: byName((i, id) => i.delete(id)), then: undefined },
-  { at: 'delete:forget', before: 'stopped', deed: byName((i, id) => i.delete(id)), then: undefined },
-  { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), then: 'Stopped' },
-  { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), then: 'Stopped' },
-  { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), then: 'Stopped' },
+  { at: 'create:files', before: 'nothing', deed: make, ends: undefined },
+  { at: 'create:spawn', before: 'nothing', deed: make, ends: undefined },
+  { at: 'create:record', before: 'nothing', deed: make, ends: undefined },
+  { at: 'boot:connect', before: 'nothing', deed: make, ends: 'Running' },
+  { at: 'boot:go', before: 'nothing', deed: make, ends: 'Running' },
+  { at: 'boot:running', before: 'nothing', deed: make, ends: 'Running' },
+  { at: 'start:intent', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'start:logs', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'start:spawn', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'start:record', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'boot:go', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Running' },
+  { at: 'stop:intent', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Running' },
+  { at: 'stop:ask_guest', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'stop:await_exit', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'stop:kill', before: 'running', deed: byName((i, id) => i.stop(id, { force: true })), ends: 'Stopped' },
+  { at: 'stop:settle', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'stop:sweep', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'delete:intent', before: 'running', deed: byName((i, id) => i.delete(id)), ends: 'Running' },
+  { at: 'delete:ask_guest', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:await_exit', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:kill', before: 'running', deed: byName((i, id) => i.delete(id, { graceful: false })), ends: undefined },
+  { at: 'delete:sweep', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:remove_files', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:forget', before: 'stopped', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
+  { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
+  { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
 ]
 
-for (const { at, before, deed, then } of CASES) {
-  test(`a daemon that dies at ${at} (${before}) leaves an instance that is ${then ?? 'gone'} after the restart`, async () => {
+for (const { at, before, deed, ends } of CASES) {
+  test(`a daemon that dies at ${at} (${before}) leaves an instance that is ${ends ?? 'gone'} after the restart`, async () => {
     await using house = new TestHouse()
     const first = await house.begin()
     if (before !== 'nothing') {
@@ -71,8 +71,8 @@ for (const { at, before, deed, then } of CASES) {
     const instances = await house.begin()
     await settled(instances)
     const [a] = instances.list()
-    assert.equal(a?.state, then)
-    assert.equal(instances.list().length, then === undefined ? 0 : 1)
+    assert.equal(a?.state, ends)
+    assert.equal(instances.list().length, ends === undefined ? 0 : 1)
     await assertInOrder(house)
 
     // And it can be worked with as if nothing had been.
