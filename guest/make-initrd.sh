@@ -1,7 +1,7 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Packs the guest binary as /init with the kernel modules it loads itself, each set in the order in which they depend on each other.
 #   make-initrd.sh <dormouse-guest> <unpacked lib/modules/version> <initrd.cpio>
-set -eu
+set -euo pipefail
 guest=$1 tree=$2 out=$3
 [ -d "$tree/kernel" ] || { echo "make-initrd: no kernel modules in '$tree': set KERNEL_MODULES to an unpacked lib/modules/<version>" >&2; exit 1; }
 
@@ -21,7 +21,7 @@ add() { # set, module
 	case $seen in *" $2 "*) return ;; esac
 	seen="$seen$2 "
 	# A file is named with - or _, the module always with _.
-	file=$(find "$tree/kernel" -name "$(echo "$2" | sed 's/_/[-_]/g').ko" | head -n 1)
+	file=$(find "$tree/kernel" -name "$(echo "$2" | sed 's/_/[-_]/g').ko" -print -quit)
 	if [ -z "$file" ]; then
 		grep -q "/$(echo "$2" | sed 's/_/[-_]/g')\.ko$" "$tree/modules.builtin" && return
 		echo "make-initrd: there is no module $2 in $tree" >&2

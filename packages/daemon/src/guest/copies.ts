@@ -172,8 +172,9 @@ class Walk implements StreamOwner {
     this.#underway -= size
     this.#owed += size
     if (!this.#isOver && this.#owed > 0 && (this.#owed >= this.window / 4 || this.#queue.length === 0)) {
-      this.stream?.credit(CHANNEL.STDOUT, this.#owed)
+      const owed = this.#owed
       this.#owed = 0
+      this.stream?.credit(CHANNEL.STDOUT, owed)
     }
     return entry
   }

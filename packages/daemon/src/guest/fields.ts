@@ -28,8 +28,8 @@ export class FieldWriter {
   }
 
   /** Nothing is written for what is undefined. */
-  optional<T>(value: T | undefined, write: (value: T) => unknown): this {
-    if (value !== undefined) write(value)
+  optional<T>(value: T | undefined, write: (value: T, fields: this) => unknown): this {
+    if (value !== undefined) write(value, this)
     return this
   }
 

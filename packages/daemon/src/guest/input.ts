@@ -5,7 +5,7 @@ import { FRAME_PAYLOAD_MAX, WINDOW_MAX } from './wire.ts'
 export class Input extends Writable {
   readonly #send: (bytes: Uint8Array, isEnd: boolean) => void
   #credit = 0
-  #waiting: { rest: Buffer; done: () => void } | undefined
+  #waiting: { readonly rest: Buffer; readonly done: () => void } | undefined
 
   constructor(send: (bytes: Uint8Array, isEnd: boolean) => void) {
     super({ highWaterMark: FRAME_PAYLOAD_MAX })
@@ -41,14 +41,12 @@ export class Input extends Writable {
     while (this.#waiting && this.#credit > 0) {
       const { rest, done } = this.#waiting
       const part = rest.subarray(0, Math.min(this.#credit, FRAME_PAYLOAD_MAX))
+      const left = rest.subarray(part.length)
+      // Before it is sent: the answer may come from within.
       this.#credit -= part.length
+      this.#waiting = left.length > 0 ? { rest: left, done } : undefined
       this.#send(part, false)
-      if (part.length < rest.length) {
-        this.#waiting.rest = rest.subarray(part.length)
-        continue
-      }
-      this.#waiting = undefined
-      done()
+      if (left.length === 0) done()
     }
   }
 }

@@ -1,0 +1,232 @@
+/**
+ * The guest's side of the protocol without a guest: for the fake hypervisor and for fast tests. It speaks real frames over a
+ * Duplex, so that all of the daemon's side is in use. Its programs are made up:
+ *
+ *   as workload  `true`, `echo WORDS`, `false`, `exit N` end at once; `missing` is not found; `stubborn` ignores its stop signal;
+ *                anything else runs until it is stopped
+ *   by exec      `true`, `false`, `exit N`, `echo WORDS`, `cat`, `sleep SECONDS`; anything else is not found
+ */
+import { randomBytes } from 'node:crypto'
+import { basename } from 'node:path'
+import type { Duplex } from 'node:stream'
+import type { Ending } from './answers.ts'
+import { FakeFiles } from './fake-files.ts'
+import { codeOf, wordsFor } from './fake-programs.ts'
+import { type FakeGuestSide, type FakeStream, openFakeStream } from './fake-streams.ts'
+import { FieldReader, FieldWriter } from './fields.ts'
+import { encodeFrame, type Frame, FrameSplitter } from './frames.ts'
+import type { GuestPhase } from './guest-client.ts'
+import type { JournalFact } from './journal.ts'
+import { EVENT, FLAG, FRAME, OP, PHASE, PROTO_VERSION, STATUS, TAG } from './wire.ts'
+
+export interface FakeGuestUses {
+  onJournal?(fact: JournalFact): void
+  onLog?(text: string): void
+  onPowerOff?(): void
+}
+
+const PHASES = { parked: PHASE.PARKED, starting: PHASE.STARTING, running: PHASE.RUNNING, exited: PHASE.EXITED } as const
+
+export class FakeGuest implements FakeGuestSide {
+  readonly files = new FakeFiles()
+  /** What it was told, for tests to look at. */
+  readonly requests: { readonly op: number; readonly fields: FieldReader }[] = []
+  bootNonce = randomBytes(16).toString('hex')
+  isFrozen = false
+  readonly #uses: FakeGuestUses
+  #phase: GuestPhase = 'parked'
+  #line: Duplex | undefined
+  #streams = new Map<number, FakeStream>()
+  #parts: Buffer[] = []
+  #configId = ''
+  #program = ''
+  #ending: Ending | undefined
+  #grace: NodeJS.Timeout | undefined
+  #isDead = false
+
+  constructor(uses: FakeGuestUses = {}) {
+    this.#uses = uses
+  }
+
+  get phase(): GuestPhase {
+    return this.#phase
+  }
+
+  /** A daemon comes. What the one before had open ends. */
+  attach(stream: Duplex): void {
+    this.#hangUp()
+    if (this.#isDead) {
+      stream.destroy()
+      return
+    }
+    this.#line = stream
+    const splitter = new FrameSplitter()
+    stream.on('error', () => undefined)
+    stream.on('close', () => this.#line === stream && this.#hangUp())
+    stream.on('data', (chunk: Buffer) => {
+      for (const frame of splitter.push(chunk)) if (this.#line === stream && !this.#isDead) this.#take(frame)
+    })
+  }
+
+  /** The machine is gone from one moment to the next. */
+  crash(): void {
+    this.#isDead = true
+    clearTimeout(this.#grace)
+    this.#line?.destroy()
+    this.#hangUp()
+  }
+
+  /** The workload ends by itself, and the machine with it. */
+  exitWorkload(code: number, message: string): void {
+    if (this.#phase === 'exited' || this.#isDead) return
+    this.#phase = 'exited'
+    this.#ending = { code, message }
+    clearTimeout(this.#grace)
+    this.#uses.onJournal?.({ event: 'exited', atMs: Date.now(), boot: this.bootNonce, code, message })
+    const event = new FieldWriter().number(TAG.EVENT, EVENT.EXITED)
+    this.send(FRAME.EVENT, 0, 0, this.#writeEnding(event).finish())
+    setImmediate(() => this.#powerOff())
+  }
+
+  /** The host presses the button: as a shutdown without much patience. */
+  powerButton(): void {
+    if (this.#phase === 'running') this.#stop(1000)
+    else this.#powerOff()
+  }
+
+  /** A frame towards the daemon, if there is one. */
+  send(type: number, flags: number, stream: number, payload: Uint8Array): void {
+    if (this.#line?.writable && !this.#isDead) this.#line.write(encodeFrame(type, flags, stream, payload))
+  }
+
+  reply(id: number, status: number, message?: string): void {
+    const fields = new FieldWriter().number(TAG.STATUS, status).optional(message, (text, message) => message.text(TAG.MESSAGE, text))
+    this.send(FRAME.REPLY, 0, id, fields.finish())
+  }
+
+  /** Its closing frame has been sent. */
+  forget(id: number): void {
+    this.#streams.delete(id)
+  }
+
+  #hangUp(): void {
+    this.#line = undefined
+    for (const stream of this.#streams.values()) stream.abandon()
+    this.#streams.clear()
+    this.#parts = []
+  }
+
+  #powerOff(): void {
+    if (this.#isDead) return
+    this.crash()
+    this.#uses.onPowerOff?.()
+  }
+
+  #take(frame: Frame): void {
+    if (frame.type === FRAME.HELLO) this.#welcome(new FieldReader(frame.payload))
+    else if (frame.type === FRAME.REQUEST) this.#takePart(frame)
+    else this.#streams.get(frame.stream)?.take(frame)
+  }
+
+  #welcome(hello: FieldReader): void {
+    for (const stream of this.#streams.values()) stream.abandon()
+    this.#streams.clear()
+    const fields = new FieldWriter().number(TAG.VERSION, PROTO_VERSION).bytes(TAG.EPOCH, hello.bytes(TAG.EPOCH) ?? Buffer.alloc(0))
+    this.#line?.write(Buffer.of(0))
+    this.send(FRAME.WELCOME, 0, 0, this.#writeState(fields).finish())
+  }
+
+  #takePart(frame: Frame): void {
+    this.#parts.push(frame.payload)
+    if (frame.flags & FLAG.MORE) return
+    const fields = new FieldReader(Buffer.concat(this.#parts.splice(0)))
+    const op = fields.number(TAG.OP) ?? 0
+    this.requests.push({ op, fields })
+    this.#answer(op, frame.stream, fields)
+  }
+
+  #answer(op: number, id: number, fields: FieldReader): void {
+    switch (op) {
+      case OP.GO:
+        this.#go(id, fields)
+        break
+      case OP.SHUTDOWN:
+        this.reply(id, STATUS.OK)
+        if (this.#phase === 'running') this.#stop(fields.number(TAG.GRACE_MS) ?? 0)
+        else setImmediate(() => this.#powerOff())
+        break
+      case OP.PING:
+        this.send(FRAME.REPLY, 0, id, this.#writeState(new FieldWriter().number(TAG.STATUS, STATUS.OK)).finish())
+        break
+      case OP.SET_CLOCK:
+      case OP.ADD_ENTROPY:
+        this.reply(id, STATUS.OK)
+        break
+      default:
+        if (this.#phase === 'running') this.#serve(op, id, fields)
+        else this.reply(id, STATUS.WRONG_PHASE, 'The workload is not running')
+    }
+  }
+
+  #serve(op: number, id: number, fields: FieldReader): void {
+    if (op === OP.FREEZE || op === OP.THAW) this.isFrozen = op === OP.FREEZE
+    if (op === OP.FREEZE || op === OP.THAW || op === OP.SET_IDENTITY) {
+      this.reply(id, STATUS.OK)
+      return
+    }
+    // Before it is opened: what ends at once says so while it is being made.
+    const stream = openFakeStream(this, id, op, fields)
+    if (stream && !stream.isOver) this.#streams.set(id, stream)
+  }
+
+  #go(id: number, fields: FieldReader): void {
+    const configId = fields.bytes(TAG.CONFIG_ID)?.toString('hex') ?? ''
+    if (this.#phase !== 'parked') {
+      const same = configId === this.#configId && this.#phase === 'running'
+      this.reply(id, same ? STATUS.OK : STATUS.WRONG_PHASE, same ? undefined : 'The guest runs another configuration')
+      return
+    }
+    this.#configId = configId
+    this.bootNonce = randomBytes(16).toString('hex')
+    const argv = [...fields.all()].filter(({ tag }) => tag === TAG.ARG).map(({ value }) => value.toString())
+    this.#program = basename(argv[0] ?? '')
+    if (this.#program === 'missing') this.#refuse(id, `command not found: ${argv[0]}`)
+    else this.#run(id, argv)
+  }
+
+  #refuse(id: number, message: string): void {
+    const refusal = new FieldWriter().number(TAG.STATUS, STATUS.NOT_STARTED).text(TAG.MESSAGE, message).number(TAG.EXIT_CODE, 127)
+    this.send(FRAME.REPLY, 0, id, refusal.finish())
+    this.exitWorkload(127, message)
+  }
+
+  #run(id: number, argv: readonly string[]): void {
+    this.#phase = 'running'
+    this.#uses.onJournal?.({ event: 'started', atMs: Date.now(), boot: this.bootNonce })
+    this.send(FRAME.EVENT, 0, 0, new FieldWriter().number(TAG.EVENT, EVENT.STARTED).finish())
+    this.send(FRAME.REPLY, 0, id, this.#writeState(new FieldWriter().number(TAG.STATUS, STATUS.OK)).finish())
+    const code = codeOf(this.#program, argv)
+    if (this.#program === 'echo') this.#uses.onLog?.(`${argv.slice(1).join(' ')}\n`)
+    if (code !== undefined) setImmediate(() => this.exitWorkload(code, wordsFor(code)))
+  }
+
+  #stop(graceMs: number): void {
+    this.isFrozen = false
+    if (this.#program !== 'stubborn') {
+      setImmediate(() => this.exitWorkload(143, 'killed by signal 15 (SIGTERM)'))
+      return
+    }
+    clearTimeout(this.#grace)
+    this.#grace = setTimeout(() => this.exitWorkload(137, 'killed by signal 9 (SIGKILL)'), graceMs)
+  }
+
+  #writeState(fields: FieldWriter): FieldWriter {
+    fields.bytes(TAG.BOOT_NONCE, Buffer.from(this.bootNonce, 'hex')).number(TAG.PHASE, PHASES[this.#phase])
+    return this.#writeEnding(fields)
+  }
+
+  #writeEnding(fields: FieldWriter): FieldWriter {
+    if (this.#ending) fields.number(TAG.EXIT_CODE, this.#ending.code).text(TAG.MESSAGE, this.#ending.message)
+    return fields
+  }
+}
