@@ -80,7 +80,7 @@ async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
   await run('stops it', ['stop', 'demo'])
   expect('bye', (await run('reads its last words', ['logs', 'demo'])).stdout)
   await run('starts it again', ['start', 'demo'])
-  await run('waits until it runs', ['wait', 'demo', 'Running'])
+  await run('waits until it runs', ['wait', '--state', 'Running', 'demo'])
   await run('deletes both', ['rm', '-f', 'demo', 'first'])
   await using raw = await rawColdBoot({
     dir: join(dir, 'raw'),
@@ -115,9 +115,8 @@ type Run = (
   options?: { enough?: (stdout: string) => boolean; timeoutMs?: number },
 ) => Promise<CommandRun>
 
-const commandsOf =
-  ({ socket }: DaemonProcess): Run =>
-  async (step, args, options) => {
+function commandsOf({ socket }: DaemonProcess): Run {
+  return async (step, args, options) => {
     const command = `dormouse ${args.map((word) => (word.startsWith('/tmp') ? '…/oci' : word)).join(' ')}`
     const result = await dormouse(args, { socket, signal: cancelled.signal, ...options })
     keep(step, command, result.ms)
@@ -127,6 +126,7 @@ const commandsOf =
     }
     return result
   }
+}
 
 function expect(word: string, output: string): void {
   if (!output.includes(word))

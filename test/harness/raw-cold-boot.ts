@@ -86,7 +86,7 @@ async function makeOverlay(path: string, step: Step): Promise<void> {
 }
 
 async function commandLineOf(options: RawBootOptions, step: Step): Promise<string[]> {
-  const { dir, rootfs, board = 'q35', acceleration = 'tcg', vcpus = 1, memoryMib = 1024 } = options
+  const { dir, rootfs, board = 'q35', acceleration = 'tcg', vcpus = 2, memoryMib = 1024 } = options
   const tscKhz = await measureTscKhz(join(BUILD, 'shim/dormouse-shim'), step)
   const bus = board === 'q35' ? 'pci' : 'device'
   const disk = (serial: string, path: string, readOnly: boolean): string[] => [
