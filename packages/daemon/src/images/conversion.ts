@@ -2,7 +2,16 @@ import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { Worker } from 'node:worker_threads'
 import { AppError } from '@dormouse/api/errors.ts'
-import { type ConvertJob, type Converted, fromPlainError, type FromWorker, type Ingested, type IngestJob, type Job, type ToWorker } from './conversion-job.ts'
+import {
+  type Converted,
+  type ConvertJob,
+  type FromWorker,
+  fromPlainError,
+  type Ingested,
+  type IngestJob,
+  type Job,
+  type ToWorker,
+} from './conversion-job.ts'
 
 export interface JobOptions {
   readonly signal: AbortSignal
@@ -69,7 +78,9 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
     }
     const result = await answer
     // Buffers come over as plain byte arrays.
-    return 'image' in result ? { ...result, image: { ...result.image, manifest: Buffer.from(result.image.manifest), config: Buffer.from(result.image.config) } } : result
+    return 'image' in result
+      ? { ...result, image: { ...result.image, manifest: Buffer.from(result.image.manifest), config: Buffer.from(result.image.config) } }
+      : result
   } catch (error) {
     throw signal.aborted ? signal.reason : error
   } finally {

@@ -6,7 +6,7 @@ import type { Converted, ConvertJob } from './conversion-job.ts'
 import { algorithmOf } from './digest.ts'
 import type { Descriptor } from './manifest.ts'
 import { type LayerFile, LayerMerge } from './merged-tar.ts'
-import { RegistryClient } from './registry-client.ts'
+import type { RegistryClient } from './registry-client.ts'
 import { writeRootfs } from './rootfs-writer.ts'
 import { invalidImage } from './tar-entry.ts'
 
@@ -71,14 +71,7 @@ class Arrivals implements AsyncDisposable {
   }
 
   static async begin(job: ConvertJob, store: BlobStore, watcher: ConversionWatcher, signal: AbortSignal): Promise<Arrivals> {
-    const client =
-      job.from &&
-      new RegistryClient({
-        ...job.from.origin,
-        credentials: job.from.credentials,
-        policy: job.from.policy,
-        maxDocumentBytes: job.limits.maxDocumentBytes,
-      })
+    const client = job.from && (await clientOf(job.from, job.limits))
     const arrivals = new Arrivals(client)
     const distinct = [...new Map(job.layers.map((layer) => [layer.digest, layer])).values()]
     const done = distinct.map(() => 0)
@@ -135,6 +128,15 @@ class Arrivals implements AsyncDisposable {
     for (const draft of this.#drafts) await draft.discard()
     await this.#client?.[Symbol.asyncDispose]()
   }
+}
+
+/** The HTTP client is half of what this thread would load: not for an import. */
+async function clientOf(
+  { origin, credentials, policy }: NonNullable<ConvertJob['from']>,
+  limits: ConvertJob['limits'],
+): Promise<RegistryClient> {
+  const { RegistryClient } = await import('./registry-client.ts')
+  return new RegistryClient({ ...origin, credentials, policy, maxDocumentBytes: limits.maxDocumentBytes })
 }
 
 /** Runs a few at a time, in the order given. */

@@ -19,7 +19,7 @@ import type { Logger } from '../log.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { type ImageNameRow, type ImageRow, ImageRows, type ImageStatus } from '../store/images.ts'
-import { type FoundImage } from './archive-image.ts'
+import type { FoundImage } from './archive-image.ts'
 import { BlobStore } from './blob-store.ts'
 import { runJob } from './conversion.ts'
 import type { ConvertJob, Origin } from './conversion-job.ts'
@@ -159,12 +159,21 @@ export class Images implements AsyncDisposable {
       signal: AbortSignal.any([limit, this.#closing.signal]),
     }).catch((error) => {
       if (!limit.aborted) throw error
-      throw new AppError('registry_unavailable', `The registry ${reference.registry} did not answer within ${RESOLVE_LIMIT_MS / 1000}s`, { cause: error })
+      throw new AppError('registry_unavailable', `The registry ${reference.registry} did not answer within ${RESOLVE_LIMIT_MS / 1000}s`, {
+        cause: error,
+      })
     })
     this.#closing.signal.throwIfAborted()
     const name = formatReference(reference)
     const origin = { ...resolved.origin, needsGiven: given !== undefined }
-    return this.#admit(name, formatPlatform(platform), request.tags, resolved, (digest) => this.#pullLayers(digest, origin, resolved, credentials), origin)
+    return this.#admit(
+      name,
+      formatPlatform(platform),
+      request.tags,
+      resolved,
+      (digest) => this.#pullLayers(digest, origin, resolved, credentials),
+      origin,
+    )
   }
 
   /** Waits until the image is ready; throws what it failed with. `step` ends the waiting, not the work. */
@@ -173,10 +182,12 @@ export class Images implements AsyncDisposable {
       const row = this.#findName(name) ?? raise(notFound(name))
       const image = this.#shown(row)
       if (!image) throw notFound(name)
-      if (image.status === 'failed') throw new AppError(image.errorCode ?? 'internal_error', image.error ?? `The image ${name} could not be made`)
+      if (image.status === 'failed')
+        throw new AppError(image.errorCode ?? 'internal_error', image.error ?? `The image ${name} could not be made`)
       const ready = this.#ready(image, row.name)
       if (ready) return ready
-      if (step.signal.aborted) throw new AppError('timed_out', `The image ${name} is not ready yet`, { hint: `Follow it with: dormouse image inspect ${name}` })
+      if (step.signal.aborted)
+        throw new AppError('timed_out', `The image ${name} is not ready yet`, { hint: `Follow it with: dormouse image inspect ${name}` })
       await this.#feed.changed(image.digest, step.signal)
     }
   }
@@ -189,12 +200,20 @@ export class Images implements AsyncDisposable {
   }
 
   /** An archive on this host's disk. Resolves when the image is ready; on throw nothing of it is left. */
-  async importArchive(source: ImportSource, name?: string, options: { platform?: string; step?: Pick<Step, 'signal'> } = {}): Promise<Image> {
+  async importArchive(
+    source: ImportSource,
+    name?: string,
+    options: { platform?: string; step?: Pick<Step, 'signal'> } = {},
+  ): Promise<Image> {
     return await this.#import({ path: source.path }, name, options)
   }
 
   /** An archive as it is uploaded: docker-archive or oci-archive, plain or compressed. Like `importArchive` otherwise. */
-  async importUpload(source: AsyncIterable<Uint8Array>, options: { name?: string; platform?: string }, step: Pick<Step, 'signal'>): Promise<Image> {
+  async importUpload(
+    source: AsyncIterable<Uint8Array>,
+    options: { name?: string; platform?: string },
+    step: Pick<Step, 'signal'>,
+  ): Promise<Image> {
     return await this.#import({ input: Readable.from(source, { objectMode: false }) }, options.name, { ...options, step })
   }
 
@@ -320,7 +339,8 @@ export class Images implements AsyncDisposable {
           this.#rows.setStatus(digest, 'ready', { rootfsBytes })
           this.#rows.moveNames(digest)
           this.#changed(digest, 'ready')
-          for (const { name } of this.#rows.namesLeadingTo(digest)) this.#events.record({ kind: 'image.pulled', subject: name, data: { digest } })
+          for (const { name } of this.#rows.namesLeadingTo(digest))
+            this.#events.record({ kind: 'image.pulled', subject: name, data: { digest } })
         })
         this.#log.info({ digest, rootfsBytes }, 'image ready')
       })
@@ -350,7 +370,11 @@ export class Images implements AsyncDisposable {
 
   async #pullLayers(digest: string, origin: Origin, found: FoundImage, credentials: Credentials | undefined): Promise<number> {
     this.#setStatus(digest, 'pulling')
-    return await this.#convert(digest, found, { origin: { registry: origin.registry, host: origin.host, repository: origin.repository }, credentials, policy: this.#policy() })
+    return await this.#convert(digest, found, {
+      origin: { registry: origin.registry, host: origin.host, repository: origin.repository },
+      credentials,
+      policy: this.#policy(),
+    })
   }
 
   /** Layers to a rootfs in its place. Gives its size. */
@@ -413,7 +437,9 @@ export class Images implements AsyncDisposable {
       )
       const target = full ?? found.name
       if (target === undefined) {
-        throw new AppError('invalid_name', 'The archive does not say what its image is called', { hint: 'Name it: dormouse image import FILE NAME' })
+        throw new AppError('invalid_name', 'The archive does not say what its image is called', {
+          hint: 'Name it: dormouse image import FILE NAME',
+        })
       }
       const runsOn = formatPlatform(platformOf(found, platform, target))
       image = this.#admit(target, runsOn, undefined, found, (digest) => this.#convert(digest, found, undefined), undefined)
@@ -475,7 +501,8 @@ export class Images implements AsyncDisposable {
   async #takeUp(image: ImageRow): Promise<void> {
     const origin = image.origin === undefined ? undefined : (JSON.parse(image.origin) as Origin & { needsGiven: boolean })
     if (!origin) return this.#giveUp(image, 'The daemon stopped while it was imported: import it again')
-    if (origin.needsGiven) return this.#giveUp(image, 'The daemon stopped while it was pulled, and its credentials were kept nowhere: pull it again')
+    if (origin.needsGiven)
+      return this.#giveUp(image, 'The daemon stopped while it was pulled, and its credentials were kept nowhere: pull it again')
     const manifest = parseManifest(image.manifest, undefined, this.#limits)
     if (manifest.kind !== 'manifest') return this.#giveUp(image, 'Its manifest is damaged: pull it again')
     const found: FoundImage = { digest: image.digest, manifest: image.manifest, config: image.config, layers: manifest.layers }
@@ -526,9 +553,12 @@ export class Images implements AsyncDisposable {
     for (const digest of [row.digest, row.nextDigest]) {
       if (digest === undefined || this.#rows.namesLeadingTo(digest).length > 1) continue
       if (this.#isInUse(digest)) {
-        throw new AppError('in_use', `The image ${row.name} is in use by an instance`, { hint: 'Delete its instances first: dormouse ps -a' })
+        throw new AppError('in_use', `The image ${row.name} is in use by an instance`, {
+          hint: 'Delete its instances first: dormouse ps -a',
+        })
       }
-      if (this.#underWay.has(digest)) throw new AppError('conflict', `The image ${row.name} is being pulled`, { hint: 'Wait until it is ready or has failed' })
+      if (this.#underWay.has(digest))
+        throw new AppError('conflict', `The image ${row.name} is being pulled`, { hint: 'Wait until it is ready or has failed' })
     }
   }
 
@@ -539,7 +569,17 @@ export class Images implements AsyncDisposable {
       this.#rows.setStatus(digest, status)
       this.#changed(digest, status)
     })
-    this.#feed.publish(digest, layers ? progressOf(digest, status, layers, layers.map(({ size }) => size)) : { digest, status })
+    this.#feed.publish(
+      digest,
+      layers
+        ? progressOf(
+            digest,
+            status,
+            layers,
+            layers.map(({ size }) => size),
+          )
+        : { digest, status },
+    )
   }
 
   #changed(digest: string, status: ImageStatus, name?: string): void {
@@ -578,7 +618,10 @@ export class Images implements AsyncDisposable {
     const { digest } = reference
     if (exact.length > 0 || digest === undefined) return exact
     const repository = `${reference.registry}/${reference.repository}`
-    return this.#rows.namesLeadingTo(digest).filter((row) => row.name.startsWith(`${repository}:`) || row.name.startsWith(`${repository}@`)).slice(0, 1)
+    return this.#rows
+      .namesLeadingTo(digest)
+      .filter((row) => row.name.startsWith(`${repository}:`) || row.name.startsWith(`${repository}@`))
+      .slice(0, 1)
   }
 
   /** What a name shows: what is on its way to it, or else what it leads to; a failure only when there is nothing better. */
@@ -606,7 +649,12 @@ export class Images implements AsyncDisposable {
   }
 }
 
-function progressOf(digest: string, status: ImageStatus, layers: readonly Descriptor[], done: readonly number[]): Omit<ImageProgress, 'name'> {
+function progressOf(
+  digest: string,
+  status: ImageStatus,
+  layers: readonly Descriptor[],
+  done: readonly number[],
+): Omit<ImageProgress, 'name'> {
   const sum = (numbers: readonly number[]): number => numbers.reduce((total, number) => total + number, 0)
   return {
     digest,

@@ -83,7 +83,7 @@ export class MergedTree {
         this.#removeLower(this.#find(path.path), false)
         return
       case 'opaque':
-        this.#removeLower(this.#find(path.path), true)
+        this.#empty(path.path)
         return
       case 'entry':
         this.#put(ordinal, path.path, kind, target)
@@ -195,6 +195,12 @@ export class MergedTree {
       if (node === NONE) return NONE
     }
     return node
+  }
+
+  #empty(path: readonly string[]): void {
+    const node = this.#find(path)
+    if (node !== NONE && this.#kind[node] === SYMLINK) throw belowSymlink([...path, '.wh..wh..opq'], path.length - 1)
+    this.#removeLower(node, true)
   }
 
   /** Removes what lower layers put at `node` (or only below it), and leaves what the current layer did. */

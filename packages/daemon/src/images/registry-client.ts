@@ -4,7 +4,7 @@ import { algorithmOf, digestOf } from './digest.ts'
 import type { Credentials } from './keychain.ts'
 import { MANIFEST_TYPES } from './manifest.ts'
 import { boundedBytes, boundedText, CREDENTIALS_HINT, parseChallenges, RegistryAuth } from './registry-auth.ts'
-import { type NetworkPolicy, RegistryNetwork } from './registry-network.ts'
+import { type Lookup, type NetworkPolicy, RegistryNetwork } from './registry-network.ts'
 
 export interface Document {
   readonly bytes: Buffer
@@ -28,11 +28,12 @@ export class RegistryClient implements AsyncDisposable {
     credentials?: Credentials | undefined
     policy: NetworkPolicy
     maxDocumentBytes: number
+    lookup?: Lookup
   }) {
     this.#registry = options.registry
     this.#repository = options.repository
     this.#maxDocument = options.maxDocumentBytes
-    this.#network = new RegistryNetwork(options.host, options.policy)
+    this.#network = new RegistryNetwork(options.host, options.policy, options.lookup)
     this.#auth = new RegistryAuth(this.#network, options.credentials)
   }
 

@@ -6,7 +6,7 @@
  * Names are judged by the address that is really connected to, at the moment of connecting: a name that resolves to another
  * address the second time gains nothing.
  */
-import { lookup as dnsLookup, type LookupAddress } from 'node:dns'
+import { lookup as dnsLookup, type LookupAddress, type LookupAllOptions } from 'node:dns'
 import { isIP, type LookupFunction } from 'node:net'
 import { AppError } from '@dormouse/api/errors.ts'
 import { Agent, type Dispatcher, request } from 'undici'
@@ -17,6 +17,13 @@ export interface NetworkPolicy {
   /** `host` or `host:port`: plain http is spoken to these, and they may be at any address. */
   readonly insecureRegistries: readonly string[]
 }
+
+/** node:dns's `lookup`, as far as it is used. */
+export type Lookup = (
+  hostname: string,
+  options: LookupAllOptions,
+  callback: (error: NodeJS.ErrnoException | null, addresses: LookupAddress[]) => void,
+) => void
 
 const CONNECT_TIMEOUT_MS = 15_000
 const HEADERS_TIMEOUT_MS = 60_000
@@ -36,13 +43,15 @@ export class RegistryNetwork implements AsyncDisposable {
   readonly origin: string
   readonly #host: string
   readonly #policy: NetworkPolicy
+  readonly #lookup: Lookup
   readonly #home: Agent
   readonly #away: Agent
   #homeClass: AddressClass | undefined
 
   /** `host` as in a reference: a name or address, and a port. */
-  constructor(host: string, policy: NetworkPolicy) {
+  constructor(host: string, policy: NetworkPolicy, lookup: Lookup = dnsLookup) {
     this.#policy = policy
+    this.#lookup = lookup
     this.#host = host
     const isPlain = isLocalName(hostnameOf(host)) || this.#isListed(host)
     this.origin = `${isPlain ? 'http' : 'https'}://${host}`
@@ -138,7 +147,7 @@ export class RegistryNetwork implements AsyncDisposable {
 
   #agent(admit: (address: string) => void): Agent {
     const lookup: LookupFunction = (hostname, options, callback) => {
-      dnsLookup(hostname, { ...options, all: true }, (error, addresses: LookupAddress[]) => {
+      this.#lookup(hostname, { ...options, all: true }, (error, addresses: LookupAddress[]) => {
         if (error) return callback(error, '', 0)
         try {
           for (const { address } of addresses) admit(address)

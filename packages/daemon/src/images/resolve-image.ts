@@ -54,7 +54,12 @@ async function resolveAt(
   origin: Origin,
   reference: Reference,
   platform: Platform,
-  { credentials, policy, limits, signal }: { credentials: Credentials | undefined; policy: NetworkPolicy; limits: ImageLimits; signal: AbortSignal },
+  {
+    credentials,
+    policy,
+    limits,
+    signal,
+  }: { credentials: Credentials | undefined; policy: NetworkPolicy; limits: ImageLimits; signal: AbortSignal },
 ): Promise<FoundImage & { platform: Platform }> {
   await using client = new RegistryClient({ ...origin, credentials, policy, maxDocumentBytes: limits.maxDocumentBytes })
   const name = formatReference(reference)
