@@ -132,7 +132,10 @@ void read_plan(struct plan *plan, int argc, char **argv) {
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];
 #define IS(option) (strcmp(argv[i], option) == 0)
-        if (IS("--dir")) {
+        if (IS("--inherited")) {
+            // What else the daemon had open is none of ours, and would be kept open for as long as the VM lives.
+            if (close_range(3 + (unsigned)number(value, MAX_DESCRIPTORS), ~0U, 0) < 0) fail_errno("cannot close descriptors");
+        } else if (IS("--dir")) {
             plan->dir = value;
             // From here on the sockets are named relative to it, so that its length does not count against sun_path.
             if (chdir(value) < 0) fail_errno("cannot enter %s", value);

@@ -51,6 +51,7 @@ struct plan {
 
 /*
  * Options, each followed by its value:
+ *   --inherited COUNT         descriptors handed over, from 3 on; all others are closed; comes first
  *   --dir DIR                 the run directory; the shim's working directory and where its sockets are
  *   --user UID:GID            whom the VMM and the helper run as
  *   --group GID               a further group of the VMM's, for the devices it may open

@@ -255,8 +255,10 @@ static void end(struct shim *shim) {
 int command_run(int argc, char **argv) {
     static struct shim shim;
     shim.helper = -1;
-    leave_daemon(&shim);
     read_plan(&shim.plan, argc, argv);
+    // All that was handed over has been taken to where no child finds it by chance.
+    close_range(3, OWN_DESCRIPTORS - 1, 0);
+    leave_daemon(&shim);
     open_own_descriptors(&shim);
     // The helper first: it binds the published ports, and a port that is taken must keep the VM from starting.
     if (shim.plan.helper_argc > 0) start_first_helper(&shim);

@@ -71,8 +71,7 @@ export function shimArguments(plan: ShimPlan): { argv: string[]; inherited: numb
   }
   const descriptors = (option: string, child: ShimChild): string[] =>
     child.descriptors.flatMap((descriptor) => [option, `${descriptor.number}=${kindOf(descriptor)}`])
-  const argv = [
-    'run',
+  const options = [
     '--dir',
     plan.runDir,
     ...(plan.user === undefined ? [] : ['--user', `${plan.user.uid}:${plan.user.gid}`]),
@@ -86,7 +85,7 @@ export function shimArguments(plan: ShimPlan): { argv: string[]; inherited: numb
     '--',
     ...plan.vmm.argv,
   ]
-  return { argv, inherited }
+  return { argv: ['run', '--inherited', `${inherited.length}`, ...options], inherited }
 }
 
 export class Shim implements Disposable {

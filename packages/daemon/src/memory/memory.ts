@@ -104,11 +104,12 @@ export class Memory implements AsyncDisposable {
   }
 
   /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
-  async sweep(isStale: (facts: GoldenShape['facts']) => boolean): Promise<void> {
+  async sweep(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
     for (const name of await this.#names()) {
-      if (this.#underWay.size > 0) return
       const manifest = name.endsWith('.draft') ? undefined : await this.#readManifest(name)
-      if (manifest !== undefined && !isStale(manifest.facts)) continue
+      if (manifest !== undefined && !(await isStale(manifest.facts))) continue
+      // Someone has begun to make or to use one meanwhile: what is left can wait for the next daemon.
+      if (this.#underWay.size > 0 || (this.#loaded.get(name)?.users ?? 0) > 0) return
       await this.#remove(name)
     }
   }
