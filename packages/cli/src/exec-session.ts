@@ -28,6 +28,8 @@ export interface ExecEnd {
   readonly exitCode: number
   /** How it ended, in words, where the code alone does not say it. */
   readonly message?: string
+  /** The command, or the daemon in its place, wrote to standard error. */
+  readonly wroteErrors: boolean
 }
 
 /** Where the command's output goes; the process's own streams unless said otherwise. */
@@ -54,6 +56,7 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
     session.defer(() => process.stdin.destroy())
   } else if (!request.tty) await socket.sendJson({ stdin: 'eof' })
 
+  let wroteErrors = false
   let refusal: AppError | undefined
   for (;;) {
     const frame = await socket.next()
@@ -63,12 +66,14 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
       )
     if (frame.kind === 'bytes') {
       const output = decodeOutput(frame.bytes)
+      if (output?.channel === 'stderr') wroteErrors = true
       if (output !== undefined) await sink(output.channel, output.bytes)
       continue
     }
     const notice = parseNotice(frame.text)
     if (notice === undefined) continue
-    if ('exitCode' in notice) return { exitCode: notice.exitCode, ...(notice.message !== undefined && { message: notice.message }) }
+    if ('exitCode' in notice)
+      return { exitCode: notice.exitCode, wroteErrors, ...(notice.message !== undefined && { message: notice.message }) }
     // Said of the first frame, it is the last word and the connection ends; said of a later one, the command goes on.
     refusal = new AppError(ERROR_CODES.find((code) => code === notice.code) ?? 'internal_error', notice.error)
   }

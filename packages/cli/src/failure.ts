@@ -87,5 +87,10 @@ export function tell(error: unknown): Told {
 function detailsOf(error: AppError): { details?: string[] } {
   const details = error.detail?.details
   if (!Array.isArray(details)) return {}
-  return { details: details.flatMap((detail: { message?: unknown }) => (typeof detail?.message === 'string' ? detail.message : [])) }
+  return {
+    details: details.flatMap(({ code, message }: { code?: unknown; message?: unknown }) => {
+      if (typeof message !== 'string') return []
+      return typeof code === 'string' ? `${code}: ${message}` : message
+    }),
+  }
 }

@@ -3,7 +3,7 @@ import { connect, type HostOption } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { type ExecEnd, type ExecRequest, execSession } from '../exec-session.ts'
 import { safeText } from '../output/format.ts'
-import { printJson, remark } from '../output/print.ts'
+import { printFailure, printJson, remark } from '../output/print.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { collect, parseDurationOption } from '../parse/values.ts'
 
@@ -68,9 +68,10 @@ async function exec(name: string, argv: readonly string[], options: Options): Pr
   endAs(await execSession(daemon, request))
 }
 
-/** Takes over the command's exit code. That it was killed is said in words; that it was not found stands on its standard error already. */
-export function endAs(end: ExecEnd): void {
-  process.exitCode = end.exitCode
-  const wasKilled = end.exitCode === 124 || end.exitCode > 128
-  if (wasKilled && end.message) remark(safeText(end.message))
+/** Takes over the command's exit code, and says in words what no one else has: why it did not start, what killed it. */
+export function endAs({ exitCode, message = '', wroteErrors }: ExecEnd): void {
+  process.exitCode = exitCode
+  const couldNotStart = (exitCode === 126 || exitCode === 127) && !wroteErrors
+  if (couldNotStart && message !== '') printFailure({ exitCode, code: 'failed', message }, { json: false })
+  else if ((exitCode === 124 || exitCode > 128) && message !== '') remark(safeText(message))
 }

@@ -38,8 +38,10 @@ export async function copyOut(
   const contentsOnly = /\/\.$/.test(guestPath)
   const { root, isInto } = await rootOf(target, guestPath, contentsOnly)
   await using writer = new TreeWriter(root, options)
+  let isAnything = false
   for await (const piece of piecesOf(daemon, instance, guestPath, options)) {
     if (piece.kind === 'header') {
+      isAnything = true
       const isLoneFile = piece.below.length === 0 && !piece.header.is_dir
       if (isLoneFile && !isInto && target.endsWith('/')) throw new Failure(`There is no directory ${target}`, { exitCode: EXIT.notFound })
       await writer.begin(piece.below, piece.header)
@@ -49,6 +51,7 @@ export async function copyOut(
     } else await writer.end()
   }
   await writer.finish()
+  if (!isAnything) throw nothing(guestPath)
   return { files: writer.files, bytes: writer.bytes, skipped: writer.skipped }
 }
 
@@ -108,6 +111,7 @@ export async function copyOutAsTar(
   await writeOut(process.stdout, tarEnd())
 }
 
+const nothing = (path: string): Failure => new Failure(`${path} is neither a file, nor a directory, nor a link`)
 const changed = (path: string): Failure => new Failure(`A file in ${path} changed its size while it was copied`, { hint: 'Copy it again' })
 
 /** What the guest sends, each name checked. */

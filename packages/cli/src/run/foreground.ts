@@ -40,7 +40,11 @@ async function showLog(daemon: Daemon, id: string): Promise<void> {
 function endAs(instance: Instance, wasInterrupted: boolean): void {
   if (typeof instance.exit_code === 'number') {
     process.exitCode = instance.exit_code
-    if (instance.exit_code !== 0 && instance.exit_message && !wasInterrupted) process.stderr.write(`${safeText(instance.exit_message)}\n`)
+    const message = instance.exit_message ?? ''
+    // That it exited with a code is said by the code.
+    if (instance.exit_code !== 0 && message !== '' && !message.startsWith('exited with') && !wasInterrupted) {
+      process.stderr.write(`${safeText(message)}\n`)
+    }
     return
   }
   if (wasInterrupted) {
