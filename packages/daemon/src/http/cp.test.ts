@@ -29,7 +29,10 @@ async function house(t: TestContext): Promise<{ uses: FakeUses; talk(...frames: 
         socket.on('open', () => {
           for (const frame of frames) socket.send(Buffer.isBuffer(frame) ? frame : JSON.stringify(frame))
         })
-        socket.on('message', (data: Buffer, isBinary) => got.push(isBinary ? data : data.toString()))
+        socket.on('message', (data: Buffer, isBinary) => {
+          got.push(isBinary ? data : data.toString())
+          if (!isBinary && /"final":true|"type":"(result|error)"/.test(data.toString())) socket.close()
+        })
         socket.on('close', () => resolve(got))
         socket.on('error', reject)
       }),

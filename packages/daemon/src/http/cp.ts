@@ -23,6 +23,8 @@ const Start = Type.Object(
 )
 
 const FIRST_FRAME_MS = 10_000
+/** The published client still writes its last file when it has read the last frame, and takes a close before that for a failure. */
+const LEAVE_MS = 5_000
 
 export interface CopyUses {
   readonly guest: GuestDoor
@@ -45,6 +47,7 @@ export async function copyFiles(peer: WebSocketPeer, { guest, log, closing }: Co
     if (start?.direction === 'to') await peer.sendJson({ type: 'result', success: false, error: message, code })
     else await peer.sendJson({ type: 'error', message, code, ...(start && { path: start.guest_path }) })
   }
+  await peer.leave(LEAVE_MS)
 }
 
 async function copyIn(peer: WebSocketPeer, guest: GuestDoor, start: CopyStart, step: Step): Promise<void> {

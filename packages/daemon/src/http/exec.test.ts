@@ -210,6 +210,21 @@ test('a command that is not there is output and exit code 127', async (t) => {
   assert.equal(JSON.parse(String(frames[1])).exitCode, 127)
 })
 
+test('a guest that cannot run a command says why as output, one whose program answers 127 does not', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => exec.end(126, 'permission denied: /etc/passwd'))
+  const line = dial()
+  say(line, start())
+  assert.deepEqual((await line.all).frames.map(String), [
+    'Error: permission denied: /etc/passwd\r\n',
+    '{"exitCode":126,"message":"permission denied: /etc/passwd"}',
+  ])
+  run((exec) => exec.end(127, 'exited with code 127'))
+  const second = dial()
+  say(second, start())
+  assert.equal((await second.all).frames.length, 1)
+})
+
 test('a command that takes longer than its timeout is killed and answers 124', async (t) => {
   const { dial, run, uses } = await house(t)
   run(() => undefined)

@@ -64,6 +64,10 @@ export async function runExec(peer: WebSocketPeer, { guest, log, closing }: Exec
   await converse(peer, exec, start, step)
 }
 
+/** A program that never was is told by its code and by words about why; one that ran tells how it ended. */
+const couldNotRun = ({ code, message }: { code: number; message: string }): boolean =>
+  (code === EXIT.notExecutable || code === EXIT.notFound) && message !== '' && !/^(exited|killed) /.test(message)
+
 /** The published clients know no other way to hear of it than output and an exit code. */
 async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown): Promise<void> {
   const message = sentenceOf(error)
@@ -86,6 +90,7 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
     void feed(peer, exec, start).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
     const exit = await exec.exit
     await within(DRAIN_MS, output)
+    if (couldNotRun(exit)) await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${exit.message}\r\n`)))
     await peer.sendJson(
       isTimedOut ? { exitCode: EXIT.timedOut, message: `killed after ${start.timeout} s` } : { exitCode: exit.code, message: exit.message },
     )

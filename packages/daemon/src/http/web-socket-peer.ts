@@ -76,6 +76,13 @@ export class WebSocketPeer implements Disposable {
     return this.send(JSON.stringify(value))
   }
 
+  /** Lets the peer hang up first, for a while. Resolves when it has. */
+  async leave(withinMs: number): Promise<void> {
+    if (this.gone.aborted) return
+    const limit = AbortSignal.any([this.gone, AbortSignal.timeout(withinMs)])
+    await new Promise((resolve) => limit.addEventListener('abort', resolve, { once: true }))
+  }
+
   close(code = 1000, reason = ''): void {
     // A paused socket would never read the peer's own close frame.
     this.#resume()

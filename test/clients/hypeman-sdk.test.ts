@@ -1,0 +1,266 @@
+/** The published client of the API this daemon speaks, unmodified, against a whole daemon that listens; only the VMs are made up. */
+import assert from 'node:assert/strict'
+import { chmod, mkdir, mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, describe, test } from 'node:test'
+import Hypeman, { APIError } from '@onkernel/hypeman'
+import { cpFromInstance, cpToInstance } from '@onkernel/hypeman/lib/cp'
+import WebSocket from 'ws'
+import { configOf } from '../../packages/daemon/src/config/config.ts'
+import { Daemon } from '../../packages/daemon/src/daemon.ts'
+import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
+import { FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
+import { silentLogger } from '../../packages/daemon/src/log.ts'
+import { makeBusyboxImage } from '../harness/busybox-image.ts'
+
+const IMAGE = 'docker.io/library/sleepy:1'
+
+describe('the published client', { timeout: 120_000 }, () => {
+  let dir: string
+  let daemon: Daemon
+  let baseURL: string
+  let apiKey: string
+  let client: Hypeman
+  /** Requests that the client has sent, its own repeats counted. */
+  let sent = 0
+
+  before(async () => {
+    dir = await mkdtemp(join(tmpdir(), 'dm-'))
+    const settings = { DATA_DIR: join(dir, 'data'), RUN_DIR: join(dir, 'run'), LISTEN: '127.0.0.1:0', HYPERVISOR: 'fake' }
+    daemon = await Daemon.start({
+      config: configOf(new Map(Object.entries(settings))),
+      log: silentLogger,
+      hypervisors: [new FakeHypervisor()],
+    })
+    baseURL = `http://127.0.0.1:${daemon.tcp?.port}`
+    apiKey = await mint()
+    client = sdk(apiKey)
+    await importImage()
+  })
+  after(async () => {
+    await daemon.stop()
+    await rm(dir, { recursive: true, force: true })
+  })
+
+  const sdk = (key: string): Hypeman =>
+    new Hypeman({
+      baseURL,
+      apiKey: key,
+      fetch: (url, init) => {
+        sent++
+        return fetch(url, init)
+      },
+    })
+
+  async function mint(...scopes: string[]): Promise<string> {
+    const { request } = await import('node:http')
+    const body = JSON.stringify({ subject: 'test', ...(scopes.length > 0 && { scopes }) })
+    return new Promise((resolve, reject) => {
+      const headers = { 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)) }
+      request({ socketPath: join(dir, 'run/dormouse.sock'), path: '/tokens', method: 'POST', headers, agent: false }, async (answer) => {
+        let text = ''
+        for await (const chunk of answer) text += chunk
+        resolve(JSON.parse(text).token)
+      })
+        .on('error', reject)
+        .end(body)
+    })
+  }
+
+  async function importImage(): Promise<void> {
+    const made = join(dir, 'image')
+    await mkdir(made)
+    const layout = await makeBusyboxImage(made, { cmd: ['/bin/sleep', 'infinity'] })
+    const archive = join(dir, 'image.tar')
+    await runCommand(['tar', '-C', layout.path, '-cf', archive, '.'], { step: { signal: AbortSignal.timeout(30_000) } })
+    const answer = await fetch(`${baseURL}/images/import?name=${encodeURIComponent(IMAGE)}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/x-tar' },
+      body: await readFile(archive),
+    })
+    assert.equal(answer.status, 201, await answer.clone().text())
+    await daemon.images.whenReady(IMAGE, { signal: AbortSignal.timeout(60_000) })
+  }
+
+  const create = (name: string, more: Partial<Hypeman.InstanceCreateParams> = {}) =>
+    client.instances.create({ name, image: IMAGE, size: '512MB', ...more })
+
+  async function running(name: string, more: Partial<Hypeman.InstanceCreateParams> = {}): Promise<Hypeman.Instance> {
+    const made = await create(name, more)
+    const { state, timed_out } = await client.instances.wait(made.id, { state: 'Running', timeout: '30s' })
+    assert.deepEqual([state, timed_out], ['Running', false])
+    return client.instances.get(made.id)
+  }
+
+  test('health, capabilities and resources answer as it expects', async () => {
+    assert.equal((await client.health.check()).status, 'ok')
+    const capabilities = await client.capabilities.get()
+    assert.equal(capabilities.default_runtime.name, 'fake')
+    assert.ok(capabilities.features.includes('exec'))
+    const resources = await client.resources.get()
+    assert.ok(resources.memory.capacity > 0)
+  })
+
+  test('an instance lives its life: created, found, changed, stopped, started, deleted', async () => {
+    const made = await running('life', { tags: { team: 'a', env: 'test' }, env: { A: 'b' }, vcpus: 1 })
+    assert.match(made.id, /^[a-z0-9]{24}$/)
+    assert.equal(made.size, '512MB')
+    assert.equal(made.expires_at, null)
+    assert.deepEqual(made.env, { A: 'b' })
+    assert.ok(made.started_at)
+
+    const tagged = await client.instances.list({ tags: { team: 'a', env: 'test' } })
+    assert.deepEqual(
+      tagged.map(({ name }) => name),
+      ['life'],
+    )
+    assert.deepEqual(await client.instances.list({ tags: { team: 'b' } }), [])
+    assert.deepEqual(await client.instances.list({ state: 'Stopped' }), [])
+    for (const key of [made.id, 'life', made.id.slice(0, 12)]) assert.equal((await client.instances.get(key)).id, made.id)
+
+    const changed = await client.instances.update('life', { ttl: '1h' })
+    assert.ok(changed.expires_at && Date.parse(changed.expires_at) > Date.now())
+    assert.equal((await client.instances.update('life', { ttl: '0s' })).expires_at, null)
+
+    const stopped = await client.instances.stop('life')
+    assert.equal(stopped.state, 'Stopped')
+    assert.ok(stopped.stopped_at)
+    assert.equal((await client.instances.stop('life')).state, 'Stopped')
+    assert.ok(['Initializing', 'Running'].includes((await client.instances.start('life', {})).state))
+    assert.equal((await client.instances.wait('life', { state: 'Running' })).state, 'Running')
+    assert.ok((await client.instances.get('life')).phase_durations_ms)
+
+    await client.instances.delete('life', { graceful_shutdown: false })
+    await assert.rejects(client.instances.get('life'), Hypeman.NotFoundError)
+  })
+
+  test('a path inside can be looked at, and what the instance uses', async () => {
+    const { id } = await running('looked-at')
+    const file = await client.instances.stat(id, { path: '/etc/hostname' })
+    assert.deepEqual([file.exists, file.is_file, file.is_dir, file.mode], [true, true, false, 0o644])
+    const link = await client.instances.stat(id, { path: '/bin/sh' })
+    assert.deepEqual([link.is_symlink, link.link_target], [true, '/bin/busybox'])
+    assert.equal((await client.instances.stat(id, { path: '/bin/sh', follow_links: true })).is_file, true)
+    assert.equal((await client.instances.stat(id, { path: '/absent' })).exists, false)
+    const stats = await client.instances.stats(id)
+    assert.equal(stats.instance_id, id)
+    assert.equal(stats.allocated_memory_bytes, 512 * 2 ** 20)
+    await client.instances.delete(id)
+  })
+
+  test('what the workload has written is read line by line, and how it ended is told', async () => {
+    const { id } = await create('speaking', { cmd: ['echo', 'hello', 'there'] })
+    assert.equal((await client.instances.wait(id, { state: 'Stopped', timeout: '30s' })).state, 'Stopped')
+    const lines: string[] = []
+    for await (const line of await client.instances.logs(id, { tail: 10 })) lines.push(line)
+    assert.deepEqual(lines, ['hello there'])
+    const ended = await client.instances.get(id)
+    assert.deepEqual([ended.state, ended.exit_code], ['Stopped', 0])
+    await client.instances.delete(id)
+  })
+
+  test('a followed log ends when the reader leaves', async () => {
+    const { id } = await running('followed')
+    const stream = await client.instances.logs(id, { follow: true, source: 'hypeman' })
+    stream.controller.abort()
+    await client.instances.delete(id)
+  })
+
+  test('files go in and come out again, byte for byte, those too that look like messages', async () => {
+    const { id } = await running('copied')
+    const from = join(dir, 'from')
+    const to = join(dir, 'to')
+    await mkdir(join(from, 'deep'), { recursive: true })
+    await mkdir(to)
+    const files: Record<string, Buffer> = {
+      'a.txt': Buffer.from('hello\n'),
+      empty: Buffer.alloc(0),
+      'looks.json': Buffer.from('{"type":"end","final":true}'),
+      'list.json': Buffer.from('[]'),
+      'deep/large.bin': Buffer.from(Array.from({ length: 100_000 }, (_, n) => (n * 31) & 0xff)),
+    }
+    for (const [name, bytes] of Object.entries(files)) await writeFile(join(from, name), bytes)
+    await chmod(join(from, 'a.txt'), 0o750)
+    await symlink('a.txt', join(from, 'link'))
+
+    await cpToInstance({ baseURL, apiKey }, { instanceId: id, srcPath: from, dstPath: '/tmp/box' })
+    assert.equal((await client.instances.stat(id, { path: '/tmp/box/deep' })).is_dir, true)
+    assert.equal((await client.instances.stat(id, { path: '/tmp/box/a.txt' })).mode, 0o750)
+
+    await cpFromInstance({ baseURL, apiKey }, { instanceId: id, srcPath: '/tmp/box', dstPath: to })
+    for (const [name, bytes] of Object.entries(files)) assert.deepEqual(await readFile(join(to, 'box', name)), bytes, name)
+    assert.equal((await stat(join(to, 'box/a.txt'))).mode & 0o777, 0o750)
+
+    await assert.rejects(cpFromInstance({ baseURL, apiKey }, { instanceId: id, srcPath: '/absent', dstPath: to }), /Copy error at .*absent/)
+    await client.instances.delete(id)
+  })
+
+  test('a command runs over a WebSocket by hand, as its documentation tells', async () => {
+    const { id } = await running('commanded')
+    const socket = new WebSocket(`${baseURL.replace('http', 'ws')}/instances/${id}/exec`, {
+      headers: { Authorization: `Bearer ${apiKey}` },
+    })
+    const got: string[] = []
+    socket.on('message', (data) => got.push(String(data)))
+    socket.on('open', () => socket.send(JSON.stringify({ command: ['echo', 'hi', 'there'], tty: false })))
+    const code = await new Promise((resolve) => socket.on('close', resolve))
+    assert.equal(code, 1000)
+    assert.equal(got[0], 'hi there\n')
+    assert.equal(JSON.parse(got.at(-1) ?? '{}').exitCode, 0)
+    await client.instances.delete(id)
+  })
+
+  test('images are listed, found by their name with slashes, tagged and deleted', async () => {
+    const image = await client.images.get(IMAGE)
+    assert.equal(image.status, 'ready')
+    assert.match(image.digest, /^sha256:[0-9a-f]{64}$/)
+    const tagged = await client.images.tag(IMAGE, { target: 'docker.io/library/other:2' })
+    assert.equal(tagged.digest, image.digest)
+    assert.ok((await client.images.list()).length >= 2)
+    await client.images.delete('docker.io/library/other:2')
+    await assert.rejects(client.images.get('docker.io/library/other:2'), Hypeman.NotFoundError)
+  })
+
+  test('what will be the same next time is sent once', async () => {
+    await create('taken')
+    const refusals: readonly (readonly [number, string, () => Promise<unknown>])[] = [
+      [409, 'name_conflict', () => create('taken')],
+      [400, 'invalid_request', () => create('Not A Name')],
+      [400, 'invalid_size', () => create('sized', { size: 'enormous' })],
+      [404, 'not_found', () => client.instances.get('nobody')],
+      [501, 'not_supported', () => client.instances.fork('taken', { name: 'child' })],
+      [501, 'not_supported', () => client.instances.standby('taken', {})],
+      [501, 'not_supported', () => client.volumes.create({ name: 'v', size_gb: 1 })],
+      [501, 'not_supported', () => create('volumed', { volumes: [{ volume_id: 'v', mount_path: '/data' }] })],
+      [400, 'invalid_timeout', () => client.instances.wait('taken', { state: 'Running', timeout: 'never' })],
+    ]
+    for (const [status, code, call] of refusals) {
+      const before = sent
+      await assert.rejects(call(), (error) => {
+        assert.ok(error instanceof APIError, String(error))
+        assert.deepEqual([error.status, (error.error as { code?: string }).code], [status, code])
+        return true
+      })
+      assert.equal(sent - before, 1, `${code} was sent ${sent - before} times`)
+    }
+    await client.instances.delete('taken')
+  })
+
+  test('a wait for what cannot come is answered at once, with a reason', async () => {
+    const { id } = await running('rested')
+    await client.instances.stop(id)
+    const answer = await client.instances.wait(id, { state: 'Running', timeout: '30s' })
+    assert.deepEqual([answer.state, answer.timed_out], ['Stopped', false])
+    assert.match(String((answer as { reason?: string }).reason), /\w/)
+    await client.instances.delete(id)
+  })
+
+  test('a token does what its scopes allow, and no more', async () => {
+    const reader = sdk(await mint('instance:read'))
+    assert.ok(Array.isArray(await reader.instances.list()))
+    await assert.rejects(reader.instances.create({ name: 'no', image: IMAGE }), Hypeman.PermissionDeniedError)
+    await assert.rejects(reader.images.list(), Hypeman.PermissionDeniedError)
+    await assert.rejects(sdk('not.a.token').instances.list(), Hypeman.AuthenticationError)
+  })
+})
