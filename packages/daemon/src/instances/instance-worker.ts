@@ -42,6 +42,8 @@ export interface WorkerUses {
   /** Ends the work that is under way, once the daemon has waited long enough at its own end. */
   readonly signal: AbortSignal
   onForgotten(): void
+  /** Nothing is under way or waiting any more. */
+  onIdle(): void
 }
 
 export class InstanceWorker implements WorkHost {
@@ -167,6 +169,7 @@ export class InstanceWorker implements WorkHost {
       } catch (error) {
         this.#current = undefined
         const said = this.#explain(error, work)
+        this.#admitDoubt(work, said)
         this.log[task.request === undefined || !(error instanceof AppError) ? 'error' : 'warn'](
           { err: said, operation: task.name, step: work.at },
           'operation failed',
@@ -174,6 +177,7 @@ export class InstanceWorker implements WorkHost {
         task.done.reject(said)
       }
     }
+    this.#uses.onIdle()
   }
 
   async #do(task: Task, work: InstanceWork): Promise<void> {
@@ -190,6 +194,19 @@ export class InstanceWorker implements WorkHost {
     const startedAt = performance.now()
     await task.story(work)
     this.log.debug({ operation: task.name, ms: Math.round(performance.now() - startedAt) }, 'operation done')
+  }
+
+  /**
+   * Work that failed behind its commit point: how far it came is not known, so the state is not either. A retry or a stop leads out;
+   * when the daemon itself ended it, the intent stays on record for the next one.
+   */
+  #admitDoubt(work: InstanceWork, error: AppError): void {
+    if (this.instance.operation === undefined || this.#isForgotten || this.#uses.signal.aborted) return
+    try {
+      work.change({ state: 'Unknown', operation: undefined, stateError: `${error.message}${reasonOf(error)}` })
+    } catch (cause) {
+      this.log.error({ err: cause }, 'the doubt about an instance could not be recorded')
+    }
   }
 
   #conclude(live: LiveVm, report: VmReport): void {
@@ -232,7 +249,10 @@ export class InstanceWorker implements WorkHost {
     })
   }
 
-  #explain(error: unknown, work: InstanceWork): unknown {
+  #explain(thrown: unknown, work: InstanceWork): AppError {
+    // When an undo failed too, what it was undoing is the reason; the rest is for the log.
+    const error = firstOf(thrown)
+    if (error !== thrown) this.log.error({ err: thrown, operation: work.operation, step: work.at }, 'an undo failed')
     if (error instanceof AppError) return error
     if (this.#uses.signal.aborted) {
       return new AppError('shutting_down', `The daemon ended during ${work.operation} of ${this.instance.name}`, { cause: error })
@@ -250,5 +270,10 @@ export class InstanceWorker implements WorkHost {
     })
   }
 }
+
+/** The error that came first, below those of the undo. */
+const firstOf = (error: unknown): unknown => (error instanceof SuppressedError ? firstOf(error.suppressed) : error)
+
+const reasonOf = (error: AppError): string => (error.cause instanceof Error ? `: ${error.cause.message}` : '')
 
 const isTransition = (verb: string): verb is Transition => (TRANSITIONS as readonly string[]).includes(verb) && verb in OPERATIONS

@@ -69,6 +69,7 @@ export class Instances implements AsyncDisposable {
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
+  readonly #idleListeners = new Set<(id: InstanceId) => void>()
   #isClosed = false
 
   constructor(uses: InstancesUses) {
@@ -210,7 +211,7 @@ export class Instances implements AsyncDisposable {
     if (wanted.state === 'Unknown') throw new AppError('invalid_state', 'Unknown cannot be waited for')
     this.get(id)
     return waitForState(id, wanted, {
-      events: this.#uses.events,
+      onChange: (listener) => this.#onChange(id, listener),
       find: (it) => this.find(it),
       isBusy: (it) => this.isBusy(it),
     })
@@ -260,7 +261,7 @@ export class Instances implements AsyncDisposable {
       tail,
       follow,
       isOver,
-      onChange: (listener) => this.#uses.events.listen(({ subject }) => subject === id && setImmediate(listener)),
+      onChange: (listener) => this.#onChange(id, listener),
       ...(signal === undefined ? {} : { signal }),
     })
   }
@@ -288,6 +289,19 @@ export class Instances implements AsyncDisposable {
     return this.get(id)
   }
 
+  /** Calls `listener` when the instance has changed, and when nothing is under way for it any more. */
+  #onChange(id: InstanceId, listener: () => void): Disposable {
+    const onIdle = (idle: InstanceId) => idle === id && listener()
+    this.#idleListeners.add(onIdle)
+    const listening = this.#uses.events.listen(({ subject }) => subject === id && listener())
+    return {
+      [Symbol.dispose]: () => {
+        this.#idleListeners.delete(onIdle)
+        listening[Symbol.dispose]()
+      },
+    }
+  }
+
   #workerOf(instance: Instance): InstanceWorker {
     const known = this.#workers.get(instance.id)
     if (known) return known
@@ -297,6 +311,9 @@ export class Instances implements AsyncDisposable {
       log: instanceLogger(log, instance, { path: paths.instanceLogs(instance.id).daemon, maxBytes: config.instances.logMaxBytes }),
       signal: this.#end.signal,
       onForgotten: () => this.#workers.delete(instance.id),
+      onIdle: () => {
+        for (const listener of this.#idleListeners) listener(instance.id)
+      },
     })
     this.#workers.set(instance.id, worker)
     return worker

@@ -126,7 +126,8 @@ export class LiveVm {
   }
 
   async #connect(): Promise<GuestClient> {
-    const step = this.#step(CONNECT_LIMIT_MS)
+    const left = this.#isUp ? CONNECT_LIMIT_MS : Math.max(1, this.#bootDeadline - Date.now())
+    const step = this.#step(Math.min(left, CONNECT_LIMIT_MS))
     const stream = await this.vm.connectGuest(step)
     const guest = await GuestClient.connect(stream, step)
     void guest.exited.then(

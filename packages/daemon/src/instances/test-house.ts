@@ -62,8 +62,11 @@ export class TestHouse implements AsyncDisposable {
     return this.#alive.events
   }
 
-  /** Begins a daemon's life. `crashAt` (`operation:step`) makes it die there: it then does nothing more, as after SIGKILL. */
-  async begin(options: { crashAt?: string; onCrash?: () => void } = {}): Promise<Instances> {
+  /**
+   * Begins a daemon's life. `crashAt` (`operation:step`) makes it die there, `crashAtStep` at the n-th step of any: it then
+   * does nothing more, as after SIGKILL.
+   */
+  async begin(options: { crashAt?: string; crashAtStep?: number; onCrash?: () => void } = {}): Promise<Instances> {
     const config = configOf(
       new Map(
         Object.entries({
@@ -82,8 +85,9 @@ export class TestHouse implements AsyncDisposable {
     const db = Database.open(this.paths.database)
     const events = new Events({ db })
     const life = { db, events, isDead: false }
+    let reached = 0
     const crashPoint: CrashPoint = async (operation, step) => {
-      if (!life.isDead && `${operation}:${step}` === options.crashAt) {
+      if (!life.isDead && (`${operation}:${step}` === options.crashAt || reached++ === options.crashAtStep)) {
         life.isDead = true
         options.onCrash?.()
       }
@@ -157,8 +161,16 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   const running = house.host.running()
   assert.deepEqual(house.host.violations, [])
   const live = stored.filter(({ state }) => state !== 'Stopped' && state !== 'Unknown')
+  const unknown = stored.filter(({ state }) => state === 'Unknown')
+  const runs = new Set<string>(running.map(({ spec }) => spec.id))
   // No VM lost, none running twice, none without an instance.
-  assert.deepEqual(running.map(({ spec }) => spec.id).sort(), live.map(({ id }) => id).sort())
+  assert.equal(runs.size, running.length)
+  for (const { id, name } of live) assert.ok(runs.has(id), `the VM of ${name} is lost`)
+  for (const id of runs)
+    assert.ok(
+      [...live, ...unknown].some((instance) => instance.id === id),
+      `a VM runs for ${id}, which has none`,
+    )
   for (const instance of live) assert.deepEqual(instance.vm, running.find(({ spec }) => spec.id === instance.id)?.handle)
   for (const instance of stored) {
     assert.equal(instance.operation, undefined, `${instance.name} is still in ${instance.operation}`)
@@ -168,7 +180,9 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   }
   // No disk, directory, socket or port left over.
   assert.deepEqual(readdirSync(house.paths.instancesDir).sort(), stored.map(({ id }) => id).sort())
-  assert.deepEqual(readdirSync(house.paths.vmsDir).sort(), live.map(({ id }) => basename(house.paths.vmRunDir(id))).sort())
+  const known = [...live, ...unknown].map(({ id }) => basename(house.paths.vmRunDir(id)))
+  for (const name of readdirSync(house.paths.vmsDir)) assert.ok(known.includes(name), `the run directory ${name} is left over`)
   const open = running.flatMap(({ ports }) => ports.map(({ hostPort }) => hostPort))
-  assert.deepEqual(open.sort(), live.flatMap(({ network }) => network.ports.map(({ hostPort }) => hostPort)).sort())
+  const wanted = [...live, ...unknown].flatMap(({ network }) => network.ports.map(({ hostPort }) => hostPort))
+  for (const port of open) assert.ok(wanted.includes(port), `the port ${port} is left open`)
 }

@@ -1,10 +1,10 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { type InstanceState, isResting } from '@dormouse/api/instance-states.ts'
-import type { Events } from '../events/events.ts'
 import type { Instance, InstanceId, WaitResult } from './instance.ts'
 
 export interface WaitUses {
-  readonly events: Pick<Events, 'listen'>
+  /** Calls the listener when the instance has changed, and when nothing is under way for it any more. */
+  onChange(listener: () => void): Disposable
   find(id: InstanceId): Instance | undefined
   /** True while work is under way or waiting that may still change the state. */
   isBusy(id: InstanceId): boolean
@@ -24,25 +24,25 @@ export interface WaitFor {
 export async function waitForState(id: InstanceId, wanted: WaitFor, uses: WaitUses): Promise<WaitResult> {
   const name = uses.find(id)?.name ?? id
   const { promise, resolve, reject } = Promise.withResolvers<WaitResult>()
-  const look = (): void => {
+  const settle = (isLate: boolean): void => {
     const instance = uses.find(id)
     if (!instance) reject(new AppError('not_found', `The instance ${name} was deleted`))
     else if (instance.state === wanted.state) resolve(answer(instance, false))
-    else if (isResting(instance.state) && !uses.isBusy(id)) resolve({ ...answer(instance, false), reason: whyNot(instance, wanted.state) })
-  }
-  const giveUp = (): void => {
-    const instance = uses.find(id)
-    if (!instance) {
-      reject(new AppError('not_found', `The instance ${name} was deleted`))
-      return
+    else if (isLate) resolve({ ...answer(instance, true), reason: stillUnderWay(instance, wanted) })
+    else if (isResting(instance.state) && !uses.isBusy(id)) {
+      resolve({ ...answer(instance, false), reason: whyNot(instance, wanted.state) })
     }
-    const timedOut = instance.state !== wanted.state
-    resolve({ ...answer(instance, timedOut), ...(timedOut ? { reason: stillUnderWay(instance, wanted) } : {}) })
   }
-  // Looked at a tick later: an operation clears itself from the queue only after its last change.
-  using _listening = uses.events.listen(({ subject }) => {
-    if (subject === id) setImmediate(look)
-  })
+  const attempt = (isLate: boolean) => (): void => {
+    try {
+      settle(isLate)
+    } catch (error) {
+      reject(error)
+    }
+  }
+  const look = attempt(false)
+  const giveUp = attempt(true)
+  using _listening = uses.onChange(look)
   const timer = setTimeout(giveUp, wanted.timeoutMs)
   wanted.signal?.addEventListener('abort', giveUp, { once: true })
   try {

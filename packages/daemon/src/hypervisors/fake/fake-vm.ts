@@ -64,7 +64,7 @@ export class FakeMachine {
     this.#stream?.destroy()
     const [ours, theirs] = duplexPair()
     this.#stream = theirs
-    this.guest.attach(theirs)
+    if (!this.#host.muteGuests) this.guest.attach(theirs)
     return ours
   }
 

@@ -22,6 +22,8 @@ export class FakeHost {
   readonly machines = new Map<string, FakeMachine>()
   /** What must never happen and did: two machines on one disk, one directory, one port. */
   readonly violations: string[] = []
+  /** Connections to guests are taken and never answered. */
+  muteGuests = false
   readonly #faults = new Map<FaultPoint, Fault>()
 
   /** The next call of `point` fails or hangs, once. */

@@ -37,7 +37,14 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
     ...(grows ? { operation: 'update' } : {}),
   })
   undo.move()
-  if (grows) await finishUpdate(work)
+  if (!grows) return
+  try {
+    await finishUpdate(work)
+  } catch (error) {
+    // The filesystem is as large as it was; a file that is larger does no harm.
+    work.change({ overlayBytes: before.overlayBytes, operation: undefined })
+    throw error
+  }
 }
 
 /** The disk becomes as large as the record says. Repeat is harmless. */
