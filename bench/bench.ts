@@ -6,6 +6,7 @@
  */
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
@@ -16,6 +17,8 @@ import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
 export interface Bench {
   /** Gone after the bench. */
   readonly dir: string
+  /** What is measured is what people have: the bundles of `make install`. */
+  readonly installed: Installed
   readonly runs: number
   /** Says on standard error what is being done. */
   readonly tell: (what: string) => void
@@ -39,11 +42,12 @@ const runs = Number(process.env.BENCH_RUNS ?? 9)
 const outcomes: Outcome[] = []
 {
   await using scratch = await Scratch.make()
+  const installed = await installedIn(join(scratch.path, 'installed'))
   const tell = (what: string): void => console.error(`bench: ${what}`)
   for (const { ids, run } of MEASURES) {
     if (wanted.length > 0 && !ids.some((id) => wanted.includes(id))) continue
     tell(ids.join(', '))
-    for (const measurement of await run({ dir: scratch.path, runs, tell })) {
+    for (const measurement of await run({ dir: scratch.path, installed, runs, tell })) {
       if (ids.includes(measurement.id)) outcomes.push(outcomeOf(measurement))
     }
   }

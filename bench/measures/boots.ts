@@ -16,9 +16,9 @@ const IMAGE = 'bench/busybox:latest'
 const MEMORY_MIB = 512
 const EXECS = 60
 
-export async function measureBoots({ dir, runs, tell }: Bench, hypervisor: 'qemu' | 'qemu-microvm'): Promise<Measurement[]> {
+export async function measureBoots({ dir, installed, runs, tell }: Bench, hypervisor: 'qemu' | 'qemu-microvm'): Promise<Measurement[]> {
   const place = join(dir, hypervisor)
-  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor })
+  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor, argv: installed.daemon, env: installed.env })
   const { path, digest } = await makeBusyboxImage(join(place, 'image'))
   await importImage(daemon, path, IMAGE)
   const rootfs = daemon.paths.imageRootfs(digest)

@@ -15,10 +15,10 @@ import { atLeastTimesFaster, type Measurement } from '../promise.ts'
 const NAME = 'bench/debian:latest'
 const MAX_RUNS = 5
 
-export async function measureImageConversion({ dir, runs, tell }: Bench): Promise<Measurement[]> {
+export async function measureImageConversion({ dir, installed, runs, tell }: Bench): Promise<Measurement[]> {
   tell('making an image of Debian packages')
   const { path, rootTarBytes } = await makeDebianImage(join(dir, 'debian'))
-  await using daemon = await startDaemon({ dir: join(dir, 'convert') })
+  await using daemon = await startDaemon({ dir: join(dir, 'convert'), argv: installed.daemon, env: installed.env })
   const ours: number[] = []
   const anchor: number[] = []
   for (let run = 0; run < Math.min(runs, MAX_RUNS); run += 1) {

@@ -10,10 +10,10 @@ const COUNT = 1000
 const AT_ONCE = 8
 const LISTS = 300
 
-export async function measureList({ dir, tell }: Bench): Promise<Measurement[]> {
+export async function measureList({ dir, installed, tell }: Bench): Promise<Measurement[]> {
   // A thousand of them must be admitted, whatever this machine has.
-  const env = { DORMOUSE_MEMORY_RATIO: '10000', DORMOUSE_CPU_RATIO: '10000', DORMOUSE_DISK_RATIO: '10000' }
-  await using daemon = await startDaemon({ dir: join(dir, 'list'), driver: 'fake', env })
+  const env = { ...installed.env, DORMOUSE_MEMORY_RATIO: '10000', DORMOUSE_CPU_RATIO: '10000', DORMOUSE_DISK_RATIO: '10000' }
+  await using daemon = await startDaemon({ dir: join(dir, 'list'), driver: 'fake', argv: installed.daemon, env })
   const { client } = daemon
   const { path } = await makeBusyboxImage(join(dir, 'list-image'))
   await importImage(daemon, path, 'bench/list:latest')

@@ -2,15 +2,13 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { startDaemon } from '../../test/harness/daemon-process.ts'
-import { installedIn } from '../../test/harness/installed.ts'
 import type { Bench } from '../bench.ts'
 import { atMost, type Measurement } from '../promise.ts'
 
-export async function measureProgramStarts({ dir, runs }: Bench): Promise<Measurement[]> {
-  const installed = await installedIn(join(dir, 'installed'))
+export async function measureProgramStarts({ dir, installed, runs }: Bench): Promise<Measurement[]> {
   const daemon: number[] = []
   for (let run = 0; run <= runs; run += 1) {
-    await using child = await startDaemon({ dir: join(dir, 'start'), argv: installed.daemon })
+    await using child = await startDaemon({ dir: join(dir, 'start'), argv: installed.daemon, env: installed.env })
     daemon.push(child.startMs)
     await child.stop()
   }

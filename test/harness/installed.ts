@@ -6,7 +6,8 @@ export interface Installed {
   readonly cli: string
   readonly lib: string
   /** How the unit starts the daemon. */
-  readonly daemon: [string, ...string[]]
+  readonly daemon: readonly [string, ...string[]]
+  readonly env: Readonly<Record<string, string>>
 }
 
 /** What `make install` does once set-up is done. A second time is an upgrade of the first. */
@@ -20,5 +21,10 @@ export async function install(options: { prefix: string; destdir?: string; etc?:
 export async function installedIn(prefix: string): Promise<Installed> {
   await install({ prefix, etc: join(prefix, 'etc') })
   const lib = join(prefix, 'lib/dormouse')
-  return { cli: join(prefix, 'bin/dormouse'), lib, daemon: [join(lib, 'node'), join(lib, 'daemon/main.js'), 'serve'] }
+  return {
+    cli: join(prefix, 'bin/dormouse'),
+    lib,
+    daemon: [join(lib, 'node'), join(lib, 'daemon/main.js'), 'serve'],
+    env: { NODE_COMPILE_CACHE: join(prefix, 'var/cache/dormouse/node') },
+  }
 }

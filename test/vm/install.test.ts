@@ -19,7 +19,7 @@ test('a VM runs on while the installed daemon is stopped, upgraded and started a
   const prefix = join(dir, 'usr')
   const place = join(dir, 'd')
   const installed = await installedIn(prefix)
-  const start = () => startDaemon({ dir: place, argv: installed.daemon })
+  const start = () => startDaemon({ dir: place, argv: installed.daemon, env: installed.env })
   const run = async (socket: string, ...args: string[]): Promise<string> => {
     const { code, stdout, stderr } = await dormouse(args, { socket, program: installed.cli })
     assert.equal(code, 0, `dormouse ${args.join(' ')}: ${stderr}`)
