@@ -53,7 +53,8 @@ const FRAME_MAX_BYTES = 1024 * 1024
 
 export function createApp(uses: AppUses): FastifyInstance {
   const app = fastify({
-    loggerInstance: uses.log,
+    // What it says of itself is no fact of ours; requests are told by tellLog.
+    loggerInstance: uses.log.child({ part: 'http' }, { level: 'warn' }),
     logController: new LogController({ disableRequestLogging: true }),
     exposeHeadRoutes: false,
     // Raw bodies are bounded by who reads them, JSON by readJsonBody.
@@ -167,7 +168,9 @@ function asked(route: Route, request: FastifyRequest, reply: FastifyReply, uses:
     body,
     upload: request.body,
     signal: AbortSignal.any([uses.closing, whenGone(reply)]),
-    log: request.log,
+    get log() {
+      return uses.log.child({ requestId: request.id })
+    },
     header: (name: string) => {
       const value = request.headers[name]
       return Array.isArray(value) ? value[0] : value

@@ -76,32 +76,41 @@ async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown):
 }
 
 async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart, { signal, log }: Step): Promise<void> {
-  let isTimedOut = false
-  const timer = start.timeout
-    ? setTimeout(() => {
-        isTimedOut = true
-        exec.kill()
-      }, start.timeout * 1000)
-    : undefined
-  const leave = () => exec.kill()
-  signal.addEventListener('abort', leave, { once: true })
+  const limit = start.timeout ? AbortSignal.timeout(start.timeout * 1000) : undefined
+  const ending = AbortSignal.any([signal, ...(limit ? [limit] : [])])
+  const killed = killedAfter(ending, exec)
   try {
     const output = Promise.all([pump(exec.stdout, 'stdout', peer, start), pump(exec.stderr, 'stderr', peer, start)])
+    output.catch(() => undefined)
     void feed(peer, exec, start).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
-    const exit = await exec.exit
+    const exit = await Promise.race([exec.exit, killed])
     await within(DRAIN_MS, output)
     if (couldNotRun(exit)) await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${exit.message}\r\n`)))
     await peer.sendJson(
-      isTimedOut ? { exitCode: EXIT.timedOut, message: `killed after ${start.timeout} s` } : { exitCode: exit.code, message: exit.message },
+      limit?.aborted === true && !signal.aborted
+        ? { exitCode: EXIT.timedOut, message: `killed after ${start.timeout} s` }
+        : { exitCode: exit.code, message: exit.message },
     )
   } catch (error) {
     log.debug({ err: error }, 'exec was cut off')
     await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
   } finally {
-    clearTimeout(timer)
-    signal.removeEventListener('abort', leave)
     exec.kill()
   }
+}
+
+const KILLED = { code: 137, message: 'killed by signal 9 (SIGKILL)' }
+
+/** Kills the command once `ending` fires, and is its end when the guest does not tell one: no guest holds a connection for ever. */
+function killedAfter(ending: AbortSignal, exec: GuestExecDoor): Promise<typeof KILLED> {
+  return new Promise((resolve) => {
+    const kill = () => {
+      exec.kill()
+      setTimeout(resolve, DRAIN_MS, KILLED).unref()
+    }
+    if (ending.aborted) kill()
+    else ending.addEventListener('abort', kill, { once: true })
+  })
 }
 
 /** Guest to peer, at the pace of the peer. */

@@ -97,7 +97,10 @@ export class HttpServer implements AsyncDisposable {
   async close(): Promise<void> {
     this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     const cut = setTimeout(() => {
-      for (const app of [this.tcp, this.host]) app.server.closeAllConnections()
+      for (const app of [this.tcp, this.host]) {
+        app.server.closeAllConnections()
+        for (const socket of app.websocketServer.clients) socket.terminate()
+      }
     }, CLOSE_LIMIT_MS)
     try {
       await Promise.all([this.tcp.close(), this.host.close()])

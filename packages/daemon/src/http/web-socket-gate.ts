@@ -13,12 +13,12 @@ export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
 
 /** The way to exec and cp. Everything that can be refused is refused before the upgrade, as an answer with a status. */
 export class WebSocketGate {
-  readonly #uses: Pick<ServerUses, 'instances'>
+  readonly #uses: Pick<ServerUses, 'instances' | 'log'>
   readonly #closing: AbortSignal
   readonly #guests = new WeakMap<FastifyRequest, GuestDoor>()
   #open = 0
 
-  constructor(uses: Pick<ServerUses, 'instances'>, closing: AbortSignal) {
+  constructor(uses: Pick<ServerUses, 'instances' | 'log'>, closing: AbortSignal) {
     this.#uses = uses
     this.#closing = closing
   }
@@ -27,11 +27,12 @@ export class WebSocketGate {
     if (!request.ws) return
     if (this.#open >= CONNECTIONS_MAX) throw new AppError('rate_limited', `${CONNECTIONS_MAX} commands and copies are under way already`)
     const { instances } = this.#uses
+    const log = this.#logOf(request)
     const instance = instances.resolve((request.params as { id: string }).id)
     const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
     const operation = id === 'execInstance' ? 'exec' : 'copy'
-    this.#guests.set(request, await instances.guest(instance.id, { signal, log: request.log as ServerUses['log'] }, operation))
-    request.log.debug({ instance: instance.id, route: id }, 'websocket opened')
+    this.#guests.set(request, await instances.guest(instance.id, { signal, log }, operation))
+    log.debug({ instance: instance.id, route: id }, 'websocket opened')
   }
 
   async serve(socket: WebSocket, request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
@@ -41,10 +42,14 @@ export class WebSocketGate {
     if (!guest) return peer.close(1011, 'not admitted')
     this.#open++
     try {
-      const uses = { guest, log: request.log as ServerUses['log'], closing: this.#closing }
+      const uses = { guest, log: this.#logOf(request), closing: this.#closing }
       await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
     } finally {
       this.#open--
     }
+  }
+
+  #logOf(request: FastifyRequest): ServerUses['log'] {
+    return this.#uses.log.child({ requestId: request.id })
   }
 }
