@@ -71,6 +71,19 @@ static int port_flags(const struct port *port) {
     return (port->is_udp ? SLIRP_HOSTFWD_UDP : 0) | (port->host.ss_family == AF_INET6 ? SLIRP_HOSTFWD_V6ONLY : 0);
 }
 
+/* The socket that libslirp has just opened for a port: the one that is bound to its address. */
+static int udp_socket_of(const struct port *port) {
+    for (int fd = PORTS_FD + 1; fd < MAX_POLLS; fd++) {
+        struct sockaddr_storage bound;
+        socklen_t size = sizeof bound;
+        int type;
+        socklen_t type_size = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) < 0 || type != SOCK_DGRAM) continue;
+        if (getsockname(fd, (struct sockaddr *)&bound, &size) == 0 && size == port->host_size && memcmp(&bound, &port->host, size) == 0) return fd;
+    }
+    return -1;
+}
+
 int add_port(struct net *net, const char *word, char *why, size_t why_size) {
     struct port port;
     if (find_port(net, word) >= 0) return 0;
@@ -90,6 +103,7 @@ int add_port(struct net *net, const char *word, char *why, size_t why_size) {
         else snprintf(why, why_size, "cannot publish %.120s: %s", word, strerror(errno));
         return -1;
     }
+    port.udp_fd = port.is_udp ? udp_socket_of(&port) : -1;
     net->ports[net->port_count++] = port;
     remember_ports(net);
     return 0;

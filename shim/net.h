@@ -14,6 +14,7 @@ struct port {
     struct sockaddr_storage host;
     socklen_t host_size;
     uint16_t guest_port;
+    int udp_fd; /* libslirp's own socket for it; -1 for TCP */
 };
 
 struct net {
@@ -31,6 +32,10 @@ struct net {
 
 /* net-frames.c: whether a frame of the guest's may leave it. */
 int may_leave(const uint8_t *frame, size_t length);
+
+/* net-loopback.c: who on the host has sent the guest a datagram, and the guest's answers to them. 1 when that was one. */
+void note_to_guest(const uint8_t *frame, size_t length, int64_t now_ms);
+int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t length, int64_t now_ms);
 
 /* net-control.c */
 /* Publishes `tcp:127.0.0.1:8080:80`. 0, or -1 with an answer for the daemon in `why`. */

@@ -25,7 +25,7 @@ export const NETWORK: GuestNetworkConfig = {
   mtu: 65520,
 }
 
-/** A squashfs with Debian's static busybox and its links. */
+/** A squashfs with Debian's static busybox and its links, and a server for datagrams, which busybox lacks. */
 export async function makeRootfs(dir: string): Promise<string> {
   const tree = join(dir, 'tree')
   const file = join(dir, 'busybox.squashfs')
@@ -33,6 +33,9 @@ export async function makeRootfs(dir: string): Promise<string> {
   await copyFile('/bin/busybox', join(tree, 'bin/busybox'))
   const names = execFileSync('/bin/busybox', ['--list'], { encoding: 'utf8' }).trim().split('\n')
   for (const name of names) if (name !== 'busybox') await symlink('busybox', join(tree, 'bin', name))
+  await runCommand(['gcc', '-O1', '-static', '-o', join(tree, 'bin/udp-echo'), join(import.meta.dirname, 'udp-echo.c')], {
+    step: makeStep(),
+  })
   await runCommand(['mksquashfs', tree, file, '-noappend', '-quiet', '-comp', 'lz4', '-no-progress'], { step: makeStep() })
   return file
 }

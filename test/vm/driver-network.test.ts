@@ -1,0 +1,177 @@
+/** The user-space network of a guest: what it reaches, what it must not, and how its ports come and go. */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import dgram from 'node:dgram'
+import { once } from 'node:events'
+import { mkdir } from 'node:fs/promises'
+import net from 'node:net'
+import { networkInterfaces } from 'node:os'
+import { join } from 'node:path'
+import { after, before, test } from 'node:test'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
+import { agentManners } from '../harness/guest-manners.ts'
+import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
+import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
+
+let driver: QemuUnderTest
+let guest: RunningGuest
+let rootfs: string
+before(async () => {
+  driver = await qemuUnderTest('qemu', agentManners)
+  await mkdir(join(driver.dir, 'image'))
+  rootfs = await makeRootfs(join(driver.dir, 'image'))
+  guest = await runGuest(driver, rootfs)
+  // A server in the guest: says "guest" to whoever connects, for ever.
+  await guest.sh('(while :; do echo guest | nc -l -p 80; done) >/dev/null 2>&1 &')
+})
+after(async () => {
+  await guest?.[Symbol.asyncDispose]()
+  await driver?.[Symbol.asyncDispose]()
+})
+
+/** An address of this host that is not its loopback. */
+const hostAddress = (): string | undefined =>
+  Object.values(networkInterfaces())
+    .flat()
+    .find((address) => address?.family === 'IPv4' && !address.internal && !address.address.startsWith('169.254.'))?.address
+
+async function hello(host: string): Promise<AsyncDisposable & { port: number; calls: () => number }> {
+  let calls = 0
+  const server = net.createServer((socket) => {
+    calls++
+    socket.on('error', () => undefined)
+    socket.end('hello from the host\n')
+  })
+  server.listen(0, host)
+  await once(server, 'listening')
+  return { port: (server.address() as net.AddressInfo).port, calls: () => calls, [Symbol.asyncDispose]: async () => void server.close() }
+}
+
+const freePort = async (): Promise<number> => {
+  await using server = await hello('127.0.0.1')
+  return server.port
+}
+
+const tcp = (hostPort: number, guestPort = 80, hostIp = '127.0.0.1'): PortForward => ({ protocol: 'tcp', hostIp, hostPort, guestPort })
+
+/** What a published port says; the error's code when nobody is there. */
+const call = (port: number, host = '127.0.0.1'): Promise<string> =>
+  new Promise((resolve) => {
+    const socket = net.connect(port, host)
+    let said = ''
+    socket.on('data', (chunk) => {
+      said += chunk
+    })
+    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? 'error'))
+    socket.on('close', () => resolve(said.trim()))
+    socket.setTimeout(5000, () => socket.destroy(new Error('silence')))
+  })
+/** The guest's server needs a moment between two calls. */
+const answers = (port: number): Promise<unknown> =>
+  pollUntil('the guest to answer', async () => (await call(port)) === 'guest', makeStep(10_000))
+
+test('a guest reaches what the host reaches', async (t) => {
+  const address = hostAddress()
+  if (address === undefined) return t.skip('this host has no address but its loopback')
+  await using server = await hello(address)
+  assert.equal(await guest.sh(`nc -w 5 ${address} ${server.port} </dev/null`), 'hello from the host')
+})
+
+test('names are resolved by way of the host', async (t) => {
+  const answer = await guest.sh('cat /etc/resolv.conf; nslookup localhost.invalid 10.0.2.3')
+  assert.match(answer, /nameserver 10\.0\.2\.3/)
+  if (!/NXDOMAIN|can't find|SERVFAIL|REFUSED/i.test(answer)) t.diagnostic(answer)
+})
+
+test("the host's loopback is closed to a guest, by whatever address it tries", async () => {
+  await using onLoopback = await hello('127.0.0.1')
+  await using everywhere = await hello('0.0.0.0')
+  await using six = await hello('::')
+  await guest.sh('ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via 10.0.2.2')
+  for (const address of ['10.0.2.2', '127.0.0.1', '127.1.2.3']) {
+    for (const { port } of [onLoopback, everywhere]) await guest.sh(`nc -w 1 ${address} ${port} </dev/null`)
+  }
+  for (const address of ['fdd0:6d05:e000::2', '::ffff:127.0.0.1']) await guest.sh(`nc -w 1 ${address} ${six.port} </dev/null`)
+  assert.deepEqual([onLoopback.calls(), everywhere.calls(), six.calls()], [0, 0, 0])
+  await guest.sh('ip route del 127.0.0.0/8 via 10.0.2.2; ip addr add 127.0.0.1/8 dev lo')
+})
+
+test('link-local addresses, where clouds keep credentials, are closed to a guest', async () => {
+  assert.doesNotMatch(await guest.sh('nc -w 1 169.254.169.254 80 </dev/null; echo $?'), /^0$/m)
+})
+
+test('ports are published and withdrawn while the machine runs, and the rest does not notice', async () => {
+  const [first, second] = [await freePort(), await freePort()]
+  await guest.vm.setPorts([tcp(first)], makeStep())
+  await answers(first)
+  await guest.vm.setPorts([tcp(first)], makeStep())
+  await guest.vm.setPorts([tcp(first), tcp(second)], makeStep())
+  await answers(first)
+  await answers(second)
+  await guest.vm.setPorts([tcp(second)], makeStep())
+  assert.equal(await call(first), 'ECONNREFUSED')
+  await answers(second)
+  await guest.vm.setPorts([], makeStep())
+  assert.equal(await call(second), 'ECONNREFUSED')
+})
+
+test('a taken port changes nothing', async () => {
+  const mine = await freePort()
+  const wanted = await freePort()
+  await using other = await hello('127.0.0.1')
+  await guest.vm.setPorts([tcp(mine)], makeStep())
+  await assert.rejects(guest.vm.setPorts([tcp(wanted), tcp(other.port)], makeStep()), { code: 'port_in_use' })
+  await answers(mine)
+  assert.equal(await call(wanted), 'ECONNREFUSED')
+  await guest.vm.setPorts([], makeStep())
+})
+
+test('datagrams reach a published port and come back', async () => {
+  const port = await freePort()
+  await guest.vm.setPorts([{ protocol: 'udp', hostIp: '127.0.0.1', hostPort: port, guestPort: 7 }], makeStep())
+  await guest.sh('udp-echo 7 >/dev/null 2>&1 &')
+  const socket = dgram.createSocket('udp4')
+  const answer = once(socket, 'message', { signal: AbortSignal.timeout(10_000) })
+  const asking = setInterval(() => socket.send('ping', port, '127.0.0.1'), 100)
+  try {
+    assert.equal(String((await answer)[0]), 'ping')
+  } finally {
+    clearInterval(asking)
+    socket.close()
+    await guest.vm.setPorts([], makeStep())
+  }
+})
+
+test('a start with a taken port is refused before anything has been started', async () => {
+  await using taken = await hello('127.0.0.1')
+  const spec = await driver.makeSpec({ nic: { mac: '02:00:00:00:00:02', backend: 'user', ports: [tcp(taken.port)] } })
+  await assert.rejects(driver.hypervisor.start(spec, makeStep()), { code: 'port_in_use' })
+  assert.deepEqual(await driver.leftovers(spec), [])
+})
+
+test('what passes is counted from the guest’s side', async () => {
+  const before = await guest.vm.usage()
+  // No one listens there, but it has left the guest.
+  await guest.sh('for i in 1 2 3; do ping -c 1 -w 2 -s 30000 10.0.2.2; done')
+  const later = await guest.vm.usage()
+  assert.ok(before && later)
+  assert.ok(later.networkTxBytes - before.networkTxBytes >= 64 * 1024)
+})
+
+test('a network helper that dies comes back with the ports it had', async () => {
+  const port = await freePort()
+  await guest.vm.setPorts([tcp(port)], makeStep())
+  const pid = Number(execFileSync('pgrep', ['-P', `${guest.vm.handle.shim.pid}`, 'dormouse-net'], { encoding: 'utf8' }))
+  process.kill(pid, 'SIGKILL')
+  await answers(port)
+  await guest.vm.setPorts([], makeStep())
+})
+
+test('a port below 1024 can be published, though the helper is no one special', async (t) => {
+  if (process.geteuid?.() !== 0) return t.skip('only a daemon that is root can lend this right')
+  const port = 1023
+  await guest.vm.setPorts([tcp(port, 80, '127.0.0.77')], makeStep())
+  await pollUntil('the guest to answer', async () => (await call(port, '127.0.0.77')) === 'guest', makeStep(10_000))
+  await guest.vm.setPorts([], makeStep())
+})
