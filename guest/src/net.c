@@ -7,6 +7,7 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/if_addr.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -110,8 +111,8 @@ static unsigned find_card(void)
 	DIR *list = dir < 0 ? NULL : fdopendir(dir);
 	for (struct dirent *entry; list && index == 0 && (entry = readdir(list));)
 		if (entry->d_name[0] != '.' && strcmp(entry->d_name, "lo") != 0) {
-			char path[300] = "";
-			strcat(strncat(path, entry->d_name, 255), "/device");
+			char path[300];
+			snprintf(path, sizeof path, "%s/device", entry->d_name);
 			if (faccessat(dir, path, F_OK, 0) == 0)
 				index = if_nametoindex(entry->d_name);
 		}

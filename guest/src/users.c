@@ -8,7 +8,7 @@
 
 #define FILE_MAX (4 << 20)
 
-/* Reads a file whole; a missing one is empty. The caller is a child that soon becomes another program: nothing is freed. */
+/* Reads a file whole, up to a size no such file has; a missing one is empty. The caller frees it. */
 static char *slurp(const char *path)
 {
 	size_t used = 0, size = 16384;
@@ -84,66 +84,75 @@ static bool lists(const char *members, const char *name)
 	return false;
 }
 
-const char *identity_resolve(struct identity *id, const char *user, const char *passwd_path, const char *group_path)
+/* Fills in what /etc/passwd says of the user; `name` is then its name. False when it says nothing. */
+static bool find_user(struct identity *id, char *passwd, const char *want, char *name, size_t name_size)
 {
-	char want[512], name[512] = "";
-	char *group = NULL, *f[6];
-	unsigned uid = 0, gid = 0, found;
-	if (strlen(user) >= sizeof want)
-		return "The user's name is too long";
-	strcpy(want, *user ? user : "0");
-	group = strchr(want, ':');
-	if (group)
-		*group++ = 0;
-	if (group && !*group)
-		group = NULL;
-	id->group_count = 0;
-	strcpy(id->home, "/");
-
-	bool numeric = number(want, &uid), known = false;
-	char *rest = slurp(passwd_path);
-	if (!rest)
-		return "Out of memory";
+	char *f[6];
+	unsigned want_uid = 0, uid, gid;
+	bool numeric = number(want, &want_uid);
 	/* A name wins over a number, and of several lines the first. */
-	while (next_line(&rest, f, 6)) {
-		bool same = strcmp(f[0], want) == 0 || (numeric && number(f[2], &found) && found == uid);
-		unsigned line_uid, line_gid;
-		if (!same || !number(f[2], &line_uid) || !number(f[3], &line_gid))
+	for (char *rest = passwd; next_line(&rest, f, 6);) {
+		if (!number(f[2], &uid) || !number(f[3], &gid) || (strcmp(f[0], want) != 0 && !(numeric && uid == want_uid)))
 			continue;
-		known = true;
-		uid = line_uid;
-		gid = line_gid;
-		if (strlen(f[0]) < sizeof name)
+		id->uid = uid;
+		id->gid = gid;
+		if (strlen(f[0]) < name_size)
 			strcpy(name, f[0]);
 		if (f[5][0] == '/' && strlen(f[5]) < sizeof id->home)
 			strcpy(id->home, f[5]);
-		break;
+		return true;
 	}
-	if (!known && !numeric)
-		return "There is no such user in the image's /etc/passwd";
-	/* An image without a passwd file still has a root, whose home is known. */
-	if (!known && uid == 0)
-		strcpy(id->home, "/root");
+	return false;
+}
 
-	bool group_known = !group || number(group, &gid);
-	rest = slurp(group_path);
-	if (!rest)
-		return "Out of memory";
-	while (next_line(&rest, f, 4)) {
-		unsigned line_gid;
-		if (!number(f[2], &line_gid))
+/* The group that was named, or with none the groups that list the user. False when the named one is not there. */
+static bool find_groups(struct identity *id, char *text, const char *group, const char *name)
+{
+	char *f[4];
+	unsigned gid;
+	bool found = !group || number(group, &gid);
+	if (group && found)
+		id->gid = gid;
+	for (char *rest = text; next_line(&rest, f, 4);) {
+		if (!number(f[2], &gid))
 			continue;
 		if (group && strcmp(f[0], group) == 0) {
-			gid = line_gid;
-			group_known = true;
+			id->gid = gid;
+			return true;
 		}
 		/* As Docker: a group that was named leaves out the groups of the user. */
 		if (!group && name[0] && lists(f[3], name) && id->group_count < GROUPS_MAX)
-			id->groups[id->group_count++] = line_gid;
+			id->groups[id->group_count++] = gid;
 	}
-	if (!group_known)
-		return "There is no such group in the image's /etc/group";
-	id->uid = uid;
-	id->gid = gid;
-	return NULL;
+	return found;
+}
+
+const char *identity_resolve(struct identity *id, const char *user, const char *passwd_path, const char *group_path)
+{
+	char want[512], name[512] = "";
+	if (strlen(user) >= sizeof want)
+		return "The user's name is too long";
+	strcpy(want, *user && *user != ':' ? user : "0");
+	const char *group = strchr(user, ':');
+	want[strcspn(want, ":")] = 0;
+	if (group && !*++group)
+		group = NULL;
+	id->group_count = 0;
+	id->gid = 0;
+	strcpy(id->home, "/");
+
+	char *passwd = slurp(passwd_path), *groups = slurp(group_path);
+	const char *wrong = passwd && groups ? NULL : "Out of memory";
+	if (!wrong && !find_user(id, passwd, want, name, sizeof name)) {
+		if (!number(want, &id->uid))
+			wrong = "There is no such user in the image's /etc/passwd";
+		/* An image without a passwd file still has a root, whose home is known. */
+		else if (id->uid == 0)
+			strcpy(id->home, "/root");
+	}
+	if (!wrong && !find_groups(id, groups, group, name))
+		wrong = "There is no such group in the image's /etc/group";
+	free(passwd);
+	free(groups);
+	return wrong;
 }

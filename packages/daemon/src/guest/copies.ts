@@ -220,8 +220,8 @@ class Walk implements StreamOwner {
   }
 
   end(fields: FieldReader): void {
-    this.#isOver = true
     this.#error = refusalOf(fields, this.#what)
+    this.#isOver = true
     this.#waiting?.resolve()
   }
 

@@ -1,3 +1,5 @@
+import { AppError } from '@dormouse/api/errors.ts'
+
 /** Fields: tag (2 bytes), length (4 bytes), value; all little-endian. A number is 8 bytes, a nested message is a value. */
 const HEAD = 6
 
@@ -38,10 +40,8 @@ export class FieldWriter {
   }
 }
 
-/** A message that could not be read. Whoever reads decides what it means; from a guest it ends the connection. */
-export class MalformedMessage extends Error {
-  override readonly name = 'MalformedMessage'
-}
+/** A message of the guest that could not be read. */
+const malformed = (what: string): AppError => new AppError('guest_unavailable', `The guest agent broke the protocol: ${what}`)
 
 /** Reads a message of the guest: every length is checked, every text is made valid, every number has bounds. */
 export class FieldReader {
@@ -49,9 +49,9 @@ export class FieldReader {
 
   constructor(message: Buffer) {
     for (let at = 0; at < message.length; ) {
-      if (message.length - at < HEAD) throw new MalformedMessage('The message is cut short')
+      if (message.length - at < HEAD) throw malformed('a message is cut short')
       const length = message.readUInt32LE(at + 2)
-      if (length > message.length - at - HEAD) throw new MalformedMessage('A field is longer than its message')
+      if (length > message.length - at - HEAD) throw malformed('a field is longer than its message')
       this.#fields.push({ tag: message.readUInt16LE(at), value: message.subarray(at + HEAD, at + HEAD + length) })
       at += HEAD + length
     }
@@ -70,7 +70,7 @@ export class FieldReader {
     const value = this.bytes(tag)
     if (value === undefined) return undefined
     const number = value.length === 8 ? value.readBigUInt64LE() : undefined
-    if (number === undefined || number > BigInt(max)) throw new MalformedMessage('A number is out of bounds')
+    if (number === undefined || number > BigInt(max)) throw malformed('a number is out of bounds')
     return Number(number)
   }
 

@@ -119,11 +119,12 @@ class RunningExec implements GuestExec, StreamOwner {
   }
 
   end(fields: FieldReader): void {
+    const ending = endingOf(fields)
     this.#isOver = true
     this.stdout.finish()
     this.stderr.finish()
     this.stdin.destroy()
-    this.#exit.resolve(endingOf(fields))
+    this.#exit.resolve(ending)
   }
 
   lost(error: AppError): void {

@@ -189,8 +189,8 @@ export class GuestLink {
         return undefined
       case FRAME.END:
         if (!stream.isAnswered || !owner.end) return 'it ended what it had not begun'
-        this.#streams.delete(stream.id)
         owner.end(new FieldReader(frame.payload))
+        this.#streams.delete(stream.id)
         return undefined
       // A newer guest may say more than we understand.
       default:
