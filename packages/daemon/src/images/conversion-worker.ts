@@ -27,7 +27,8 @@ try {
 } catch (error) {
   say({ kind: 'failed', error: toPlainError(error), stored: [...stored] })
 }
-parentPort?.close()
+// A standard input that nobody reads to its end would keep the thread.
+process.exit(0)
 
 function watcher(): Parameters<typeof convert>[1] {
   let latest: readonly number[] = []
@@ -61,9 +62,7 @@ async function ingest(job: IngestJob): Promise<Ingested> {
 }
 
 /** The main thread hands an upload over as this thread's standard input. */
-async function* uploaded(): AsyncGenerator<Buffer, void, void> {
-  for await (const chunk of process.stdin) {
-    cancel.signal.throwIfAborted()
-    yield chunk as Buffer
-  }
+function uploaded(): AsyncIterable<Buffer> {
+  cancel.signal.addEventListener('abort', () => process.stdin.destroy(cancel.signal.reason))
+  return process.stdin
 }

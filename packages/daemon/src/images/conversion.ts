@@ -63,7 +63,7 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
             return
           case 'failed':
             options.onLeftBehind?.(message.stored)
-            reject(uploadFailed ? uploadFailed.reason : fromPlainError(message.error))
+            reject(fromPlainError(message.error))
         }
       })
       worker.once('error', (error) => reject(threadDied(error)))
@@ -82,7 +82,8 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
       ? { ...result, image: { ...result.image, manifest: Buffer.from(result.image.manifest), config: Buffer.from(result.image.config) } }
       : result
   } catch (error) {
-    throw signal.aborted ? signal.reason : error
+    if (signal.aborted) throw signal.reason
+    throw uploadFailed ? uploadFailed.reason : error
   } finally {
     signal.removeEventListener('abort', cancel)
     input?.destroy()

@@ -21,6 +21,7 @@ export class RegistryAuth {
   readonly #network: RegistryNetwork
   readonly #credentials: Credentials | undefined
   readonly #tokens = new Map<string, { header: string; until: number }>()
+  readonly #asked = new Map<string, Promise<string>>()
   #basic: string | undefined
 
   constructor(network: RegistryNetwork, credentials: Credentials | undefined) {
@@ -40,13 +41,22 @@ export class RegistryAuth {
     return this.#basic
   }
 
-  /** Answers a 401. Undefined when there is nothing more to offer. */
-  async answer(challenges: readonly Challenge[], scope: string, signal: AbortSignal): Promise<string | undefined> {
+  /**
+   * Answers a 401 to a request that had `sent` for its authorization. Undefined when there is nothing more to offer. Requests that
+   * were refused at the same time share one token.
+   */
+  async answer(challenges: readonly Challenge[], scope: string, sent: string | undefined, signal: AbortSignal): Promise<string | undefined> {
     if (this.#credentials?.registryToken !== undefined) return undefined
+    const known = this.header(scope)
+    if (known !== undefined && known !== sent) return known
     const bearer = challenges.find(({ scheme }) => scheme === 'bearer')
     if (bearer) {
-      const header = await this.#token(bearer, scope, signal)
-      return header
+      let asked = this.#asked.get(scope)
+      if (!asked) {
+        asked = this.#token(bearer, scope, signal).finally(() => this.#asked.delete(scope))
+        this.#asked.set(scope, asked)
+      }
+      return await asked
     }
     const { username, password } = this.#credentials ?? {}
     if (challenges.some(({ scheme }) => scheme === 'basic') && username !== undefined && this.#basic === undefined) {

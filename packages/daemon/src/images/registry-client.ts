@@ -93,7 +93,7 @@ export class RegistryClient implements AsyncDisposable {
       const response = await this.#network.request(url, { ...options, ...(authorization === undefined ? {} : { authorization }) })
       if (response.statusCode !== 401 || tries === 2) return response
       const challenges = parseChallenges(response.headers['www-authenticate'])
-      const next = await this.#auth.answer(challenges, scope, options.signal)
+      const next = await this.#auth.answer(challenges, scope, authorization, options.signal)
       if (next === undefined) return response
       await response.body.dump({ limit: 64 * 1024 }).catch(() => undefined)
       authorization = next
