@@ -27,6 +27,8 @@ export function atTerminal(
 ): TerminalSession {
   const files = { tty: join(options.dir, 'tty'), pid: join(options.dir, 'pid') }
   const line = [
+    // A Ctrl-C on the terminal is for all who are on it; this shell stays to tell the exit code.
+    'trap : INT',
     'stty rows 30 cols 100',
     `tty > ${files.tty}`,
     `sh -c 'echo $$ > ${files.pid}; exec ${join(REPOSITORY, 'bin/dormouse')} ${args.join(' ')}'`,

@@ -5,6 +5,7 @@
 import type { ClientRequest, IncomingMessage, RequestOptions } from 'node:http'
 import { join } from 'node:path'
 import type { Fetch, FetchAnswer } from '@dormouse/api/client.ts'
+import { AppError } from '@dormouse/api/errors.ts'
 import { environment } from './environment.ts'
 import { EXIT, Failure, usageFailure } from './failure.ts'
 
@@ -117,7 +118,7 @@ const drained = (outgoing: ClientRequest): Promise<void> =>
 
 /** Why the daemon was not reached, as one sentence with what to do. */
 export function connectionFailure(address: Address, error: unknown): unknown {
-  if (!(error instanceof Error) || error.name === 'AbortError' || error instanceof Failure) return error
+  if (!(error instanceof Error) || error.name === 'AbortError' || error instanceof Failure || error instanceof AppError) return error
   const code = 'code' in error && typeof error.code === 'string' ? error.code : ''
   const where = addressText(address)
   const unreachable = (message: string, hint: string) =>

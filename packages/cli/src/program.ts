@@ -6,8 +6,10 @@ import { addVerbs, type Verb, verbs } from './verbs.ts'
 import { VERSION } from './version.ts'
 
 /** Runs one command line; gives the exit code. Nothing is thrown. */
-export async function runProgram(argv: readonly string[]): Promise<number> {
+export async function runProgram(words: readonly string[]): Promise<number> {
   endOnBrokenPipe()
+  // A verb's options are known once it is loaded, which its own `--help` does.
+  const argv = words[0] === 'help' && words.length > 1 ? [...words.slice(1), '--help'] : words
   const known = new WeakMap<Command, Verb>()
   const program = new Command('dormouse')
     .description('OCI images as virtual machines')
@@ -19,6 +21,7 @@ export async function runProgram(argv: readonly string[]): Promise<number> {
     .enablePositionalOptions()
     .showSuggestionAfterError()
     .configureHelp({ showGlobalOptions: true })
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error:/, 'Error:')) })
     .exitOverride()
   program.addHelpText('after', '\nA command’s own help: dormouse <command> --help')
   addVerbs(program, verbs, known)

@@ -2,11 +2,11 @@ import { formatDuration } from '@dormouse/api/units.ts'
 import type { Command } from 'commander'
 import { connect, type HostOption } from '../daemon.ts'
 import { print, printJson, remark } from '../output/print.ts'
-import { parseDurationOption } from '../parse/values.ts'
+import { collect, parseDurationOption } from '../parse/values.ts'
 
 interface Options extends HostOption {
   readonly subject?: string
-  readonly scopes?: string
+  readonly scope?: string[]
   readonly ttl?: string
   readonly json?: true
 }
@@ -14,7 +14,7 @@ interface Options extends HostOption {
 export function define(command: Command): void {
   command
     .option('--subject <name>', 'who it is for; shown in the daemon’s log')
-    .option('--scopes <list>', 'what it allows, such as instance:read,image:read; everything when left out')
+    .option('--scope <scope>', 'what it allows, such as instance:read; may be repeated; everything when left out', collect)
     .option('--ttl <duration>', 'how long it holds (24h when left out)')
     .option('--json', 'for programs')
     .addHelpText(
@@ -29,7 +29,7 @@ async function token(options: Options): Promise<void> {
     body: {
       ...(options.subject !== undefined && { subject: options.subject }),
       // The daemon knows the scopes and names a wrong one.
-      ...(options.scopes !== undefined && { scopes: options.scopes.split(',').map((scope) => scope.trim()) as never }),
+      ...(options.scope !== undefined && { scopes: options.scope.flatMap((list) => list.split(',')) as never }),
       ...(options.ttl !== undefined && { ttl: formatDuration(parseDurationOption(options.ttl)) }),
     },
   })

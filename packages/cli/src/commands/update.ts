@@ -12,7 +12,6 @@ interface Options extends HostOption {
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
-  readonly envRm?: string[]
   readonly tag?: string[]
   readonly tagRm?: string[]
   readonly publish?: string[]
@@ -30,7 +29,6 @@ export function define(command: Command): void {
     .option('--name <name>', 'a new name')
     .option('-e, --env <NAME=value>', 'set a variable, from the next start on; may be repeated', collect)
     .option('--env-file <file>', 'set the variables of a file', collect)
-    .option('--env-rm <NAME>', 'take a variable away; may be repeated', collect)
     .option('--tag <key=value>', 'set a tag; may be repeated', collect)
     .option('--tag-rm <key>', 'take a tag away; may be repeated', collect)
     .option('-p, --publish <host:guest>', 'publish these ports in place of the present ones; may be repeated', collect)
@@ -58,13 +56,13 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
   const ports = (options.publish ?? []).flatMap(parsePorts)
   const set = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
   const tags = parseTags(options.tag ?? [])
-  // The API replaces these as a whole; people change one at a time.
-  const changesPart = set !== undefined || tags !== undefined || options.envRm !== undefined || options.tagRm !== undefined
-  const before = changesPart ? await daemon.call('getInstance', { params: { id: name } }) : undefined
+  // The API replaces tags as a whole, and merges variables; people change one at a time.
+  const changesTags = tags !== undefined || options.tagRm !== undefined
+  const before = changesTags ? await daemon.call('getInstance', { params: { id: name } }) : undefined
   return {
     ...(options.name !== undefined && { name: options.name }),
-    ...((set !== undefined || options.envRm !== undefined) && { env: without({ ...before?.env, ...set }, options.envRm) }),
-    ...((tags !== undefined || options.tagRm !== undefined) && { tags: without({ ...before?.tags, ...tags }, options.tagRm) }),
+    ...(set !== undefined && { env: set }),
+    ...(changesTags && { tags: without({ ...before?.tags, ...tags }, options.tagRm) }),
     ...((ports.length > 0 || options.publishNone) && { network: { ports } }),
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
