@@ -23,6 +23,7 @@ const ASSETS = [
   'kernel/modules.squashfs',
   'kernel/version',
   'shim/dormouse-shim',
+  'shim/dormouse-net',
 ]
 
 const { values } = parseArgs({

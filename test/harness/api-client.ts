@@ -7,7 +7,7 @@ export interface ApiAnswer<T> {
 }
 
 /** An answer of 400 and above, as the API words it. */
-export class ApiFailure extends Error {
+class ApiFailure extends Error {
   override readonly name = 'ApiFailure'
   readonly status: number
   readonly code: string
