@@ -15,7 +15,7 @@ import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
 import type { Asked, Handlers } from './handler.ts'
 import { type BodyLimits, readJsonBody } from './json-body.ts'
-import { isLongList, jsonListStream } from './json-stream.ts'
+import { JsonList, writeJsonList } from './json-list.ts'
 import type { Metrics } from './metrics.ts'
 import { refusalOf } from './problems.ts'
 import { sseStream } from './streams/sse.ts'
@@ -54,7 +54,7 @@ const FRAME_MAX_BYTES = 1024 * 1024
 export function createApp(uses: AppUses): FastifyInstance {
   const app = fastify({
     // What it says of itself is no fact of ours; requests are told by tellLog.
-    loggerInstance: uses.log.child({ part: 'http' }, { level: 'warn' }),
+    loggerInstance: uses.log.child({ part: 'http' }, { level: uses.log.isLevelEnabled('warn') ? 'warn' : uses.log.level }),
     logController: new LogController({ disableRequestLogging: true }),
     exposeHeadRoutes: false,
     // Raw bodies are bounded by who reads them, JSON by readJsonBody.
@@ -63,6 +63,8 @@ export function createApp(uses: AppUses): FastifyInstance {
     return503OnClosing: false,
     forceCloseConnections: 'idle',
     genReqId: (request) => requestIdOf(request.headers['x-request-id']),
+    // Schemas are checked by checkInput and answers written by send: Fastify's own compilers are not even loaded.
+    schemaController: { compilersFactory: { buildValidator: noCompiler, buildSerializer: noCompiler } },
     routerOptions: { maxParamLength: PATH_PART_MAX, querystringParser: (text: string) => decodeQuery(text) as Record<string, string> },
     frameworkErrors: (error, request, reply) => void refuse(error, request as FastifyRequest, reply as FastifyReply, uses),
     clientErrorHandler: answerBrokenRequest,
@@ -85,7 +87,12 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.setErrorHandler((error, request, reply) => refuse(error, request, reply, uses))
   app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
 
-  app.register(websocket, { options: { maxPayload: FRAME_MAX_BYTES }, preClose: (done) => done() })
+  app.register(websocket, {
+    options: { maxPayload: FRAME_MAX_BYTES },
+    // The peer's own doing: too large a frame, a broken connection. Streams are ended by `closing`, not by the plugin.
+    errorHandler: (_, socket) => socket.terminate(),
+    preClose: (done) => done(),
+  })
   // After those of the plugin, which ends the socket of an upgrade that is refused.
   app.after(() => addHooks(app, uses))
   app.register(async (routed) => {
@@ -95,6 +102,10 @@ export function createApp(uses: AppUses): FastifyInstance {
     }
   })
   return app
+}
+
+const noCompiler = () => () => {
+  throw new Error('No route has a schema of Fastify')
 }
 
 function addHooks(app: FastifyInstance, uses: AppUses): void {
@@ -202,7 +213,7 @@ function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
   }
   if (route.stream === 'text' || answer === undefined) return reply.send(answer)
   reply.type('application/json; charset=utf-8')
-  return reply.send(isLongList(answer) ? jsonListStream(answer) : JSON.stringify(answer))
+  return reply.send(answer instanceof JsonList ? writeJsonList(answer) : JSON.stringify(answer))
 }
 
 const wrongMediaType = () => Object.assign(new Error('media type'), { code: 'FST_ERR_CTP_INVALID_MEDIA_TYPE' })

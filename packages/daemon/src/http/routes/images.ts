@@ -1,6 +1,7 @@
 import type { ImageProgress } from '@dormouse/api/images.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Handlers } from '../handler.ts'
+import { JsonList } from '../json-list.ts'
 import { pageOf } from '../list-page.ts'
 import type { ServerUses } from '../uses.ts'
 
@@ -15,7 +16,7 @@ export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes
       const { tags, limit, cursor } = query
       const page = pageOf(images.list(tags === undefined ? {} : { tags }), (image) => image.name, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
-      return [...page.items]
+      return new JsonList(page.items.map((image) => JSON.stringify(image)))
     },
 
     pullImage: ({ body }) => images.pull(body),

@@ -3,7 +3,9 @@ import type { Instance as Shown } from '@dormouse/api/instances.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { Handlers } from '../handler.ts'
+import { instanceJson } from '../instance-json.ts'
 import { graceMs, toCreateInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
+import { JsonList } from '../json-list.ts'
 import { pageOf } from '../list-page.ts'
 import { presentInstance } from '../present-instance.ts'
 import type { ServerUses } from '../uses.ts'
@@ -38,11 +40,11 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
       const { state, tags, limit, cursor } = query
       const now = Date.now()
       const all = instances.list({ ...(state !== undefined && { state }), ...(tags !== undefined && { tags }) })
-      if (limit === undefined && cursor === undefined) return all.map((instance) => presentInstance(instance, now))
+      if (limit === undefined && cursor === undefined) return new JsonList(all.map((instance) => instanceJson(instance, now)))
       const listed = all.map((instance) => ({ instance, created_at: new Date(instance.createdAtMs).toISOString() }))
       const page = pageOf(listed, ({ instance }) => instance.id, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
-      return page.items.map(({ instance }) => presentInstance(instance, now))
+      return new JsonList(page.items.map(({ instance }) => instanceJson(instance, now)))
     },
 
     createInstance: async ({ body, query, signal }) => {
