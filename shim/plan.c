@@ -125,7 +125,7 @@ static void add_descriptor(struct plan *plan, struct pair *pairs, size_t *pair_c
 }
 
 void read_plan(struct plan *plan, int argc, char **argv) {
-    struct pair pairs[MAX_DESCRIPTORS];
+    struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
     plan->blank_fd = -1;
     int i = 0;

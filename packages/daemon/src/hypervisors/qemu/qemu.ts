@@ -10,7 +10,8 @@ import { copyFile, type FileHandle, mkdir, open, readdir, rm } from 'node:fs/pro
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
-import { AppError } from '@dormouse/api/errors.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { Logger } from 'pino'
 import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
@@ -182,8 +183,9 @@ export class QemuHypervisor implements Hypervisor {
       undo.move()
       return vm
     } catch (cause) {
-      if (cause instanceof AppError && cause.code === 'timed_out') throw cause
-      throw new AppError('internal_error', 'QEMU did not start the machine', {
+      if (errorCodeOf(cause) === 'timed_out') throw cause
+      await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
+      throw new AppError('internal_error', `QEMU did not start the machine: ${await lastLine(spec.logs.vmm)}`, {
         cause,
         hint: 'The VMM log says more: dormouse logs --source vmm',
       })
@@ -394,11 +396,16 @@ async function withParked(
   const shim = await Shim.launch(plan, step)
   undo.defer(() => void shim[Symbol.dispose]())
   undo.defer(async () => void (await shim.kill()))
-  const ended = shim.ended.then(async () => {
+  const ended = shim.ended.then(async (): Promise<never> => {
     throw new AppError('internal_error', `The machine ended before it was parked: ${await lastLine(log)}`)
   })
   ended.catch(() => undefined)
-  await Promise.race([parkAndWork(runDir, shim, uses, step, work), ended])
+  const working = parkAndWork(runDir, shim, uses, step, work).catch(async (error): Promise<never> => {
+    // A connection that broke is how an end is first seen; how it ended says more.
+    if (errorCodeOf(error) === 'guest_unavailable') await Promise.race([ended, sleep(1000, undefined, { ref: false })])
+    throw error
+  })
+  await Promise.race([working, ended])
 }
 
 async function parkAndWork(

@@ -1,0 +1,67 @@
+/* Logs stay within their limits, whatever is written and in whatever pieces. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../drain.h"
+
+static int failures;
+
+#define CHECK(claim) \
+    do { \
+        if (!(claim)) { \
+            printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #claim); \
+            failures++; \
+        } \
+    } while (0)
+
+static long long size_of(const char *path) {
+    struct stat facts;
+    return stat(path, &facts) < 0 ? -1 : facts.st_size;
+}
+
+static struct log_file fresh(const char *path, int is_capped, long long max_bytes) {
+    struct log_file log;
+    unlink(path);
+    open_log(&log, &(struct log_plan){"log", path, is_capped, max_bytes});
+    return log;
+}
+
+int main(void) {
+    char dir[] = "/tmp/drain-XXXXXX", path[64], older[64];
+    if (mkdtemp(dir) == NULL) return 1;
+    snprintf(path, sizeof path, "%s/log", dir);
+    snprintf(older, sizeof older, "%s/log.1", dir);
+
+    struct log_file log = fresh(path, 1, 10);
+    append_to_log(&log, "0123456", 7);
+    append_to_log(&log, "789abc", 6);
+    append_to_log(&log, "more", 4);
+    CHECK(size_of(path) == 10);
+
+    log = fresh(path, 0, 20);
+    append_to_log(&log, "first line\nsecond line\n", 23);
+    CHECK(size_of(older) == 11 && size_of(path) == 12);
+    append_to_log(&log, "third line\n", 11);
+    CHECK(size_of(older) == 12 && size_of(path) == 11);
+
+    // One endless line, in one piece and in many.
+    log = fresh(path, 0, 100);
+    char *line = malloc(5000);
+    memset(line, 'x', 5000);
+    append_to_log(&log, line, 5000);
+    CHECK(size_of(path) <= 100 && size_of(older) <= 100);
+    for (int i = 0; i < 1000; i++) append_to_log(&log, line, (size_t)(rand() % 40));
+    CHECK(size_of(path) <= 100 && size_of(older) <= 100);
+    note_in_log(&log, "%s", "a word of the shim's own");
+    CHECK(size_of(path) <= 100);
+    free(line);
+
+    unlink(path);
+    unlink(older);
+    rmdir(dir);
+    return failures != 0;
+}

@@ -1,0 +1,128 @@
+/* What may leave a guest and what is answered on the loopback, frame by frame, then with noise. */
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "../net.h"
+
+static int failures;
+
+#define CHECK(claim) \
+    do { \
+        if (!(claim)) { \
+            printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #claim); \
+            failures++; \
+        } \
+    } while (0)
+
+static size_t ipv4_frame(uint8_t *frame, const char *from, const char *to, int protocol, size_t payload) {
+    memset(frame, 0, 14 + 20 + payload);
+    frame[12] = 0x08;
+    frame[14] = 0x45;
+    frame[14 + 9] = (uint8_t)protocol;
+    inet_pton(AF_INET, from, frame + 14 + 12);
+    inet_pton(AF_INET, to, frame + 14 + 16);
+    return 14 + 20 + payload;
+}
+
+static int leaves4(const char *to) {
+    uint8_t frame[64];
+    return may_leave(frame, ipv4_frame(frame, "10.0.2.15", to, 6, 20));
+}
+
+static int leaves6(const char *to) {
+    uint8_t frame[64] = {0};
+    frame[12] = 0x86;
+    frame[13] = 0xdd;
+    inet_pton(AF_INET6, to, frame + 14 + 24);
+    return may_leave(frame, 54);
+}
+
+static void addresses(void) {
+    CHECK(leaves4("192.0.2.1"));
+    CHECK(leaves4("10.0.2.3"));
+    CHECK(leaves4("255.255.255.255"));
+    CHECK(!leaves4("127.0.0.1"));
+    CHECK(!leaves4("127.255.255.254"));
+    CHECK(!leaves4("0.0.0.0"));
+    CHECK(!leaves4("169.254.169.254"));
+    CHECK(leaves6("2001:db8::1"));
+    CHECK(leaves6("ff02::2"));
+    CHECK(!leaves6("::1"));
+    CHECK(!leaves6("::"));
+    CHECK(!leaves6("::ffff:127.0.0.1"));
+    CHECK(!leaves6("::127.0.0.1"));
+    const uint8_t arp[42] = {[12] = 0x08, [13] = 0x06};
+    CHECK(may_leave(arp, sizeof arp));
+    CHECK(!may_leave(arp, 13));
+    uint8_t cut[64];
+    CHECK(!may_leave(cut, ipv4_frame(cut, "10.0.2.15", "192.0.2.1", 6, 0) - 1));
+}
+
+static size_t udp_frame(uint8_t *frame, const char *from, const char *to, int from_port, int to_port, const char *text) {
+    size_t length = ipv4_frame(frame, from, to, 17, 8 + strlen(text));
+    uint8_t *udp = frame + 34;
+    udp[0] = (uint8_t)(from_port >> 8), udp[1] = (uint8_t)from_port, udp[2] = (uint8_t)(to_port >> 8), udp[3] = (uint8_t)to_port;
+    udp[5] = (uint8_t)(8 + strlen(text));
+    memcpy(udp + 8, text, strlen(text));
+    return length;
+}
+
+static void datagrams(void) {
+    static struct net net;
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof any;
+    int client = socket(AF_INET, SOCK_DGRAM, 0);
+    CHECK(bind(client, (struct sockaddr *)&any, sizeof any) == 0);
+    CHECK(getsockname(client, (struct sockaddr *)&any, &size) == 0);
+    int client_port = ntohs(any.sin_port);
+    net.ports[0] = (struct port){.is_udp = 1, .guest_port = 7, .udp_fd = socket(AF_INET, SOCK_DGRAM, 0), .host.ss_family = AF_INET};
+    net.port_count = 1;
+
+    uint8_t frame[256];
+    char got[16] = "";
+    size_t length = udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "early");
+    CHECK(!answer_on_loopback(&net, frame, length, 1000));
+    length = udp_frame(frame, "10.0.2.2", "10.0.2.15", client_port, 7, "ping");
+    note_to_guest(frame, length, 1000);
+    length = udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "pong");
+    CHECK(answer_on_loopback(&net, frame, length, 2000));
+    CHECK(recv(client, got, sizeof got - 1, MSG_DONTWAIT) == 4 && strcmp(got, "pong") == 0);
+    // Another port of the client's host, another port of the guest, a fragment, a lying length, much later: none of these.
+    CHECK(!answer_on_loopback(&net, frame, udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port ^ 1, "x"), 2000));
+    CHECK(!answer_on_loopback(&net, frame, udp_frame(frame, "10.0.2.15", "10.0.2.2", 8, client_port, "x"), 2000));
+    length = udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "x");
+    frame[14 + 6] = 0x20;
+    CHECK(!answer_on_loopback(&net, frame, length, 2000));
+    length = udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "x");
+    frame[34 + 5] = 200;
+    CHECK(!answer_on_loopback(&net, frame, length, 2000));
+    CHECK(!answer_on_loopback(&net, frame, udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "late"), 1000000));
+    CHECK(recv(client, got, sizeof got, MSG_DONTWAIT) < 0);
+}
+
+static void noise(void) {
+    static struct net net;
+    srand(1);
+    for (int round = 0; round < 300000; round++) {
+        size_t length = (size_t)rand() % 96;
+        uint8_t *frame = malloc(length + 1);
+        for (size_t i = 0; i < length; i++) frame[i] = (uint8_t)rand();
+        if (length > 14 && round % 2) frame[12] = 0x08, frame[13] = 0, frame[14] = (uint8_t)(0x40 | rand() % 16);
+        if (length > 34 && round % 4 == 1) frame[23] = 17, memcpy(frame + 30, "\x0a\0\2\2", 4), frame[20] = frame[21] = 0;
+        uint8_t *exact = realloc(frame, length == 0 ? 1 : length);
+        may_leave(exact, length);
+        note_to_guest(exact, length, round);
+        answer_on_loopback(&net, exact, length, round);
+        free(exact);
+    }
+}
+
+int main(void) {
+    addresses();
+    datagrams();
+    noise();
+    return failures != 0;
+}
