@@ -1,7 +1,7 @@
 /** A registry that misbehaves: a proxy before the real one cuts, bends, refuses and leads astray. */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { test, type TestContext } from 'node:test'
+import { type TestContext, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { type ImageFixture, imageOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
@@ -12,14 +12,20 @@ const content = randomBytes(2 << 20)
 const big = (): ImageFixture => imageOf([tarOf([{ name: 'big', content }])], { compress: zstdCompressSync })
 const layerOf = (image: ImageFixture) => image.layers[0] ?? assert.fail()
 
-const says = (code: ErrorCode, pattern = /./) => (error: unknown) => {
-  assert.ok(error instanceof AppError, String(error))
-  assert.equal(error.code, code, error.message)
-  assert.match(error.message, pattern)
-  return true
-}
+const says =
+  (code: ErrorCode, pattern = /./) =>
+  (error: unknown) => {
+    assert.ok(error instanceof AppError, String(error))
+    assert.equal(error.code, code, error.message)
+    assert.match(error.message, pattern)
+    return true
+  }
 
-async function behindProxy(t: TestContext, image: ImageFixture, config: Parameters<typeof openRoom>[1] = {}): Promise<{ room: Room; proxy: Proxy; name: string; registry: string }> {
+async function behindProxy(
+  t: TestContext,
+  image: ImageFixture,
+  config: Parameters<typeof openRoom>[1] = {},
+): Promise<{ room: Room; proxy: Proxy; name: string; registry: string }> {
   const registry = await startRegistry(t)
   const proxy = await startProxy(t, registry)
   await pushFixture(registry, 'lib/x', 'v1', image)
@@ -134,10 +140,17 @@ test('another part of a blob than was asked for is refused', async (t) => {
 
 test('a layer that unpacks to another diff id than the configuration says is refused', async (t) => {
   const image = imageOf([tarOf([{ name: 'a', content: 'x' }])])
-  const config = Buffer.from(image.config.toString().replace(/"diff_ids":\["sha256:[0-9a-f]{64}/, `"diff_ids":["${sha256(Buffer.from('other'))}`))
+  const config = Buffer.from(
+    image.config.toString().replace(/"diff_ids":\["sha256:[0-9a-f]{64}/, `"diff_ids":["${sha256(Buffer.from('other'))}`),
+  )
   const manifest = JSON.parse(image.manifest.toString())
   manifest.config = { ...manifest.config, digest: sha256(config), size: config.length }
-  const lying = { ...image, config, manifest: Buffer.from(JSON.stringify(manifest)), blobs: new Map([...image.blobs, [sha256(config), config]]) }
+  const lying = {
+    ...image,
+    config,
+    manifest: Buffer.from(JSON.stringify(manifest)),
+    blobs: new Map([...image.blobs, [sha256(config), config]]),
+  }
   const { room, name } = await behindProxy(t, { ...lying, digest: sha256(lying.manifest) })
   await failsWith(room, name, 'invalid_image', /unpacks to sha256/)
 })
@@ -247,7 +260,10 @@ test('a token realm at a private address is refused, and the credentials stay he
       response.writeHead(401, { 'www-authenticate': `Bearer realm="${realm}",service="x"` }).end()
       return true
     }
-    await assert.rejects(room.images.pull({ name, credentials: { username: 'me', password: 'secret' } }), says('registry_refused', /not allowed/))
+    await assert.rejects(
+      room.images.pull({ name, credentials: { username: 'me', password: 'secret' } }),
+      says('registry_refused', /not allowed/),
+    )
   }
   await assertNothingLeft(room)
 })
@@ -273,6 +289,8 @@ test('a mirror is asked first, without the credentials, and the registry itself 
 
 test('a bomb from a registry is stopped, and nothing of it stays', async (t) => {
   const zeros = tarOf([{ name: 'zeros', content: Buffer.alloc(48 << 20) }])
-  const { room, name } = await behindProxy(t, imageOf([zeros], { compress: (tar) => gzipSync(tar, { level: 9 }) }), { maxImageBytes: 16 << 20 })
+  const { room, name } = await behindProxy(t, imageOf([zeros], { compress: (tar) => gzipSync(tar, { level: 9 }) }), {
+    maxImageBytes: 16 << 20,
+  })
   await failsWith(room, name, 'image_too_large', /(more|larger) than 16777216 bytes/)
 })

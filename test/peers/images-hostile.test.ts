@@ -4,10 +4,18 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { test, type TestContext } from 'node:test'
+import { type TestContext, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import { type EntryWords, type ImageFixture, imageOf, layoutOf, sha256, tarEntry, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
+import {
+  type EntryWords,
+  type ImageFixture,
+  imageOf,
+  layoutOf,
+  sha256,
+  tarEntry,
+  tarOf,
+} from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { scratchDir } from '../harness/scratch.ts'
 import { assertNothingLeft, openRoom, type Room, step, writeFiles } from './images-room.ts'
 
@@ -18,9 +26,16 @@ const says = (code: ErrorCode, pattern: RegExp) => (error: unknown) => {
   return true
 }
 
-const archiveOf = (files: ReadonlyMap<string, Buffer>): Buffer => tarOf([...files].map(([name, content]): EntryWords => ({ name, content })))
+const archiveOf = (files: ReadonlyMap<string, Buffer>): Buffer =>
+  tarOf([...files].map(([name, content]): EntryWords => ({ name, content })))
 
-async function refusesImage(t: TestContext, image: ImageFixture, code: ErrorCode, pattern: RegExp, config: Parameters<typeof openRoom>[1] = {}): Promise<Room> {
+async function refusesImage(
+  t: TestContext,
+  image: ImageFixture,
+  code: ErrorCode,
+  pattern: RegExp,
+  config: Parameters<typeof openRoom>[1] = {},
+): Promise<Room> {
   const room = await openRoom(t, config)
   const path = await writeFiles(await scratchDir(t), layoutOf(image))
   await assert.rejects(room.images.importArchive({ path }, 'bad:1'), says(code, pattern))
@@ -43,14 +58,31 @@ test('an absolute name in a layer', (t) => refusesLayers(t, [[{ name: '/etc/cron
 test('a hard link that climbs out', (t) => refusesLayers(t, [[{ name: 'x', kind: 'link', linkName: '../../../etc/shadow' }]], /climbs out/))
 test('a hard link to an absolute name', (t) => refusesLayers(t, [[{ name: 'x', kind: 'link', linkName: '/etc/shadow' }]], /is absolute/))
 test('a file below a symbolic link of a lower layer', (t) =>
-  refusesLayers(t, [[{ name: 'out', kind: 'symlink', linkName: '/etc' }], [{ name: 'out/cron.d', content: 'evil' }]], /below "out", which is a symbolic link/))
+  refusesLayers(
+    t,
+    [[{ name: 'out', kind: 'symlink', linkName: '/etc' }], [{ name: 'out/cron.d', content: 'evil' }]],
+    /below "out", which is a symbolic link/,
+  ))
 test('a file below a symbolic link of its own layer', (t) =>
-  refusesLayers(t, [[{ name: 'out', kind: 'symlink', linkName: '/etc' }, { name: 'out/cron.d', content: 'evil' }]], /symbolic link/))
+  refusesLayers(
+    t,
+    [
+      [
+        { name: 'out', kind: 'symlink', linkName: '/etc' },
+        { name: 'out/cron.d', content: 'evil' },
+      ],
+    ],
+    /symbolic link/,
+  ))
 
 test('nothing of all this ever came to lie on the host', async (t) => {
   const marker = `dormouse-${randomBytes(6).toString('hex')}`
   const target = await scratchDir(t)
-  await refusesLayers(t, [[{ name: 'out', kind: 'symlink', linkName: target }], [{ name: `out/${marker}`, content: 'evil' }]], /symbolic link/)
+  await refusesLayers(
+    t,
+    [[{ name: 'out', kind: 'symlink', linkName: target }], [{ name: `out/${marker}`, content: 'evil' }]],
+    /symbolic link/,
+  )
   await refusesLayers(t, [[{ name: `../../../../../../../../../..${target}/${marker}`, content: 'evil' }]], /climbs out/)
   await refusesLayers(t, [[{ name: `${target}/${marker}`, content: 'evil' }]], /absolute/)
   assert.deepEqual(await readdir(target), [])
@@ -66,7 +98,12 @@ test('a layer that is cut short, as tar and as gzip', async (t) => {
 test('data after the end of a layer, in the tar and after the compressed data', async (t) => {
   const tar = tarOf([{ name: 'a' }])
   await refusesImage(t, imageOf([Buffer.concat([tar, tarEntry({ name: 'hidden' })])]), 'invalid_image', /goes on after its end/)
-  await refusesImage(t, imageOf([tar], { compress: (bytes) => Buffer.concat([gzipSync(bytes), Buffer.from('trailing')]) }), 'invalid_image', /damaged|goes on/)
+  await refusesImage(
+    t,
+    imageOf([tar], { compress: (bytes) => Buffer.concat([gzipSync(bytes), Buffer.from('trailing')]) }),
+    'invalid_image',
+    /damaged|goes on/,
+  )
 })
 
 test('a layer that is no tar at all', async (t) => {
@@ -75,7 +112,9 @@ test('a layer that is no tar at all', async (t) => {
 
 test('bombs: by ratio, by bytes, by holes, by entries, by depth', async (t) => {
   const zeros = tarOf([{ name: 'z', content: Buffer.alloc(64 << 20) }])
-  await refusesImage(t, imageOf([zeros], { compress: zstdCompressSync }), 'image_too_large', /(more|larger) than/, { maxImageBytes: 32 << 20 })
+  await refusesImage(t, imageOf([zeros], { compress: zstdCompressSync }), 'image_too_large', /(more|larger) than/, {
+    maxImageBytes: 32 << 20,
+  })
   const hole = tarOf([{ name: 'hole', size: 2 ** 45, storedSize: 0, sparse: [] }])
   await refusesImage(t, imageOf([hole]), 'image_too_large', /files are larger/)
   const many = tarOf(Array.from({ length: 3000 }, (_, i) => ({ name: `f${i}` })))
@@ -86,20 +125,40 @@ test('bombs: by ratio, by bytes, by holes, by entries, by depth', async (t) => {
 test('a bomb of bombs: an archive that is compressed itself', async (t) => {
   const room = await openRoom(t, { maxImageBytes: 8 << 20 })
   const bomb = gzipSync(tarOf([{ name: 'blobs/x', content: Buffer.alloc(64 << 20) }]))
-  await assert.rejects(room.images.importUpload(Readable.from([bomb]), { name: 'bad:1' }, step()), says('image_too_large', /(more|larger) than/))
+  await assert.rejects(
+    room.images.importUpload(Readable.from([bomb]), { name: 'bad:1' }, step()),
+    says('image_too_large', /(more|larger) than/),
+  )
   await assertNothingLeft(room)
 })
 
 test('unknown media types, of a layer and of what is no image', async (t) => {
-  await refusesImage(t, imageOf([tarOf([{ name: 'a' }])], { layerType: 'application/vnd.example.layer' }), 'invalid_image', /media type that is not known.*vnd.example/)
+  await refusesImage(
+    t,
+    imageOf([tarOf([{ name: 'a' }])], { layerType: 'application/vnd.example.layer' }),
+    'invalid_image',
+    /media type that is not known.*vnd.example/,
+  )
   const image = imageOf([tarOf([{ name: 'a' }])])
-  const chart = Buffer.from(image.manifest.toString().replace('application/vnd.oci.image.config.v1+json', 'application/vnd.cncf.helm.config.v1+json'))
+  const chart = Buffer.from(
+    image.manifest.toString().replace('application/vnd.oci.image.config.v1+json', 'application/vnd.cncf.helm.config.v1+json'),
+  )
   await refusesImage(t, { ...image, manifest: chart, digest: sha256(chart) }, 'invalid_image', /no image/)
 })
 
 test('an image for another platform', async (t) => {
-  await refusesImage(t, imageOf([tarOf([{ name: 'a' }])], { platform: { os: 'linux', architecture: 's390x' } }), 'platform_not_available', /is not there for/)
-  await refusesImage(t, imageOf([tarOf([{ name: 'a' }])], { platform: { os: 'windows', architecture: 'amd64' } }), 'platform_not_available', /is not there for/)
+  await refusesImage(
+    t,
+    imageOf([tarOf([{ name: 'a' }])], { platform: { os: 'linux', architecture: 's390x' } }),
+    'platform_not_available',
+    /is not there for/,
+  )
+  await refusesImage(
+    t,
+    imageOf([tarOf([{ name: 'a' }])], { platform: { os: 'windows', architecture: 'amd64' } }),
+    'platform_not_available',
+    /is not there for/,
+  )
 })
 
 test('a configuration that speaks of other layers, or could not be run', async (t) => {
@@ -107,7 +166,12 @@ test('a configuration that speaks of other layers, or could not be run', async (
   const manifest = JSON.parse(image.manifest.toString())
   manifest.layers.pop()
   const fewer = Buffer.from(JSON.stringify(manifest))
-  await refusesImage(t, { ...image, manifest: fewer, digest: sha256(fewer) }, 'invalid_image', /1 layers, but its configuration speaks of 2/)
+  await refusesImage(
+    t,
+    { ...image, manifest: fewer, digest: sha256(fewer) },
+    'invalid_image',
+    /1 layers, but its configuration speaks of 2/,
+  )
   await refusesImage(t, imageOf([tarOf([{ name: 'a' }])], { config: { Cmd: ['a\0b'] } }), 'invalid_image', /malformed Cmd/)
 })
 
@@ -125,7 +189,10 @@ test('blobs of a layout that are damaged, missing, or of another size', async (t
     [new Map([...files, ['index.json', Buffer.from(String(files.get('index.json')).replace(/"size":\d+/, '"size":7'))]]), /damaged/],
   ] as const) {
     const room = await openRoom(t)
-    await assert.rejects(room.images.importArchive({ path: await writeFiles(await scratchDir(t), change) }, 'bad:1'), says('invalid_image', pattern))
+    await assert.rejects(
+      room.images.importArchive({ path: await writeFiles(await scratchDir(t), change) }, 'bad:1'),
+      says('invalid_image', pattern),
+    )
     await assertNothingLeft(room)
     await refusesUpload(t, archiveOf(change), 'invalid_image', pattern)
   }
@@ -142,13 +209,25 @@ test('an archive with names that lead out of it, links that do, or things that a
 })
 
 test('a docker archive that lies', async (t) => {
-  const docker = (manifest: unknown, files: readonly EntryWords[] = []) => tarOf([{ name: 'manifest.json', content: JSON.stringify(manifest) }, ...files])
+  const docker = (manifest: unknown, files: readonly EntryWords[] = []) =>
+    tarOf([{ name: 'manifest.json', content: JSON.stringify(manifest) }, ...files])
   await refusesUpload(t, docker([]), 'invalid_image', /lists no images/)
   await refusesUpload(t, docker([{ Config: 7, Layers: [] }]), 'invalid_image', /malformed/)
   await refusesUpload(t, docker([{ Config: '../../etc/passwd', Layers: [] }]), 'invalid_image', /leads out/)
   await refusesUpload(t, docker([{ Config: 'c.json', Layers: [] }]), 'invalid_image', /c.json is missing/)
-  await refusesUpload(t, docker([{ Config: 'c.json', Layers: ['l.tar'] }], [{ name: 'c.json', content: '{}' }]), 'invalid_image', /l.tar is missing/)
-  const loop = docker([{ Config: 'a', Layers: [] }], [{ name: 'a', kind: 'symlink', linkName: 'b' }, { name: 'b', kind: 'symlink', linkName: 'a' }])
+  await refusesUpload(
+    t,
+    docker([{ Config: 'c.json', Layers: ['l.tar'] }], [{ name: 'c.json', content: '{}' }]),
+    'invalid_image',
+    /l.tar is missing/,
+  )
+  const loop = docker(
+    [{ Config: 'a', Layers: [] }],
+    [
+      { name: 'a', kind: 'symlink', linkName: 'b' },
+      { name: 'b', kind: 'symlink', linkName: 'a' },
+    ],
+  )
   await refusesUpload(t, loop, 'invalid_image', /missing/)
 })
 

@@ -40,7 +40,22 @@ interface Change {
 const name = fc.constantFrom('a', 'b', 'c', 'ü', 'n'.repeat(120))
 const path = fc.array(name, { minLength: 1, maxLength: 3 })
 const change: fc.Arbitrary<Change> = fc.record({
-  kind: fc.constantFrom<Kind>('file', 'file', 'file', 'dir', 'dir', 'dir', 'symlink', 'link', 'link', 'char', 'fifo', 'whiteout', 'whiteout', 'opaque'),
+  kind: fc.constantFrom<Kind>(
+    'file',
+    'file',
+    'file',
+    'dir',
+    'dir',
+    'dir',
+    'symlink',
+    'link',
+    'link',
+    'char',
+    'fifo',
+    'whiteout',
+    'whiteout',
+    'opaque',
+  ),
   path,
   target: path,
   mode: fc.constantFrom(0o644, 0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o6711, 0),
@@ -57,7 +72,9 @@ const change: fc.Arbitrary<Change> = fc.record({
 })
 const layers = fc.array(fc.array(change, { maxLength: 14 }), { minLength: 1, maxLength: 4 })
 
-test('generated layers give the file system that umoci unpacks', { skip: process.getuid?.() === 0 ? false : 'umoci makes owners and devices only as root' }, async (t) => {
+test('generated layers give the file system that umoci unpacks', {
+  skip: process.getuid?.() === 0 ? false : 'umoci makes owners and devices only as root',
+}, async (t) => {
   await fc.assert(
     fc.asyncProperty(layers, async (changes) => {
       await using scratch = await Scratch.make()
@@ -94,7 +111,18 @@ async function squashfsOf(tars: readonly Buffer[], dir: string): Promise<object>
 async function unpackedBy(tars: readonly Buffer[], dir: string): Promise<object> {
   const layout = await writeFiles(join(dir, 'layout'), layoutOf(imageOf(tars)))
   await command(['umoci', 'raw', 'unpack', '--image', `${layout}:latest`, join(dir, 'unpacked')])
-  const tar = await spawnOutput(['tar', '--format=posix', '--xattrs', '--xattrs-include=*', '--numeric-owner', '-cf', '-', '-C', join(dir, 'unpacked'), '.'])
+  const tar = await spawnOutput([
+    'tar',
+    '--format=posix',
+    '--xattrs',
+    '--xattrs-include=*',
+    '--numeric-owner',
+    '-cf',
+    '-',
+    '-C',
+    join(dir, 'unpacked'),
+    '.',
+  ])
   await rm(join(dir, 'unpacked'), { recursive: true })
   return factsOf(tar)
 }

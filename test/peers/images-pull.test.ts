@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto'
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
-import { test, type TestContext } from 'node:test'
+import { type TestContext, test } from 'node:test'
 import { zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import type { ImageProgress } from '@dormouse/api/images.ts'
@@ -14,12 +14,14 @@ import { scratchDir } from '../harness/scratch.ts'
 import { pushFixture, pushManifest, startProxy, startRegistry, startTokenServer } from './images-registry.ts'
 import { assertNothingLeft, command, filesOf, openRoom, pullReady, step, writeFiles } from './images-room.ts'
 
-const says = (code: ErrorCode, pattern = /./) => (error: unknown) => {
-  assert.ok(error instanceof AppError, String(error))
-  assert.equal(error.code, code, error.message)
-  assert.match(error.message, pattern)
-  return true
-}
+const says =
+  (code: ErrorCode, pattern = /./) =>
+  (error: unknown) => {
+    assert.ok(error instanceof AppError, String(error))
+    assert.equal(error.code, code, error.message)
+    assert.match(error.message, pattern)
+    return true
+  }
 const small = (word = 'x') => imageOf([tarOf(['etc', { name: 'etc/a', content: word }]), tarOf([{ name: 'b', content: `${word}b` }])])
 
 async function skopeo(...args: string[]): Promise<void> {
@@ -63,14 +65,23 @@ test('a pull goes pending, pulling, converting, ready, in rows, events and progr
   for await (const one of await room.images.progress(name, step())) seen.push(one)
   assert.equal(seen.at(-1)?.status, 'ready')
   const total = small().layers.reduce((sum, layer) => sum + layer.size, 0)
-  assert.ok(seen.some((one) => one.status === 'converting' && one.done_bytes === total && one.total_bytes === total && one.layers?.length === 2))
+  assert.ok(
+    seen.some((one) => one.status === 'converting' && one.done_bytes === total && one.total_bytes === total && one.layers?.length === 2),
+  )
   const statuses = room.events.filter(({ kind, subject }) => kind === 'image.changed' && subject === name).map(({ data }) => data.status)
   assert.deepEqual(statuses, ['pending', 'pulling', 'converting', 'ready'])
   assert.equal(room.events.at(-1)?.kind, 'image.pulled')
-  assert.deepEqual(room.images.list({ tags: { team: 'a' } }).map((one) => one.status), ['ready'])
+  assert.deepEqual(
+    room.images.list({ tags: { team: 'a' } }).map((one) => one.status),
+    ['ready'],
+  )
   assert.deepEqual(room.images.list({ tags: { team: 'b' } }), [])
   const again = await Array.fromAsync(await room.images.progress(name, step()))
-  assert.deepEqual(again.map((one) => one.status), ['ready'], 'who comes late hears the end at once')
+  assert.deepEqual(
+    again.map((one) => one.status),
+    ['ready'],
+    'who comes late hears the end at once',
+  )
 })
 
 test('pulls of one image at the same time are one, and a digest that is here is not pulled again', async (t) => {
@@ -86,7 +97,13 @@ test('pulls of one image at the same time are one, and a digest that is here is 
   const second = await room.images.pull({ name: `${proxy.host}/lib/x:v2` })
   assert.equal(second.status, 'ready')
   assert.equal(blobs(), 2)
-  assert.deepEqual(room.images.list().map(({ name }) => name).sort(), [`${proxy.host}/lib/x:v1`, `${proxy.host}/lib/x:v2`])
+  assert.deepEqual(
+    room.images
+      .list()
+      .map(({ name }) => name)
+      .sort(),
+    [`${proxy.host}/lib/x:v1`, `${proxy.host}/lib/x:v2`],
+  )
   assert.equal((await filesOf(room)).rootfs.length, 1)
 })
 
@@ -171,14 +188,25 @@ test('an image that an instance stands on is not removed, and not pruned', async
 test('Basic credentials come with the request or from the file, and without them the answer is registry_unauthorized', async (t) => {
   const registry = await startRegistry(t, { basic: true })
   const layout = await writeFiles(await scratchDir(t), layoutOf(small()))
-  await skopeo('copy', '-q', '--dest-tls-verify=false', '--dest-creds', 'me:secret', `oci:${layout}:latest`, `docker://${registry}/lib/x:v1`)
+  await skopeo(
+    'copy',
+    '-q',
+    '--dest-tls-verify=false',
+    '--dest-creds',
+    'me:secret',
+    `oci:${layout}:latest`,
+    `docker://${registry}/lib/x:v1`,
+  )
   const file = join(await scratchDir(t), 'config.json')
   await writeFile(file, JSON.stringify({ auths: { [registry]: { auth: Buffer.from('me:secret').toString('base64') } } }))
   const name = `${registry}/lib/x:v1`
 
   const room = await openRoom(t)
   await assert.rejects(room.images.pull({ name }), says('registry_unauthorized'))
-  await assert.rejects(room.images.pull({ name, credentials: { username: 'me', password: 'wrong' } }), says('registry_unauthorized', /other credentials/))
+  await assert.rejects(
+    room.images.pull({ name, credentials: { username: 'me', password: 'wrong' } }),
+    says('registry_unauthorized', /other credentials/),
+  )
   await assertNothingLeft(room)
   await pullReady(room, { name, credentials: { username: 'me', password: 'secret' } })
   const database = await readFile(room.paths.database)
@@ -192,11 +220,22 @@ test('tokens are fetched from the realm and really checked by the registry', asy
   const tokens = await startTokenServer(t)
   const registry = await startRegistry(t, { tokens })
   const layout = await writeFiles(await scratchDir(t), layoutOf(small()))
-  await skopeo('copy', '-q', '--dest-tls-verify=false', '--dest-creds', 'me:secret', `oci:${layout}:latest`, `docker://${registry}/lib/x:v1`)
+  await skopeo(
+    'copy',
+    '-q',
+    '--dest-tls-verify=false',
+    '--dest-creds',
+    'me:secret',
+    `oci:${layout}:latest`,
+    `docker://${registry}/lib/x:v1`,
+  )
   const room = await openRoom(t)
   const name = `${registry}/lib/x:v1`
   await assert.rejects(room.images.pull({ name }), says('registry_unauthorized'))
-  await assert.rejects(room.images.pull({ name, credentials: { username: 'me', password: 'wrong' } }), says('registry_unauthorized', /token service/))
+  await assert.rejects(
+    room.images.pull({ name, credentials: { username: 'me', password: 'wrong' } }),
+    says('registry_unauthorized', /token service/),
+  )
   tokens.asked.length = 0
   await pullReady(room, { name, credentials: { username: 'me', password: 'secret' } })
   assert.ok(tokens.asked.every(({ scope }) => scope === 'repository:lib/x:pull'))
@@ -231,7 +270,10 @@ test('an index gives the image of the platform, and an absent platform is refuse
   assert.equal(room.images.readyImage(name, 'linux/arm64')?.digest, arm.digest)
   assert.equal(room.images.readyImage(name, 'linux/amd64')?.digest, amd.digest)
   await assert.rejects(room.images.pull({ name: `${registry}/lib/x:one` }), says('platform_not_available'))
-  await assert.rejects(room.images.pull({ name: `${registry}/lib/x:${process.arch === 'x64' ? 'arm' : 'amd'}` }), says('platform_not_available'))
+  await assert.rejects(
+    room.images.pull({ name: `${registry}/lib/x:${process.arch === 'x64' ? 'arm' : 'amd'}` }),
+    says('platform_not_available'),
+  )
   await assert.rejects(room.images.pull({ name, platform: 'windows/amd64' }), says('invalid_platform'))
   await room.images.remove(name)
   await assertNothingLeft(room)
@@ -253,15 +295,23 @@ test('images wait for their turn and say their place', async (t) => {
   }
   const images = []
   for (const name of names) images.push(await room.images.pull({ name }))
-  assert.deepEqual(images.map((image) => image.queue_position), [null, 1, 2])
+  assert.deepEqual(
+    images.map((image) => image.queue_position),
+    [null, 1, 2],
+  )
   await Promise.all(names.map((name) => room.images.whenReady(name, step())))
-  assert.deepEqual(names.map((name) => room.images.getImage(name).queue_position), [null, null, null])
+  assert.deepEqual(
+    names.map((name) => room.images.getImage(name).queue_position),
+    [null, null, null],
+  )
 })
 
 test('a pull that was cut off by the end of the daemon is taken up again at the next start', async (t) => {
   const registry = await startRegistry(t)
   const proxy = await startProxy(t, registry)
-  const image = imageOf([tarOf([{ name: 'big', content: randomBytes(3 << 20) }]), tarOf([{ name: 'small', content: 'x' }])], { compress: zstdCompressSync })
+  const image = imageOf([tarOf([{ name: 'big', content: randomBytes(3 << 20) }]), tarOf([{ name: 'small', content: 'x' }])], {
+    compress: zstdCompressSync,
+  })
   await pushFixture(registry, 'lib/x', 'v1', image)
   const name = `${proxy.host}/lib/x:v1`
   const room = await openRoom(t)
@@ -284,7 +334,15 @@ test('a pull that was cut off by the end of the daemon is taken up again at the 
 test('a pull with credentials of its own that was cut off says so: they were kept nowhere', async (t) => {
   const registry = await startRegistry(t, { basic: true })
   const layout = await writeFiles(await scratchDir(t), layoutOf(small()))
-  await skopeo('copy', '-q', '--dest-tls-verify=false', '--dest-creds', 'me:secret', `oci:${layout}:latest`, `docker://${registry}/lib/x:v1`)
+  await skopeo(
+    'copy',
+    '-q',
+    '--dest-tls-verify=false',
+    '--dest-creds',
+    'me:secret',
+    `oci:${layout}:latest`,
+    `docker://${registry}/lib/x:v1`,
+  )
   const proxy = await startProxy(t, registry)
   const held = Promise.withResolvers<void>()
   const name = `${proxy.host}/lib/x:v1`

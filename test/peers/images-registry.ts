@@ -2,9 +2,9 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createHash, createPrivateKey, createPublicKey, randomUUID } from 'node:crypto'
-import { createServer, type IncomingMessage, request as httpRequest, type ServerResponse } from 'node:http'
-import { type AddressInfo, createServer as createTcpServer } from 'node:net'
 import { readFile, writeFile } from 'node:fs/promises'
+import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from 'node:http'
+import { type AddressInfo, createServer as createTcpServer } from 'node:net'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { SignJWT } from 'jose'
@@ -73,7 +73,11 @@ export async function pushFixture(host: string, repository: string, tag: string,
     const begun = await fetch(`http://${host}/v2/${repository}/blobs/uploads/`, { method: 'POST' })
     const location = new URL(begun.headers.get('location') ?? '', `http://${host}`)
     location.searchParams.set('digest', digest)
-    const put = await fetch(location, { method: 'PUT', body: new Uint8Array(blob), headers: { 'content-type': 'application/octet-stream' } })
+    const put = await fetch(location, {
+      method: 'PUT',
+      body: new Uint8Array(blob),
+      headers: { 'content-type': 'application/octet-stream' },
+    })
     assert.equal(put.status, 201, await put.text())
   }
   await pushManifest(host, repository, tag, image.manifest)
@@ -110,31 +114,35 @@ export async function startProxy(t: TestContext, upstream: string): Promise<Prox
     proxy.requests.push({ line: `${request.method} ${request.url}`, range, authorization })
     response.on('error', () => undefined)
     if (proxy.fault?.(request, response)) return
-    const forward = httpRequest(`http://${upstream}${request.url}`, { method: request.method, headers: { ...request.headers, host: upstream } }, (answer) => {
-      const isBlob = request.method === 'GET' && request.url?.includes('/blobs/')
-      if (proxy.bend) {
-        const chunks: Buffer[] = []
-        answer.on('data', (chunk) => chunks.push(chunk))
-        answer.on('end', () => {
-          const body = proxy.bend?.(request, Buffer.concat(chunks)) ?? Buffer.alloc(0)
-          response.writeHead(answer.statusCode ?? 500, { ...answer.headers, 'content-length': String(body.length) }).end(body)
-        })
-        return
-      }
-      response.writeHead(answer.statusCode ?? 500, answer.headers)
-      let sent = 0
-      answer.on('data', (chunk: Buffer) => {
-        if (isBlob && proxy.cutBlobsAfter !== undefined && sent + chunk.length > proxy.cutBlobsAfter) {
-          response.write(chunk.subarray(0, proxy.cutBlobsAfter - sent), () => request.socket.destroy())
-          answer.destroy()
+    const forward = httpRequest(
+      `http://${upstream}${request.url}`,
+      { method: request.method, headers: { ...request.headers, host: upstream } },
+      (answer) => {
+        const isBlob = request.method === 'GET' && request.url?.includes('/blobs/')
+        if (proxy.bend) {
+          const chunks: Buffer[] = []
+          answer.on('data', (chunk) => chunks.push(chunk))
+          answer.on('end', () => {
+            const body = proxy.bend?.(request, Buffer.concat(chunks)) ?? Buffer.alloc(0)
+            response.writeHead(answer.statusCode ?? 500, { ...answer.headers, 'content-length': String(body.length) }).end(body)
+          })
           return
         }
-        sent += chunk.length
-        response.write(chunk)
-      })
-      answer.on('end', () => response.end())
-      answer.on('error', () => request.socket.destroy())
-    })
+        response.writeHead(answer.statusCode ?? 500, answer.headers)
+        let sent = 0
+        answer.on('data', (chunk: Buffer) => {
+          if (isBlob && proxy.cutBlobsAfter !== undefined && sent + chunk.length > proxy.cutBlobsAfter) {
+            response.write(chunk.subarray(0, proxy.cutBlobsAfter - sent), () => request.socket.destroy())
+            answer.destroy()
+            return
+          }
+          sent += chunk.length
+          response.write(chunk)
+        })
+        answer.on('end', () => response.end())
+        answer.on('error', () => request.socket.destroy())
+      },
+    )
     forward.on('error', () => request.socket.destroy())
     request.pipe(forward)
   })
@@ -157,7 +165,24 @@ export interface TokenServer {
 export async function startTokenServer(t: TestContext): Promise<TokenServer> {
   const dir = await scratchDir(t)
   const [key, certificate] = [join(dir, 'key.pem'), join(dir, 'cert.pem')]
-  await command(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=test', '-keyout', key, '-out', certificate])
+  await command([
+    'openssl',
+    'req',
+    '-x509',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-days',
+    '2',
+    '-subj',
+    '/CN=test',
+    '-keyout',
+    key,
+    '-out',
+    certificate,
+  ])
   const privateKey = createPrivateKey(await readFile(key))
   const kid = libtrustId(createPublicKey(privateKey).export({ type: 'spki', format: 'der' }))
   const asked: TokenServer['asked'] = []

@@ -5,12 +5,12 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { type Config, configOf } from '../../packages/daemon/src/config/config.ts'
 import { Events } from '../../packages/daemon/src/events/events.ts'
+import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { Images } from '../../packages/daemon/src/images/images.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { Paths } from '../../packages/daemon/src/paths.ts'
 import { Database } from '../../packages/daemon/src/store/database.ts'
 import type { RecordedEvent } from '../../packages/daemon/src/store/events.ts'
-import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { scratchDir } from '../harness/scratch.ts'
 
 export interface Room {
@@ -90,7 +90,10 @@ export async function assertNothingLeft(room: Room, options: { failedRows?: numb
   assert.equal(count('image_layers'), 0, 'rows of layers')
 }
 
-export async function command(argv: readonly [string, ...string[]], options: { input?: Buffer | string; cwd?: string } = {}): Promise<string> {
+export async function command(
+  argv: readonly [string, ...string[]],
+  options: { input?: Buffer | string; cwd?: string } = {},
+): Promise<string> {
   const { stdout } = await runCommand(argv, { step: step(), maxOutputBytes: 64 << 20, ...options })
   return stdout
 }

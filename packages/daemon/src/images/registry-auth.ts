@@ -45,7 +45,12 @@ export class RegistryAuth {
    * Answers a 401 to a request that had `sent` for its authorization. Undefined when there is nothing more to offer. Requests that
    * were refused at the same time share one token.
    */
-  async answer(challenges: readonly Challenge[], scope: string, sent: string | undefined, signal: AbortSignal): Promise<string | undefined> {
+  async answer(
+    challenges: readonly Challenge[],
+    scope: string,
+    sent: string | undefined,
+    signal: AbortSignal,
+  ): Promise<string | undefined> {
     if (this.#credentials?.registryToken !== undefined) return undefined
     const known = this.header(scope)
     if (known !== undefined && known !== sent) return known
