@@ -196,7 +196,7 @@ test('run pulls what is missing, shows plain lines of progress, and takes over t
     socket,
   })
   assert.deepEqual([run.code, run.stdout], [9, 'hello\n'])
-  const lines = ['pulling (2KB)', 'converting (2KB)', 'ready (2KB)', 'ready (3.3MB)'].map((text) => `${image.name}: ${text}`)
+  const lines = ['pulling (2KB)', 'converting (2KB)', 'ready (3.3MB)'].map((text) => `${image.name}: ${text}`)
   assert.equal(run.stderr, `${lines.join('\n')}\nit had enough\n`)
   assert.deepEqual(JSON.parse(bodies.join('')), {
     name: 'web',

@@ -80,6 +80,20 @@ test('a signal goes to the command first; the second one ends the CLI and gives 
   assert.ok(isCooked(settings), settings)
 })
 
+test('a guest that does not answer can be left by Enter, tilde, dot', async (t) => {
+  const stub = await startStub(
+    t,
+    {},
+    guest((send, { text }) => text !== undefined && send.out('here')),
+  )
+  const terminal = atTerminal(['exec', '-it', 'web'], stub)
+  await terminal.until('here')
+  terminal.type('\u0003\r~.')
+  const { code, settings } = await terminal.end()
+  assert.equal(code, 130)
+  assert.ok(isCooked(settings), settings)
+})
+
 test('a tty without a terminal is refused before anything is asked', async (t) => {
   const { dormouse } = await import('../harness/dormouse-command.ts')
   const stub = await startStub(t, {})

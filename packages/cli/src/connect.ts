@@ -3,7 +3,6 @@
  * undici costs 80 ms more.
  */
 import type { ClientRequest, IncomingMessage, RequestOptions } from 'node:http'
-import { join } from 'node:path'
 import type { Fetch, FetchAnswer } from '@dormouse/api/client.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { environment } from './environment.ts'
@@ -24,7 +23,7 @@ export type Address =
 
 /** `--host`, else DORMOUSE_HOST, else the socket where the daemon puts it. */
 export const daemonAddress = (host: string | undefined): Address =>
-  parseAddress(host ?? environment.host() ?? `unix://${join(environment.runDir(), 'dormouse.sock')}`)
+  parseAddress(host ?? environment.host() ?? `unix://${environment.socket()}`)
 
 export function parseAddress(text: string): Address {
   const unix = /^unix:(?:\/\/)?(.+)$/.exec(text)?.[1] ?? (text.startsWith('/') ? text : undefined)

@@ -1,5 +1,5 @@
 /** All that the CLI takes from its environment, read here and nowhere else. */
-import { homedir } from 'node:os'
+import { join } from 'node:path'
 
 const set = (name: string): string | undefined => {
   const value = process.env[name]
@@ -11,12 +11,11 @@ export const environment = {
   host: (): string | undefined => set('DORMOUSE_HOST'),
   /** The bearer token for a daemon that is reached over TCP. */
   token: (): string | undefined => set('DORMOUSE_TOKEN'),
-  /** `DORMOUSE_RUN_DIR` moves the daemon's socket; the CLI looks where the daemon would put it. */
-  runDir: (): string => set('DORMOUSE_RUN_DIR') ?? '/run/dormouse',
+  /** Where the daemon puts its socket under the same settings. */
+  socket: (): string => set('DORMOUSE_SOCKET') ?? join(set('DORMOUSE_RUN_DIR') ?? '/run/dormouse', 'dormouse.sock'),
   wantsNoColour: (): boolean => set('NO_COLOR') !== undefined || set('TERM') === 'dumb',
   /** A value for `-e NAME` without one. */
   variable: (name: string): string | undefined => process.env[name],
   terminal: (): string | undefined => set('TERM'),
-  home: (): string => set('HOME') ?? homedir(),
   all: (): NodeJS.ProcessEnv => process.env,
 }

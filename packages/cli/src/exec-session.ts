@@ -6,7 +6,9 @@ import { AppError, ERROR_CODES } from '@dormouse/api/errors.ts'
 import { decodeOutput, type ExecNotice, type ExecStart, type OutputChannel } from '@dormouse/api/streams.ts'
 import type { Daemon } from './daemon.ts'
 import { environment } from './environment.ts'
-import { Failure, usageFailure } from './failure.ts'
+import { EscapeKeys } from './escape-keys.ts'
+import { EXIT, Failure, usageFailure } from './failure.ts'
+import { remark } from './output/print.ts'
 import { writeOut } from './output/write-out.ts'
 import { Socket } from './socket.ts'
 import { RawTerminal, terminalSize, watchSize } from './terminal.ts'
@@ -52,7 +54,7 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
   }
   session.use(forwardSignals((signal) => void socket.sendJson({ signal }).catch(ignore)))
   if (request.interactive) {
-    void sendInput(socket).catch(ignore)
+    void sendInput(socket, request.tty ? new EscapeKeys() : undefined).catch(ignore)
     session.defer(() => process.stdin.destroy())
   } else if (!request.tty) await socket.sendJson({ stdin: 'eof' })
 
@@ -96,8 +98,15 @@ function startOf(request: ExecRequest): ExecStart {
   }
 }
 
-async function sendInput(socket: Socket): Promise<void> {
-  for await (const piece of process.stdin) await socket.sendBytes(piece as Buffer)
+async function sendInput(socket: Socket, keys: EscapeKeys | undefined): Promise<void> {
+  for await (const piece of process.stdin) {
+    const { forGuest, isLeaving } = keys?.filter(piece as Buffer) ?? { forGuest: piece as Buffer, isLeaving: false }
+    if (isLeaving) {
+      remark('\r\nLeft; what ran there was ended')
+      process.exit(EXIT.interrupted)
+    }
+    await socket.sendBytes(forGuest)
+  }
   await socket.sendJson({ stdin: 'eof' })
 }
 

@@ -36,7 +36,7 @@ export async function followPull(daemon: Daemon, image: Image, options: PullOpti
   using progress = onProgress === undefined && !options.quiet ? showProgress(image.name) : undefined
   for await (const step of daemon.stream('getImageProgress', { params: { name: image.name }, signal })) {
     onProgress?.(step)
-    progress?.update(stateOf(step))
+    if (step.status !== 'ready' && step.status !== 'failed') progress?.update(stateOf(step))
   }
   const pulled = await daemon.call('getImage', { params: { name: image.name }, signal })
   if (pulled.status === 'failed') throw new Failure(`${pulled.name} could not be pulled: ${pulled.error ?? 'the daemon does not say why'}`)

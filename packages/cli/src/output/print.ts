@@ -38,7 +38,7 @@ export function printFailure(told: Told, options: { json: boolean }): void {
   }
   const style = styleOf(process.stderr)
   process.stderr.write(`${style.red('Error:')} ${multiline(told.message)}\n`)
-  for (const detail of told.details ?? []) process.stderr.write(`  ${multiline(detail)}\n`)
+  for (const detail of told.details ?? []) process.stderr.write(`  ${multiline(detail.trim())}\n`)
   if (told.hint !== undefined) process.stderr.write(`${style.bold('Hint:')} ${multiline(told.hint)}\n`)
 }
 
