@@ -42,7 +42,7 @@ export class FakeExec implements GuestExecDoor {
   }
 }
 
-export class FakeGuest implements GuestDoor {
+class FakeGuest implements GuestDoor {
   readonly execs: FakeExec[] = []
   readonly files = new Map<string, Buffer>()
   /** What a started command does; a test sets it. */
