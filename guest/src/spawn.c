@@ -26,7 +26,7 @@
 
 static void fail(struct spawn_failure *f, const char *text, const char *detail)
 {
-	snprintf(f->text, sizeof f->text, "%s%s%.180s", text, detail ? ": " : "", detail ? detail : "");
+	snprintf(f->text, sizeof f->text, "%.220s%s%.180s", text, detail ? ": " : "", detail ? detail : "");
 }
 
 static const char *lookup(char **env, const char *name)
@@ -171,7 +171,7 @@ void spawn_become(const struct spawn *s, struct spawn_failure *f)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	f->error = run(s->args, env);
-	fail(f, "", s->args[0]);
+	fail(f, s->args[0], NULL);
 }
 
 pid_t spawn_start(const struct spawn *s, int *status_fd)

@@ -1,5 +1,4 @@
 /** Files into a guest and out of it, each by a stream of its own. */
-import { once } from 'node:events'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../lib/step.ts'
 import { refusalOf } from './answers.ts'
@@ -95,9 +94,21 @@ export async function copyTo(
 async function pour(source: AsyncIterable<Uint8Array>, input: Input, isEnough: () => boolean): Promise<void> {
   for await (const chunk of source) {
     if (isEnough()) break
-    if (!input.write(chunk) && !input.destroyed) await Promise.race([once(input, 'drain'), once(input, 'close')])
+    if (!input.write(chunk)) await drained(input)
   }
   if (!input.destroyed) input.end()
+}
+
+/** Resolves when it takes more, or never will. */
+function drained(input: Input): Promise<void> {
+  if (input.destroyed) return Promise.resolve()
+  return new Promise((resolve) => {
+    const done = () => {
+      input.off('drain', done).off('close', done)
+      resolve()
+    }
+    input.once('drain', done).once('close', done)
+  })
 }
 
 function encodePut(request: CopyRequest): Buffer {

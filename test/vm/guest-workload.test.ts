@@ -1,0 +1,180 @@
+/** What becomes of the image's program: who it is, what it sees, how it ends and how that is told. */
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+import { GuestClient } from '../../packages/daemon/src/guest/guest-client.ts'
+import { makeStep } from '../harness/qemu-driver.ts'
+import { configOf, type Guest, type GuestHouse, guestHouse } from './guest-story.ts'
+
+const FAKE_INIT = `#!/bin/sh
+echo "init is process $$ in $(cat /proc/self/cgroup)"
+trap 'echo "init was told to power off"; kill -TERM -1; sleep 1; poweroff -f' RTMIN+4 38
+while :; do sleep 0.1; done
+`
+
+let house: GuestHouse
+before(async () => {
+  house = await guestHouse('qemu-microvm', {
+    '/sbin/init': FAKE_INIT,
+    '/bin/notprogram': 'these are only words\n',
+    '/etc/secret': 'not to be run\n',
+  })
+})
+after(() => house[Symbol.asyncDispose]())
+
+const exitOf = async (guest: Guest) => {
+  const facts = await guest.ended()
+  const exited = facts.find((fact) => fact.event === 'exited')
+  return { started: facts.some((fact) => fact.event === 'started'), code: exited?.code, message: exited?.message }
+}
+
+test('the program is who the image says, where it says, and sees what a container sees', async () => {
+  const script =
+    'id; pwd; echo "$COLOUR $HOME $PATH"; echo to-stderr >&2; echo again > /dev/stdout; hostname; cat /proc/self/cgroup; exec sleep 1000'
+  await using guest = await house.running({ argv: ['sh', '-c', script], user: 'alice', cwd: '/srv/data/deep' })
+  const log = await guest.logged(/0::/)
+  assert.match(log, /uid=1000\(alice\) gid=1000\(alice\) groups=(1000\(alice\),)?27\(wheel\)/)
+  assert.match(log, /^\/srv\/data\/deep$/m)
+  assert.match(log, /^blue \/home\/alice \/usr\/local\/sbin:/m)
+  assert.match(log, /^to-stderr\nagain\nstory\n0::\/main$/m)
+  const { stdout } = await guest.run(
+    'cat /proc/mounts /etc/hosts /etc/resolv.conf /etc/machine-id; ip -4 addr show eth0; ip route; cat /sys/class/net/eth0/address',
+    { user: '0' },
+  )
+  for (const mount of [
+    '/proc proc',
+    '/sys sysfs',
+    '/dev devtmpfs',
+    '/dev/pts devpts',
+    '/dev/shm tmpfs',
+    '/dev/mqueue mqueue',
+    '/sys/fs/cgroup cgroup2',
+    '/ overlay',
+    '/lib/modules squashfs ro',
+  ]) {
+    assert.ok(stdout.includes(` ${mount}`), mount)
+  }
+  assert.match(stdout, /^10\.0\.2\.15\tstory$/m)
+  assert.match(stdout, /^192\.0\.2\.9 db$/m)
+  assert.match(stdout, /^nameserver 10\.0\.2\.3$/m)
+  assert.match(stdout, /^0123456789abcdef0123456789abcdef$/m)
+  assert.match(stdout, /inet 10\.0\.2\.15\/24/)
+  assert.match(stdout, /^default via 10\.0\.2\.2 dev eth0/m)
+  assert.match(stdout, /^02:00:00:0a:0b:0c$/m)
+})
+
+test('the clock is the host’s', async () => {
+  await using guest = await house.running()
+  const { stdout } = await guest.run('date +%s')
+  assert.ok(Math.abs(Number(stdout) - Date.now() / 1000) < 3, stdout)
+})
+
+test('modprobe finds the kernel’s modules', async () => {
+  await using guest = await house.running()
+  const { code, stderr, stdout } = await guest.run('modprobe fuse && modprobe wireguard && test -e /dev/fuse && lsmod', { user: '0' })
+  assert.equal(code, 0, stderr)
+  assert.match(stdout, /^wireguard /m)
+})
+
+test('a program that ends takes the machine with it, and its code is written down', async () => {
+  await using guest = await house.running({ argv: ['sh', '-c', 'echo last words; exit 42'] })
+  assert.deepEqual(await guest.client.exited, { code: 42, message: 'exited with code 42' })
+  assert.deepEqual(await exitOf(guest), { started: true, code: 42, message: 'exited with code 42' })
+  assert.deepEqual({ ...(await guest.vm.exited), atMs: 0 }, { kind: 'exited', code: 0, atMs: 0 })
+  await guest.logged(/last words/)
+})
+
+const failures: [string, string[], string, number, RegExp][] = [
+  ['a command that is not there', ['nosuch', 'x'], '', 127, /^command not found: nosuch$/],
+  ['a file that may not be run', ['/etc/secret'], '', 126, /^permission denied: \/etc\/secret$/],
+  ['a text that is no program', ['/bin/notprogram'], '', 126, /^exec format error: \/bin\/notprogram$/],
+  ['a user that is not there', ['true'], 'carol', 126, /no such user in the image's \/etc\/passwd: carol/],
+]
+for (const [what, argv, user, code, message] of failures) {
+  test(`${what} is told in words`, async () => {
+    await using guest = await house.parked()
+    await assert.rejects(guest.client.go(configOf({ argv, user }), makeStep()), { code: 'invalid_request' })
+    const ending = await guest.client.exited
+    assert.equal(ending.code, code)
+    assert.match(ending.message, message)
+    assert.deepEqual(await exitOf(guest), { started: false, ...ending })
+  })
+}
+
+test('a program that eats all memory is told to have been killed for it', async () => {
+  await using guest = await house.running({ argv: ['tail', '/dev/zero'] })
+  assert.deepEqual(await guest.client.exited, { code: 137, message: 'killed by signal 9 (SIGKILL) - OOM' })
+})
+
+test('a graceful stop gives the program its own signal and the time to say goodbye', async () => {
+  const script = 'trap "echo goodbye; exit 7" USR1; echo ready; while :; do sleep 0.1; done'
+  await using guest = await house.running({ argv: ['sh', '-c', script], stopSignal: 'SIGUSR1' })
+  await guest.logged(/ready/)
+  await guest.client.shutdown({ graceMs: 20_000 }, makeStep())
+  assert.equal((await guest.client.exited).code, 7)
+  await guest.vm.exited
+  await guest.logged(/goodbye/)
+})
+
+test('a program that does not end when asked is killed when its time is over', async () => {
+  await using guest = await house.running({ argv: ['sh', '-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'] })
+  await guest.logged(/ready/)
+  await guest.client.shutdown({ graceMs: 100 }, makeStep())
+  assert.deepEqual(await guest.client.exited, { code: 137, message: 'killed by signal 9 (SIGKILL)' })
+  await guest.vm.exited
+})
+
+test('what was written is there after a stop and a start', async () => {
+  await using first = await house.running()
+  await first.run('echo kept > /root/note; mkdir -p /opt/dir && mv /opt/dir /opt/moved; chmod 4711 /root/note', { user: '0' })
+  await first.client.shutdown({ graceMs: 0 }, makeStep())
+  await first.vm.exited
+  const { disks, user } = first.spec
+  await using second = await house.running({}, { disks, ...(user && { user }) })
+  const { stdout } = await second.run('cat /root/note; stat -c %a /root/note; ls /opt; dmesg | grep -i "recovery" || echo clean', {
+    user: '0',
+  })
+  assert.equal(stdout, 'kept\n4711\nmoved\nclean\n')
+  assert.notEqual(second.client.bootNonce, first.client.bootNonce)
+})
+
+test('output that no one takes holds the program up no more than the end of a line', async () => {
+  await using guest = await house.running({
+    argv: ['sh', '-c', 'yes 0123456789 | head -c 20000000; echo; echo written-all; exec sleep 1000'],
+  })
+  // The shim drains into a file of bounded size; the last line gets there whatever came before.
+  await guest.logged(/written-all/)
+})
+
+test('an init as the program is process 1, the agent goes on beside it, and both end together', async () => {
+  await using guest = await house.running({ kind: 'systemd', argv: ['/sbin/init'], stopSignal: 'SIGRTMIN+3' })
+  assert.match(await guest.logged(/init is process/), /init is process 1 in 0::\//)
+  const { stdout } = await guest.run('cat /proc/1/comm; cat /proc/self/cgroup; ls /sys/fs/cgroup | grep -c cgroup.procs')
+  assert.match(stdout, /^(init|sh)\n0::\/exec\/1\n1\n/)
+  await guest.client.freeze(makeStep())
+  await guest.client.thaw(makeStep())
+  await guest.client.shutdown({ graceMs: 20_000 }, makeStep())
+  const ending = await guest.client.exited
+  assert.deepEqual(ending, { code: 0, message: 'its init shut the machine down' })
+  assert.deepEqual(await exitOf(guest), { started: true, ...ending })
+  await guest.logged(/told to power off/)
+})
+
+test('a guest that is only parked is shut down at once', async () => {
+  await using guest = await house.parked()
+  assert.equal(guest.client.hello.phase, 'parked')
+  await assert.rejects(guest.client.exec({ command: ['true'] }, makeStep()), { code: 'invalid_state' })
+  await guest.client.shutdown({ graceMs: 0 }, makeStep())
+  await guest.vm.exited
+})
+
+test('the other board does the same', async () => {
+  await using q35 = await guestHouse('qemu')
+  await using guest = await q35.running({ argv: ['sh', '-c', 'trap "exit 3" TERM; while :; do sleep 0.1; done'] })
+  assert.equal((await guest.run('ip route')).code, 0)
+  await guest.client[Symbol.asyncDispose]()
+  guest.client = await GuestClient.connect(await guest.vm.connectGuest(makeStep()), makeStep())
+  assert.equal(guest.client.hello.phase, 'running')
+  await guest.client.shutdown({ graceMs: 20_000 }, makeStep())
+  assert.equal((await guest.client.exited).code, 3)
+  assert.deepEqual({ ...(await guest.vm.exited), atMs: 0 }, { kind: 'exited', code: 0, atMs: 0 })
+})
