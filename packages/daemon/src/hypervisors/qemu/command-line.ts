@@ -10,6 +10,8 @@ export interface Machine {
   readonly acceleration: 'kvm' | 'tcg'
   readonly vcpus: number
   readonly memoryMib: number
+  /** One of the board's. */
+  readonly diskSlots: number
   readonly kernelPath: string
   readonly initrdPath: string
   readonly tscKhz: number
@@ -40,9 +42,9 @@ const PORTS = [
 
 export function commandLine(machine: Machine, wiring: Wiring): string[] {
   const { board } = machine
-  const disks = Array.from({ length: board.diskSlots }, (_, index) => wiring.disks[index])
-  if (wiring.disks.length > board.diskSlots)
-    throw new RangeError(`${board.machine} has ${board.diskSlots} disk slots, not ${wiring.disks.length}`)
+  const disks = Array.from({ length: machine.diskSlots }, (_, index) => wiring.disks[index])
+  if (wiring.disks.length > machine.diskSlots)
+    throw new RangeError(`The machine has ${machine.diskSlots} disk slots, not ${wiring.disks.length}`)
   return [
     'qemu-system-x86_64',
     ...['-name', wiring.id],
@@ -76,6 +78,9 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ...(wiring.entry === 'wake' ? ['-incoming', 'defer'] : []),
   ]
 }
+
+/** The smallest of the board's numbers of disk slots that `disks` fit into; undefined when there are too many. */
+export const diskSlotsFor = (board: Board, disks: number): number | undefined => board.diskSlots.find((slots) => slots >= disks)
 
 /** `max` under TCG is all it can emulate: the same on every host, as long as QEMU is the same. */
 export const cpuModel = (acceleration: Machine['acceleration']): string => (acceleration === 'kvm' ? 'host' : 'max')

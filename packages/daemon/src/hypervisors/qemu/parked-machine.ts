@@ -1,0 +1,124 @@
+/** Machines of ours and not an instance's, run up to the point where the guest parks: golden boots, and the probe of KVM. */
+import { randomBytes } from 'node:crypto'
+import { copyFile, type FileHandle, mkdir, open, rm } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import { connectTo } from '../../host/unix-socket.ts'
+import type { Step } from '../../lib/step.ts'
+import { findShims } from '../find-shims.ts'
+import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
+import { commandLine, FD, type Machine, SAVE_FILE } from './command-line.ts'
+import type { QemuUses } from './qemu-host.ts'
+import { AGENT_SOCKET, QMP_SOCKET } from './qemu-vm.ts'
+import { Qmp } from './qmp.ts'
+
+/** Boots a machine with every slot empty and no network until it is parked, and takes its device state. */
+export async function captureGolden(
+  uses: QemuUses,
+  machine: Machine,
+  groups: readonly number[],
+  memory: FileHandle,
+  stateFile: string,
+  step: Step,
+): Promise<void> {
+  await withParked(uses, machine, groups, { entry: 'capture', memory }, step, async (shim, qmp) => {
+    await qmp.execute('stop', undefined, step)
+    // Without live:false it lets go of the disks, and cannot be called again.
+    await qmp.execute('xen-save-devices-state', { filename: SAVE_FILE, live: false }, step)
+    await copyFile(`/proc/${shim.identity.pid}/fd/${shim.blankFd}`, stateFile)
+  })
+}
+
+/** Runs a machine of ours, not an instance's, up to its parked point, does `work` there and ends it, whatever happens. */
+export async function withParked(
+  uses: QemuUses,
+  machine: Machine,
+  groups: readonly number[],
+  how: { entry: 'boot' } | { entry: 'capture'; memory: FileHandle },
+  step: Step,
+  work: (shim: Shim, qmp: Qmp) => Promise<void>,
+): Promise<void> {
+  const id = `golden-${randomBytes(4).toString('hex')}`
+  const runDir = path.join(uses.workDir, id)
+  const log = path.join(uses.workDir, `${id}.log`)
+  await using undo = new AsyncDisposableStack()
+  await mkdir(uses.workDir, { recursive: true, mode: 0o711 })
+  await makeRunDir(runDir)
+  undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
+  const plan: ShimPlan = {
+    shimPath: uses.shimPath,
+    runDir,
+    ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
+    groups,
+    logs: (['app', 'vmm', 'journal'] as const).map((name) => ({ name, file: log, maxBytes: 1 << 20 })),
+    isolateNetwork: true,
+    vmm: {
+      argv: commandLine(machine, { id, entry: how.entry, disks: [] }),
+      descriptors: [
+        ...COMMON_DESCRIPTORS,
+        { number: FD.SAVE, kind: 'blank' },
+        ...(how.entry === 'capture' ? [{ number: FD.MEMORY, kind: 'daemon', fd: how.memory.fd } as const] : []),
+      ],
+    },
+  }
+  const shim = await Shim.launch(plan, step)
+  undo.defer(() => void shim[Symbol.dispose]())
+  undo.defer(async () => void (await shim.kill()))
+  const ended = shim.ended.then(async (): Promise<never> => {
+    throw new AppError('internal_error', `The machine ended before it was parked: ${await lastLine(log)}`)
+  })
+  ended.catch(() => undefined)
+  const working = parkAndWork(runDir, shim, uses, step, work).catch(async (error): Promise<never> => {
+    // A connection that broke is how an end is first seen; how it ended says more.
+    if (errorCodeOf(error) === 'guest_unavailable') await Promise.race([ended, sleep(1000, undefined, { ref: false })])
+    throw error
+  })
+  await Promise.race([working, ended])
+}
+
+async function parkAndWork(
+  runDir: string,
+  shim: Shim,
+  uses: QemuUses,
+  step: Step,
+  work: (shim: Shim, qmp: Qmp) => Promise<void>,
+): Promise<void> {
+  using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
+  const stream = await connectTo(path.join(runDir, AGENT_SOCKET), step)
+  try {
+    await uses.awaitParked(stream, step)
+    await work(shim, qmp)
+  } finally {
+    stream.destroy()
+  }
+}
+
+/** What every machine of ours has, whoever it is for. */
+export const COMMON_DESCRIPTORS: readonly Descriptor[] = [
+  { number: FD.QMP, kind: 'listen', name: QMP_SOCKET },
+  { number: FD.AGENT, kind: 'listen', name: AGENT_SOCKET },
+  { number: FD.APP, kind: 'log', name: 'app' },
+  { number: FD.JOURNAL, kind: 'log', name: 'journal' },
+  { number: FD.CONSOLE, kind: 'log', name: 'vmm' },
+]
+
+/** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
+export async function makeRunDir(runDir: string): Promise<void> {
+  if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A machine still runs in ${runDir}`)
+  await rm(runDir, { recursive: true, force: true })
+  await mkdir(runDir, { recursive: true, mode: 0o700 })
+}
+
+/** The last thing that is in a log; for an error's message. */
+export async function lastLine(file: string): Promise<string> {
+  try {
+    await using handle = await open(file, 'r')
+    const { size } = await handle.stat()
+    const buffer = Buffer.alloc(Math.min(size, 2000))
+    await handle.read(buffer, 0, buffer.length, size - buffer.length)
+    return buffer.toString('utf8').trim().split('\n').at(-1)?.trim() || 'it said nothing'
+  } catch {
+    return 'it left no log'
+  }
+}

@@ -1,0 +1,124 @@
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import path from 'node:path'
+import type { Duplex } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Logger } from 'pino'
+import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
+import { runCommand } from '../../host/run-command.ts'
+import type { Step } from '../../lib/step.ts'
+import type { Memory } from '../../memory/memory.ts'
+import { type Acceleration, decideAcceleration } from './acceleration.ts'
+import { Q35 } from './boards.ts'
+import { withParked } from './parked-machine.ts'
+
+export interface QemuUses {
+  readonly memory: Memory
+  readonly log: Logger
+  readonly shimPath: string
+  readonly networkHelperPath: string
+  readonly kernelPath: string
+  readonly initrdPath: string
+  /** Where golden boots and the KVM probe run while they are made, each in a directory of its own. */
+  readonly workDir: string
+  /** Where the answer of the KVM probe is kept. */
+  readonly probeFile: string
+  /** Whom golden boots run as; absent when the daemon is not root. */
+  readonly goldenUser?: { readonly uid: number; readonly gid: number }
+  /** Resolves when the guest behind a fresh stream says that it is parked. */
+  readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
+  /** A switch for those who want a kernel address layout of its own for every VM. */
+  readonly goldenBoots?: boolean
+  /** For tests. */
+  readonly kvmDevice?: string
+}
+
+export interface HostAnswers {
+  readonly version: string
+  readonly acceleration: Acceleration
+  readonly tscKhz: number
+  readonly kernelHash: string
+  readonly initrdHash: string
+}
+
+/** What is asked of the host once and then known. A failure is not kept: what was missing may be installed. */
+export class QemuHost {
+  readonly #uses: QemuUses
+  #answers: Promise<HostAnswers> | undefined
+
+  constructor(uses: QemuUses) {
+    this.#uses = uses
+  }
+
+  answers(): Promise<HostAnswers> {
+    this.#answers ??= this.#ask().catch((error) => {
+      this.#answers = undefined
+      throw error
+    })
+    return this.#answers
+  }
+
+  async #ask(): Promise<HostAnswers> {
+    const uses = this.#uses
+    // Many may wait for it, so it runs under a limit of its own.
+    const step = { signal: AbortSignal.timeout(60_000), log: uses.log }
+    const [version, tscKhz, kernelHash, initrdHash] = await Promise.all([
+      readVersion(step),
+      measureTscKhz(uses.shimPath, step),
+      hashFile(uses.kernelPath),
+      hashFile(uses.initrdPath),
+    ])
+    const { kernel, cpuModel: cpu } = readHostFacts()
+    const answers = { version, tscKhz, kernelHash, initrdHash }
+    const acceleration = await decideAcceleration(
+      {
+        device: uses.kvmDevice ?? '/dev/kvm',
+        file: uses.probeFile,
+        facts: { kernel, cpu, version, guestKernel: kernelHash, initrd: initrdHash },
+        tryBoot: (groups, step) => tryKvm(uses, { ...answers, acceleration: { kind: 'kvm', groups } }, step),
+        ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
+      },
+      step,
+    )
+    uses.log.info({ version, acceleration: acceleration.kind, reason: acceleration.reason }, 'QEMU is ready')
+    return { ...answers, acceleration }
+  }
+}
+
+const tryKvm = (uses: QemuUses, host: HostAnswers, step: Step): Promise<void> =>
+  withParked(
+    uses,
+    {
+      board: Q35,
+      acceleration: 'kvm',
+      vcpus: 1,
+      memoryMib: 256,
+      diskSlots: Q35.diskSlots[0],
+      kernelPath: uses.kernelPath,
+      initrdPath: uses.initrdPath,
+      tscKhz: host.tscKhz,
+    },
+    host.acceleration.groups,
+    { entry: 'boot' },
+    step,
+    async () => undefined,
+  )
+
+async function readVersion(step: Step): Promise<string> {
+  const { stdout } = await runCommand(['qemu-system-x86_64', '--version'], { step })
+  return /version (\S+(?: \([^)]*\))?)/.exec(stdout)?.[1] ?? stdout.split('\n', 1)[0] ?? 'unknown'
+}
+
+async function hashFile(file: string): Promise<string> {
+  const hash = createHash('sha256')
+  try {
+    await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash)
+  } catch (cause) {
+    throw new AppError('dependency_missing', `The guest's ${path.basename(file)} cannot be read`, {
+      hint: 'Run scripts/setup.sh, or see: dormouse doctor',
+      cause,
+    })
+  }
+  return hash.digest('hex')
+}
