@@ -105,7 +105,7 @@ export class Instances implements AsyncDisposable {
   // Looking
 
   /** Newest first. */
-  list(filter: ListInstances = {}): Instance[] {
+  list(filter: ListInstances = {}): readonly Instance[] {
     return this.#rows.list(filter)
   }
 

@@ -50,69 +50,85 @@ const INSERT = `INSERT INTO instances (id, ${NAMES.join(', ')}) VALUES (?${', ?'
 const UPDATE = `UPDATE instances SET ${NAMES.map((name) => `${name} = ?`).join(', ')} WHERE id = ?`
 const SELECT = `SELECT id, ${NAMES.join(', ')} FROM instances`
 
-/** The rows of `instances` and their published ports. Nothing here decides; it reads and writes. */
+/**
+ * The rows of `instances` and their published ports. Nothing here decides; it reads and writes. All of them are also held in memory
+ * (no one else writes the file), as records that are replaced and never changed: who is given the same object is given the same facts.
+ */
 export class InstanceRows {
   readonly #db: Database
+  readonly #byId = new Map<string, Instance>()
+  /** Newest first; undefined when one has come or gone since. */
+  #newestFirst: readonly Instance[] | undefined
 
   constructor(db: Database) {
     this.#db = db
+    const ports = new Map<string, PortForward[]>()
+    for (const row of db.prepare('SELECT * FROM published_ports ORDER BY instance_id, position').all() as Row[]) {
+      const owner = String(row.instance_id)
+      ports.set(owner, [...(ports.get(owner) ?? []), portOf(row)])
+    }
+    for (const row of db.prepare(SELECT).all() as Row[]) this.#byId.set(String(row.id), instanceOf(row, ports.get(String(row.id)) ?? []))
   }
 
   insert(instance: Instance): void {
     this.#db.transaction(() => {
       this.#db.prepare(INSERT).run(instance.id, ...READERS.map((read) => read(instance)))
       this.#insertPorts(instance)
+      this.#hold(instance)
     })
   }
 
   /** Writes the whole record over the stored one. */
   update(instance: Instance): void {
     this.#db.transaction(() => {
-      const before = this.#portsOf(instance.id)
       this.#db.prepare(UPDATE).run(...READERS.map((read) => read(instance)), instance.id)
-      if (JSON.stringify(before) === JSON.stringify(instance.network.ports)) return
-      this.#db.prepare('DELETE FROM published_ports WHERE instance_id = ?').run(instance.id)
-      this.#insertPorts(instance)
+      if (this.#byId.get(instance.id)?.network.ports !== instance.network.ports) {
+        this.#db.prepare('DELETE FROM published_ports WHERE instance_id = ?').run(instance.id)
+        this.#insertPorts(instance)
+      }
+      this.#hold(instance)
     })
   }
 
   delete(id: InstanceId): void {
-    this.#db.prepare('DELETE FROM instances WHERE id = ?').run(id)
+    this.#db.transaction(() => {
+      this.#db.prepare('DELETE FROM instances WHERE id = ?').run(id)
+      this.#db.afterCommit(() => {
+        this.#byId.delete(id)
+        this.#newestFirst = undefined
+      })
+    })
   }
 
   find(id: string): Instance | undefined {
-    return this.#read(this.#db.prepare(`${SELECT} WHERE id = ?`).get(id))
+    return this.#byId.get(id)
   }
 
   findByName(name: string): Instance | undefined {
-    return this.#read(this.#db.prepare(`${SELECT} WHERE name = ?`).get(name))
+    const row = this.#db.prepare('SELECT id FROM instances WHERE name = ?').get(name)
+    return row === undefined ? undefined : this.#byId.get(String(row.id))
   }
 
   /** At most two: enough to know that a prefix is ambiguous. */
   findByIdPrefix(prefix: string): Instance[] {
     // Ids are lower-case letters and digits, so '{' comes after all that can follow.
     return this.#db
-      .prepare(`${SELECT} WHERE id >= ? AND id < ? LIMIT 2`)
+      .prepare('SELECT id FROM instances WHERE id >= ? AND id < ? LIMIT 2')
       .all(prefix, `${prefix}{`)
-      .map((row) => this.#read(row))
+      .map((row) => this.#byId.get(String(row.id)))
       .filter((instance) => instance !== undefined)
   }
 
   /** Newest first. */
-  list(filter: ListInstances = {}): Instance[] {
-    const rows =
-      filter.state === undefined
-        ? this.#db.prepare(`${SELECT} ORDER BY created_at_ms DESC, id DESC`).all()
-        : this.#db.prepare(`${SELECT} WHERE state = ? ORDER BY created_at_ms DESC, id DESC`).all(filter.state)
-    const ports = new Map<string, PortForward[]>()
-    for (const row of this.#db.prepare('SELECT * FROM published_ports ORDER BY instance_id, position').all() as Row[]) {
-      const owner = String(row.instance_id)
-      ports.set(owner, [...(ports.get(owner) ?? []), portOf(row)])
-    }
+  list(filter: ListInstances = {}): readonly Instance[] {
+    this.#newestFirst ??= [...this.#byId.values()].sort((a, b) => b.createdAtMs - a.createdAtMs || (a.id < b.id ? 1 : -1))
     const wanted = Object.entries(filter.tags ?? {})
-    return (rows as Row[])
-      .map((row) => instanceOf(row, ports.get(String(row.id)) ?? []))
-      .filter(({ tags }) => wanted.every(([key, value]) => Object.hasOwn(tags, key) && tags[key] === value))
+    if (filter.state === undefined && wanted.length === 0) return this.#newestFirst
+    return this.#newestFirst.filter(
+      ({ state, tags }) =>
+        (filter.state === undefined || state === filter.state) &&
+        wanted.every(([key, value]) => Object.hasOwn(tags, key) && tags[key] === value),
+    )
   }
 
   /** Whose the host port is: name and id of the instance that publishes it, on that address or on all. */
@@ -168,12 +184,12 @@ export class InstanceRows {
     })
   }
 
-  #portsOf(id: string): PortForward[] {
-    return (this.#db.prepare('SELECT * FROM published_ports WHERE instance_id = ? ORDER BY position').all(id) as Row[]).map(portOf)
-  }
-
-  #read(row: unknown): Instance | undefined {
-    return row === undefined ? undefined : instanceOf(row as Row, this.#portsOf(String((row as Row).id)))
+  /** Once the change is durable, it is also what is read. */
+  #hold(instance: Instance): void {
+    this.#db.afterCommit(() => {
+      this.#byId.set(instance.id, instance)
+      this.#newestFirst = undefined
+    })
   }
 }
 
