@@ -8,7 +8,8 @@ import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
 import { importImage } from '../../test/harness/import-image.ts'
-import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
+import { guestConfigOf, rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
+import { bareMachines } from '../bare-machine.ts'
 import type { Bench } from '../bench.ts'
 import { atLeastTimesFaster, atMost, atMostAboveAnchor, type Measurement } from '../promise.ts'
 
@@ -25,27 +26,44 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
   const acceleration = await accelerationOf(daemon, hypervisor)
   const board = hypervisor === 'qemu' ? 'q35' : 'microvm'
   const raw = (run: number) =>
-    rawColdBoot({ dir: join(place, `raw-${run}`), rootfs, argv: TICKER, board, acceleration, memoryMib: MEMORY_MIB })
+    rawColdBoot({ dir: join(place, `raw-${run}`), rootfs, argv: TICKER, board, acceleration, vcpus: 1, memoryMib: MEMORY_MIB })
 
   tell(`${board}: the golden boot`)
   await create(daemon, 'warm-up')
   await daemon.client.delete('/instances/warm-up')
 
+  await using machines = await bareMachines({
+    dir: join(place, 'b'),
+    hypervisor,
+    rootfs,
+    memoryMib: MEMORY_MIB,
+    config: guestConfigOf(TICKER),
+  })
   const ours: number[] = []
   const anchor: number[] = []
+  const bareStarts: number[] = []
   for (let run = 0; run < runs; run += 1) {
     tell(`${board}: run ${run + 1} of ${runs}`)
     ours.push(await create(daemon, `run-${run}`))
     await daemon.client.delete(`/instances/run-${run}`)
+    bareStarts.push(await machines.run())
     await using boot = await raw(run)
     anchor.push(boot.readyMs)
   }
 
   await create(daemon, 'exec')
-  const execs = await execTimes(() => execOverApi(daemon.socket, 'exec', { command: ['/bin/true'] }))
-  await daemon.client.delete('/instances/exec')
   await using boot = await raw(runs)
-  const bare = await execTimes(async () => (await boot.guest.exec({ command: ['/bin/true'] }, step())).exit)
+  const execs: number[] = []
+  const bareExecs: number[] = []
+  for (let run = -5; run < EXECS; run += 1) {
+    const own = await timed(() => execOverApi(daemon.socket, 'exec', { command: ['/bin/true'] }))
+    const bare = await timed(async () => (await boot.guest.exec({ command: ['/bin/true'] }, step())).exit)
+    // Under TCG the first runs of each code path are slow, on both sides alike.
+    if (run < 0) continue
+    execs.push(own)
+    bareExecs.push(bare)
+  }
+  await daemon.client.delete('/instances/exec')
   return [
     {
       id: board === 'q35' ? 'create_to_running' : 'create_to_running_microvm',
@@ -56,12 +74,20 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
       anchor,
     },
     {
+      id: 'api_overhead',
+      what: 'the same request; the anchor is the same machine woken by a bare client of the driver: the same QEMU, the same QMP commands, the same agent, no API, records, image or disk',
+      unit: 'ms',
+      target: atMostAboveAnchor(5, 'ms'),
+      ours,
+      anchor: bareStarts,
+    },
+    {
       id: 'exec_round_trip',
       what: "exec of /bin/true over the API's WebSocket, from the dial to the exit code; the anchor asks the same agent of a plain QEMU directly",
       unit: 'ms',
       target: atMostAboveAnchor(5, 'ms'),
       ours: execs,
-      anchor: bare,
+      anchor: bareExecs,
     },
     {
       id: 'daemon_rss',
@@ -82,15 +108,10 @@ async function create({ client, socket }: DaemonProcess, name: string): Promise<
   return performance.now() - from
 }
 
-async function execTimes(exec: () => Promise<unknown>): Promise<number[]> {
-  const times: number[] = []
-  for (let run = -5; run < EXECS; run += 1) {
-    const from = performance.now()
-    await exec()
-    // Under TCG the first runs of each code path are slow, on both sides alike.
-    if (run >= 0) times.push(performance.now() - from)
-  }
-  return times
+async function timed(work: () => Promise<unknown>): Promise<number> {
+  const from = performance.now()
+  await work()
+  return performance.now() - from
 }
 
 async function accelerationOf({ client }: DaemonProcess, hypervisor: HypervisorName): Promise<'kvm' | 'tcg'> {

@@ -63,7 +63,7 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
   const ended = once(child, 'exit')
   try {
     const guest = await GuestClient.connect(await agentOf(join(dir, 'agent.sock'), child, step), step)
-    await guest.go(configOf(options.argv), step)
+    await guest.go(guestConfigOf(options.argv), step)
     const { code } = await (await guest.exec({ command: ['/bin/true'] }, step)).exit
     if (code !== 0) throw new Error(`/bin/true ended with ${code} in the guest`)
     const readyMs = performance.now() - from
@@ -124,7 +124,8 @@ async function agentOf(path: string, child: ChildProcess, step: Step): Promise<S
   return pollUntil("QEMU's socket to the agent", dial, step, { everyMs: 2, upToMs: 10 })
 }
 
-const configOf = (argv: readonly string[]): GuestConfig => ({
+/** What a guest is told that runs a program of the busybox image. */
+export const guestConfigOf = (argv: readonly string[]): GuestConfig => ({
   hostname: 'raw',
   machineId: '0123456789abcdef0123456789abcdef',
   network: guestNetworkOf(MAC, []),
