@@ -1,7 +1,7 @@
 /** A WebSocket of the API: frames out, frames in, neither faster than the other side takes them. */
 import type { IncomingMessage } from 'node:http'
 import { connect as dial } from 'node:net'
-import { Client } from '@dormouse/api/client.ts'
+import { refusalOf } from '@dormouse/api/client.ts'
 import { FRAME_MAX } from '@dormouse/api/streams.ts'
 import WebSocket from 'ws'
 import { answerWith, connectionFailure } from './connect.ts'
@@ -52,7 +52,7 @@ export class Socket implements Disposable {
       socket.once('open', resolve)
       socket.once('error', (error) => reject(connectionFailure(address, error)))
       socket.once('unexpected-response', (_, response: IncomingMessage) => {
-        refusalOf(response).then(reject, reject)
+        refusalOf(answerWith(response)).then(reject, reject)
       })
     })
     return own
@@ -109,7 +109,3 @@ const cutOff = (cause: unknown): Failure =>
     hint: 'See its log: journalctl -u dormouse',
     cause,
   })
-
-/** What the client of the API makes of an answer, where no client did the asking. */
-const refusalOf = (response: IncomingMessage): Promise<unknown> =>
-  new Client({ baseUrl: '', fetch: () => Promise.resolve(answerWith(response)) }).call('getHealth').catch((error: unknown) => error)
