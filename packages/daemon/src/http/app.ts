@@ -198,6 +198,8 @@ function checkParams(route: Route, request: FastifyRequest): void {
 
 /** Fires when the connection closes before the answer is whole. */
 function whenGone(reply: FastifyReply): AbortSignal {
+  // It may have gone while it was looked at who asks.
+  if (reply.raw.destroyed) return AbortSignal.abort()
   const gone = new AbortController()
   reply.raw.once('close', () => {
     if (!reply.raw.writableFinished) gone.abort()

@@ -235,6 +235,21 @@ test('a command that takes longer than its timeout is killed and answers 124', a
   assert.equal(uses.instances.oneGuest.execs[0]?.heard[0], 'kill')
 })
 
+test('streams of a guest that break end the command, not the daemon', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => {
+    exec.stdin.destroy(new Error('broken'))
+    exec.stdout.destroy(new Error('broken'))
+    exec.stderr.destroy(new Error('broken'))
+    exec.end(0)
+  })
+  const line = dial()
+  say(line, start({ separate_streams: true }), Buffer.from('x'), { stdin: 'eof' }, { stdin: 'eof' }, Buffer.from('y'))
+  const { frames, code } = await line.all
+  assert.match(String(frames.at(-1)), /"error"|"exitCode"/)
+  assert.equal(code, 1000)
+})
+
 test('a caller who hangs up takes the command with him', async (t) => {
   const { dial, run, uses } = await house(t)
   run((exec) => exec.stdout.write('x'))

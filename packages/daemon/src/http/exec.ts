@@ -79,6 +79,8 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
   const limit = start.timeout ? AbortSignal.timeout(start.timeout * 1000) : undefined
   const ending = AbortSignal.any([signal, ...(limit ? [limit] : [])])
   const killed = killedAfter(ending, exec)
+  // An error event that no one hears would end the daemon; what matters of it comes by `exit`.
+  for (const stream of [exec.stdin, exec.stdout, exec.stderr]) stream.on('error', (error) => log.debug({ err: error }, 'exec stream'))
   try {
     const output = Promise.all([pump(exec.stdout, 'stdout', peer, start), pump(exec.stderr, 'stderr', peer, start)])
     output.catch(() => undefined)

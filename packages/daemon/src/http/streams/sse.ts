@@ -12,7 +12,7 @@ export function sseStream(source: AsyncIterable<SseMessage>, options: { heartbea
   return Readable.from(withHeartbeats(source, options.heartbeatMs ?? HEARTBEAT_MS), { objectMode: true, highWaterMark: 16 })
 }
 
-export async function* withHeartbeats(source: AsyncIterable<SseMessage>, everyMs: number): AsyncGenerator<string> {
+async function* withHeartbeats(source: AsyncIterable<SseMessage>, everyMs: number): AsyncGenerator<string> {
   yield SSE_HEARTBEAT
   const iterator = source[Symbol.asyncIterator]()
   let next = iterator.next()
