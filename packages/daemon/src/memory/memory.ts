@@ -69,6 +69,8 @@ export class Memory implements AsyncDisposable {
   readonly #loaded = new Map<string, Loaded>()
   readonly #underWay = new Map<string, Promise<Loaded>>()
   readonly #failures = new Map<string, { error: unknown; untilMs: number }>()
+  /** Forgotten, and still held by someone. */
+  readonly #discarded = new Set<Loaded>()
   readonly #closing = new AbortController()
 
   constructor(uses: MemoryUses) {
@@ -103,6 +105,14 @@ export class Memory implements AsyncDisposable {
     }
   }
 
+  /** Forgets a golden boot that cannot be used; the next one who asks has it made anew. Those who hold it may go on holding it. */
+  async discard({ key }: Pick<GoldenBoot, 'key'>): Promise<void> {
+    const loaded = this.#loaded.get(key)
+    this.#loaded.delete(key)
+    if (loaded !== undefined) this.#discarded.add(loaded)
+    await this.#remove(key)
+  }
+
   /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
   async sweep(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
     for (const name of await this.#names()) {
@@ -124,8 +134,9 @@ export class Memory implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     await Promise.allSettled(this.#underWay.values())
-    for (const { base } of this.#loaded.values()) await base.handle.close()
+    for (const { base } of [...this.#loaded.values(), ...this.#discarded]) await base.handle.close()
     this.#loaded.clear()
+    this.#discarded.clear()
   }
 
   #begin(key: string, shape: GoldenShape, capture: CaptureGolden): Promise<Loaded> {
@@ -257,6 +268,11 @@ export class Memory implements AsyncDisposable {
   }
 
   #unloadSome(): void {
+    for (const gone of this.#discarded) {
+      if (gone.users > 0) continue
+      this.#discarded.delete(gone)
+      gone.base.handle.close().catch(() => undefined)
+    }
     const idle = [...this.#loaded.values()].filter(({ users }) => users === 0).sort((a, b) => a.usedAtMs - b.usedAtMs)
     for (const { key, base } of idle.slice(0, Math.max(0, idle.length - this.#uses.maxLoaded))) {
       this.#loaded.delete(key)

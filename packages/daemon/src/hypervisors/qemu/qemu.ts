@@ -31,7 +31,22 @@ export type { QemuUses } from './qemu-host.ts'
 /** `qemu` (q35) and `qemu-microvm`, sharing what they find out about the host. */
 export function createQemuDrivers(uses: QemuUses): QemuHypervisor[] {
   const host = new QemuHost(uses)
-  return [new QemuHypervisor(Q35, uses, host), new QemuHypervisor(MICROVM, uses, host)]
+  const drivers = [new QemuHypervisor(Q35, uses, host), new QemuHypervisor(MICROVM, uses, host)]
+  void dropStale(drivers, uses)
+  return drivers
+}
+
+/** Finds out about the host before the first start has to wait for it, and drops golden boots that no start will ask for again. */
+async function dropStale(drivers: readonly QemuHypervisor[], { memory, log }: QemuUses): Promise<void> {
+  try {
+    await memory.sweep(async (facts) => {
+      for (const driver of drivers) if (await driver.isStale(facts)) return true
+      return false
+    })
+  } catch (error) {
+    // A probe or a start will say it to someone who can do something about it.
+    log.debug({ err: error }, 'old golden boots were not looked through')
+  }
 }
 
 export class QemuHypervisor implements Hypervisor {
@@ -58,7 +73,7 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 
-  /** True for a golden boot that this host would not make again; for Memory's sweep. */
+  /** True for a golden boot of this board that would be made differently now. */
   async isStale(facts: GoldenShape['facts']): Promise<boolean> {
     const now = shapeOf(this.#machine(await this.#host.answers(), { vcpus: 1, memoryMib: 1, disks: [] }), await this.#host.answers()).facts
     return (
@@ -73,7 +88,18 @@ export class QemuHypervisor implements Hypervisor {
     const host = await this.#host.answers()
     const machine = this.#machine(host, spec)
     using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
+    try {
+      return await this.#run(spec, machine, host, golden, step)
+    } catch (error) {
+      if (golden === undefined || step.signal.aborted || !(error instanceof WakeFailed)) throw error
+      // Whole by its checksums and yet not to be woken: no later start shall trip over it.
+      step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken and is dropped, booting from the start')
+      await this.#uses.memory.discard(golden)
+      return await this.#run(spec, machine, host, undefined, step)
+    }
+  }
 
+  async #run(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot | undefined, step: Step): Promise<Vm> {
     await using undo = new AsyncDisposableStack()
     await makeRunDir(spec.runDir)
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
@@ -87,25 +113,24 @@ export class QemuHypervisor implements Hypervisor {
         // Not only loaded: it runs.
         await qmp.event('RESUME', step)
       }
-      const handle = {
-        hypervisor: this.name,
-        runDir: spec.runDir,
-        shim: shim.identity,
-        vmm: shim.vmm,
-        bootId: readBootId(),
-        startedAtMs: Date.now(),
-      }
-      const vm = new QemuVm(handle, golden === undefined ? 'boot' : 'golden', shim, networkOf(spec.runDir, spec.nic !== undefined))
-      undo.move()
-      return vm
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out') throw cause
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
-      throw new AppError('internal_error', `QEMU did not start the machine: ${await lastLine(spec.logs.vmm)}`, {
-        cause,
-        hint: 'The VMM log says more: dormouse logs --source vmm',
-      })
+      const message = `QEMU did not start the machine: ${await lastLine(spec.logs.vmm)}`
+      throw golden === undefined
+        ? new AppError('internal_error', message, { cause, hint: VMM_LOG_HINT })
+        : new WakeFailed(message, { cause })
     }
+    const handle = {
+      hypervisor: this.name,
+      runDir: spec.runDir,
+      shim: shim.identity,
+      vmm: shim.vmm,
+      bootId: readBootId(),
+      startedAtMs: Date.now(),
+    }
+    undo.move()
+    return new QemuVm(handle, golden === undefined ? 'boot' : 'golden', shim, networkOf(spec.runDir, spec.nic !== undefined))
   }
 
   restore(_spec: VmSpec, _files: SnapshotFiles, _step: Step): Promise<Vm> {
@@ -210,6 +235,13 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 }
+
+/** A machine that did not come out of its golden boot. Never leaves this file. */
+class WakeFailed extends Error {
+  override readonly name = 'WakeFailed'
+}
+
+const VMM_LOG_HINT = 'The VMM log says more: dormouse logs --source vmm'
 
 /** The descriptors that shim/net.c expects. */
 const NET_FD = { NIC: 3, CONTROL: 4, PORTS: 5 } as const
