@@ -5,7 +5,7 @@ import { type TestContext, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { type ImageFixture, imageOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
-import { type Proxy, pushFixture, startProxy, startRegistry } from './images-registry.ts'
+import { type FaultyProxy, pushFixture, startProxy, startRegistry } from './images-registry.ts'
 import { assertNothingLeft, filesOf, openRoom, pullReady, type Room, step } from './images-room.ts'
 
 const content = randomBytes(2 << 20)
@@ -25,7 +25,7 @@ async function behindProxy(
   t: TestContext,
   image: ImageFixture,
   config: Parameters<typeof openRoom>[1] = {},
-): Promise<{ room: Room; proxy: Proxy; name: string; registry: string }> {
+): Promise<{ room: Room; proxy: FaultyProxy; name: string; registry: string }> {
   const registry = await startRegistry(t)
   const proxy = await startProxy(t, registry)
   await pushFixture(registry, 'lib/x', 'v1', image)

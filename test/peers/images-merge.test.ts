@@ -10,7 +10,7 @@ import { test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import { DEFAULT_LIMITS } from '../../packages/daemon/src/images/limits.ts'
-import { LayerMerge } from '../../packages/daemon/src/images/merged-tar.ts'
+import { LayerMerge, TakesTwoPasses } from '../../packages/daemon/src/images/merged-tar.ts'
 import { writeRootfs } from '../../packages/daemon/src/images/rootfs-writer.ts'
 import type { TarEntry } from '../../packages/daemon/src/images/tar-entry.ts'
 import { type EntryWords, imageOf, layoutOf, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
@@ -78,8 +78,18 @@ test('generated layers give the file system that umoci unpacks', {
   await fc.assert(
     fc.asyncProperty(layers, async (changes) => {
       await using scratch = await Scratch.make()
-      const tars = validLayers(changes).map((layer) => tarOf(layer))
+      const layers = validLayers(changes)
+      const tars = layers.map((layer) => tarOf(layer))
       const [ours, theirs] = await Promise.all([squashfsOf(tars, scratch.path), unpackedBy(tars, scratch.path)])
+      const emptied = layers
+        .flat()
+        .flatMap(({ name }) => (name.includes('.wh.') ? [name.replace(/\/\.wh\.\.wh\.\.opq$/, '').replace('.wh.', '')] : []))
+      for (const facts of [ours, theirs]) {
+        for (const [path, fact] of Object.entries(facts)) {
+          // Taking something out of a directory changes its time, and umoci puts back only that of the parent of the mark.
+          if (fact.kind === 'dir' && emptied.some((one) => `${path}/`.startsWith(`${Buffer.from(one).toString('latin1')}/`))) fact.mtime = 0
+        }
+      }
       assert.deepEqual(ours, theirs)
     }),
     { numRuns: RUNS, endOnFailure: process.env.IMAGES_MERGE_SHRINK === undefined, reporter: reportSeed(t) },
@@ -93,22 +103,38 @@ const reportSeed =
     if (details.failed) throw new Error(fc.defaultReportMessage(details) ?? 'failed', { cause: details.errorInstance })
   }
 
-async function squashfsOf(tars: readonly Buffer[], dir: string): Promise<object> {
-  const merge = new LayerMerge(DEFAULT_LIMITS)
-  for (const tar of tars) {
+async function squashfsOf(tars: readonly Buffer[], dir: string): Promise<Facts> {
+  const layers = tars.map((tar) => {
     const blob = gzipSync(tar, { level: 1 })
-    await merge.scan({
+    return {
       open: async function* () {
         yield blob
       },
-    })
-  }
+    }
+  })
   const file = join(dir, 'rootfs')
-  await writeRootfs(file, merge.stream(), { compression: 'lz4', inodes: () => merge.inodes, step: step() })
+  const write = (merge: LayerMerge, tar: AsyncIterable<Buffer>) =>
+    writeRootfs(file, tar, { compression: 'lz4', inodes: () => merge.inodes, step: step() })
+  const twoPasses = async (): Promise<void> => {
+    const merge = new LayerMerge(DEFAULT_LIMITS)
+    for (const layer of layers) await merge.scan(layer)
+    await write(merge, merge.stream())
+  }
+  const [only, ...others] = layers
+  if (only && others.length === 0) {
+    const merge = new LayerMerge(DEFAULT_LIMITS)
+    await write(
+      merge,
+      merge.scanAndStream(only, () => undefined),
+    ).catch((error) => {
+      if (error instanceof TakesTwoPasses) return twoPasses()
+      throw error
+    })
+  } else await twoPasses()
   return factsOf(await spawnOutput(['sqfs2tar', '--root-becomes', '.', file]))
 }
 
-async function unpackedBy(tars: readonly Buffer[], dir: string): Promise<object> {
+async function unpackedBy(tars: readonly Buffer[], dir: string): Promise<Facts> {
   const layout = await writeFiles(join(dir, 'layout'), layoutOf(imageOf(tars)))
   await command(['umoci', 'raw', 'unpack', '--image', `${layout}:latest`, join(dir, 'unpacked')])
   const tar = await spawnOutput([
@@ -128,8 +154,10 @@ async function unpackedBy(tars: readonly Buffer[], dir: string): Promise<object>
 }
 
 /** What a tar says of each path, with hard links as the list of names that are one file. */
-function factsOf(tar: Buffer): Record<string, unknown> {
-  const facts: Record<string, Record<string, unknown>> = {}
+type Facts = Record<string, Record<string, unknown>>
+
+function factsOf(tar: Buffer): Facts {
+  const facts: Facts = {}
   const groups = new Map<string, string[]>()
   const plain = (name: string): string => name.replace(/^\.\//, '').replace(/\/$/, '') || '.'
   let current: TarEntry | undefined
@@ -172,7 +200,11 @@ function factsOf(tar: Buffer): Record<string, unknown> {
   })
   reader.write(tar)
   reader.end()
-  for (const [first, names] of groups) for (const name of names) facts[name] = { ...facts[first], names: [...names].sort() }
+  for (const [first, names] of groups) {
+    // GNU tar writes hard links to FIFOs and devices as files of their own.
+    const isTold = facts[first]?.kind === 'file' || facts[first]?.kind === 'symlink'
+    for (const name of names) facts[name] = { ...facts[first], ...(isTold ? { names: [...names].sort() } : {}) }
+  }
   return facts
 }
 

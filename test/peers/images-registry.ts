@@ -96,7 +96,7 @@ export async function pushManifest(host: string, repository: string, tag: string
 /** Something that answers in the place of the registry; true when it did. */
 export type Fault = (request: IncomingMessage, response: ServerResponse) => boolean
 
-export interface Proxy {
+export interface FaultyProxy {
   readonly host: string
   /** `METHOD path`, in order. */
   readonly requests: { readonly line: string; readonly range: string | undefined; readonly authorization: string | undefined }[]
@@ -107,8 +107,8 @@ export interface Proxy {
   cutBlobsAfter: number | undefined
 }
 
-export async function startProxy(t: TestContext, upstream: string): Promise<Proxy> {
-  const proxy: Proxy = { host: '', requests: [], fault: undefined, bend: undefined, cutBlobsAfter: undefined }
+export async function startProxy(t: TestContext, upstream: string): Promise<FaultyProxy> {
+  const proxy: FaultyProxy = { host: '', requests: [], fault: undefined, bend: undefined, cutBlobsAfter: undefined }
   const server = createServer((request, response) => {
     const { range, authorization } = request.headers
     proxy.requests.push({ line: `${request.method} ${request.url}`, range, authorization })

@@ -5,7 +5,7 @@ import { type BlobDraft, BlobStore } from './blob-store.ts'
 import type { Converted, ConvertJob } from './conversion-job.ts'
 import { algorithmOf } from './digest.ts'
 import type { Descriptor } from './manifest.ts'
-import { type LayerFile, LayerMerge } from './merged-tar.ts'
+import { type LayerFile, LayerMerge, TakesTwoPasses } from './merged-tar.ts'
 import type { RegistryClient } from './registry-client.ts'
 import { writeRootfs } from './rootfs-writer.ts'
 import { invalidImage } from './tar-entry.ts'
@@ -28,20 +28,23 @@ export async function convert(job: ConvertJob, watcher: ConversionWatcher, signa
   const step = { signal: AbortSignal.any([signal, givingUp.signal]) }
   await using stack = new AsyncDisposableStack()
   const arrivals = stack.use(await Arrivals.begin(job, store, watcher, step.signal))
+  const write = (merge: LayerMerge, tar: AsyncIterable<Buffer>): Promise<{ sizeBytes: number }> =>
+    writeRootfs(job.rootfs, tar, { compression: job.compression, inodes: () => merge.inodes, step })
   try {
+    const [only, ...others] = job.layers
+    if (only && others.length === 0) {
+      const sizeBytes = await convertOne(job, only, arrivals, store, watcher, write)
+      if (sizeBytes !== undefined) return { rootfsBytes: sizeBytes }
+    }
     const merge = new LayerMerge(job.limits)
     for (const [index, layer] of job.layers.entries()) {
-      const { diffId } = await scan(merge, arrivals, layer)
-      if (diffId !== job.diffIds[index]) {
-        // A stored copy may have rotted: without it the next pull gets a fresh one.
-        await store.remove(layer.digest)
-        throw invalidImage(`The layer ${layer.digest} unpacks to ${diffId}, but the image's configuration says ${job.diffIds[index]}`)
-      }
+      const { diffId } = await orDamage(arrivals, layer, merge.scan(arrivals.file(layer.digest)))
+      await checkDiffId(store, layer, diffId, job.diffIds[index])
       step.signal.throwIfAborted()
     }
     await arrivals.all
     watcher.onConverting()
-    const { sizeBytes } = await writeRootfs(job.rootfs, merge.stream(), { compression: job.compression, inodes: () => merge.inodes, step })
+    const { sizeBytes } = await write(merge, merge.stream())
     return { rootfsBytes: sizeBytes }
   } catch (error) {
     givingUp.abort(error)
@@ -49,14 +52,50 @@ export async function convert(job: ConvertJob, watcher: ConversionWatcher, signa
   }
 }
 
-async function scan(merge: LayerMerge, arrivals: Arrivals, layer: Descriptor): ReturnType<LayerMerge['scan']> {
+/** An image of one layer is written while it arrives. Undefined when it takes two passes. */
+async function convertOne(
+  job: ConvertJob,
+  layer: Descriptor,
+  arrivals: Arrivals,
+  store: BlobStore,
+  watcher: ConversionWatcher,
+  write: (merge: LayerMerge, tar: AsyncIterable<Buffer>) => Promise<{ sizeBytes: number }>,
+): Promise<number | undefined> {
+  const merge = new LayerMerge(job.limits)
+  let diffId: string | undefined
+  const tar = merge.scanAndStream(arrivals.file(layer.digest), (scanned) => {
+    diffId = scanned.diffId
+  })
+  arrivals.all.then(
+    () => watcher.onConverting(),
+    () => undefined,
+  )
   try {
-    return await merge.scan(arrivals.file(layer.digest))
+    const { sizeBytes } = await orDamage(arrivals, layer, write(merge, tar))
+    await arrivals.all
+    await checkDiffId(store, layer, diffId, job.diffIds[0])
+    return sizeBytes
   } catch (error) {
-    // Damage on the way shows here first; that the digest is wrong says more.
-    await arrivals.arrived(layer.digest)
+    if (error instanceof TakesTwoPasses) return undefined
     throw error
   }
+}
+
+/** What went wrong with a layer shows in its contents first; that its digest is wrong says more. */
+async function orDamage<T>(arrivals: Arrivals, layer: Descriptor, work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (error) {
+    if (!(error instanceof TakesTwoPasses)) await arrivals.arrived(layer.digest)
+    throw error
+  }
+}
+
+async function checkDiffId(store: BlobStore, layer: Descriptor, diffId: string | undefined, expected: string | undefined): Promise<void> {
+  if (diffId === expected) return
+  // A stored copy may have rotted: without it the next pull gets a fresh one.
+  await store.remove(layer.digest)
+  throw invalidImage(`The layer ${layer.digest} unpacks to ${diffId}, but the image's configuration says ${expected}`)
 }
 
 /** The layers, on their way or in the store. */

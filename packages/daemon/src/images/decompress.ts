@@ -11,6 +11,8 @@ export type Compression = 'none' | 'gzip' | 'zstd'
 
 // One step in libuv's thread pool for each: too small, and the hand-over costs more than the work.
 const OUTPUT_CHUNK = 256 * 1024
+// Lets the decoder work ahead while what it gave is being written: with one chunk at a time every hand-over would be waited for.
+const WORK_AHEAD = 1 << 20
 // 32 MiB of window is what the strongest level of the usual encoders asks for; the format would allow for gigabytes.
 const ZSTD_WINDOW_LOG_MAX = 25
 
@@ -57,8 +59,8 @@ export async function* decompress(source: AsyncIterable<Buffer>, limits: ImageLi
 async function* decodeOnce(input: Input, compression: 'gzip' | 'zstd'): AsyncGenerator<Buffer, void, void> {
   const decoder =
     compression === 'gzip'
-      ? zlib.createGunzip({ chunkSize: OUTPUT_CHUNK })
-      : zlib.createZstdDecompress({ chunkSize: OUTPUT_CHUNK, params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX } })
+      ? zlib.createGunzip({ chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD })
+      : zlib.createZstdDecompress({ chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD, params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX } })
   let failure: unknown
   const feeding = (async () => {
     let fed = 0

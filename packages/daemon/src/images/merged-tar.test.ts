@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { AppError } from '@dormouse/api/errors.ts'
 import { DEFAULT_LIMITS, type ImageLimits } from './limits.ts'
-import { LayerMerge } from './merged-tar.ts'
+import { LayerMerge, TakesTwoPasses } from './merged-tar.ts'
 import { type EntryWords, type ReadEntry, readTar, sha256, tarOf } from './tar-fixtures.ts'
 
 type Layer = readonly (EntryWords | string)[]
@@ -204,6 +204,44 @@ test('names that are not UTF-8 go through as they are', async () => {
 test('the root directory keeps its own attributes', async () => {
   const entries = await merge([[{ name: './', kind: 'dir', mode: 0o711, uid: 3 }, { name: 'a' }]])
   assert.equal(find(entries, './').uid, 3)
+})
+
+test('a single layer is merged in one pass to the same, and takes two when an entry takes the place of another', async () => {
+  const onePass = async (layer: Layer): Promise<ReadEntry[]> => {
+    const merge = new LayerMerge(DEFAULT_LIMITS)
+    const chunks: Buffer[] = []
+    let diffId = ''
+    for await (const chunk of merge.scanAndStream({ open: () => source(tarOf(layer)) }, (scanned) => {
+      diffId = scanned.diffId
+    })) {
+      chunks.push(chunk)
+    }
+    assert.equal(diffId, sha256(tarOf(layer)))
+    const entries = readTar(Buffer.concat(chunks))
+    assert.equal(merge.inodes, entries.filter(({ kind }) => kind !== 'link').length + impliedIn(entries))
+    return entries
+  }
+  const plain: Layer = [
+    './',
+    { name: 'd/e/f', content: 'x'.repeat(40_000) },
+    'd',
+    { name: 'l', kind: 'link', linkName: './d/e/f' },
+    { name: 'm', kind: 'link', linkName: 'l' },
+    { name: '.wh.none' },
+  ]
+  assert.deepEqual(namesOf(await onePass(plain)), namesOf(await merge([plain])))
+  assert.equal(find(await onePass(plain), 'm').linkName, 'l')
+  for (const layer of [
+    [{ name: 'a' }, { name: 'a' }],
+    ['d', 'd'],
+    ['./', './'],
+    ['d', { name: 'd', kind: 'symlink' as const, linkName: 'x' }],
+    [{ name: 'f' }, { name: 'f/x' }],
+    [{ name: 'a' }, { name: 'b' }, { name: 'a', kind: 'link' as const, linkName: 'b' }],
+  ]) {
+    await assert.rejects(onePass(layer), TakesTwoPasses)
+    await merge([layer])
+  }
 })
 
 test('a layer gives the digest of what it is uncompressed', async () => {

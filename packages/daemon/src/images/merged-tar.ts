@@ -4,6 +4,8 @@
  *   scan   bottom to top, headers only: which entry of which layer stands at each path (MergedTree); all bad input is found here
  *   merge  the surviving entries with their contents, each path once, files before further names of them
  *
+ * A single layer needs no second pass as long as none of its entries takes the place of another: it is merged while it is scanned.
+ *
  * Nothing of a layer is ever laid out on the host: the stream goes into tar2sqfs.
  */
 import { createHash } from 'node:crypto'
@@ -40,10 +42,7 @@ export class LayerMerge {
 
   /** Lays the next layer over those that were given before. Throws `invalid_image` or `image_too_large`; the merge is of no use then. */
   async scan(file: LayerFile): Promise<ScannedLayer> {
-    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => {
-      this.#bytes += bytes
-      if (this.#bytes > this.#limits.maxImageBytes) throw tooLarge(`The image's files are larger than ${this.#limits.maxImageBytes} bytes`)
-    })
+    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes))
     this.#tree.beginLayer(this.#layers.length)
     const reader = new TarReader(scan)
     const hash = createHash('sha256')
@@ -56,20 +55,42 @@ export class LayerMerge {
     return { entries: scan.entries, diffId: `sha256:${hash.digest('hex')}` }
   }
 
+  /**
+   * The merged tar of an image of one layer, in one pass; `onScanned` is told of the layer before the stream ends. Throws
+   * `TakesTwoPasses` when an entry takes the place of another: begin again with `scan` and `stream`.
+   */
+  async *scanAndStream(file: LayerFile, onScanned: (layer: ScannedLayer) => void): AsyncGenerator<Buffer, void, void> {
+    const writer = new EntryWriter()
+    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes), writer)
+    this.#tree.beginLayer(0)
+    const reader = new TarReader(scan)
+    const hash = createHash('sha256')
+    for await (const chunk of decompress(file.open(), this.#limits)) {
+      hash.update(chunk)
+      reader.write(chunk)
+      yield* writer.take(false)
+    }
+    reader.end()
+    this.#links = scan.links
+    yield* writer.take(true)
+    onScanned({ entries: scan.entries, diffId: `sha256:${hash.digest('hex')}` })
+    yield TAR_END
+  }
+
   /** The merged tar, in chunks that may be kept. */
   async *stream(): AsyncGenerator<Buffer, void, void> {
     this.#links = 0
     for (const [index, { file, entries }] of this.#layers.entries()) {
       const { nodeOf, links } = this.#tree.survivors(index, entries)
       if (nodeOf.every((node) => node < 0)) continue
-      const writer = new SurvivorWriter(this.#tree, nodeOf)
-      const reader = new TarReader(writer)
+      const writer = new EntryWriter()
+      const reader = new TarReader(new SurvivorSink(this.#tree, nodeOf, writer))
       for await (const chunk of decompress(file.open(), this.#limits)) {
         reader.write(chunk)
         yield* writer.take(false)
       }
       reader.end()
-      for (const { node, primary } of links) writer.link(node, primary)
+      for (const { node, primary } of links) writer.link(this.#tree.pathOf(node), this.#tree.pathOf(primary))
       this.#links += links.length
       yield* writer.take(true)
     }
@@ -81,22 +102,31 @@ export class LayerMerge {
     return this.#tree.size - this.#links
   }
 
-  /** What the files of all layers measure, those that are covered by others too. */
-  get bytes(): number {
-    return this.#bytes
+  #countBytes(bytes: number): void {
+    this.#bytes += bytes
+    if (this.#bytes > this.#limits.maxImageBytes) throw tooLarge(`The image's files are larger than ${this.#limits.maxImageBytes} bytes`)
   }
 }
 
+/** Expected, and rare: a layer that has a path twice, or removes what it has put there itself. */
+export class TakesTwoPasses extends Error {
+  override readonly name = 'TakesTwoPasses'
+}
+
+/** Enters a layer into the tree, and passes its contents on at once where a writer is given. */
 class LayerScan implements TarSink {
   readonly #tree: MergedTree
   readonly #limits: ImageLimits
   readonly #onBytes: (bytes: number) => void
+  readonly #writer: EntryWriter | undefined
   entries = 0
+  links = 0
 
-  constructor(tree: MergedTree, limits: ImageLimits, onBytes: (bytes: number) => void) {
+  constructor(tree: MergedTree, limits: ImageLimits, onBytes: (bytes: number) => void, writer?: EntryWriter) {
     this.#tree = tree
     this.#limits = limits
     this.#onBytes = onBytes
+    this.#writer = writer
   }
 
   entry(entry: TarEntry): void {
@@ -107,49 +137,85 @@ class LayerScan implements TarSink {
     }
     this.#onBytes(entry.size)
     this.#tree.apply(this.entries++, path, entry.kind, target)
+    if (this.#writer) this.#write(this.#writer, entry, target)
   }
-  data(): void {}
-  endEntry(): void {}
+
+  data(slice: Buffer): void {
+    this.#writer?.data(slice)
+  }
+
+  endEntry(): void {
+    this.#writer?.end()
+  }
+
+  #write(writer: EntryWriter, entry: TarEntry, target: readonly string[] | undefined): void {
+    if (this.#tree.isDisturbed) throw new TakesTwoPasses()
+    const node = this.#tree.placed
+    if (node < 0) return
+    if (target) {
+      this.links++
+      writer.link(this.#tree.pathOf(node), target.join('/'))
+    } else writer.begin(entry, this.#tree.pathOf(node))
+  }
+}
+
+/** Passes on what survives of a layer that was scanned before. */
+class SurvivorSink implements TarSink {
+  readonly #tree: MergedTree
+  readonly #nodeOf: Int32Array
+  readonly #writer: EntryWriter
+  #ordinal = 0
+
+  constructor(tree: MergedTree, nodeOf: Int32Array, writer: EntryWriter) {
+    this.#tree = tree
+    this.#nodeOf = nodeOf
+    this.#writer = writer
+  }
+
+  entry(entry: TarEntry): void {
+    const node = this.#nodeOf[this.#ordinal++] ?? -1
+    if (node >= 0) this.#writer.begin(entry, this.#tree.pathOf(node))
+  }
+
+  data(slice: Buffer): void {
+    this.#writer.data(slice)
+  }
+
+  endEntry(): void {
+    this.#writer.end()
+  }
 }
 
 const BATCH = 128 * 1024
 // Larger slices are passed on as they are, smaller ones copied together.
 const SMALL = 16 * 1024
 
-class SurvivorWriter implements TarSink {
-  readonly #tree: MergedTree
-  readonly #nodeOf: Int32Array
-  #ordinal = 0
-  #keeps = false
-  #padding = 0
+/** Gathers entries into chunks. What is not begun is not written. */
+class EntryWriter {
+  #isOpen = false
+  #stored = 0
   #ready: Buffer[] = []
   #batch = Buffer.allocUnsafeSlow(BATCH)
   #filled = 0
 
-  constructor(tree: MergedTree, nodeOf: Int32Array) {
-    this.#tree = tree
-    this.#nodeOf = nodeOf
-  }
-
-  entry(entry: TarEntry): void {
-    const node = this.#nodeOf[this.#ordinal++] ?? -1
-    this.#keeps = node >= 0
-    if (!this.#keeps) return
-    this.#padding = entry.storedSize
-    this.#push(encodeHeader({ ...entry, name: this.#tree.pathOf(node), xattrs: withoutOverlay(entry.xattrs) }))
+  begin(entry: TarEntry, name: string): void {
+    this.#isOpen = true
+    this.#stored = entry.storedSize
+    this.#push(encodeHeader({ ...entry, name, xattrs: withoutOverlay(entry.xattrs) }))
   }
 
   data(slice: Buffer): void {
-    if (this.#keeps) this.#push(slice)
+    if (this.#isOpen) this.#push(slice)
   }
 
-  endEntry(): void {
-    if (this.#keeps) this.#push(padding(this.#padding))
+  end(): void {
+    if (this.#isOpen) this.#push(padding(this.#stored))
+    this.#isOpen = false
   }
 
   /** A further name of a file that was written before. */
-  link(node: number, primary: number): void {
-    this.#push(encodeHeader({ ...LINK, name: this.#tree.pathOf(node), linkName: this.#tree.pathOf(primary) }))
+  link(name: string, primary: string): void {
+    this.#push(encodeHeader({ ...LINK, name, linkName: primary }))
   }
 
   /** What has gathered; the last incomplete batch only when `all`. */

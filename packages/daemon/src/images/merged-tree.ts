@@ -59,6 +59,8 @@ export class MergedTree {
   readonly #seed = randomInt(2 ** 31)
 
   #current = 0
+  #placed = NONE
+  #isDisturbed = false
 
   constructor(limits: TreeLimits) {
     this.#limits = limits
@@ -73,11 +75,11 @@ export class MergedTree {
   /** Applies the entry that is `ordinal`th in the current layer. `target` is where a hard link leads. */
   apply(ordinal: number, path: LayerPath, kind: EntryKind, target?: readonly string[]): void {
     this.#count()
+    this.#placed = NONE
     switch (path.kind) {
       case 'root':
         if (kind !== 'dir') throw invalidImage('The root directory is replaced by something that is no directory')
-        this.#own(ROOT, ordinal)
-        this.#touch(ROOT)
+        this.#place(ROOT, ordinal)
         return
       case 'whiteout':
         this.#removeLower(this.#find(path.path), false)
@@ -93,6 +95,16 @@ export class MergedTree {
   /** How many names there are now, the root among them. */
   get size(): number {
     return this.#live
+  }
+
+  /** The node that the entry applied last was placed at; -1 for a whiteout. */
+  get placed(): number {
+    return this.#placed
+  }
+
+  /** Has an entry taken the place of another since the start? While none has, what was placed stands as it is. */
+  get isDisturbed(): boolean {
+    return this.#isDisturbed
   }
 
   /**
@@ -127,17 +139,15 @@ export class MergedTree {
     const existing = this.#child(parent, name)
     if (kind === 'dir') {
       if (existing !== NONE && this.#kind[existing] === DIRECTORY) {
-        this.#own(existing, ordinal)
-        this.#touch(existing)
+        this.#place(existing, ordinal)
         return
       }
       if (existing !== NONE) this.#removeTree(existing)
-      const node = this.#create(parent, name, DIRECTORY)
-      this.#own(node, ordinal)
-      this.#touch(node)
+      this.#place(this.#create(parent, name, DIRECTORY), ordinal)
       return
     }
     if (existing !== NONE && this.#kind[existing] === DIRECTORY) this.#removeTree(existing)
+    if (existing !== NONE) this.#isDisturbed = true
     const isReused = existing !== NONE && this.#kind[existing] !== 0 && this.#kind[existing] !== DIRECTORY
     if (kind === 'link') {
       const linked = this.#linkTarget(path, target ?? [], isReused ? existing : NONE)
@@ -146,12 +156,13 @@ export class MergedTree {
       this.#layer[node] = this.#layer[linked] as number
       this.#ordinal[node] = this.#ordinal[linked] as number
       this.#touch(node)
+      this.#placed = node
       return
     }
     const node = isReused ? existing : this.#create(parent, name, OTHER)
     this.#kind[node] = kind === 'symlink' ? SYMLINK : OTHER
-    this.#own(node, ordinal)
-    this.#touch(node)
+    this.#ordinal[node] = IMPLIED
+    this.#place(node, ordinal)
   }
 
   #linkTarget(path: readonly string[], target: readonly string[], self: number): number {
@@ -220,7 +231,10 @@ export class MergedTree {
     }
   }
 
-  #own(node: number, ordinal: number): void {
+  #place(node: number, ordinal: number): void {
+    if (this.#ordinal[node] !== IMPLIED) this.#isDisturbed = true
+    this.#placed = node
+    this.#touch(node)
     this.#layer[node] = this.#current - 1
     this.#ordinal[node] = ordinal
   }
@@ -270,6 +284,7 @@ export class MergedTree {
   }
 
   #removeTree(node: number): void {
+    this.#isDisturbed = true
     // Depth is limited by the path's.
     for (let child = this.#firstChild[node] as number; child !== NONE; ) {
       const next = this.#next[child] as number

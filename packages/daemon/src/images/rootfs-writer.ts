@@ -37,8 +37,8 @@ export async function writeRootfs(
     file,
   ] as const
   try {
-    // objectMode would be the default here, and with it a buffer of 16 whole chunks.
-    const input = Readable.from(tar, { objectMode: false, highWaterMark: 256 * 1024 })
+    // A queue of its own: the merge goes on while tar2sqfs takes what it was given.
+    const input = Readable.from(tar, { objectMode: false, highWaterMark: 1 << 20 })
     await runCommand(argv as unknown as [string, ...string[]], { step: options.step, input })
   } catch (error) {
     if (error instanceof CommandError) throw whatWentWrong(error)
