@@ -64,8 +64,10 @@ test('the program is who the image says, where it says, and sees what a containe
 
 test('the clock is the host’s', async () => {
   await using guest = await house.running()
+  const asked = Date.now() / 1000
   const { stdout } = await guest.run('date +%s')
-  assert.ok(Math.abs(Number(stdout) - Date.now() / 1000) < 3, stdout)
+  const answered = Date.now() / 1000
+  assert.ok(Number(stdout) > asked - 2 && Number(stdout) < answered + 1, `${asked} ${stdout.trim()} ${answered}`)
 })
 
 test('modprobe finds the kernel’s modules', async () => {
@@ -101,7 +103,9 @@ for (const [what, argv, user, code, message] of failures) {
 }
 
 test('a program that eats all memory is told to have been killed for it', async () => {
-  await using guest = await house.running({ argv: ['tail', '/dev/zero'] })
+  await using guest = await house.running({
+    argv: ['sh', '-c', 'echo 1 > /proc/sys/vm/overcommit_memory; exec dd if=/dev/zero of=/dev/null bs=400M'],
+  })
   assert.deepEqual(await guest.client.exited, { code: 137, message: 'killed by signal 9 (SIGKILL) - OOM' })
 })
 
