@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { endProcessesNaming } from './processes.ts'
 
-/** A directory that goes away with its holder. Its path is short, since sockets come to lie below it. */
+/** A directory that goes away with its holder, and what still runs on it. Its path is short, since sockets come to lie below it. */
 export class Scratch implements AsyncDisposable {
   readonly path: string
 
@@ -21,9 +21,14 @@ export class Scratch implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await rm(this.path, { recursive: true, force: true, maxRetries: 3 })
+    await clear(this.path)
     inUse.delete(this.path)
   }
+}
+
+async function clear(path: string): Promise<void> {
+  await endProcessesNaming(path)
+  await rm(path, { recursive: true, force: true, maxRetries: 3 })
 }
 
 const inUse = new Set<string>()
@@ -32,10 +37,7 @@ const inUse = new Set<string>()
 if (process.env.NODE_TEST_CONTEXT !== undefined) {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, async () => {
-      for (const path of inUse) {
-        await endProcessesNaming(path)
-        await rm(path, { recursive: true, force: true })
-      }
+      for (const path of inUse) await clear(path)
       process.exit(1)
     })
   }
