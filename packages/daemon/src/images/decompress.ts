@@ -4,6 +4,7 @@
  */
 import { once } from 'node:events'
 import zlib, { constants } from 'node:zlib'
+import { bufferCollector } from './buffer-collector.ts'
 import type { ImageLimits } from './limits.ts'
 import { invalidImage, tooLarge } from './tar-entry.ts'
 
@@ -31,7 +32,9 @@ export async function* decompress(source: AsyncIterable<Buffer>, limits: ImageLi
   const input = new Input(source)
   const compression = compressionOf(await input.peek(4))
   let produced = 0
+  const collect = bufferCollector()
   const count = (chunk: Buffer): Buffer => {
+    collect(chunk.length)
     produced += chunk.length
     if (produced > limits.maxImageBytes) throw tooLarge(`A layer unpacks to more than ${limits.maxImageBytes} bytes`)
     if (produced > limits.ratioFloorBytes && produced > input.taken * limits.maxRatio) {
@@ -60,7 +63,11 @@ async function* decodeOnce(input: Input, compression: 'gzip' | 'zstd'): AsyncGen
   const decoder =
     compression === 'gzip'
       ? zlib.createGunzip({ chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD })
-      : zlib.createZstdDecompress({ chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD, params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX } })
+      : zlib.createZstdDecompress({
+          chunkSize: OUTPUT_CHUNK,
+          readableHighWaterMark: WORK_AHEAD,
+          params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX },
+        })
   let failure: unknown
   const feeding = (async () => {
     let fed = 0

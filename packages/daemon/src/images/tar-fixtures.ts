@@ -19,12 +19,12 @@ export function entryOf(words: EntryWords): { entry: TarEntry; content: Buffer }
     mtime: 1_600_000_000,
     size: content.length,
     storedSize: content.length,
-    linkName: '',
     devMajor: 0,
     devMinor: 0,
     xattrs: NO_XATTRS,
     ...words,
     name: Buffer.from(words.name).toString('latin1'),
+    linkName: Buffer.from(words.linkName ?? '').toString('latin1'),
   }
   return { entry, content }
 }
