@@ -5,8 +5,8 @@ import { runInNewContext } from 'node:vm'
 const EVERY_BYTES = 16 << 20
 
 /**
- * Collects the short-lived buffers of a stream: call it with the size of each one that is done with. A young collection takes a
- * millisecond or two. Does nothing where the engine does not let itself be asked.
+ * Collects the short-lived buffers of a stream: call it with the size of each one that is done with. A collection takes a few
+ * milliseconds in a thread that holds little else. Does nothing where the engine does not let itself be asked.
  */
 export function bufferCollector(): (bytes: number) => void {
   let gathered = 0
@@ -15,14 +15,14 @@ export function bufferCollector(): (bytes: number) => void {
     if (gathered < EVERY_BYTES) return
     gathered = 0
     collect ??= findCollector()
-    collect({ type: 'minor' })
+    collect({ type: 'major' })
   }
 }
 
-let collect: ((options: { type: 'minor' }) => void) | undefined
+let collect: ((options: { type: 'major' }) => void) | undefined
 
-function findCollector(): (options: { type: 'minor' }) => void {
+function findCollector(): (options: { type: 'major' }) => void {
   setFlagsFromString('--expose-gc')
   const found: unknown = runInNewContext('gc')
-  return typeof found === 'function' ? (found as (options: { type: 'minor' }) => void) : () => undefined
+  return typeof found === 'function' ? (found as (options: { type: 'major' }) => void) : () => undefined
 }

@@ -60,14 +60,11 @@ export async function* decompress(source: AsyncIterable<Buffer>, limits: ImageLi
 }
 
 async function* decodeOnce(input: Input, compression: 'gzip' | 'zstd'): AsyncGenerator<Buffer, void, void> {
+  const buffers = { chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD }
   const decoder =
     compression === 'gzip'
-      ? zlib.createGunzip({ chunkSize: OUTPUT_CHUNK, readableHighWaterMark: WORK_AHEAD })
-      : zlib.createZstdDecompress({
-          chunkSize: OUTPUT_CHUNK,
-          readableHighWaterMark: WORK_AHEAD,
-          params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX },
-        })
+      ? zlib.createGunzip(buffers)
+      : zlib.createZstdDecompress({ ...buffers, params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX } })
   let failure: unknown
   const feeding = (async () => {
     let fed = 0
