@@ -67,7 +67,7 @@ const BLOCK = 4096
 const zeros = Buffer.alloc(BLOCK)
 
 /** Node has no SEEK_HOLE, so holes are read; blocks of zeros are not written. A cut-short copy is removed. */
-export async function copySparsely(source: string, target: string, signal?: AbortSignal): Promise<void> {
+async function copySparsely(source: string, target: string, signal?: AbortSignal): Promise<void> {
   await using from = await open(source, 'r')
   const { size, mode } = await from.stat()
   try {

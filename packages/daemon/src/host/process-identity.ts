@@ -35,7 +35,7 @@ export function signalProcess(identity: ProcessIdentity, signal: NodeJS.Signals)
 }
 
 /** Resolves once the process is gone. It need not be a child of ours, and Node has no pidfd: hence a poll, a short one. */
-export async function waitForExit(identity: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
+async function waitForExit(identity: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
   await pollUntil(`process ${identity.pid} to end`, () => !isAlive(identity), step, { everyMs: 5, upToMs: 50 })
 }
 

@@ -48,11 +48,11 @@ export type Descriptor = { readonly number: number } & (
   | { readonly kind: 'daemon'; readonly fd: number }
 )
 
-export const SHIM_SOCKET = 'shim.sock'
-export const EXIT_RECORD = 'exit'
+const SHIM_SOCKET = 'shim.sock'
+const EXIT_RECORD = 'exit'
 
 /** The arguments of `dormouse-shim run`, and the daemon's descriptors in the order in which the shim inherits them, from 3 on. */
-export function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } {
+function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } {
   const inherited: number[] = []
   const kindOf = (descriptor: Descriptor): string => {
     switch (descriptor.kind) {

@@ -15,7 +15,7 @@ export interface VmSpec {
   readonly logs: LogFiles
   /** The unprivileged user that the VMM runs as when the daemon is root. Its own for each VM, so that one VMM cannot touch another. */
   readonly user?: { readonly uid: number; readonly gid: number }
-  /** Boot from the start, with a kernel address layout of its own, instead of waking the golden boot. */
+  /** Boot from the start, with a kernel that draws secrets of its own, instead of waking the golden boot. */
   readonly freshBoot?: boolean
 }
 

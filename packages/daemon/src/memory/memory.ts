@@ -311,7 +311,7 @@ export class Memory implements AsyncDisposable {
 }
 
 /** The same facts in any order give the same key. */
-export function keyOf(shape: GoldenShape): string {
+function keyOf(shape: GoldenShape): string {
   const facts = Object.entries(shape.facts).sort(([a], [b]) => (a < b ? -1 : 1))
   return createHash('sha256')
     .update(JSON.stringify([1, shape.memoryBytes, facts]))

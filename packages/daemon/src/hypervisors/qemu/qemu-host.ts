@@ -28,7 +28,7 @@ export interface QemuUses {
   readonly goldenUser?: { readonly uid: number; readonly gid: number }
   /** Resolves when the guest behind a fresh stream says that it is parked. */
   readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
-  /** A switch for those who want a kernel address layout of its own for every VM. */
+  /** A switch for those who want every kernel to draw secrets of its own; true when absent. */
   readonly goldenBoots?: boolean
   /** For tests. */
   readonly kvmDevice?: string
