@@ -168,8 +168,7 @@ export class Instances implements AsyncDisposable {
 
   async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
     const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
-    const diskFree = await this.#diskFree()
-    const admitCapacity = ({ instance }: InstanceWork) => this.#admitDemand(instance.name, instance, diskFree)
+    const admitCapacity = async ({ instance }: InstanceWork) => this.#admitDemand(instance.name, instance, await this.#diskFree())
     return this.#request(id, 'start', (work) => start(work, overrides, admitCapacity), {
       ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),
     })

@@ -128,8 +128,8 @@ async function take({ house, model }: World, one: Move): Promise<void> {
         await house.end()
         await house.begin()
       }
-      // What failed left it as it was, or where it was going, or says that it does not know.
-      model.set(one.name, new Set([...known].flatMap((state) => [state, ...after(state, one.verb), 'Unknown' as const])))
+      // What failed left it as it was, or where it was going, or says that it does not know; a new daemon then finds it without a VM.
+      model.set(one.name, new Set([...known].flatMap((state) => possible(state, one.verb))))
       return
     }
     case 'restart': {
@@ -187,6 +187,9 @@ function after(state: Rest, verb: Verb): Rest[] {
       return ['absent']
   }
 }
+
+const possible = (state: Rest, verb: Verb): Rest[] =>
+  state === 'absent' ? ['absent', ...after(state, verb)] : [state, ...after(state, verb), 'Unknown', 'Stopped']
 
 function refusal(state: Rest, verb: Verb): string | undefined {
   if (verb === 'create') return state === 'absent' ? undefined : 'name_conflict'

@@ -8,10 +8,10 @@ export interface StartOverrides {
 }
 
 /** Stopped → Initializing. What is given in place of the image's own command is kept for later starts, also when this one fails. */
-export async function start(work: InstanceWork, overrides: StartOverrides, admit: (work: InstanceWork) => void): Promise<void> {
+export async function start(work: InstanceWork, overrides: StartOverrides, admit: (work: InstanceWork) => Promise<void>): Promise<void> {
   const before = work.instance
   await work.step('intent', 10_000)
-  admit(work)
+  await admit(work)
   work.change({
     state: 'Created',
     operation: 'start',

@@ -1,0 +1,366 @@
+import assert from 'node:assert/strict'
+import { createServer } from 'node:net'
+import { test } from 'node:test'
+import type { CreateInstance, Instance } from './instance.ts'
+import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
+
+const request = (name: string, more: Partial<CreateInstance> = {}): CreateInstance => ({
+  name,
+  image: 'test',
+  overlayBytes: TEST_OVERLAY,
+  ...more,
+})
+
+async function running(house: TestHouse, name = 'a', more: Partial<CreateInstance> = {}): Promise<Instance> {
+  const { id } = await house.instances.create(request(name, more))
+  await house.instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  return house.instances.get(id)
+}
+
+test('a create answers when the VM runs; the guest confirms soon after', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const created = await instances.create(request('a', { tags: { team: 'x' }, env: { A: '1' } }))
+  assert.equal(created.state, 'Initializing')
+  assert.ok(created.vm)
+  const result = await instances.wait(created.id, { state: 'Running', timeoutMs: 5000 })
+  assert.deepEqual(result, { state: 'Running', timedOut: false })
+  const { phases, startedAtMs, network } = instances.get(created.id)
+  assert.equal(phases.current, 'Running')
+  assert.deepEqual(Object.keys(phases.durations), ['created', 'initializing'])
+  assert.ok(startedAtMs)
+  assert.match(network.mac ?? '', /^02:/)
+})
+
+test('names are unique over all instances in every state', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await assert.rejects(instances.create(request('a')), { code: 'name_conflict' })
+  await instances.stop(id)
+  await assert.rejects(instances.create(request('a')), { code: 'name_conflict' })
+  await running(house, 'b')
+  await assert.rejects(instances.update(id, { name: 'b' }), { code: 'name_conflict' })
+  assert.equal((await instances.update(id, { name: 'c' })).name, 'c')
+  await running(house, 'a')
+})
+
+test('of two creates of one name at the same time one wins', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const both = await Promise.allSettled([instances.create(request('a')), instances.create(request('a'))])
+  assert.deepEqual(both.map(({ status }) => status).sort(), ['fulfilled', 'rejected'])
+  assert.equal(instances.list().length, 1)
+  await settled(instances)
+  await assertInOrder(house)
+})
+
+test('an instance is found by id, by name, and by the beginning of its id', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, name } = await running(house)
+  for (const text of [id, name, id.slice(0, 4), id.slice(0, 12)]) assert.equal(instances.resolve(text).id, id)
+  for (const text of [id.slice(0, 3), 'nobody', '', `${id}x`, '../..', '%'])
+    assert.throws(() => instances.resolve(text), { code: 'not_found' })
+})
+
+test('a name that looks like the beginning of another id names the instance it is the name of', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const first = await running(house)
+  const second = await running(house, first.id.slice(0, 6))
+  assert.equal(instances.resolve(first.id.slice(0, 6)).id, second.id)
+})
+
+test('a list is newest first, and filters by state and by all of the tags', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const a = await running(house, 'a', { tags: { team: 'x', tier: '1' } })
+  await running(house, 'b', { tags: { team: 'x' } })
+  await running(house, 'c', { tags: { team: 'y' } })
+  await instances.stop(a.id)
+  const names = (list: readonly Instance[]) => list.map(({ name }) => name)
+  assert.deepEqual(names(instances.list()), ['c', 'b', 'a'])
+  assert.deepEqual(names(instances.list({ state: 'Running' })), ['c', 'b'])
+  assert.deepEqual(names(instances.list({ tags: { team: 'x' } })), ['b', 'a'])
+  assert.deepEqual(names(instances.list({ tags: { team: 'x', tier: '1' } })), ['a'])
+  assert.deepEqual(names(instances.list({ tags: { constructor: 'x' } })), [])
+  assert.equal(instances.list()[0], instances.list()[0])
+})
+
+test('start and stop may be repeated; a start with another command is refused while it runs', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, startedAtMs } = await running(house)
+  assert.equal((await instances.start(id)).startedAtMs, startedAtMs)
+  await assert.rejects(instances.start(id, { cmd: ['true'] }), { code: 'invalid_state' })
+  assert.equal((await instances.stop(id)).state, 'Stopped')
+  const { stoppedAtMs } = await instances.stop(id)
+  assert.equal((await instances.stop(id)).stoppedAtMs, stoppedAtMs)
+})
+
+test('stops and starts that come at once are done in turn, and equal ones are joined', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const after = house.events.latestId()
+  const answers = await Promise.all([instances.stop(id), instances.stop(id), instances.start(id), instances.start(id), instances.stop(id)])
+  assert.equal(answers.length, 5)
+  const states: unknown[] = []
+  const end = new AbortController()
+  for await (const { id: event, data } of house.events.subscribe({ after, signal: end.signal })) {
+    if (states.at(-1) !== data.state) states.push(data.state)
+    if (event === house.events.latestId()) end.abort()
+  }
+  assert.deepEqual(states, ['Shutdown', 'Stopped', 'Created', 'Initializing', 'Shutdown', 'Stopped'])
+  await assertInOrder(house)
+})
+
+test('more requests than an instance can queue are turned away', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const many = await Promise.allSettled(Array.from({ length: 60 }, (_, n) => instances.update(id, { tags: { n: String(n) } })))
+  const refused = many.filter((it) => it.status === 'rejected')
+  assert.ok(refused.length >= 60 - 33)
+  for (const { reason } of refused) assert.equal(reason.code, 'rate_limited')
+})
+
+test('after a delete was accepted nothing else is, but another delete joins it', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const waiting = instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  const deleting = instances.delete(id)
+  await assert.rejects(instances.start(id), { code: 'invalid_state', message: /it is being deleted/ })
+  await Promise.all([deleting, instances.delete(id)])
+  await assert.rejects(waiting, { code: 'not_found' })
+  await assert.rejects(instances.stop(id), { code: 'not_found' })
+  await assertInOrder(house)
+})
+
+test('a delete during a create waits for it and then takes all of it away', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const creating = instances.create(request('a'))
+  while (instances.list().length === 0) await new Promise((resolve) => setImmediate(resolve))
+  const [{ id }] = instances.list() as [Instance]
+  await Promise.all([creating.catch(() => undefined), instances.delete(id)])
+  assert.deepEqual(instances.list(), [])
+  await assertInOrder(house)
+})
+
+test('a wait answers early, with the reason, when the state will not come', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { cmd: ['sleep'] })
+  await instances.stop(id)
+  const result = await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
+  assert.deepEqual([result.state, result.timedOut], ['Stopped', false])
+  assert.match(result.reason ?? '', /It is Stopped \(its workload ended with code 143/)
+})
+
+test('a wait that runs out of time, or whose caller hangs up, says where the instance is', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const late = await instances.wait(id, { state: 'Stopped', timeoutMs: 20 })
+  assert.deepEqual([late.state, late.timedOut], ['Running', true])
+  assert.match(late.reason ?? '', /still Running/)
+  const gone = await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000, signal: AbortSignal.timeout(20) })
+  assert.equal(gone.timedOut, true)
+  await assert.rejects(instances.wait(id, { state: 'Unknown', timeoutMs: 10 }), { code: 'invalid_state' })
+})
+
+test('a wait that begins before a start was asked for sees it through', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await instances.stop(id)
+  const starting = instances.start(id)
+  assert.equal((await instances.wait(id, { state: 'Running', timeoutMs: 5000 })).state, 'Running')
+  await starting
+})
+
+test('host ports belong to one instance at a time, in every state, and 0 picks a free one', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const a = await running(house, 'a', { network: { ports: [{ hostPort: 0, guestPort: 80 }] } })
+  const [port] = a.network.ports
+  assert.ok(port && port.hostPort > 0)
+  await instances.stop(a.id)
+  const same = { ports: [{ hostPort: port.hostPort, guestPort: 81 }] }
+  await assert.rejects(instances.create(request('b', { network: same })), { code: 'port_in_use', message: /published by the instance a$/ })
+  await assert.rejects(instances.create(request('b', { network: { ports: [...same.ports, ...same.ports] } })), { code: 'invalid_request' })
+  await instances.delete(a.id)
+  await running(house, 'b', { network: same })
+})
+
+test('a host port that another program has is refused before anything is made', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const server = createServer().listen(0, '127.0.0.1')
+  await new Promise((resolve) => server.once('listening', resolve))
+  const { port } = server.address() as { port: number }
+  const ports = [{ hostIp: '127.0.0.1', hostPort: port, guestPort: 80 }]
+  await assert.rejects(instances.create(request('a', { network: { ports } })), { code: 'port_in_use', message: /another program/ })
+  assert.deepEqual(instances.list(), [])
+  server.close()
+})
+
+test('ports move while the VM runs, and those of a stopped instance from its next start', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { network: { ports: [{ hostPort: 0, guestPort: 80 }] } })
+  const moved = await instances.update(id, { network: { ports: [{ hostPort: 0, guestPort: 81 }] } })
+  assert.deepEqual(house.host.running()[0]?.ports, moved.network.ports)
+  await instances.stop(id)
+  const { network } = await instances.update(id, { network: { ports: [{ ...moved.network.ports[0], hostPort: 0, guestPort: 82 }] } })
+  await instances.start(id)
+  assert.deepEqual(house.host.running()[0]?.ports, network.ports)
+  await settled(instances)
+  await assertInOrder(house)
+})
+
+test('sizes change while Stopped only, a disk only grows, and each has its limits', async () => {
+  await using house = new TestHouse({ settings: { MAX_VCPUS: '4', MAX_OVERLAY_SIZE: '1GB' } })
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await assert.rejects(instances.update(id, { vcpus: 1 }), { code: 'invalid_state' })
+  await instances.stop(id)
+  await assert.rejects(instances.update(id, { vcpus: 5 }), { code: 'invalid_request' })
+  await assert.rejects(instances.update(id, { memoryBytes: 1 << 20 }), { code: 'invalid_size' })
+  await assert.rejects(instances.update(id, { overlayBytes: TEST_OVERLAY / 2 }), { code: 'invalid_overlay_size' })
+  await assert.rejects(instances.update(id, { overlayBytes: 2 * 2 ** 30 }), { code: 'invalid_overlay_size' })
+  const grown = await instances.update(id, { vcpus: 1, memoryBytes: 2 ** 28, overlayBytes: 2 * TEST_OVERLAY })
+  assert.deepEqual([grown.vcpus, grown.memoryBytes, grown.overlayBytes, grown.operation], [1, 2 ** 28, 2 * TEST_OVERLAY, undefined])
+  await assertInOrder(house)
+})
+
+test('an update changes all of the patch or nothing', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await assert.rejects(instances.update(id, { name: 'z', tags: { a: '1' }, vcpus: 1 }), { code: 'invalid_state' })
+  const { name, tags } = instances.get(id)
+  assert.deepEqual([name, tags], ['a', {}])
+})
+
+test('the environment is merged, and counts from the next start', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { env: { A: '1', B: '2' } })
+  assert.deepEqual((await instances.update(id, { env: { B: '3', C: '4' } })).env, { A: '1', B: '3', C: '4' })
+  await assert.rejects(instances.update(id, { env: { 'no=name': '1' } }), { code: 'invalid_request' })
+})
+
+test('what a start is given in place of the command is kept for the next', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await instances.stop(id)
+  await instances.start(id, { cmd: ['exit', '5'] })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.start(id, { cmd: [] })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  assert.deepEqual([instances.get(id).cmd, instances.get(id).exitCode], [['exit', '5'], 5])
+})
+
+test('more than the host has is refused before anything is made', async () => {
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1', MEMORY_RATIO: '0.1' } })
+  const instances = await house.begin()
+  const small = { vcpus: 1, memoryBytes: 2 ** 30 }
+  const a = await running(house, 'a', small)
+  await assert.rejects(instances.create(request('b', { ...small, vcpus: 2 })), { code: 'insufficient_resources', message: /CPU/ })
+  await assert.rejects(instances.create(request('b', small)), { code: 'insufficient_resources', message: /memory/ })
+  await instances.stop(a.id)
+  await running(house, 'b', small)
+  await assert.rejects(instances.start(a.id), { code: 'insufficient_resources' })
+  assert.equal(instances.get(a.id).state, 'Stopped')
+  await assertInOrder(house)
+})
+
+test('an instance whose time is up is deleted, and cannot be changed before that', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { expiresAtMs: Date.now() + 60_000 })
+  assert.equal((await instances.update(id, { expiresAtMs: null })).expiresAtMs, undefined)
+  await instances.update(id, { expiresAtMs: Date.now() - 1 })
+  await assert.rejects(instances.update(id, { tags: {} }), { code: 'instance_expired' })
+  instances.deleteExpired()
+  await settled(instances)
+  assert.deepEqual(instances.list(), [])
+  await assertInOrder(house)
+})
+
+test('what cannot be is refused by name', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  for (const name of ['', 'A', '-a', 'a-', 'a_b', 'a'.repeat(64), 'a/b', 'ä']) {
+    await assert.rejects(instances.create(request(name)), { code: 'invalid_name' }, name)
+  }
+  await assert.rejects(instances.create(request('a', { image: 'absent' })), { code: 'not_found' })
+  await assert.rejects(instances.create(request('a', { memoryBytes: 2 ** 20 })), { code: 'invalid_size' })
+  await assert.rejects(instances.create(request('a', { memoryBytes: 2 ** 30 + 1 })), { code: 'invalid_size' })
+  await assert.rejects(instances.create(request('a', { overlayBytes: 0 })), { code: 'invalid_overlay_size' })
+  await assert.rejects(instances.create(request('a', { hypervisor: 'firecracker' })), { code: 'not_supported' })
+  await assert.rejects(instances.create(request('a', { env: { '': 'x' } })), { code: 'invalid_request' })
+  await assert.rejects(instances.create(request('a', { network: { enabled: false, ports: [{ hostPort: 0, guestPort: 1 }] } })), {
+    code: 'invalid_request',
+  })
+  assert.deepEqual(instances.list(), [])
+})
+
+test('the guest can be reached while Running only, and says why not otherwise', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const step = { signal: AbortSignal.timeout(5000), log: house.log }
+  const guest = await instances.guest(id, step)
+  assert.equal(guest.hello.phase, 'parked')
+  assert.ok((await instances.stats(id)).memoryVmsBytes > 0)
+  await instances.stop(id)
+  await assert.rejects(instances.guest(id, step), { code: 'invalid_state', message: /it is stopped: start it first/ })
+  assert.equal((await instances.stats(id)).memoryVmsBytes, 0)
+})
+
+test('an image is in use while an instance stands on it', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, imageDigest } = await running(house)
+  assert.equal(instances.isImageInUse(imageDigest), true)
+  await instances.delete(id)
+  assert.equal(instances.isImageInUse(imageDigest), false)
+})
+
+test('the daemon’s own lines about an instance are among its logs', async () => {
+  await using house = new TestHouse({ logLevel: 'info' })
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { cmd: ['echo', 'hello'] })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  const lines = await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))
+  assert.ok(lines.some((line) => JSON.parse(line).msg === 'instance changed'))
+  const app = await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))
+  assert.deepEqual(app, ['hello'])
+})
+
+test('at its end the daemon takes no more requests, finishes what is under way and leaves VMs running', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const a = await running(house)
+  const b = await running(house, 'b')
+  await settled(instances)
+  const stopping = instances.stop(b.id)
+  await house.end()
+  await stopping
+  await assert.rejects(instances.create(request('c')), { code: 'shutting_down' })
+  assert.deepEqual(
+    house.host.running().map(({ spec }) => spec.id),
+    [a.id],
+  )
+  const again = await house.begin()
+  assert.deepEqual(
+    again.list().map(({ state }) => state),
+    ['Stopped', 'Running'],
+  )
+})
