@@ -90,14 +90,9 @@ export class ImageRows {
     this.#db.prepare('DELETE FROM images WHERE digest = ?').run(digest)
   }
 
-  /** Digests of all layers that some image stands on. */
-  layersInUse(): Set<string> {
-    return new Set(
-      this.#db
-        .prepare('SELECT DISTINCT digest FROM image_layers')
-        .all()
-        .map((row) => String(row.digest)),
-    )
+  /** Does some image stand on this layer? */
+  isLayerInUse(digest: string): boolean {
+    return this.#db.prepare('SELECT 1 FROM image_layers WHERE digest = ? LIMIT 1').get(digest) !== undefined
   }
 
   /** Images that no name leads to. */

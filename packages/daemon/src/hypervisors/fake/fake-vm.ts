@@ -19,7 +19,8 @@ export class FakeMachine {
   ports: readonly PortForward[] = []
   exit: VmExit | undefined
   isPaused = false
-  #stream: Duplex | undefined
+  /** Both ends: that of the daemon is not told when the other is destroyed. */
+  #line: readonly Duplex[] = []
   readonly #host: FakeHost
   readonly #settle: (exit: VmExit) => void
   #ending: Promise<void> | undefined
@@ -61,17 +62,17 @@ export class FakeMachine {
 
   connect(): Duplex {
     if (this.exit !== undefined) throw new AppError('guest_unavailable', 'The machine is gone')
-    this.#stream?.destroy()
+    this.hangUp()
     const [ours, theirs] = duplexPair()
-    this.#stream = theirs
+    this.#line = [ours, theirs]
     if (!this.#host.muteGuests) this.guest.attach(theirs)
     return ours
   }
 
-  /** The daemon's side of the line is gone. The machine goes on. */
+  /** The line to the guest is cut. The machine goes on. */
   hangUp(): void {
-    this.#stream?.destroy()
-    this.#stream = undefined
+    for (const end of this.#line) end.destroy()
+    this.#line = []
   }
 
   /** The machine is gone, its exit on record. Repeat is harmless: the first way it ended stays. */
@@ -84,7 +85,7 @@ export class FakeMachine {
     this.exit = exit
     this.ports = []
     this.guest.crash()
-    this.#stream?.destroy()
+    this.hangUp()
     await writeExitRecord(this.runDir, exit)
     this.#settle(exit)
   }

@@ -1,0 +1,78 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { configOf, readConfig } from './config.ts'
+import { readEnv } from './env.ts'
+
+const configured = (settings: Record<string, string>, file: Record<string, string> = {}) =>
+  configOf(new Map(Object.entries(settings)), new Map(Object.entries(file)))
+
+test('without a word everything has a default', () => {
+  const config = configured({})
+  assert.equal(config.dataDir, '/var/lib/dormouse')
+  assert.deepEqual(config.listen, { socket: '/run/dormouse/dormouse.sock', socketMode: 0o660, tcp: { host: '127.0.0.1', port: 4973 } })
+  assert.equal(config.limits.maxMemoryBytes, 32 * 2 ** 30)
+  assert.equal(config.hypervisor, 'qemu')
+})
+
+test('the environment outweighs the file, the file the default', () => {
+  const config = configured({ LOG_LEVEL: 'debug' }, { LOG_LEVEL: 'warn', STOP_GRACE: '9s' })
+  assert.equal(config.logLevel, 'debug')
+  assert.equal(config.instances.stopGraceMs, 9000)
+})
+
+test('a setting that does not exist, or is malformed, stops with a sentence that names it', () => {
+  assert.throws(() => configured({ DATADIR: '/x' }), { code: 'invalid_request', message: 'There is no setting DORMOUSE_DATADIR' })
+  assert.throws(() => configured({}, { DATADIR: '/x' }), { message: 'There is no setting datadir' })
+  for (const [name, value] of [
+    ['MAX_VCPUS', '0'],
+    ['MAX_VCPUS', '1.5'],
+    ['MAX_MEMORY', 'much'],
+    ['STOP_GRACE', '-1s'],
+    ['GOLDEN', 'perhaps'],
+    ['HYPERVISOR', 'xen'],
+    ['LISTEN', '127.0.0.1'],
+    ['LISTEN', '127.0.0.1:70000'],
+    ['DNS', '192.0.2.1,resolver'],
+    ['PUBLISH_ADDRESS', '::1'],
+    ['SOCKET_MODE', '999'],
+    ['REGISTRY_MIRRORS', 'docker.io'],
+  ] as const) {
+    assert.throws(() => configured({ [name]: value }), { message: new RegExp(`^DORMOUSE_${name} is .* but must be`) }, `${name}=${value}`)
+  }
+})
+
+test('addresses to listen on are read in all their forms', () => {
+  assert.equal(configured({ LISTEN: 'off' }).listen.tcp, undefined)
+  assert.deepEqual(configured({ LISTEN: '[::1]:80' }).listen.tcp, { host: '::1', port: 80 })
+  assert.deepEqual(configured({ LISTEN: ':0' }).listen.tcp, { host: '127.0.0.1', port: 0 })
+})
+
+test('lists and pairs are parted by commas', () => {
+  const config = configured({ INSECURE_REGISTRIES: 'a:5000, b', REGISTRY_MIRRORS: 'docker.io=mirror.test' })
+  assert.deepEqual(config.images.insecureRegistries, ['a:5000', 'b'])
+  assert.deepEqual(config.images.registryMirrors, { 'docker.io': 'mirror.test' })
+})
+
+test('a file is JSON with flat settings; one that was named must be there', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'config-'))
+  try {
+    const path = join(dir, 'config.json')
+    assert.throws(() => readConfig(new Map([['CONFIG', path]])), { code: 'invalid_request', message: /cannot be read/ })
+    writeFileSync(path, '{"data_dir": "/d", "golden": false, "dns": ["192.0.2.1", "192.0.2.2"]}')
+    const config = readConfig(new Map([['CONFIG', path]]))
+    assert.deepEqual([config.dataDir, config.golden.enabled, config.network.dns], ['/d', false, ['192.0.2.1', '192.0.2.2']])
+    writeFileSync(path, '[]')
+    assert.throws(() => readConfig(new Map([['CONFIG', path]])), { message: /must hold one JSON object/ })
+    writeFileSync(path, '{')
+    assert.throws(() => readConfig(new Map([['CONFIG', path]])), { message: /is not JSON/ })
+  } finally {
+    rmSync(dir, { recursive: true })
+  }
+})
+
+test('only variables with our prefix are settings, and empty ones are unset', () => {
+  assert.deepEqual([...readEnv({ DORMOUSE_DNS: '1.1.1.1', DORMOUSE_LISTEN: '', PATH: '/bin' })], [['DNS', '1.1.1.1']])
+})

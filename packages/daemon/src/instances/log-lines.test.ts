@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict'
+import { appendFileSync, mkdtempSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import fc from 'fast-check'
+import { MAX_LINE, readLog } from './log-lines.ts'
+
+function logIn(t: TestContext): string {
+  const dir = mkdtempSync(join(tmpdir(), 'log-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  return join(dir, 'app.log')
+}
+
+const tail = (path: string, count: number) => Array.fromAsync(readLog(path, { tail: count, follow: false }))
+
+test('the last lines come, whole and in order', async (t) => {
+  const path = logIn(t)
+  writeFileSync(path, 'one\ntwo\nthree\n')
+  assert.deepEqual(await tail(path, 2), ['two', 'three'])
+  assert.deepEqual(await tail(path, 3), ['one', 'two', 'three'])
+  assert.deepEqual(await tail(path, 100), ['one', 'two', 'three'])
+  assert.deepEqual(await tail(path, 0), [])
+  appendFileSync(path, 'unfinished')
+  assert.deepEqual(await tail(path, 2), ['three', 'unfinished'])
+})
+
+test('a log that is not there yet, or empty, has no lines', async (t) => {
+  const path = logIn(t)
+  assert.deepEqual(await tail(path, 10), [])
+  writeFileSync(path, '')
+  assert.deepEqual(await tail(path, 10), [])
+})
+
+test('what the file lacks is taken from its rotated half', async (t) => {
+  const path = logIn(t)
+  writeFileSync(`${path}.1`, 'one\ntwo\n')
+  writeFileSync(path, 'three\nfour\n')
+  assert.deepEqual(await tail(path, 3), ['two', 'three', 'four'])
+  assert.deepEqual(await tail(path, 2), ['three', 'four'])
+})
+
+test('the last lines of any log are what a plain reading gives', async (t) => {
+  const path = logIn(t)
+  const line = fc.string({ maxLength: 40 }).map((text) => text.replace(/[\n\r]/g, '.'))
+  await fc.assert(
+    fc.asyncProperty(fc.array(line, { maxLength: 60 }), fc.integer({ min: 0, max: 70 }), fc.boolean(), async (lines, count, ends) => {
+      writeFileSync(path, lines.join('\n') + (ends && lines.length > 0 ? '\n' : ''))
+      const all = lines.length > 0 && !ends && lines.at(-1) === '' ? lines.slice(0, -1) : lines
+      assert.deepEqual(await tail(path, count), count === 0 ? [] : all.slice(-count))
+    }),
+    { numRuns: 100 },
+  )
+})
+
+test('a line that never ends comes in pieces of bounded size, characters whole', async (t) => {
+  const path = logIn(t)
+  const text = 'ä€😀'.repeat(40_000)
+  writeFileSync(path, `${text}\nend\n`)
+  const lines = await tail(path, 10)
+  assert.equal(lines.pop(), 'end')
+  assert.equal(lines.join(''), text)
+  for (const line of lines) assert.ok(Buffer.byteLength(line) <= MAX_LINE)
+})
+
+test('a follower reads on as the log grows, over a rotation, and after it was cut', async (t) => {
+  const path = logIn(t)
+  writeFileSync(path, 'old\nlast\n')
+  const end = new AbortController()
+  const seen: string[] = []
+  const next: Record<string, () => void> = {
+    last: () => appendFileSync(path, 'grown\n'),
+    grown: () => {
+      appendFileSync(path, 'before the turn\n')
+      renameSync(path, `${path}.1`)
+      writeFileSync(path, 'after the turn\n')
+    },
+    'after the turn': () => appendFileSync(path, 'half'),
+    'half and half': () => {
+      truncateSync(path, 0)
+      setTimeout(() => appendFileSync(path, 'cut\n'), 50)
+    },
+    cut: () => end.abort(),
+  }
+  for await (const line of readLog(path, { tail: 1, follow: true, signal: end.signal })) {
+    seen.push(line)
+    next[line]?.()
+    if (line === 'after the turn') setTimeout(() => appendFileSync(path, ' and half\n'), 30)
+  }
+  assert.deepEqual(seen, ['last', 'grown', 'before the turn', 'after the turn', 'half and half', 'cut'])
+})
+
+test('a follower may be there before the log is', async (t) => {
+  const path = logIn(t)
+  const end = new AbortController()
+  setTimeout(() => writeFileSync(path, 'first\n'), 30)
+  const seen: string[] = []
+  for await (const line of readLog(path, { tail: 10, follow: true, signal: end.signal })) {
+    seen.push(line)
+    end.abort()
+  }
+  assert.deepEqual(seen, ['first'])
+})
+
+test('a follower ends when it is told that no more will come, with all that was written', async (t) => {
+  const path = logIn(t)
+  writeFileSync(path, 'one\n')
+  let isOver = false
+  let tell: (() => void) | undefined
+  const options = {
+    tail: 10,
+    follow: true,
+    isOver: () => isOver,
+    onChange: (listener: () => void) => {
+      tell = listener
+      return { [Symbol.dispose]: () => undefined }
+    },
+  }
+  const seen: string[] = []
+  for await (const line of readLog(path, options)) {
+    seen.push(line)
+    if (line !== 'one') continue
+    setTimeout(() => {
+      appendFileSync(path, 'two\nunfinished')
+      isOver = true
+      tell?.()
+    }, 30)
+  }
+  assert.deepEqual(seen, ['one', 'two', 'unfinished'])
+})
+
+test('a flood is read only as fast as it is taken', async (t) => {
+  const path = logIn(t)
+  const line = `${'x'.repeat(1000)}\n`
+  writeFileSync(path, line.repeat(20_000))
+  const before = process.memoryUsage().rss
+  let count = 0
+  for await (const _ of readLog(path, { tail: 20_000, follow: false })) {
+    if (++count % 5000 === 0) await new Promise((resolve) => setImmediate(resolve))
+  }
+  assert.equal(count, 20_000)
+  assert.ok(process.memoryUsage().rss - before < 64 << 20)
+})

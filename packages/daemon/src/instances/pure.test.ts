@@ -1,0 +1,165 @@
+/** The pure parts: what a VM is made of, what a guest is told, how an end is put into words, what fits on the host. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { Paths } from '../paths.ts'
+import { admitDemand } from './admission.ts'
+import { exitOf } from './exit-of.ts'
+import { argvOf, guestConfigOf } from './guest-config-of.ts'
+import { durationsAt, enterPhase, type Instance, type InstanceId, type Phases } from './instance.ts'
+import { portsOf } from './limits.ts'
+import { TEST_IMAGE } from './test-house.ts'
+import { vmSpecOf } from './vm-spec-of.ts'
+
+const instance: Instance = {
+  id: 'abcdefghijklmnopqrstuvwx' as InstanceId,
+  name: 'web',
+  createdAtMs: 0,
+  image: 'test',
+  imageDigest: TEST_IMAGE.digest,
+  platform: 'linux/amd64',
+  hypervisor: 'qemu',
+  vcpus: 2,
+  memoryBytes: 2 ** 30,
+  hotplugBytes: 0,
+  overlayBytes: 2 ** 30,
+  network: { enabled: true, mac: '02:00:00:00:00:01', ports: [{ protocol: 'tcp', hostIp: '0.0.0.0', hostPort: 8080, guestPort: 80 }] },
+  env: { LANG: 'de', B: '2' },
+  tags: {},
+  skipGuestAgent: false,
+  skipKernelHeaders: false,
+  uid: 2_097_152_000,
+  state: 'Stopped',
+  hasSnapshot: false,
+  phases: { current: 'Stopped', sinceMs: 0, durations: {} },
+}
+const paths = new Paths({ dataDir: '/data', runDir: '/run/x' })
+const inputs = { image: TEST_IMAGE, paths, modules: '/assets/modules', logMaxBytes: 1000, freshBoot: false }
+const guest = (more: Partial<Instance> = {}, config = TEST_IMAGE.config) =>
+  guestConfigOf({ ...instance, ...more }, { image: { config }, dns: ['192.0.2.1'], hasModules: true })
+
+test('a VM has its rootfs read-only, its overlay writable, and every disk names its format', () => {
+  const spec = vmSpecOf(instance, inputs)
+  assert.deepEqual(
+    spec.disks.map(({ role, readOnly, format }) => [role, readOnly, format]),
+    [
+      ['rootfs', true, 'raw'],
+      ['overlay', false, 'raw'],
+      ['modules', true, 'raw'],
+    ],
+  )
+  assert.equal(spec.memoryMib, 1024)
+  assert.deepEqual(spec.user, { uid: 2_097_152_000, gid: 2_097_152_000 })
+  assert.deepEqual(spec.nic?.ports, instance.network.ports)
+  assert.equal(spec.runDir, '/run/x/vm/abcdefghijkl')
+})
+
+test('a VM without network has no nic, one without root no user of its own', () => {
+  const { uid: _uid, ...rootless } = instance
+  const spec = vmSpecOf({ ...rootless, network: { enabled: false, ports: [] } }, inputs)
+  assert.equal(spec.nic, undefined)
+  assert.equal(spec.user, undefined)
+})
+
+test('a guest gets the image’s environment under its own, with a PATH', () => {
+  const { workload, hostname, network } = guest()
+  assert.deepEqual(workload.env, { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', LANG: 'de', B: '2' })
+  assert.equal(hostname, 'web')
+  assert.deepEqual(network?.dns, ['192.0.2.1'])
+  assert.match(guest().machineId, /^[0-9a-f]{32}$/)
+  assert.equal(guest({ network: { enabled: false, ports: [] } }).network, undefined)
+})
+
+test('an entrypoint of one’s own leaves the image’s arguments out, as with Docker', () => {
+  const image = { entrypoint: ['/entry'], cmd: ['serve'] }
+  assert.deepEqual(argvOf({}, image), ['/entry', 'serve'])
+  assert.deepEqual(argvOf({ cmd: ['x'] }, image), ['/entry', 'x'])
+  assert.deepEqual(argvOf({ entrypoint: ['/own'] }, image), ['/own'])
+  assert.deepEqual(argvOf({ entrypoint: ['/own'], cmd: ['x'] }, image), ['/own', 'x'])
+})
+
+test('an init as the command runs as systemd does, and is stopped the way that it understands', () => {
+  const config = { ...TEST_IMAGE.config, cmd: ['/sbin/init'], stopSignal: '' }
+  assert.deepEqual([guest({}, config).workload.kind, guest({}, config).workload.stopSignal], ['systemd', 'SIGRTMIN+3'])
+  assert.deepEqual([guest().workload.kind, guest().workload.stopSignal], ['exec', 'SIGTERM'])
+})
+
+test('what the guest wrote of its end outweighs how its VM ended', () => {
+  const vm = { kind: 'signaled', signal: 'SIGKILL', atMs: 7 } as const
+  assert.deepEqual(exitOf([{ event: 'started' }, { event: 'exited', code: 3, message: 'three' }], vm), {
+    code: 3,
+    message: 'three',
+    atMs: 7,
+  })
+  assert.deepEqual(exitOf([{ event: 'started' }], vm, { killed: true }).code, 137)
+  assert.equal(exitOf([], vm, { killed: true }).code, undefined)
+})
+
+test('an end that the guest did not see is explained by its VM’s', () => {
+  const said = (journal: Parameters<typeof exitOf>[0], vm: Parameters<typeof exitOf>[1]) => exitOf(journal, vm).message
+  assert.match(said([{ event: 'started' }], { kind: 'exited', code: 0, atMs: 0 }), /powered off/)
+  assert.match(said([], { kind: 'exited', code: 0, atMs: 0 }), /before its workload was started/)
+  assert.match(said([], { kind: 'exited', code: 1, atMs: 0 }), /ended with code 1/)
+  assert.match(said([], { kind: 'signaled', signal: 'SIGSEGV', atMs: 0 }), /killed by SIGSEGV/)
+  assert.match(said([], { kind: 'lost', atMs: 0 }), /no one saw it end/)
+})
+
+test('what does not fit is named, with what is left', () => {
+  const capacity = { vcpus: 8, memoryBytes: 2 ** 33, diskFreeBytes: 2 ** 40 }
+  const none = { vcpus: 0, memoryBytes: 0 }
+  admitDemand('a', { vcpus: 8, memoryBytes: 2 ** 33 }, none, capacity)
+  assert.throws(() => admitDemand('a', { vcpus: 2, memoryBytes: 1 }, { ...none, vcpus: 7 }, capacity), {
+    message: /CPU for a: it needs 2 vCPUs, 1 of 8 is left/,
+  })
+  assert.throws(() => admitDemand('a', { vcpus: 1, memoryBytes: 2 ** 30 }, { ...none, memoryBytes: 2 ** 33 - 2 ** 29 }, capacity), {
+    message: /it needs 1GB, 512MB of 8GB is left/,
+  })
+  assert.throws(() => admitDemand('a', none, none, { ...capacity, diskFreeBytes: 1 }), { message: /disk space/ })
+})
+
+test('time in a phase is counted up to now, and phases add up over lives', () => {
+  const start: Phases = { current: 'Created', sinceMs: 100, durations: {} }
+  const booting = enterPhase(start, 'Initializing', 150)
+  const running = enterPhase(booting, 'Running', 170)
+  assert.equal(enterPhase(running, 'Running', 999), running)
+  assert.deepEqual(durationsAt(running, 270), { created: 50, initializing: 20, running: 100 })
+  const again = enterPhase(enterPhase(running, 'Stopped', 180), 'Running', 200)
+  assert.deepEqual(durationsAt(again, 205), { created: 50, initializing: 20, running: 15, stopped: 20 })
+  // A clock that was set back counts nothing.
+  assert.deepEqual(durationsAt(start, 50), { created: 0 })
+})
+
+test('a host port is asked for once for each protocol and address', () => {
+  assert.equal(
+    portsOf(
+      [
+        { hostPort: 1, guestPort: 1 },
+        { hostPort: 1, guestPort: 1, protocol: 'udp' },
+      ],
+      '0.0.0.0',
+    ).length,
+    2,
+  )
+  assert.equal(
+    portsOf(
+      [
+        { hostPort: 0, guestPort: 1 },
+        { hostPort: 0, guestPort: 1 },
+      ],
+      '0.0.0.0',
+    ).length,
+    2,
+  )
+  assert.throws(
+    () =>
+      portsOf(
+        [
+          { hostPort: 1, guestPort: 1 },
+          { hostPort: 1, guestPort: 2, hostIp: '127.0.0.1' },
+        ],
+        '0.0.0.0',
+      ),
+    { code: 'invalid_request' },
+  )
+  assert.throws(() => portsOf([{ hostPort: 1, guestPort: 0 }], '0.0.0.0'), { code: 'invalid_request' })
+  assert.throws(() => portsOf([{ hostPort: 65_536, guestPort: 1 }], '0.0.0.0'), { code: 'invalid_request' })
+})
