@@ -167,7 +167,7 @@ class ArchiveSink implements TarSink, Archive {
 }
 
 /** An OCI layout that lies unpacked in a directory of the host. */
-export class LayoutDirectory implements Archive {
+class LayoutDirectory implements Archive {
   readonly #dir: string
   readonly #store: BlobStore
   readonly #limits: ImageLimits

@@ -16,7 +16,7 @@ export interface RetryPolicy {
   readonly maxRetryAfterS: number
 }
 
-export const DEFAULT_RETRY: RetryPolicy = { maxTries: 5, maxTriesInAll: 100, firstDelayMs: 500, maxDelayMs: 15_000, maxRetryAfterS: 60 }
+const DEFAULT_RETRY: RetryPolicy = { maxTries: 5, maxTriesInAll: 100, firstDelayMs: 500, maxDelayMs: 15_000, maxRetryAfterS: 60 }
 
 /**
  * Fills `draft` with a blob. A connection that is cut is taken up where the hash stands, not from the start. Throws `invalid_image`

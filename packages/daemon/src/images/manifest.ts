@@ -107,8 +107,6 @@ export function platformNotAvailable(name: string, platform: Platform, offered: 
   })
 }
 
-export const isIndexType = (mediaType: string): boolean => mediaType === OCI_INDEX || mediaType === DOCKER_INDEX
-
 const isManifestType = (mediaType: string | undefined): boolean => MANIFEST_TYPES.some((type) => type === mediaType)
 
 const describe = (platform: Platform): string => formatPlatform(platform) + (platform.variant === undefined ? '' : `/${platform.variant}`)

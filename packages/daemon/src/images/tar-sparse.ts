@@ -7,7 +7,7 @@ import { BLOCK, invalidImage, type SparseRegion } from './tar-entry.ts'
 import { parseCount, readCount } from './tar-numbers.ts'
 
 // 1 MiB of map in format 1.0; more than any file system's worth of holes in a file that is part of an image.
-export const MAX_SPARSE_REGIONS = 65_536
+const MAX_SPARSE_REGIONS = 65_536
 
 /** The regions of an old GNU header or of one of its extension blocks, appended to `into`. True when another extension follows. */
 export function readOldGnuRegions(block: Buffer, kind: 'header' | 'extension', into: SparseRegion[]): boolean {
