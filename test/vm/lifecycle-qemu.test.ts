@@ -5,8 +5,9 @@ import { connect } from 'node:net'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import { type CommandError, runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
-import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
+import { type DaemonProcess, REPOSITORY, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { endProcessesNaming, processesNaming } from '../harness/processes.ts'
@@ -159,7 +160,8 @@ test('a command that is not there ends with 127 and words; one that ignores its 
   assert.equal(told.state, 'Stopped')
   assert.match(told.reason ?? '', /127.*not found/)
 
-  await run('ignores', { cmd: ['/bin/sh', '-c', "trap '' TERM; while :; do sleep 1; done"] })
+  await run('ignores', { cmd: ['/bin/sh', '-c', "trap '' TERM; touch /tmp/deaf; while :; do sleep 1; done"] })
+  await sh('ignores', 'until [ -e /tmp/deaf ]; do sleep 0.1; done')
   const from = performance.now()
   const stopped = await daemon.client.post<ShownInstance>('/instances/ignores/stop', { timeout: '1s' })
   assert.deepEqual([stopped.state, stopped.exit_code], ['Stopped', 137])
@@ -195,8 +197,17 @@ test('each VM runs as a user of its own, which owns its disk and nothing else', 
 })
 
 test('a second daemon on the same directory is told whose it is', { timeout: 60_000 }, async () => {
-  await assert.rejects(begin(), (error: Error) => {
-    assert.match(error.message, new RegExp(`Another daemon has this data directory: process ${daemon.pid}`))
+  const env = {
+    PATH: process.env.PATH ?? '',
+    DORMOUSE_DATA_DIR: join(dir, 'data'),
+    DORMOUSE_RUN_DIR: join(dir, 'run'),
+    DORMOUSE_LISTEN: 'off',
+  }
+  const main = join(REPOSITORY, 'packages/daemon/src/main.ts')
+  const second = runCommand([process.execPath, main, 'serve'], { step: { signal: AbortSignal.timeout(30_000) }, env })
+  await assert.rejects(second, (error: CommandError) => {
+    assert.equal(error.exitCode, 1)
+    assert.match(error.stderr, new RegExp(`Another daemon has this data directory: process ${daemon.pid}`))
     return true
   })
   assert.deepEqual((await daemon.client.call('GET', '/health')).status, 200)
