@@ -45,7 +45,7 @@ static void run_child(const struct launch *how, pid_t parent) {
         // The shim is spared when memory runs out, the child is not.
         int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
         if (oom >= 0 && write(oom, "0", 1) < 0) return;
-        if (how->isolates_network && unshare(CLONE_NEWNET | CLONE_NEWIPC) < 0) return;
+        if (how->isolates_network && unshare(CLONE_NEWNET) < 0) return;
     }
     if (chdir("/") < 0) return;
     umask(077);

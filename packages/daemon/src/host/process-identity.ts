@@ -35,7 +35,7 @@ export function signalProcess(identity: ProcessIdentity, signal: NodeJS.Signals)
 }
 
 /** Resolves once the process is gone. It need not be a child of ours, and Node has no pidfd: hence a poll, a short one. */
-async function waitForExit(identity: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
+export async function waitForExit(identity: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
   await pollUntil(`process ${identity.pid} to end`, () => !isAlive(identity), step, { everyMs: 5, upToMs: 50 })
 }
 
@@ -43,6 +43,27 @@ async function waitForExit(identity: ProcessIdentity, step: Pick<Step, 'signal'>
 export async function killProcess(identity: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
   signalProcess(identity, 'SIGKILL')
   await waitForExit(identity, step)
+}
+
+/**
+ * Ends a process whose children die with it (PDEATHSIG), and waits for them too: they die a moment later, and until then hold what
+ * they held. Repeat is harmless.
+ */
+export async function killFamily(parent: ProcessIdentity, step: Pick<Step, 'signal'>): Promise<void> {
+  // Stopped first, so that none is born between the look and the kill.
+  signalProcess(parent, 'SIGSTOP')
+  const children = childrenOf(parent.pid)
+  await killProcess(parent, step)
+  for (const child of children) await waitForExit(child, step)
+}
+
+function childrenOf(pid: number): ProcessIdentity[] {
+  try {
+    const pids = readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim().split(' ')
+    return pids.map((child) => identityOf(Number(child))).filter((child) => child !== undefined)
+  } catch {
+    return []
+  }
 }
 
 /** Changes with every boot of the host; a pid and its start time of another boot mean nothing. */

@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises'
 import type { Socket } from 'node:net'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
-import { identityOf, isAlive, killProcess, signalProcess } from '../host/process-identity.ts'
+import { identityOf, isAlive, killFamily, signalProcess, waitForExit } from '../host/process-identity.ts'
 import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
 import type { ProcessIdentity, VmExit } from './hypervisor.ts'
@@ -108,7 +108,7 @@ export class Shim implements Disposable {
       // A shim that ends says nothing that the record does not; the end of the stream is the event.
       socket.on('data', () => undefined)
       socket.on('error', () => undefined)
-      socket.once('close', () => resolve(readExit(runDir).then((exit) => exit ?? { kind: 'lost', atMs: Date.now() })))
+      socket.once('close', () => resolve(howItEnded(runDir, [identity, vmm])))
     })
     // A VM must not keep a daemon from ending.
     socket.unref()
@@ -151,11 +151,11 @@ export class Shim implements Disposable {
     const ended = await Promise.race([this.ended, after(KILL_LIMIT_MS)])
     if (ended !== undefined) {
       // The shim's last act was to close our connection.
-      await killProcess(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
+      await waitForExit(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
       return ended
     }
     // A shim that hangs (its log's disk does) takes its VMM with it.
-    await killProcess(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
+    await killFamily(this.identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
     return this.ended
   }
 
@@ -170,6 +170,15 @@ const after = (ms: number): Promise<undefined> =>
   new Promise((resolve) => {
     setTimeout(resolve, ms, undefined).unref()
   })
+
+async function howItEnded(runDir: string, processes: readonly ProcessIdentity[]): Promise<VmExit> {
+  const exit = await readExit(runDir).catch(() => undefined)
+  if (exit !== undefined) return exit
+  // The shim was killed. The VMM dies with it, but a moment later, and until then it has the disks.
+  const limit = { signal: AbortSignal.timeout(KILL_LIMIT_MS) }
+  for (const identity of processes) await waitForExit(identity, limit).catch(() => undefined)
+  return { kind: 'lost', atMs: Date.now() }
+}
 
 /** How the VMM of `runDir` ended, as its shim recorded it. */
 export async function readExit(runDir: string): Promise<VmExit | undefined> {
@@ -222,7 +231,7 @@ function shimError(text: string): AppError {
 async function endChild(child: ChildProcess): Promise<void> {
   if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return
   const gone = new Promise((resolve) => child.once('exit', resolve))
-  // Not reaped yet, so the pid is still its own. Its VMM and helper die with it.
-  child.kill('SIGKILL')
+  const identity = identityOf(child.pid)
+  if (identity !== undefined) await killFamily(identity, { signal: AbortSignal.timeout(KILL_LIMIT_MS) })
   await gone
 }

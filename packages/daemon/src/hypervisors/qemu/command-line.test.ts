@@ -80,7 +80,7 @@ test('a wake maps its base privately and needs no kernel', () => {
 
 test('a guest under TCG is told its time stamp frequency, one under KVM is not', () => {
   const boot = wiring({ entry: 'boot' })
-  assert.match(values(commandLine(machine, boot), '-append')[0] ?? '', / no_timer_check tsc_early_khz=2445422$/)
+  assert.match(values(commandLine(machine, boot), '-append')[0] ?? '', / no_timer_check tsc_early_khz=2445422 tsc=reliable$/)
   const kvm = commandLine({ ...machine, acceleration: 'kvm' }, boot)
   assert.ok(!values(kvm, '-append')[0]?.includes('tsc'))
   assert.deepEqual([values(kvm, '-accel'), values(kvm, '-cpu')], [['kvm'], ['host']])

@@ -91,8 +91,9 @@ export const SAVE_FILE = `/proc/self/fd/${FD.SAVE}`
 
 export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKhz'>): string {
   const common = 'console=ttyS0 quiet reboot=t panic=-1 net.ifnames=0'
-  // Emulated timers drift on a busy host until the kernel's calibration loops never end: tell it what it would measure.
-  return machine.acceleration === 'kvm' ? common : `${common} no_timer_check tsc_early_khz=${machine.tscKhz}`
+  // Emulated timers drift on a busy host: calibration loops never end, and the watchdog gives up the counter for a slower clock. So the
+  // kernel is told what it would measure, and not to doubt it; the counter is the host's own.
+  return machine.acceleration === 'kvm' ? common : `${common} no_timer_check tsc_early_khz=${machine.tscKhz} tsc=reliable`
 }
 
 function memoryBackend(machine: Machine, entry: Entry): string {

@@ -105,9 +105,16 @@ export const COMMON_DESCRIPTORS: readonly Descriptor[] = [
 
 /** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
 export async function makeRunDir(runDir: string): Promise<void> {
-  if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A machine still runs in ${runDir}`)
-  await rm(runDir, { recursive: true, force: true })
-  await mkdir(runDir, { recursive: true, mode: 0o700 })
+  await mkdir(path.dirname(runDir), { recursive: true })
+  try {
+    await mkdir(runDir, { mode: 0o700 })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+    // Every shim's directory exists, so only now is there one to be looked for.
+    if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A machine still runs in ${runDir}`)
+    await rm(runDir, { recursive: true, force: true })
+    await mkdir(runDir, { mode: 0o700 })
+  }
 }
 
 /** The last thing that is in a log; for an error's message. */

@@ -9,7 +9,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
-import { isAlive, killProcess, readBootId } from '../../host/process-identity.ts'
+import { killFamily, readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { GoldenBoot, GoldenShape } from '../../memory/memory.ts'
 import { assertPortsFree } from '../assert-ports-free.ts'
@@ -152,7 +152,7 @@ export class QemuHypervisor implements Hypervisor {
   async sweep(runDir: string): Promise<void> {
     const limit = { signal: AbortSignal.timeout(10_000) }
     // The VMM and the network helper die with their shim.
-    for (const shim of await findShims(runDir)) if (isAlive(shim)) await killProcess(shim, limit)
+    for (const shim of await findShims(runDir)) await killFamily(shim, limit)
     await rm(runDir, { recursive: true, force: true })
   }
 
