@@ -1,7 +1,7 @@
 /**
  * The composition root: builds every part, in order, on one stack, and takes them down in the opposite order. VMs are no part of it: they are found at the start and left at the end.
  */
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
@@ -17,7 +17,6 @@ import type { CrashPoint } from './instances/instance-work.ts'
 import { Instances } from './instances/instances.ts'
 import { Reaper } from './instances/reaper.ts'
 import type { Logger } from './log.ts'
-import { resolversOf } from './network/network.ts'
 import { Paths } from './paths.ts'
 import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
@@ -97,7 +96,7 @@ export class Daemon implements AsyncDisposable {
       crashPoint,
       settings: {
         modules: existsSync(assets.modules) ? assets.modules : undefined,
-        dns: config.network.dns.length > 0 ? config.network.dns : hostResolvers(),
+        dns: config.network.dns,
         freshBoot: !config.golden.enabled,
       },
     })
@@ -181,12 +180,4 @@ function makeDirectories(paths: Paths): void {
     chmodSync(dir, 0o711)
   }
   mkdirSync(paths.cacheDir, { recursive: true, mode: 0o711 })
-}
-
-function hostResolvers(): string[] {
-  try {
-    return resolversOf(readFileSync('/etc/resolv.conf', 'utf8'))
-  } catch {
-    return []
-  }
 }

@@ -56,7 +56,6 @@ export interface Config {
     readonly maxConcurrentPulls: number
   }
   readonly network: {
-    readonly backend: 'auto' | 'passt' | 'slirp'
     /** Given to guests; empty: the host's own resolvers, as far as a guest can reach them. */
     readonly dns: readonly string[]
     /** The host address that published ports listen on. */
@@ -136,7 +135,6 @@ const SETTINGS = {
   REGISTRY_CREDENTIALS_FILE: optionalText(),
   ROOTFS_COMPRESSION: choice('lz4', ['lz4', 'zstd']),
   MAX_CONCURRENT_PULLS: integer(1),
-  NETWORK_BACKEND: choice('auto', ['auto', 'passt', 'slirp']),
   DNS: addresses([]),
   PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
   GOLDEN: flag(true),
@@ -209,7 +207,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       rootfsCompression: s.ROOTFS_COMPRESSION,
       maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
     },
-    network: { backend: s.NETWORK_BACKEND, dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS },
+    network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS },
     golden: { enabled: s.GOLDEN },
     crashAt: s.CRASH_AT,
   }

@@ -5,7 +5,7 @@
  * A disk that a guest has had is hostile: only e2fsprogs look into it, as the VM's own user, never the host's kernel.
  */
 import { randomBytes } from 'node:crypto'
-import { chown, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { runCommand } from '../host/run-command.ts'
@@ -114,6 +114,3 @@ export class Disks {
     }
   }
 }
-
-/** Gives a file to the user that a VM runs as. */
-export const giveTo = (path: string, owner: DiskOwner): Promise<void> => chown(path, owner.uid, owner.gid)

@@ -1,4 +1,4 @@
-import { constants, existsSync, readFileSync } from 'node:fs'
+import { constants, existsSync } from 'node:fs'
 import { access, copyFile, mkdir, open, rm, statfs } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
@@ -9,7 +9,7 @@ import type { Config } from '../config/config.ts'
 import { readAvailableMemoryBytes, readHostFacts } from '../host/host-facts.ts'
 import { createHypervisors } from '../hypervisor-set.ts'
 import { silentLogger } from '../log.ts'
-import { resolversOf, USER_NET } from '../network/network.ts'
+import { USER_NET } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import type { Finding } from './doctor.ts'
 
@@ -117,13 +117,11 @@ export const checkHypervisors: Check = async (config) => {
 }
 
 export const checkNetwork: Check = async ({ network }) => {
-  const own = existsSync('/etc/resolv.conf') ? resolversOf(readFileSync('/etc/resolv.conf', 'utf8')) : []
-  const resolvers = network.dns.length > 0 ? network.dns : own
   return [
     {
       what: 'network',
       state: 'good',
-      says: `user-mode, no rights needed; guests ask ${resolvers.length > 0 ? resolvers.join(', ') : `the host's resolver through ${USER_NET.dnsForwarder}`}`,
+      says: `user-mode, no rights needed; guests ask ${network.dns.length > 0 ? network.dns.join(', ') : `the host's resolvers, through ${USER_NET.dnsForwarder}`}`,
     },
   ]
 }

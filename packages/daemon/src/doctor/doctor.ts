@@ -37,7 +37,7 @@ export async function doctor(config: Config, { json, print }: DoctorOptions): Pr
   return findings.some(({ state }) => state === 'bad') ? 1 : 0
 }
 
-export async function examine(config: Config): Promise<Finding[]> {
+async function examine(config: Config): Promise<Finding[]> {
   const checks = [checkHost, checkRights, checkTools, checkAssets, checkHypervisors, checkNetwork, checkDataDir, checkReflink, checkRunDir]
   const findings: Finding[] = []
   // One after the other: the probe of KVM boots a guest, and should have the host to itself.

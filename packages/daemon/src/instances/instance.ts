@@ -2,7 +2,7 @@ import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
 import type { Instance, Phases } from '../store/instance-record.ts'
 
-export type { Instance, InstanceId, ListInstances, OperationName, Phases } from '../store/instance-record.ts'
+export type { Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
 
 /** Durations up to `nowMs`, the current phase included, as the API shows them. */
 export function durationsAt(phases: Phases, nowMs: number): Readonly<Partial<Record<Lowercase<InstanceState>, number>>> {

@@ -382,7 +382,7 @@ export class Instances implements AsyncDisposable {
         hypervisor: asked.hypervisor,
         ...asked.sizes,
         hotplugBytes: 0,
-        network: { enabled: isNetworked, ports, ...(isNetworked ? { mac: macOf(id), ip: USER_NET.address } : {}) },
+        network: { enabled: isNetworked, ports, ...(isNetworked ? { mac: macOf(id), ip: USER_NET.ipv4.address } : {}) },
         env: request.env ?? {},
         tags: request.tags ?? {},
         skipGuestAgent: request.skipGuestAgent ?? false,

@@ -77,7 +77,7 @@ export function portsOf(requests: readonly PortRequest[], defaultIp: string): Po
   return ports
 }
 
-export const overlaps = (a: PortForward, b: PortForward): boolean =>
+const overlaps = (a: PortForward, b: PortForward): boolean =>
   a.protocol === b.protocol && a.hostPort === b.hostPort && (a.hostIp === b.hostIp || a.hostIp === '0.0.0.0' || b.hostIp === '0.0.0.0')
 
 const isPort = (port: number): boolean => Number.isInteger(port) && port >= 1 && port <= 65_535

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { INSTANCE_STATES } from '@dormouse/api/instance-states.ts'
 import fc from 'fast-check'
-import type { OperationName } from './instance.ts'
+import type { OperationName } from '../store/instance-record.ts'
 import { type Facts, type Recovery, recover, type VmFact } from './recovery.ts'
 
 const VM_FACTS: readonly VmFact[] = ['none', 'running', 'ended', 'unclear']

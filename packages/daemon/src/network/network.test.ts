@@ -1,17 +1,11 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { guestNetworkOf, macOf, resolversOf } from './network.ts'
+import { guestNetworkOf, macOf } from './network.ts'
 
 test('an instance has one MAC for ever, locally administered and unicast', () => {
   assert.equal(macOf('abc'), macOf('abc'))
   assert.notEqual(macOf('abc'), macOf('abd'))
   assert.match(macOf('abc'), /^02(:[0-9a-f]{2}){5}$/)
-})
-
-test('resolvers on the host’s loopback are not given to guests', () => {
-  const text = '# made by hand\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n nameserver ::1\nsearch example.org\nnameserver 192.0.2.2\n'
-  assert.deepEqual(resolversOf(text), ['192.0.2.1', '192.0.2.2'])
-  assert.deepEqual(resolversOf(''), [])
 })
 
 test('a guest without resolvers of its own asks the backend’s forwarder', () => {

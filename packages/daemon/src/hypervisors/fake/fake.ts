@@ -3,7 +3,7 @@
  * tests. Its machines live in a `FakeHost`, which stands for the host: a daemon that ends leaves them there, the next one finds
  * them again. Faults are injected by the name of the call.
  */
-import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { access, mkdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -11,46 +11,10 @@ import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Hypervisor, HypervisorProbe, SnapshotFiles, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
-import { FakeMachine, FakeVm } from './fake-vm.ts'
+import { EXIT_RECORD, FakeHost, FakeMachine } from './fake-host.ts'
+import { FakeVm } from './fake-vm.ts'
 
-/** Calls that can be made to fail, or to hang until their step's limit. */
-export type FaultPoint = 'start' | 'start_late' | 'reconnect' | 'connect_guest' | 'request_shutdown' | 'kill' | 'set_ports' | 'sweep'
-export type Fault = 'fail' | 'hang'
-
-/** What a host holds: machines and the ports they have open. Outlives drivers and daemons of this process. */
-export class FakeHost {
-  readonly machines = new Map<string, FakeMachine>()
-  /** What must never happen and did: two machines on one disk, one directory, one port. */
-  readonly violations: string[] = []
-  /** Connections to guests are taken and never answered. */
-  muteGuests = false
-  readonly #faults = new Map<FaultPoint, Fault>()
-
-  /** The next call of `point` fails or hangs, once. */
-  injectFault(point: FaultPoint, fault: Fault = 'fail'): void {
-    this.#faults.set(point, fault)
-  }
-
-  clearFaults(): void {
-    this.#faults.clear()
-  }
-
-  /** Passes, or does what was injected. */
-  async reach(point: FaultPoint, step?: Pick<Step, 'signal'>): Promise<void> {
-    const fault = this.#faults.get(point)
-    if (fault === undefined) return
-    this.#faults.delete(point)
-    if (fault === 'hang' && step !== undefined) await aborted(step.signal)
-    throw new Error(`Injected fault at ${point}`)
-  }
-
-  /** Every machine that runs. */
-  running(): FakeMachine[] {
-    return [...this.machines.values()].filter(({ exit }) => exit === undefined)
-  }
-}
-
-export const FAKE_EXIT_RECORD = 'exit.json'
+export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
   readonly name = 'fake'
@@ -103,7 +67,7 @@ export class FakeHypervisor implements Hypervisor {
 
   async lastExit(runDir: string): Promise<VmExit | undefined> {
     try {
-      return JSON.parse(await readFile(join(runDir, FAKE_EXIT_RECORD), 'utf8')) as VmExit
+      return JSON.parse(await readFile(join(runDir, EXIT_RECORD), 'utf8')) as VmExit
     } catch {
       return undefined
     }
@@ -121,18 +85,7 @@ export class FakeHypervisor implements Hypervisor {
   }
 }
 
-/** Writes the exit where `lastExit` of the next daemon finds it, unless the directory is gone. */
-export const writeExitRecord = (runDir: string, exit: VmExit): Promise<void> =>
-  writeFile(join(runDir, FAKE_EXIT_RECORD), JSON.stringify(exit)).catch(() => undefined)
-
 const shareDisk = (a: VmSpec, b: VmSpec): boolean => {
   const writable = ({ disks }: VmSpec) => disks.filter(({ readOnly }) => !readOnly).map(({ path }) => path)
   return writable(a).some((path) => writable(b).includes(path))
-}
-
-function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => {
-    if (signal.aborted) reject(signal.reason)
-    else signal.addEventListener('abort', () => reject(signal.reason), { once: true })
-  })
 }

@@ -58,7 +58,7 @@ export async function finishUpdate(work: InstanceWork): Promise<void> {
 }
 
 /** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
-export function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
+function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
   const { name, tags, env, snapshotPolicy, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes } = patch
   if (instance.expiresAtMs !== undefined && instance.expiresAtMs <= Date.now()) {
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)

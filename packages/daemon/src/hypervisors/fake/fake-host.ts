@@ -1,0 +1,151 @@
+import { appendFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type Duplex, duplexPair } from 'node:stream'
+import { AppError } from '@dormouse/api/errors.ts'
+import { FakeGuest } from '../../guest/fake-guest.ts'
+import { readBootId } from '../../host/process-identity.ts'
+import type { Step } from '../../lib/step.ts'
+import type { PortForward, VmExit, VmHandle } from '../hypervisor.ts'
+import type { VmSpec } from '../vm-spec.ts'
+
+/** Calls that can be made to fail, or to hang until their step's limit. */
+export type FaultPoint = 'start' | 'start_late' | 'reconnect' | 'connect_guest' | 'request_shutdown' | 'kill' | 'set_ports' | 'sweep'
+export type Fault = 'fail' | 'hang'
+
+/** What a host holds: machines and the ports they have open. Outlives drivers and daemons of this process. */
+export class FakeHost {
+  readonly machines = new Map<string, FakeMachine>()
+  /** What must never happen and did: two machines on one disk, one directory, one port. */
+  readonly violations: string[] = []
+  /** Connections to guests are taken and never answered. */
+  muteGuests = false
+  readonly #faults = new Map<FaultPoint, Fault>()
+
+  /** The next call of `point` fails or hangs, once. */
+  injectFault(point: FaultPoint, fault: Fault = 'fail'): void {
+    this.#faults.set(point, fault)
+  }
+
+  clearFaults(): void {
+    this.#faults.clear()
+  }
+
+  /** Passes, or does what was injected. */
+  async reach(point: FaultPoint, step?: Pick<Step, 'signal'>): Promise<void> {
+    const fault = this.#faults.get(point)
+    if (fault === undefined) return
+    this.#faults.delete(point)
+    if (fault === 'hang' && step !== undefined) await aborted(step.signal)
+    throw new Error(`Injected fault at ${point}`)
+  }
+
+  /** Every machine that runs. */
+  running(): FakeMachine[] {
+    return [...this.machines.values()].filter(({ exit }) => exit === undefined)
+  }
+}
+
+let lastTick = 0
+
+/** What runs: a guest, its open ports, its exit. Belongs to the host, not to a driver. */
+export class FakeMachine {
+  readonly spec: VmSpec
+  readonly handle: VmHandle
+  readonly exited: Promise<VmExit>
+  readonly guest: FakeGuest
+  ports: readonly PortForward[] = []
+  exit: VmExit | undefined
+  isPaused = false
+  /** Both ends: that of the daemon is not told when the other is destroyed. */
+  #line: readonly Duplex[] = []
+  readonly #host: FakeHost
+  readonly #settle: (exit: VmExit) => void
+  #ending: Promise<void> | undefined
+
+  constructor(spec: VmSpec, host: FakeHost) {
+    this.spec = spec
+    this.#host = host
+    const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }
+    this.handle = { hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, bootId: readBootId(), startedAtMs: Date.now() }
+    const { promise, resolve } = Promise.withResolvers<VmExit>()
+    this.exited = promise
+    this.#settle = resolve
+    this.guest = new FakeGuest({
+      onJournal: (fact) => this.#write(spec.logs.journal, `${JSON.stringify(fact)}\n`),
+      onLog: (text) => this.#write(spec.logs.app, text),
+      onPowerOff: () => void this.end({ kind: 'exited', code: 0, atMs: Date.now() }),
+    })
+  }
+
+  get runDir(): string {
+    return this.spec.runDir
+  }
+
+  async boot(): Promise<void> {
+    this.#write(this.spec.logs.vmm, `fake machine ${this.spec.id} is up\n`)
+  }
+
+  /** Throws `port_in_use`, leaving its ports as they were. */
+  openPorts(ports: readonly PortForward[]): void {
+    for (const machine of this.#host.running()) {
+      if (machine === this) continue
+      const taken = ports.find((port) =>
+        machine.ports.some((other) => other.protocol === port.protocol && other.hostPort === port.hostPort),
+      )
+      if (taken) throw new AppError('port_in_use', `The host port ${taken.hostPort} is open already`)
+    }
+    this.ports = ports
+  }
+
+  connect(): Duplex {
+    if (this.exit !== undefined) throw new AppError('guest_unavailable', 'The machine is gone')
+    this.hangUp()
+    const [ours, theirs] = duplexPair()
+    this.#line = [ours, theirs]
+    if (!this.#host.muteGuests) this.guest.attach(theirs)
+    return ours
+  }
+
+  /** The line to the guest is cut. The machine goes on. */
+  hangUp(): void {
+    for (const end of this.#line) end.destroy()
+    this.#line = []
+  }
+
+  /** The machine is gone, its exit on record. Repeat is harmless: the first way it ended stays. */
+  end(exit: VmExit): Promise<void> {
+    this.#ending ??= this.#end(exit)
+    return this.#ending
+  }
+
+  async #end(exit: VmExit): Promise<void> {
+    this.exit = exit
+    this.ports = []
+    this.guest.crash()
+    this.hangUp()
+    await writeExitRecord(this.runDir, exit)
+    this.#settle(exit)
+  }
+
+  #write(file: string, text: string): void {
+    try {
+      appendFileSync(file, text)
+    } catch {
+      // Its instance's directory is gone; a shim would have held the file open.
+    }
+  }
+}
+
+export const EXIT_RECORD = 'exit.json'
+
+/** Writes the exit where `lastExit` of the next daemon finds it, unless the directory is gone. */
+const writeExitRecord = (runDir: string, exit: VmExit): Promise<void> =>
+  writeFile(join(runDir, EXIT_RECORD), JSON.stringify(exit)).catch(() => undefined)
+
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason)
+    else signal.addEventListener('abort', () => reject(signal.reason), { once: true })
+  })
+}
