@@ -34,9 +34,9 @@ add() { # set, module
 }
 
 install -m 0755 "$guest" "$stage/init"
-for module in virtio_mmio virtio_pci virtio_console; do add early $module; done
-for module in virtio_blk squashfs overlay; do add disk $module; done
-add net virtio_net
+# What the agent's own ports need, and what is only loaded, and finds no device before "go".
+for module in virtio_mmio virtio_pci virtio_console; do add ports $module; done
+for module in virtio_blk virtio_net squashfs overlay; do add later $module; done
 mkdir -p "$stage/dev" "$stage/proc" "$stage/sys"
 find "$stage" -exec touch -h -d @0 {} +
 (cd "$stage" && find . | LC_ALL=C sort | cpio --quiet --reproducible -o -H newc -R 0:0) > "$out.partial"

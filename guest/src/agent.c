@@ -1,6 +1,7 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,28 +10,26 @@
 
 #include "cgroup.h"
 #include "connection.h"
+#include "devices.h"
 #include "errand.h"
 #include "exec.h"
 #include "freeze.h"
 #include "io.h"
-#include "modules.h"
 #include "net.h"
 #include "power.h"
 #include "root.h"
 #include "stream.h"
+#include "timings.h"
 #include "workload.h"
 #include "world.h"
 
 struct agent agent;
 
-/* Who waits for "go" to be done: its stream, and what took how long. */
+/* Who waits for "go" to be done. */
 static void go_abandoned(struct stream *stream, bool hung_up);
 static const struct stream_kind go_kind = { NULL, NULL, NULL, go_abandoned };
 static struct stream go_stream;
 static bool go_awaited;
-static uint8_t go_bytes[2048];
-static struct tlv_writer go_fields;
-static uint64_t go_since;
 
 void agent_describe(struct tlv_writer *fields)
 {
@@ -48,14 +47,6 @@ static void go_abandoned(struct stream *stream, bool hung_up)
 	(void)stream;
 	if (hung_up)
 		go_awaited = false;
-}
-
-static void took(const char *what)
-{
-	uint64_t now = now_us();
-	tlv_put_text(&go_fields, TAG_NAME, what);
-	tlv_put_number(&go_fields, TAG_MICROS, now - go_since);
-	go_since = now;
 }
 
 static void reply_to_go(uint64_t status, const char *message)
@@ -78,17 +69,13 @@ static void reply_to_go(uint64_t status, const char *message)
 	tlv_put(&fields, TAG_BOOT_NONCE, agent.boot_nonce, sizeof agent.boot_nonce);
 	if (status == STATUS_NOT_STARTED)
 		tlv_put_number(&fields, TAG_EXIT_CODE, (uint64_t)agent.ending.code);
-	/* Fields joined to fields are fields. */
-	if (!go_fields.full && fields.size - fields.used >= go_fields.used) {
-		memcpy(bytes + fields.used, go_fields.bytes, go_fields.used);
-		fields.used += go_fields.used;
-	}
+	timings_put(&fields);
 	connection_send_fields(FRAME_REPLY, go_stream.id, &fields);
 }
 
 static void workload_started(const struct ending *failed)
 {
-	took("exec");
+	timings_took("exec");
 	if (failed)
 		agent.ending = *failed;
 	reply_to_go(failed ? STATUS_NOT_STARTED : STATUS_OK, failed ? failed->message : NULL);
@@ -104,34 +91,44 @@ static void go_failed(const char *why)
 	workload_over(&ending);
 }
 
-static const char *set_up(const struct request *c)
+static const char *start_network(const struct request *c)
+{
+	return devices_probe_network() ? net_configure(&c->network) : "There is no network card";
+}
+
+/* Does a part of the work in a process of its own, on another CPU if there is one; its failure is told at the gate. */
+static void aside(int gate, const char *(*part)(const struct request *), const struct request *c)
+{
+	pid_t pid = fork();
+	if (pid > 0)
+		return;
+	const char *wrong = part(c);
+	if (wrong)
+		write_all(gate, wrong, strlen(wrong));
+	if (pid == 0)
+		_exit(0);
+}
+
+/* Who writes at the gate holds up the workload until it is done. */
+static const char *set_up(const struct request *c, int gate)
 {
 	const char *wrong;
 	if (!world_add_entropy(c->entropy, c->entropy_length) || !world_set_clock(c->clock_ns) ||
 	    !world_draw(agent.boot_nonce, sizeof agent.boot_nonce))
 		return "The clock or the generator of random numbers could not be set";
-	took("world");
-	if (!modules_load(root_initrd(), "disk"))
-		return "The drivers for disks could not be loaded";
-	took("disk drivers");
-	if ((wrong = root_enter(c)))
+	timings_took("world");
+	if (c->has_network)
+		aside(gate, start_network, c);
+	if ((wrong = root_enter(c)) || (wrong = root_mount_volumes(c)))
 		return wrong;
-	took("root");
-	if ((wrong = root_mount_rest(c)))
-		return wrong;
-	took("modules and volumes");
+	if (c->modules)
+		aside(gate, root_mount_modules, c);
 	if (!world_set_names(c))
 		return "The host's name could not be set";
-	world_show_files(c->dns[0] != NULL);
-	took("names");
-	if (c->has_network) {
-		if (!modules_load(root_initrd(), "net"))
-			return "The driver for the network card could not be loaded";
-		took("network driver");
-		if ((wrong = net_configure(&c->network)))
-			return wrong;
-		took("network");
-	}
+	world_show_files(c);
+	timings_took("names");
+	/* What is plugged in from now on is the kernel's own to find. */
+	devices_hold(false);
 	return NULL;
 }
 
@@ -161,13 +158,17 @@ static void go(uint32_t id, struct request *r)
 	r->arena = NULL;
 	stream_open(&go_stream, id, &go_kind);
 	go_awaited = true;
-	go_fields = (struct tlv_writer){ go_bytes, 0, sizeof go_bytes, false };
-	go_since = now_us();
-	const char *wrong = set_up(&agent.config);
+	timings_start();
+	int gate[2];
+	if (pipe2(gate, O_CLOEXEC) < 0)
+		go_failed("No pipe could be made");
+	const char *wrong = set_up(&agent.config, gate[1]);
 	agent.config.entropy = NULL;
 	if (wrong)
 		go_failed(wrong);
-	workload_start(workload_started);
+	close(gate[1]);
+	workload_start(gate[0], workload_started);
+	close(gate[0]);
 }
 
 static void set_identity(uint32_t id, struct request *r)

@@ -1,19 +1,66 @@
 #include "cgroup.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "io.h"
 #include "mount-calls.h"
 
+/* From linux/sched.h. */
+#define CLONE_INTO_CGROUP_FLAG 0x200000000ull
+
 /* A mount of the whole hierarchy that is attached nowhere, so that no one inside can cover or unmount it. */
-static int top = -1, workload = -1, events = -1;
+static int top = -1, workload = -1, events = -1, namespace = -1;
+
+/*
+ * A namespace's root is where the process stood that made it. So one is born into /workload, makes it, mounts the tree as it is seen
+ * from there, and goes. Done before the park, no workload has to be moved between cgroups, which waits for the whole kernel.
+ */
+static bool make_namespace(void)
+{
+	int made[2];
+	char path[64], byte;
+	if (pipe2(made, O_CLOEXEC) < 0)
+		return false;
+	pid_t pid = cgroup_fork(workload);
+	if (pid == 0) {
+		close(made[0]);
+		if (unshare(CLONE_NEWCGROUP) == 0 &&
+		    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0)
+			write_all(made[1], "y", 1);
+		/* Until it has been looked at. */
+		pause();
+	}
+	close(made[1]);
+	snprintf(path, sizeof path, "/proc/%d/ns/cgroup", pid);
+	if (pid > 0 && read(made[0], &byte, 1) == 1)
+		namespace = open(path, O_RDONLY | O_CLOEXEC);
+	close(made[0]);
+	if (pid > 0) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	return namespace >= 0;
+}
+
+pid_t cgroup_fork(int cgroup)
+{
+	struct {
+		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+	} how = { .flags = CLONE_INTO_CGROUP_FLAG, .exit_signal = SIGCHLD, .cgroup = (uint64_t)cgroup };
+	return (pid_t)syscall(SYS_clone3, &how, sizeof how);
+}
 
 bool cgroup_prepare(void)
 {
@@ -28,7 +75,12 @@ bool cgroup_prepare(void)
 		return false;
 	workload = openat(top, "workload", O_DIRECTORY | O_RDONLY | O_CLOEXEC);
 	events = openat(workload, "cgroup.events", O_RDONLY | O_CLOEXEC);
-	return workload >= 0 && events >= 0;
+	return workload >= 0 && events >= 0 && make_namespace();
+}
+
+int cgroup_namespace(void)
+{
+	return namespace;
 }
 
 int cgroup_workload(void)
@@ -64,17 +116,21 @@ void cgroup_exec_kill(uint32_t number)
 void cgroup_exec_remove(uint32_t number)
 {
 	char path[64];
-	unlinkat(workload, exec_path(path, sizeof path, number, ""), AT_REMOVEDIR);
+	if (unlinkat(workload, exec_path(path, sizeof path, number, ""), AT_REMOVEDIR) == 0 && number % 64 != 0)
+		return;
+	/* Something runs on in it. Those whose last process has gone since are cleared away with this one, or now and then. */
+	int dir = openat(workload, "exec", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *list = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *entry; list && (entry = readdir(list));)
+		if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+			unlinkat(dir, entry->d_name, AT_REMOVEDIR);
+	if (list)
+		closedir(list);
 }
 
 bool cgroup_enter_workload(void)
 {
 	return write_at(workload, "cgroup.procs", "0");
-}
-
-bool cgroup_enter_main(void)
-{
-	return write_at(workload, "main/cgroup.procs", "0");
 }
 
 bool cgroup_freeze(bool freeze)

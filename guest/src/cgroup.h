@@ -12,18 +12,21 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* Before the park. */
+/* Before the park; /sys must be mounted. */
 bool cgroup_prepare(void);
+/* The namespace in which /workload is the root of all that is seen. */
+int cgroup_namespace(void);
+/* As fork, with the child born into the cgroup that the descriptor names. */
+pid_t cgroup_fork(int cgroup);
 /* A descriptor of /workload, /workload/main, or an exec's own group, to clone a child into. -1 with errno. */
 int cgroup_workload(void);
 int cgroup_main(void);
 int cgroup_exec(uint32_t number);
 void cgroup_exec_kill(uint32_t number);
-/* Removes it when nothing is left in it; else it stays until a later exec of that number, or the end. */
+/* Removes it when nothing is left in it; else it goes when a later one is removed. */
 void cgroup_exec_remove(uint32_t number);
 /* Moves the caller; for PID 1 that becomes an init. */
 bool cgroup_enter_workload(void);
-bool cgroup_enter_main(void);
 
 bool cgroup_freeze(bool freeze);
 bool cgroup_is_frozen(void);

@@ -18,9 +18,15 @@
 /* type, flags, payload */
 #define MESSAGE_HEAD 2
 
+/* An errand that was given up clears away what it began, and is killed when it does not. */
+#define CLEAR_AWAY_MS 1000
+
 struct running {
 	struct stream stream;
 	struct child child;
+	struct timer deadline;
+	/* What the daemon has sent in all. */
+	uint64_t total;
 	struct watch answers;
 	struct inflow in;
 	bool open, abandoned, reset, ended;
@@ -30,6 +36,7 @@ struct running {
 
 static void release(struct running *e)
 {
+	timer_clear(&e->deadline);
 	inflow_stop(&e->in);
 	if (e->open) {
 		watch_set(&e->answers, 0);
@@ -119,13 +126,26 @@ static void ended(struct child *child, int status)
 
 static void data(struct stream *stream, const uint8_t *bytes, size_t count, bool eof)
 {
-	inflow_take(&((struct running *)stream)->in, bytes, count, eof);
+	struct running *e = (struct running *)stream;
+	e->total += count;
+	/* The end of the pipe alone would not tell a whole file from half of one. */
+	if (eof)
+		send(e->answers.fd, &e->total, sizeof e->total, MSG_NOSIGNAL | MSG_DONTWAIT);
+	inflow_take(&e->in, bytes, count, eof);
+}
+
+static void kill_late(struct timer *timer)
+{
+	kill(((struct running *)((char *)timer - offsetof(struct running, deadline)))->child.pid, SIGKILL);
 }
 
 static void abandon(struct stream *stream, bool hung_up)
 {
 	struct running *e = (struct running *)stream;
-	kill(e->child.pid, SIGKILL);
+	if (!e->ended) {
+		e->deadline.fire = kill_late;
+		timer_set(&e->deadline, CLEAR_AWAY_MS);
+	}
 	if (!hung_up) {
 		e->reset = true;
 		close_stream(e, false);
@@ -209,6 +229,12 @@ failed_open:
 	free(e);
 failed:
 	stream_reply(id, STATUS_FAILED, strerror(errno));
+}
+
+bool errand_was_sent_all(const struct errand *errand, uint64_t count)
+{
+	uint64_t total;
+	return recv(errand->answers, &total, sizeof total, 0) == sizeof total && total == count;
 }
 
 void errand_send(const struct errand *errand, uint8_t type, uint8_t flags, const void *payload, size_t length)

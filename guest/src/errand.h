@@ -19,6 +19,8 @@ struct errand {
 	int answers, bytes;
 };
 
+/* After the last of the bytes: were they all? False when the daemon gave up, or is gone. */
+bool errand_was_sent_all(const struct errand *errand, uint64_t count);
 void errand_send(const struct errand *errand, uint8_t type, uint8_t flags, const void *payload, size_t length);
 void errand_send_fields(const struct errand *errand, uint8_t type, const struct tlv_writer *fields);
 /* The closing frame for an errno. */

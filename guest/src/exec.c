@@ -17,7 +17,6 @@
 #include "flow.h"
 #include "io.h"
 #include "spawn.h"
-#include "workload.h"
 
 #define HANG_UP_GRACE_MS 5000
 
@@ -80,8 +79,8 @@ static void finish_when_done(struct exec *e)
 	} else if (e->failure.error) {
 		ending_of_exec(&ending, e->failure.error, e->failure.text);
 	} else {
-		ending.code = 126;
-		snprintf(ending.message, sizeof ending.message, "%.251s", e->failure.text);
+		ending.code = e->failure.code;
+		strcpy(ending.message, e->failure.text);
 	}
 	uint8_t bytes[1024];
 	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
@@ -304,7 +303,7 @@ void exec_start(uint32_t id, struct request *r)
 		.err = r->tty ? fds[0] : fds[2],
 		.tty = r->tty,
 		.cgroup = group,
-		.cgroup_namespace = workload_cgroup_namespace(),
+		.gate = -1,
 	};
 	int status = -1;
 	pid_t pid = ready ? spawn_start(&spawn, &status) : -1;

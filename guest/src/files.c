@@ -95,25 +95,6 @@ static int64_t receive(int from, int file)
 	}
 }
 
-/* A file that has no name yet and goes if it never gets one: with `draft` empty; where a file system cannot, one with that name. */
-static int open_draft(int dir, char *draft, size_t size)
-{
-	int fd = openat(dir, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
-	snprintf(draft, size, ".dormouse-%d.partial", getpid());
-	if (fd < 0)
-		return openat(dir, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	return fd;
-}
-
-/* Gives it the draft's name, when it has none, and then in one step its own. */
-static bool publish(int dir, int fd, const char *draft, const char *name)
-{
-	struct stat s;
-	if (fstat(fd, &s) < 0 || (s.st_nlink == 0 && linkat(fd, "", dir, draft, AT_EMPTY_PATH) < 0))
-		return false;
-	return renameat(dir, draft, dir, name) == 0;
-}
-
 static bool set_file_facts(int fd, const struct request *r)
 {
 	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_sec = (time_t)r->mtime } };
@@ -122,15 +103,18 @@ static bool set_file_facts(int fd, const struct request *r)
 	       fchmod(fd, r->has_mode ? (mode_t)r->mode : 0644) == 0 && (!r->has_mtime || futimens(fd, times) == 0);
 }
 
-/* A file appears whole under its name or not at all. */
+/* A file appears whole under its name or not at all: it is written beside it first. */
 static int64_t put_file(int dir, const char *name, const struct errand *errand, const struct request *r)
 {
 	char draft[64];
-	int fd = open_draft(dir, draft, sizeof draft);
+	snprintf(draft, sizeof draft, ".dormouse-%d.partial", getpid());
+	int fd = openat(dir, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -1;
+	errno = EINTR;
 	int64_t written = receive(errand->bytes, fd);
-	bool done = written >= 0 && set_file_facts(fd, r) && publish(dir, fd, draft, name);
+	bool done = written >= 0 && errand_was_sent_all(errand, (uint64_t)written) && set_file_facts(fd, r) &&
+		    renameat(dir, draft, dir, name) == 0;
 	int error = errno;
 	close(fd);
 	if (!done)

@@ -9,6 +9,7 @@
 #include "agent.h"
 #include "cgroup.h"
 #include "connection.h"
+#include "devices.h"
 #include "io.h"
 #include "journal.h"
 #include "log.h"
@@ -41,11 +42,13 @@ int main(void)
 	open_standard_streams();
 	write_at(agent.proc, "self/oom_score_adj", "-1000");
 	ready &= cgroup_prepare() & net_loopback_up();
-	ready &= modules_load(root_initrd(), "early");
+	ready &= modules_load(root_initrd(), "ports");
 	world_draw(agent.boot_nonce, sizeof agent.boot_nonce);
 	loop_start();
 	struct ports ports;
-	if (!ready || !ports_open(&ports)) {
+	ready = ready && ports_open(&ports);
+	/* The drivers of disks and cards are loaded now and meet their devices after "go": loading is slow, and the same for all. */
+	if (!ready || !devices_hold(true) || !modules_load(root_initrd(), "later")) {
 		say("the guest could not be brought up");
 		power_off();
 	}

@@ -13,6 +13,7 @@
 #define FSMOUNT_CLOEXEC 1
 #define OPEN_TREE_CLONE 1
 #define MOVE_MOUNT_F_EMPTY_PATH 4
+#define MOVE_MOUNT_T_EMPTY_PATH 64
 
 int mount_detached(const char *type, const char *const *options, unsigned attributes)
 {
@@ -37,4 +38,9 @@ int mount_handle(int dir, const char *path, bool clone)
 bool mount_attach(int mount, const char *path)
 {
 	return syscall(SYS_move_mount, mount, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) == 0;
+}
+
+bool mount_attach_to(int mount, int target)
+{
+	return syscall(SYS_move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) == 0;
 }

@@ -9,5 +9,7 @@ int mount_detached(const char *type, const char *const *options, unsigned attrib
 int mount_handle(int dir, const char *path, bool clone);
 /* Hangs it at `path`; a symlink as the last name is not followed. */
 bool mount_attach(int mount, const char *path);
+/* The same, over what a descriptor names. */
+bool mount_attach_to(int mount, int target);
 
 #endif

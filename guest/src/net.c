@@ -139,6 +139,10 @@ const char *net_configure(const struct network *n)
 	if (fd < 0)
 		return "No netlink socket could be opened";
 	const char *wrong = NULL;
+	char name[IF_NAMESIZE] = "", path[64];
+	/* Without an address it would only look for routers and neighbours, as a container's does not either. */
+	snprintf(path, sizeof path, "sys/net/ipv6/conf/%s/disable_ipv6", if_indextoname(index, name) ? name : "all");
+	write_at(agent.proc, path, n->has6 ? "0" : "1");
 	/* Down first: a card takes another MAC only then, and loses its old routes by it. */
 	if (!set_link(fd, index, false, NULL, 0) || !set_link(fd, index, false, n->mac, n->mtu))
 		wrong = "The network card did not take its MAC";

@@ -1,6 +1,5 @@
 #include "root.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -12,8 +11,10 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "devices.h"
 #include "io.h"
 #include "mount-calls.h"
+#include "timings.h"
 
 #define SEALED_MAX (VOLUMES_MAX + 1)
 
@@ -79,36 +80,15 @@ bool root_prepare(void)
 	return all;
 }
 
-/* The path of the disk with this serial. Letters are given in the order of discovery, which is no order at all. */
-static bool find_disk(const char *serial, char *path, size_t size)
-{
-	int dir = openat(agent.sys, "block", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *list = dir < 0 ? NULL : fdopendir(dir);
-	bool found = false;
-	for (struct dirent *entry; list && !found && (entry = readdir(list));) {
-		char file[300], text[64];
-		if (strncmp(entry->d_name, "vd", 2) != 0)
-			continue;
-		snprintf(file, sizeof file, "%s/serial", entry->d_name);
-		if (read_at(dir, file, text, sizeof text) < 0)
-			continue;
-		text[strcspn(text, "\n")] = 0;
-		found = strcmp(text, serial) == 0;
-		if (found)
-			snprintf(path, size, "/dev/%.20s", entry->d_name);
-	}
-	if (list)
-		closedir(list);
-	if (!found)
-		errno = ENODEV;
-	return found;
-}
-
 static const char *mount_disk(const char *serial, const char *path, const char *type, unsigned long flags, bool is_written)
 {
 	char device[32];
-	if (!find_disk(serial, device, sizeof device) || mount(device, path, type, flags, NULL) < 0)
+	if (!devices_find_disk(serial, device, sizeof device))
+		return explain("There is no disk for: ", serial);
+	timings_took("find disk");
+	if (mount(device, path, type, flags, NULL) < 0)
 		return explain("The disk could not be mounted: ", serial);
+	timings_took("mount disk");
 	if (is_written && written_count < SEALED_MAX)
 		written[written_count++] = directory(path);
 	return NULL;
@@ -136,29 +116,34 @@ const char *root_enter(const struct request *config)
 	}
 	if ((mkdir("/disk/upper", 0755) < 0 && errno != EEXIST) || (mkdir("/disk/work", 0755) < 0 && errno != EEXIST))
 		return explain("The overlay disk cannot be written: ", "upper, work");
+	timings_took("make directories");
 	/*
 	 * redirect_dir: directories of the image can be renamed. xino: one device number and inodes that do not collide, so
 	 * that tar, cp -a and find -xdev see one file system.
 	 */
 	if (mount("overlay", "/root", "overlay", 0, "lowerdir=/image,upperdir=/disk/upper,workdir=/disk/work,redirect_dir=on,xino=on") < 0)
 		return explain("The image's root could not be put together: ", "overlay");
+	timings_took("mount overlay");
 	if (chdir("/root") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		return explain("The image's root could not be entered: ", "/");
 	/* From here on paths are the image's, and its links lead nowhere else. */
 	if (!move_into(moved_proc, "/proc") || !move_into(moved_sys, "/sys") || !move_into(moved_dev, "/dev"))
 		return explain("The image's root has no place for: ", "/proc, /sys, /dev");
+	timings_took("enter root");
 	return NULL;
 }
 
-const char *root_mount_rest(const struct request *config)
+const char *root_mount_modules(const struct request *config)
+{
+	(void)config;
+	if (!make_path("/lib/modules", 0755))
+		return explain("The kernel's modules have no place: ", "/lib/modules");
+	return mount_disk("modules", "/lib/modules", "squashfs", MS_RDONLY | MS_NODEV | MS_NOSUID, false);
+}
+
+const char *root_mount_volumes(const struct request *config)
 {
 	const char *wrong;
-	if (config->modules) {
-		if (!make_path("/lib/modules", 0755))
-			return explain("The kernel's modules have no place: ", "/lib/modules");
-		if ((wrong = mount_disk("modules", "/lib/modules", "squashfs", MS_RDONLY | MS_NODEV | MS_NOSUID, false)))
-			return wrong;
-	}
 	for (size_t i = 0; i < config->volume_count; i++) {
 		const struct volume *v = &config->volumes[i];
 		if (!make_path(v->path, 0755))

@@ -11,8 +11,9 @@ bool root_prepare(void);
 int root_initrd(void);
 /* Finds the disks by serial, puts the writable layer over the image and makes it the root. NULL, or a sentence. */
 const char *root_enter(const struct request *config);
-/* The kernel's modules and the volumes, inside the new root. */
-const char *root_mount_rest(const struct request *config);
+/* Inside the new root. */
+const char *root_mount_volumes(const struct request *config);
+const char *root_mount_modules(const struct request *config);
 /* Everything written and the file systems clean on their disks; nothing can be written afterwards. */
 void root_seal(void);
 

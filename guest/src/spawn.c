@@ -5,15 +5,12 @@
 #include <grp.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -21,7 +18,6 @@
 #include "io.h"
 #include "users.h"
 
-#define CLONE_INTO_CGROUP_FLAG 0x200000000ull
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 static void fail(struct spawn_failure *f, const char *text, const char *detail)
@@ -109,14 +105,20 @@ static int run(char **args, char **env)
 	}
 }
 
-/* A view of the cgroup tree that begins at the workload, as containers have it. */
-static bool make_cgroup_namespace(void)
+/* False when what the program needs did not come about; `f` then says why. */
+static bool wait_at_gate(int gate, struct spawn_failure *f)
 {
-	if (unshare(CLONE_NEWCGROUP) < 0)
-		return false;
-	mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-	/* One below the root of its view, which so stays free to hand controllers on: Docker in a guest wants that. */
-	return getpid() == 1 || cgroup_enter_main();
+	size_t used = 0;
+	ssize_t n;
+	while (used < sizeof f->text - 1 && (n = read(gate, f->text + used, sizeof f->text - 1 - used)) != 0) {
+		if (n > 0)
+			used += (size_t)n;
+		else if (errno != EINTR)
+			break;
+	}
+	f->text[used] = 0;
+	f->code = 125;
+	return used == 0;
 }
 
 static bool set_stdio(const struct spawn *s)
@@ -135,13 +137,14 @@ static bool set_stdio(const struct spawn *s)
 void spawn_become(const struct spawn *s, struct spawn_failure *f)
 {
 	f->error = 0;
+	f->code = 126;
 	fail(f, "the process could not be set up", NULL);
 	for (int signal = 1; signal < 65; signal++)
 		if (signal != SIGKILL && signal != SIGSTOP)
 			sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 	write_at(agent.proc, "self/oom_score_adj", "0");
 	umask(022);
-	if (s->is_workload ? !make_cgroup_namespace() : s->cgroup_namespace >= 0 && setns(s->cgroup_namespace, CLONE_NEWCGROUP) < 0)
+	if (setns(cgroup_namespace(), CLONE_NEWCGROUP) < 0)
 		return fail(f, "its cgroup namespace could not be entered", strerror(errno));
 	if (getpid() != 1)
 		setsid();
@@ -167,6 +170,8 @@ void spawn_become(const struct spawn *s, struct spawn_failure *f)
 	char **env = environment(s, who->home);
 	if (!env)
 		return;
+	if (s->gate >= 0 && !wait_at_gate(s->gate, f))
+		return;
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
@@ -179,10 +184,7 @@ pid_t spawn_start(const struct spawn *s, int *status_fd)
 	int status[2];
 	if (pipe2(status, O_CLOEXEC) < 0)
 		return -1;
-	struct {
-		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
-	} how = { .flags = CLONE_INTO_CGROUP_FLAG, .exit_signal = SIGCHLD, .cgroup = (uint64_t)s->cgroup };
-	pid_t pid = (pid_t)syscall(SYS_clone3, &how, sizeof how);
+	pid_t pid = cgroup_fork(s->cgroup);
 	if (pid == 0) {
 		struct spawn_failure failure;
 		spawn_become(s, &failure);

@@ -17,16 +17,18 @@ struct spawn {
 	bool tty;
 	/* Where the child is born. */
 	int cgroup;
-	/* The workload's own: makes the cgroup namespace that later ones join by descriptor. */
-	bool is_workload;
-	int cgroup_namespace;
+	/*
+	 * The last thing before it runs: reads this to its end. What it reads is why it must not run after all. -1: nothing to
+	 * wait for.
+	 */
+	int gate;
 };
 
 /* Written by the child when it could not become the program; nothing is written when it did. */
 struct spawn_failure {
-	/* errno of the execve, or 0 when `text` says what went wrong before it. */
-	int error;
-	char text[252];
+	/* errno of the execve and its command as text; or 0, a code, and what went wrong before it. */
+	int error, code;
+	char text[248];
 };
 
 /* Gives the child's pid, or -1 with errno; *status_fd then reads one spawn_failure, or the end of file. */

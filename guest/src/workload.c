@@ -33,14 +33,8 @@ static struct timer grace;
 static struct spawn_failure failure;
 static size_t failure_length;
 static void (*tell)(const struct ending *failure);
-static int cgroup_namespace = -1;
 static int wait_status;
 static bool ended, running, stopping;
-
-int workload_cgroup_namespace(void)
-{
-	return cgroup_namespace;
-}
 
 void workload_over(const struct ending *ending)
 {
@@ -83,8 +77,8 @@ static void over_when_known(void)
 		ending_of_exec(&ending, failure.error, failure.text);
 		tell(&ending);
 	} else {
-		ending.code = 126;
-		snprintf(ending.message, sizeof ending.message, "%.251s", failure.text);
+		ending.code = failure.code;
+		strcpy(ending.message, failure.text);
 		tell(&ending);
 	}
 	workload_over(&ending);
@@ -112,9 +106,6 @@ static void status_ready(struct watch *watch, uint32_t events)
 	failure.text[sizeof failure.text - 1] = 0;
 	running = failure_length < sizeof failure;
 	if (running) {
-		char path[64];
-		snprintf(path, sizeof path, "%d/ns/cgroup", child.pid);
-		cgroup_namespace = openat(agent.proc, path, O_RDONLY | O_CLOEXEC);
 		agent.phase = PHASE_RUNNING;
 		journal_started();
 		tell(NULL);
@@ -138,10 +129,12 @@ static void start_program(const struct spawn *base)
 	if (pipe2(output, O_CLOEXEC) < 0)
 		return;
 	spawn.out = spawn.err = output[1];
-	spawn.cgroup = cgroup_workload();
+	spawn.cgroup = cgroup_main();
 	pid_t pid = spawn_start(&spawn, &status_fd);
 	close(output[1]);
+	close(spawn.cgroup);
 	if (pid < 0) {
+		failure.code = 125;
 		snprintf(failure.text, sizeof failure.text, "the process could not be made: %s", strerror(errno));
 		close(output[0]);
 		ended = true;
@@ -192,7 +185,7 @@ static void start_init(const struct spawn *base)
 	pid_t pid = fork();
 	if (pid != 0) {
 		/* Process 1 becomes the image's init; the agent lives on in the child, at the top of the cgroups. */
-		struct spawn_failure said;
+		struct spawn_failure said = { .code = 125 };
 		if (cgroup_enter_workload())
 			spawn_become(&spawn, &said);
 		else
@@ -212,7 +205,7 @@ static void start_init(const struct spawn *base)
 	follow(pipe_ends[0]);
 }
 
-void workload_start(void (*started)(const struct ending *failure))
+void workload_start(int gate, void (*started)(const struct ending *failure))
 {
 	const struct request *c = &agent.config;
 	int null = openat(agent.dev, "null", O_RDWR | O_CLOEXEC);
@@ -223,8 +216,7 @@ void workload_start(void (*started)(const struct ending *failure))
 		.user = c->user,
 		.make_cwd = true,
 		.in = null,
-		.is_workload = true,
-		.cgroup_namespace = -1,
+		.gate = gate,
 	};
 	tell = started;
 	if (c->workload_kind == WORKLOAD_SYSTEMD)

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <linux/random.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -103,38 +102,42 @@ bool world_set_names(const struct request *r)
 	return done;
 }
 
-static void show(const char *name)
+/* Where a link leads to is where programs look, there or not: systemd's images point resolv.conf into /run. */
+static int make_target(const char *path)
 {
-	char path[64], target[4096];
-	snprintf(path, sizeof path, "/etc/%s", name);
-	/* Where a link leads is where programs look: systemd's images point resolv.conf into /run. */
-	if (!realpath(path, target)) {
-		ssize_t n = readlink(path, target, sizeof target - 1);
-		if (n < 0)
-			n = snprintf(target, sizeof target, "%s", path);
-		target[n] = 0;
-		if (target[0] != '/') {
-			char joined[4096];
-			snprintf(joined, sizeof joined, "/etc/%.4000s", target);
-			strcpy(target, joined);
-		}
-		int fd = make_parents(target, 0755) ? open(target, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0644) : -1;
-		if (fd >= 0)
-			close(fd);
-	}
-	int bind = mount_handle(agent.private, name, true);
-	if (bind < 0 || !mount_attach(bind, target))
-		say("%s: %s", path, strerror(errno));
-	if (bind >= 0)
-		close(bind);
+	char link[4096], target[4200];
+	ssize_t n = readlink(path, link, sizeof link - 1);
+	link[n > 0 ? n : 0] = 0;
+	if (n <= 0)
+		snprintf(target, sizeof target, "%s", path);
+	else
+		snprintf(target, sizeof target, "%s%s", link[0] == '/' ? "" : "/etc/", link);
+	return make_parents(target, 0755) ? open(target, O_RDONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0644) : -1;
 }
 
-void world_show_files(bool resolv_conf)
+static void show(const char *name, bool make)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/etc/%s", name);
+	int target = open(path, O_PATH | O_CLOEXEC);
+	if (target < 0 && make)
+		target = make_target(path);
+	if (target < 0 && !make)
+		return;
+	int bind = mount_handle(agent.private, name, true);
+	if (target < 0 || bind < 0 || !mount_attach_to(bind, target))
+		say("%s: %s", path, strerror(errno));
+	close(bind);
+	close(target);
+}
+
+void world_show_files(const struct request *config)
 {
 	mkdir("/etc", 0755);
-	show("hosts");
-	show("hostname");
-	show("machine-id");
-	if (resolv_conf)
-		show("resolv.conf");
+	show("hosts", true);
+	show("hostname", true);
+	/* Programs that want one are an init's affair, which makes do with a file. */
+	show("machine-id", config->workload_kind == WORKLOAD_SYSTEMD);
+	if (config->dns[0])
+		show("resolv.conf", true);
 }

@@ -13,6 +13,6 @@ bool world_set_clock(uint64_t nanoseconds);
 /* Hostname, and the files that tell it: in place, so that whoever has them mounted sees the new ones. */
 bool world_set_names(const struct request *request);
 /* Puts those files where the image's programs look for them, as Docker does. After world_set_names, inside the new root. */
-void world_show_files(bool resolv_conf);
+void world_show_files(const struct request *config);
 
 #endif

@@ -162,6 +162,7 @@ async function makeRootfs(dir: string, files: Readonly<Record<string, string>>):
   const { stdout } = await runCommand([BUSYBOX, '--list'], { step: makeStep() })
   for (const applet of stdout.trim().split('\n')) if (applet !== 'busybox') await symlink('busybox', join(tree, 'bin', applet))
   const contents = {
+    '/etc/machine-id': '',
     '/etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000:Alice:/home/alice:/bin/sh\n',
     '/etc/group': 'root:x:0:\nalice:x:1000:\nwheel:x:27:bob,alice\naudio:x:29:\n',
     ...files,

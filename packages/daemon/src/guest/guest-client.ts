@@ -243,13 +243,13 @@ function nonceOf(fields: FieldReader): string | undefined {
   return nonce?.length === 16 ? nonce.toString('hex') : undefined
 }
 
-/** What took the guest how long on its way to the workload, in milliseconds. */
-function timingsOf(answer: FieldReader): Record<string, number> {
-  const timings: Record<string, number> = {}
+/** What took the guest how long on its way to the workload, in order and in milliseconds. */
+function timingsOf(answer: FieldReader): string[] {
+  const timings: string[] = []
   let name = ''
   for (const { tag, value } of answer.all()) {
     if (tag === TAG.NAME) name = value.toString('latin1', 0, 40)
-    if (tag === TAG.MICROS && value.length === 8) timings[name] = Number(value.readBigUInt64LE()) / 1000
+    if (tag === TAG.MICROS && value.length === 8) timings.push(`${name} ${Math.round(Number(value.readBigUInt64LE()) / 100) / 10}`)
   }
   return timings
 }
