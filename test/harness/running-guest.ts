@@ -17,7 +17,7 @@ export interface RunningGuest extends AsyncDisposable {
   sh(script: string): Promise<string>
 }
 
-export const NETWORK: GuestNetworkConfig = {
+const NETWORK: GuestNetworkConfig = {
   mac: '02:00:00:00:00:01',
   ipv4: { address: '10.0.2.15', prefix: 24, gateway: '10.0.2.2' },
   ipv6: { address: 'fdd0:6d05:e000::15', prefix: 64, gateway: 'fdd0:6d05:e000::2' },
