@@ -27,7 +27,8 @@ export async function assertPortsFree(ports: readonly PortForward[]): Promise<vo
 
 async function tryTcp({ hostIp, hostPort }: PortForward): Promise<void> {
   const server = net.createServer()
-  server.listen({ host: hostIp, port: hostPort, exclusive: true })
+  // As the network helper opens it: an IPv6 address is never one for IPv4 too.
+  server.listen({ host: hostIp, port: hostPort, exclusive: true, ipv6Only: true })
   await once(server, 'listening')
   server.close()
   await once(server, 'close')

@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
+import { type TestContext, test } from 'node:test'
+import type { PortForward } from '../hypervisors/hypervisor.ts'
+import { probeHostPort } from './host-ports.ts'
+
+const port = (hostIp: string, hostPort: number, protocol: PortForward['protocol'] = 'tcp'): PortForward => ({
+  protocol,
+  hostIp,
+  hostPort,
+  guestPort: 80,
+})
+
+async function takenPort(t: TestContext, host: string): Promise<number> {
+  const server = createServer().listen({ host, port: 0, ipv6Only: true })
+  await once(server, 'listening')
+  t.after(() => server.close())
+  const address = server.address()
+  assert.ok(typeof address === 'object' && address !== null)
+  return address.port
+}
+
+for (const hostIp of ['127.0.0.1', '::1']) {
+  test(`a free TCP port of ${hostIp} is chosen where none was asked for, and one that another program has is told`, async (t) => {
+    const { hostPort } = await probeHostPort(port(hostIp, 0))
+    assert.ok(hostPort > 0)
+    assert.equal((await probeHostPort(port(hostIp, hostPort))).hostPort, hostPort)
+    await assert.rejects(probeHostPort(port(hostIp, await takenPort(t, hostIp))), { code: 'port_in_use' })
+  })
+}
+
+test('a TCP port of all IPv6 addresses is free though a program has it for IPv4', async (t) => {
+  const taken = await takenPort(t, '0.0.0.0')
+  assert.equal((await probeHostPort(port('::', taken))).hostPort, taken)
+})
+
+test('a UDP port of an IPv6 address is refused in words', async () => {
+  for (const hostIp of ['::1', '::']) {
+    await assert.rejects(probeHostPort(port(hostIp, 8080, 'udp')), {
+      code: 'invalid_request',
+      message: `The host port [${hostIp}]:8080/udp cannot be published: UDP is published on IPv4 addresses only`,
+    })
+  }
+  assert.ok((await probeHostPort(port('127.0.0.1', 0, 'udp'))).hostPort > 0)
+})
+
+test('an address that the host does not have is refused', async () => {
+  await assert.rejects(probeHostPort(port('192.0.2.1', 0)), { code: 'invalid_request', message: '192.0.2.1 is no address of this host' })
+})
