@@ -68,9 +68,11 @@ test('what a guest wrote is there after a stop and a start, and its machine is a
 })
 
 test('a VM does not notice that its daemon was restarted, nor that one was killed', { timeout: 120_000 }, async () => {
-  const instance = await run('stays', { cmd: ['/bin/sh', '-c', 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done'] })
+  const instance = await run('stays', {
+    cmd: ['/bin/sh', '-c', 'n=0; while :; do n=$((n+1)); echo $n > /tmp/next; mv /tmp/next /tmp/n; sleep 0.1; done'],
+  })
   const [vmm] = await vmmsOf(instance)
-  const count = async () => Number(await sh('stays', 'cat /tmp/n'))
+  const count = async () => Number(await sh('stays', 'until [ -e /tmp/n ]; do sleep 0.1; done; cat /tmp/n'))
   const before = await count()
   for (const end of ['stop', 'kill'] as const) {
     await daemon[end]()
@@ -89,9 +91,10 @@ test('how a guest ended while no daemon lived is known afterwards', { timeout: 1
   await daemon.kill()
   await pollUntil('the VM to end', async () => (await vmmsOf(instance)).length === 0, { signal: AbortSignal.timeout(30_000) })
   daemon = await begin()
-  const [ended] = await atRest(daemon.client)
+  const instances = await atRest(daemon.client)
+  const ended = instances.find(({ id }) => id === instance.id)
   assert.deepEqual([ended?.state, ended?.exit_code], ['Stopped', 7])
-  await assertHostInOrder(dir, [ended as ShownInstance])
+  await assertHostInOrder(dir, instances)
   await remove('ends')
 })
 
