@@ -47,7 +47,7 @@ export const SnapshotCompression = Type.Object(
   {
     enabled: Type.Boolean(),
     algorithm: Type.Optional(Type.Enum(['zstd', 'lz4'])),
-    level: Type.Optional(Type.Integer({ minimum: 0, maximum: 19, description: 'zstd 1-19, lz4 0-9' })),
+    level: Type.Optional(Type.Integer({ description: 'zstd 1-19, lz4 0-9' })),
   },
   { $id: 'SnapshotCompressionConfig', ...strict, description: 'How the memory of a sleeping instance is compressed' },
 )

@@ -26,6 +26,8 @@ test('what is no size, or reads as bits, is refused', () => {
     '1,5GB',
     '0x10',
     '1Gb',
+    '1Gb ',
+    ' 1Gb',
     '5Mb',
     '1 Tb',
     'Infinity',
@@ -70,7 +72,7 @@ test('bandwidth in bits is decimal, in bytes it is binary', () => {
   assert.equal(parseBandwidth('80bps'), 10)
   assert.equal(parseBandwidth('125MB/s'), 125 * 2 ** 20)
   assert.equal(parseBandwidth('125Mb/s'), 125 * 2 ** 20)
-  assert.equal(parseBandwidth('fast'), undefined)
+  for (const text of ['fast', `${'9'.repeat(29)}bps`, `${'9'.repeat(400)}gbps`]) assert.equal(parseBandwidth(text), undefined, text)
 })
 
 test('disk rates take what people write after the unit', () => {
@@ -87,6 +89,11 @@ test('durations are read as Go writes them', () => {
   assert.equal(parseDuration('-1m'), -60_000)
   assert.equal(parseDuration('.5s'), 500)
   for (const text of ['', '5', 's', '1 s', '1d', '1h-5m', '1s garbage', '+']) assert.equal(parseDuration(text), undefined, text)
+})
+
+test('a duration longer than Go can count is none', () => {
+  assert.equal(parseDuration('2562047h47m16.854s'), 9_223_372_036_854)
+  for (const text of ['2562048h', '-2562048h', '99999999999h', `${'9'.repeat(400)}s`]) assert.equal(parseDuration(text), undefined, text)
 })
 
 test('durations are printed as Go prints them', () => {

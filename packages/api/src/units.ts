@@ -5,10 +5,11 @@ const SIZE = /^(\d+(?:\.\d+)?)\s*(b|[kmgtpe](?:i?b)?)?$/i
 // 'Kb', 'Mb' .. are bits everywhere else; taking them for bytes would be off by eight.
 const BITS = /\d\s*[KMGTPE]b$/
 
-/** Bytes of `1GB`, `1.5 gib`, `512m`, `4096`; units are powers of 1024. Undefined when it is no size, or not a whole number of bytes that a double holds exactly. */
+/** Bytes of `1GB`, `1.5 gib`, `512m`, `4096`, to the nearest whole one; units are powers of 1024. Undefined when it is no size, or one that a double cannot count. */
 export function parseSize(text: string): number | undefined {
-  const match = SIZE.exec(text.trim())
-  if (!match || BITS.test(text)) return undefined
+  const trimmed = text.trim()
+  const match = SIZE.exec(trimmed)
+  if (!match || BITS.test(trimmed)) return undefined
   const unit = (match[2] ?? 'b')[0]?.toUpperCase() ?? 'B'
   const bytes = Number(match[1]) * 1024 ** UNITS.findIndex((name) => name[0] === unit)
   const whole = Math.round(bytes)
@@ -32,7 +33,10 @@ const BIT_RATE = /^(\d+(?:\.\d+)?)\s*([kmg]?)bps$/
 export function parseBandwidth(text: string): number | undefined {
   const lower = text.trim().toLowerCase()
   const bits = BIT_RATE.exec(lower)
-  if (bits) return Math.round((Number(bits[1]) * 1000 ** ' kmg'.indexOf(bits[2] || ' ')) / 8)
+  if (bits) {
+    const bytes = Math.round((Number(bits[1]) * 1000 ** ' kmg'.indexOf(bits[2] || ' ')) / 8)
+    return Number.isSafeInteger(bytes) ? bytes : undefined
+  }
   return parseSize(lower.replace(/\/s$/, ''))
 }
 
@@ -54,13 +58,17 @@ const DURATION_UNIT_MS: Readonly<Record<string, number>> = {
 const DURATION = /^([+-]?)((?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$/
 const DURATION_PART = /(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g
 
-/** Milliseconds of a Go duration (`300ms`, `1.5h`, `2h45m`, `0`). Undefined when it is none. Source: Go's time.ParseDuration. */
+// Go counts nanoseconds in 64 bits: some 292 years.
+const DURATION_MAX_MS = 9_223_372_036_854
+
+/** Milliseconds of a Go duration (`300ms`, `1.5h`, `2h45m`, `0`). Undefined when it is none, or longer than Go's longest. Source: Go's time.ParseDuration. */
 export function parseDuration(text: string): number | undefined {
   if (text === '0') return 0
   const match = DURATION.exec(text)
   if (!match) return undefined
   let ms = 0
   for (const [, amount, unit] of text.matchAll(DURATION_PART)) ms += Number(amount) * (DURATION_UNIT_MS[unit ?? ''] ?? Number.NaN)
+  if (!(ms <= DURATION_MAX_MS)) return undefined
   return match[1] === '-' ? -ms : ms
 }
 

@@ -18,6 +18,12 @@ test('texts become numbers, and what was left out stays out', () => {
   assert.deepEqual(create({ size: '' }), good)
 })
 
+test('sizes with decimals are taken, in whole MiB upwards', () => {
+  assert.equal(create({ size: '1.2GB' }).memoryBytes, 1229 * 2 ** 20)
+  assert.equal(create({ size: '1.2GB', overlay_size: '10.7GB' }).overlayBytes, 10_957 * 2 ** 20)
+  assert.equal(toUpdateInstance({ size: '128.5mb' }, NOW).memoryBytes, 129 * 2 ** 20)
+})
+
 test('each size has an error code of its own', () => {
   assert.throws(() => create({ size: 'big' }), { code: 'invalid_size' })
   assert.throws(() => create({ size: '0' }), { code: 'invalid_size' })
@@ -32,6 +38,15 @@ test('an end is given by ttl or by time, in the future, never both', () => {
   assert.throws(() => create({ ttl: '-1h' }), { code: 'invalid_ttl' })
   assert.throws(() => create({ ttl: 'soon' }), { code: 'invalid_ttl' })
   assert.throws(() => create({ expires_at: new Date(NOW).toISOString() }), { code: 'invalid_expires_at' })
+  for (const ttl of ['99999999999h', '2562048h', `${'9'.repeat(62)}s`]) {
+    assert.throws(() => create({ ttl }), { code: 'invalid_ttl' }, ttl)
+    assert.throws(() => toUpdateInstance({ ttl }, NOW), { code: 'invalid_ttl' }, ttl)
+  }
+  for (const expires_at of ['+010000-01-01T00:00:00Z', '+275760-09-13T00:00:00Z', '99999-01-01T00:00:00Z', '2030-02-31T25:00:00Z']) {
+    assert.throws(() => create({ expires_at }), { code: 'invalid_expires_at' }, expires_at)
+  }
+  // Rows hold whole milliseconds.
+  assert.equal(create({ ttl: '1ns' }).expiresAtMs, NOW + 1)
   assert.throws(() => create({ ttl: '0s', expires_at: new Date(NOW + 1).toISOString() }), { code: 'invalid_request' })
 })
 
@@ -68,8 +83,8 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
     gpu: { profile: 'x' },
     hotplug_size: '1GB',
     disk_io_bps: '100MB/s',
-    auto_standby: { enabled: true },
-    health_check: { type: 'tcp', tcp: { port: 1 } },
+    auto_standby: { enabled: true, idle_timeout: '5m', ignore_source_cidrs: ['192.0.2.0/24', '2001:db8::/32'] },
+    health_check: { type: 'tcp', interval: '1s', tcp: { port: 1 } },
     restart_policy: { policy: 'always' },
     skip_guest_agent: true,
   })) {
@@ -78,6 +93,52 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
       (error: Error & { code?: string }) => error.code === 'not_supported' && error.message.includes(`\`${field}\``),
       field,
     )
+  }
+})
+
+test('what is not built yet but is malformed is told as malformed, with the code of its own', () => {
+  const wrong: readonly (readonly [code: string, change: object])[] = [
+    ['invalid_hotplug_size', { hotplug_size: 'banana' }],
+    ['invalid_hotplug_size', { hotplug_size: '9'.repeat(32) }],
+    ['invalid_disk_io_bps', { disk_io_bps: 'banana' }],
+    ['invalid_disk_io_bps', { disk_io_bps: '-1', hotplug_size: '1GB' }],
+    ['invalid_bandwidth_download', { network: { bandwidth_download: 'fast' } }],
+    ['invalid_bandwidth_upload', { network: { bandwidth_upload: `${'9'.repeat(28)}bps` } }],
+    ['invalid_overlay_size', { volumes: [{ volume_id: 'v', mount_path: '/data', overlay_size: 'much' }] }],
+    ['invalid_auto_standby', { auto_standby: { enabled: false, idle_timeout: 'later' } }],
+    ['invalid_auto_standby', { auto_standby: { enabled: true, idle_timeout: '0s' } }],
+    ...['10.0.0.0', '10.0.0.0/33', '10.0.0.0/8/8', '::/129', 'home/8', '10.0.0.0/'].map(
+      (cidr) => ['invalid_auto_standby', { auto_standby: { ignore_source_cidrs: [cidr] } }] as const,
+    ),
+    ['invalid_health_check', { health_check: { type: 'none', interval: '-1s' } }],
+    ['invalid_health_check', { health_check: { timeout: '0s' } }],
+    ['invalid_health_check', { health_check: { start_period: '99999999999h' } }],
+    ['invalid_health_check', { health_check: { type: 'http' } }],
+    ['invalid_restart_policy', { restart_policy: { policy: 'never', backoff: '1 s' } }],
+    ['invalid_restart_policy', { restart_policy: { stable_after: '-1s' } }],
+  ]
+  for (const [code, change] of wrong) {
+    assert.throws(() => create(change), { code }, JSON.stringify(change))
+    if (!('volumes' in change) && !('disk_io_bps' in change)) {
+      assert.throws(() => toUpdateInstance(change, NOW), { code }, JSON.stringify(change))
+    }
+  }
+})
+
+test('a snapshot policy is looked at before it is kept', () => {
+  const policy = (snapshot_policy: object) => create({ snapshot_policy }).snapshotPolicy
+  const good = { standby_compression_delay: '0s', compression: { enabled: true, algorithm: 'lz4', level: 0 } }
+  assert.deepEqual(policy(good), good)
+  for (const wrong of [
+    { standby_compression_delay: '-1s' },
+    { standby_compression_delay: 'soon' },
+    { compression: { enabled: true, algorithm: 'zstd', level: 0 } },
+    { compression: { enabled: true, algorithm: 'zstd', level: 20 } },
+    { compression: { enabled: true, algorithm: 'lz4', level: 10 } },
+    { compression: { enabled: true, level: 0 } },
+  ]) {
+    assert.throws(() => policy(wrong), { code: 'invalid_snapshot_policy' }, JSON.stringify(wrong))
+    assert.throws(() => toUpdateInstance({ snapshot_policy: wrong as object }, NOW), { code: 'invalid_snapshot_policy' })
   }
 })
 

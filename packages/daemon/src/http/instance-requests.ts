@@ -3,21 +3,25 @@ import { isIP } from 'node:net'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import type { CreateInstanceRequest, PortMapping, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
 import { WAIT_MAX_MS } from '@dormouse/api/routes.ts'
-import { parseDuration, parseSize } from '@dormouse/api/units.ts'
+import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { CreateInstance, PortRequest, UpdateInstance } from '../instances/instance.ts'
+import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 
 export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): CreateInstance {
-  refuseNotYet(body)
+  checkTexts(body)
   const expiresAtMs = parseExpiry(body, nowMs)
+  const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
+  const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
+  refuseNotYet(body)
   return {
     name: body.name,
     image: body.image,
     ...present('platform', platformOf(body.platform)),
     ...present('hypervisor', body.hypervisor),
     ...present('vcpus', body.vcpus),
-    ...present('memoryBytes', sizeOf(body.size, 'size', 'invalid_size')),
-    ...present('overlayBytes', sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')),
+    ...present('memoryBytes', memoryBytes),
+    ...present('overlayBytes', overlayBytes),
     ...present('entrypoint', nonEmpty(body.entrypoint)),
     ...present('cmd', nonEmpty(body.cmd)),
     ...present('env', body.env),
@@ -32,17 +36,21 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
 }
 
 export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): UpdateInstance {
+  checkTexts(body)
+  const expiresAtMs = parseExpiry(body, nowMs)
+  const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
+  const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
   refuseNotYet(body)
   return {
     ...present('name', body.name),
     ...present('tags', body.tags),
     ...present('env', body.env),
     ...present('snapshotPolicy', body.snapshot_policy),
-    ...present('expiresAtMs', parseExpiry(body, nowMs)),
+    ...present('expiresAtMs', expiresAtMs),
     ...(body.network?.ports && { network: { ports: body.network.ports.map(toPortRequest) } }),
     ...present('vcpus', body.vcpus),
-    ...present('memoryBytes', sizeOf(body.size, 'size', 'invalid_size')),
-    ...present('overlayBytes', sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')),
+    ...present('memoryBytes', memoryBytes),
+    ...present('overlayBytes', overlayBytes),
   }
 }
 
@@ -70,14 +78,41 @@ function present<K extends string, V>(key: K, value: V | undefined): { [P in K]?
 
 const nonEmpty = (list: readonly string[] | undefined): readonly string[] | undefined => (list?.length ? list : undefined)
 
-/** An empty text means the default. */
+const MIB = 2 ** 20
+
+/** In whole MiB, upwards: VMs and disks have no smaller parts. An empty text means the default. */
 function sizeOf(text: string | undefined, field: string, code: ErrorCode): number | undefined {
   if (text === undefined || text.trim() === '') return undefined
   const bytes = parseSize(text)
   if (bytes === undefined || bytes <= 0) {
     throw new AppError(code, `\`${field}\` is ${JSON.stringify(text)}, but must be a size such as 512MB or 1.5GB`)
   }
-  return bytes
+  return Math.ceil(bytes / MIB) * MIB
+}
+
+type Rates = Pick<CreateInstanceRequest, 'hotplug_size' | 'disk_io_bps' | 'network' | 'volumes'>
+
+/** What is not built is understood all the same, so that a mistake is told as one and not as a thing that this version lacks. */
+function checkTexts(body: Rates & Parameters<typeof checkPolicies>[0]): void {
+  const { hotplug_size, disk_io_bps, network, volumes = [] } = body
+  checkText('hotplug_size', hotplug_size, parseSize, 'invalid_hotplug_size', 'size such as 512MB')
+  checkText('disk_io_bps', disk_io_bps, parseDiskRate, 'invalid_disk_io_bps', 'rate such as 100MB/s')
+  const bandwidth = 'rate such as 1Gbps or 125MB/s'
+  checkText('network.bandwidth_download', network?.bandwidth_download, parseBandwidth, 'invalid_bandwidth_download', bandwidth)
+  checkText('network.bandwidth_upload', network?.bandwidth_upload, parseBandwidth, 'invalid_bandwidth_upload', bandwidth)
+  for (const [index, { overlay_size }] of volumes.entries()) sizeOf(overlay_size, `volumes[${index}].overlay_size`, 'invalid_overlay_size')
+  checkPolicies(body)
+}
+
+function checkText(
+  field: string,
+  text: string | undefined,
+  parse: (text: string) => number | undefined,
+  code: ErrorCode,
+  what: string,
+): void {
+  if (text === undefined || text.trim() === '' || parse(text) !== undefined) return
+  throw new AppError(code, `\`${field}\` is ${JSON.stringify(text)}, but must be a ${what}`)
 }
 
 const PLATFORMS = ['linux/amd64', 'linux/arm64']
@@ -99,6 +134,9 @@ function toPortRequest(port: PortMapping): PortRequest {
   }
 }
 
+/** The last moment that everyone can write: years have four digits. */
+const LATEST_MS = Date.parse('9999-12-31T23:59:59.999Z')
+
 /** When it ends: undefined leaves it as it is, null is never. */
 function parseExpiry(body: { readonly ttl?: string; readonly expires_at?: string }, nowMs: number): number | null | undefined {
   if (body.ttl !== undefined && body.expires_at !== undefined) {
@@ -106,13 +144,17 @@ function parseExpiry(body: { readonly ttl?: string; readonly expires_at?: string
   }
   if (body.ttl !== undefined) {
     const ms = parseDuration(body.ttl)
-    if (ms === undefined || ms < 0)
-      throw new AppError('invalid_ttl', `\`ttl\` is ${JSON.stringify(body.ttl)}, but must be a duration such as 90m; 0s is never`)
-    return ms === 0 ? null : nowMs + ms
+    if (ms === undefined || ms < 0) {
+      throw new AppError(
+        'invalid_ttl',
+        `\`ttl\` is ${JSON.stringify(body.ttl)}, but must be a duration such as 90m, at most 292 years; 0s is never`,
+      )
+    }
+    return ms === 0 ? null : nowMs + Math.ceil(ms)
   }
   if (body.expires_at === undefined) return undefined
   const at = Date.parse(body.expires_at)
-  if (!Number.isFinite(at)) throw new AppError('invalid_expires_at', `\`expires_at\` is no time: ${body.expires_at}`)
+  if (!Number.isFinite(at) || at > LATEST_MS) throw new AppError('invalid_expires_at', `\`expires_at\` is no time: ${body.expires_at}`)
   if (at <= nowMs) throw new AppError('invalid_expires_at', `\`expires_at\` is in the past: ${body.expires_at}`)
   return at
 }

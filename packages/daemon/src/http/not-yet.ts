@@ -1,20 +1,22 @@
 /** Fields that the contract has and this version has not. Asking for one is refused by name; leaving it off is always fine. */
 import { AppError } from '@dormouse/api/errors.ts'
 import type { CreateInstanceRequest, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+import { parseBandwidth, parseDiskRate, parseSize } from '@dormouse/api/units.ts'
 
 type Asking = CreateInstanceRequest & UpdateInstanceRequest
 
 const isOn = (policy: { enabled?: boolean } | undefined): boolean => policy?.enabled === true
-const isSize = (text: string | undefined): boolean => text !== undefined && text.trim() !== '' && !/^0+(\.0+)?\s*[a-z]*$/i.test(text.trim())
+const isAbove0 = (text: string | undefined, parse: (text: string) => number | undefined): boolean =>
+  text !== undefined && (parse(text) ?? 0) > 0
 
 const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
   ['volumes', (body) => (body.volumes ?? []).length > 0, 'volumes are not built yet'],
   ['devices', (body) => (body.devices ?? []).length > 0, 'device passthrough is not built yet'],
   ['gpu', (body) => (body.gpu?.profile ?? '') !== '', 'virtual GPUs are not built yet'],
-  ['hotplug_size', (body) => isSize(body.hotplug_size), 'memory cannot be added to a running VM yet'],
-  ['disk_io_bps', (body) => isSize(body.disk_io_bps), 'disk rates are not limited yet'],
-  ['network.bandwidth_download', (body) => isSize(body.network?.bandwidth_download), 'bandwidth is not limited yet'],
-  ['network.bandwidth_upload', (body) => isSize(body.network?.bandwidth_upload), 'bandwidth is not limited yet'],
+  ['hotplug_size', (body) => isAbove0(body.hotplug_size, parseSize), 'memory cannot be added to a running VM yet'],
+  ['disk_io_bps', (body) => isAbove0(body.disk_io_bps, parseDiskRate), 'disk rates are not limited yet'],
+  ['network.bandwidth_download', (body) => isAbove0(body.network?.bandwidth_download, parseBandwidth), 'bandwidth is not limited yet'],
+  ['network.bandwidth_upload', (body) => isAbove0(body.network?.bandwidth_upload, parseBandwidth), 'bandwidth is not limited yet'],
   ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
   ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
   ['auto_standby', (body) => isOn(body.auto_standby), 'automatic standby is not built yet'],
@@ -23,7 +25,7 @@ const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Ask
   ['skip_guest_agent', (body) => body.skip_guest_agent === true, 'an instance cannot run without its agent'],
 ]
 
-/** Throws `not_supported` naming every field that cannot be had yet. */
+/** Throws `not_supported` naming every field that cannot be had yet. The texts in it have been checked. */
 export function refuseNotYet(body: Partial<Asking>): void {
   const asked = NOT_YET.filter(([, isAskedFor]) => isAskedFor(body))
   if (asked.length === 0) return

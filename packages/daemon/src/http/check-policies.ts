@@ -1,0 +1,78 @@
+/**
+ * The parts of a request that are texts inside a policy: each wrong one has the error code of its policy. They are looked at before
+ * anything is refused as not built, and also where the policy is off: what is malformed is malformed.
+ */
+import { isIP } from 'node:net'
+import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
+import type { AutoStandbyPolicy, HealthCheck, RestartPolicy, SnapshotPolicy } from '@dormouse/api/instances.ts'
+import { parseDuration } from '@dormouse/api/units.ts'
+
+export interface Policies {
+  readonly snapshot_policy?: SnapshotPolicy
+  readonly auto_standby?: AutoStandbyPolicy
+  readonly health_check?: HealthCheck
+  readonly restart_policy?: RestartPolicy
+}
+
+export function checkPolicies({ snapshot_policy, auto_standby, health_check, restart_policy }: Policies): void {
+  if (snapshot_policy) checkSnapshotPolicy(snapshot_policy)
+  if (auto_standby) checkAutoStandby(auto_standby)
+  if (health_check) checkHealthCheck(health_check)
+  if (restart_policy) {
+    checkDuration('restart_policy.backoff', restart_policy.backoff, 'invalid_restart_policy')
+    checkDuration('restart_policy.stable_after', restart_policy.stable_after, 'invalid_restart_policy')
+  }
+}
+
+const LEVELS = { zstd: [1, 19], lz4: [0, 9] } as const
+
+function checkSnapshotPolicy({ compression, standby_compression_delay }: SnapshotPolicy): void {
+  checkDuration('snapshot_policy.standby_compression_delay', standby_compression_delay, 'invalid_snapshot_policy')
+  if (compression?.level === undefined || !compression.enabled) return
+  const algorithm = compression.algorithm ?? 'zstd'
+  const [least, most] = LEVELS[algorithm]
+  if (compression.level < least || compression.level > most) {
+    throw new AppError(
+      'invalid_snapshot_policy',
+      `\`snapshot_policy.compression.level\` is ${compression.level}, but ${algorithm} takes ${least} to ${most}`,
+    )
+  }
+}
+
+function checkAutoStandby({ idle_timeout, ignore_source_cidrs = [] }: AutoStandbyPolicy): void {
+  checkDuration('auto_standby.idle_timeout', idle_timeout, 'invalid_auto_standby', { isAboveZero: true })
+  for (const text of ignore_source_cidrs) {
+    if (!isCidr(text)) {
+      throw new AppError(
+        'invalid_auto_standby',
+        `\`auto_standby.ignore_source_cidrs\` holds ${JSON.stringify(text)}, but takes networks such as 192.0.2.0/24`,
+      )
+    }
+  }
+}
+
+function checkHealthCheck(check: HealthCheck): void {
+  const { type = 'none', interval, timeout, start_period } = check
+  const code = 'invalid_health_check'
+  checkDuration('health_check.interval', interval, code, { isAboveZero: true })
+  checkDuration('health_check.timeout', timeout, code, { isAboveZero: true })
+  checkDuration('health_check.start_period', start_period, code)
+  if (type !== 'none' && check[type] === undefined) throw new AppError(code, `\`health_check.${type}\` is missing: its type is ${type}`)
+}
+
+function checkDuration(field: string, text: string | undefined, code: ErrorCode, { isAboveZero = false } = {}): void {
+  if (text === undefined) return
+  const ms = parseDuration(text)
+  if (ms === undefined || ms < 0 || (isAboveZero && ms === 0)) {
+    throw new AppError(
+      code,
+      `\`${field}\` is ${JSON.stringify(text)}, but must be a duration${isAboveZero ? ' above 0' : ''} such as 90s or 5m`,
+    )
+  }
+}
+
+function isCidr(text: string): boolean {
+  const [address = '', prefix = '', ...more] = text.split('/')
+  const family = isIP(address)
+  return family !== 0 && more.length === 0 && /^\d{1,3}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128)
+}
