@@ -1,12 +1,13 @@
-/** A driver's machine with busybox in it, led as far as a workload that sleeps, so that a test can run commands inside. */
+/** A driver's VM with busybox in it, led as far as a workload that sleeps, so that a test can run commands inside. */
 import { execFileSync } from 'node:child_process'
 import { copyFile, mkdir, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
-import { GuestClient, type GuestConfig, type GuestNetworkConfig } from '../../packages/daemon/src/guest/guest-client.ts'
+import { GuestClient, type GuestConfig } from '../../packages/daemon/src/guest/guest-client.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import type { Vm } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { VmSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
+import { guestNetworkOf } from '../../packages/daemon/src/network/network.ts'
 import { makeStep, type QemuUnderTest } from './qemu-driver.ts'
 
 export interface RunningGuest extends AsyncDisposable {
@@ -15,14 +16,6 @@ export interface RunningGuest extends AsyncDisposable {
   readonly guest: GuestClient
   /** What `sh -c` printed, both outputs, trimmed. */
   sh(script: string): Promise<string>
-}
-
-const NETWORK: GuestNetworkConfig = {
-  mac: '02:00:00:00:00:01',
-  ipv4: { address: '10.0.2.15', prefix: 24, gateway: '10.0.2.2' },
-  ipv6: { address: 'fdd0:6d05:e000::15', prefix: 64, gateway: 'fdd0:6d05:e000::2' },
-  dns: ['10.0.2.3'],
-  mtu: 65520,
 }
 
 /** A squashfs with Debian's static busybox and its links, and a server for datagrams, which busybox lacks. */
@@ -51,7 +44,8 @@ export async function runGuest(driver: QemuUnderTest, rootfs: string, changes: P
     machineId: '0'.repeat(32),
     workload: { kind: 'exec', argv: ['sleep', '100000'], env: { PATH: '/bin' }, cwd: '/', user: '', stopSignal: 'SIGTERM' },
     disks: { overlay: false, modules: false, volumes: [] },
-    network: NETWORK,
+    // What an instance is told, so that nothing here holds for a network that no instance has.
+    network: guestNetworkOf('02:00:00:00:00:01', []),
   }
   await guest.go(config, makeStep())
   const held = undo.move()

@@ -78,6 +78,14 @@ test('a guest reaches what the host reaches', async (t) => {
   assert.equal(await guest.sh(`nc -w 5 ${address} ${server.port} </dev/null`), 'hello from the host')
 })
 
+test('a guest has the addresses and the large frames that it was promised, and no others', async () => {
+  const link = await guest.sh('ip addr show dev eth0')
+  assert.match(link, / mtu 65520 /)
+  assert.match(link, /link\/ether 02:00:00:00:00:01 /)
+  const addresses = [...link.matchAll(/inet6? (\S+).* scope global/g)].map(([, address]) => address)
+  assert.deepEqual(addresses, ['10.0.2.15/24', 'fdd0:6d05:e000::15/64'])
+})
+
 test('names are resolved by way of the host', async (t) => {
   const answer = await guest.sh('cat /etc/resolv.conf; nslookup localhost.invalid 10.0.2.3')
   assert.match(answer, /nameserver 10\.0\.2\.3/)
@@ -101,7 +109,7 @@ test('link-local addresses, where clouds keep credentials, are closed to a guest
   assert.doesNotMatch(await guest.sh('nc -w 1 169.254.169.254 80 </dev/null; echo $?'), /^0$/m)
 })
 
-test('ports are published and withdrawn while the machine runs, and the rest does not notice', async () => {
+test('ports are published and withdrawn while the VM runs, and the rest does not notice', async () => {
   const [first, second] = [await freePort(), await freePort()]
   await guest.vm.setPorts([tcp(first)], makeStep())
   await answers(first)
@@ -114,6 +122,15 @@ test('ports are published and withdrawn while the machine runs, and the rest doe
   await answers(second)
   await guest.vm.setPorts([], makeStep())
   assert.equal(await call(second), 'ECONNREFUSED')
+})
+
+test('a client on the host reaches a port that is published on its IPv6 loopback', async (t) => {
+  if (!Object.values(networkInterfaces()).some((addresses) => addresses?.some(({ address }) => address === '::1')))
+    return t.skip('this host has no IPv6 loopback')
+  const port = await freePort()
+  await guest.vm.setPorts([tcp(port, 80, '::1')], makeStep())
+  await pollUntil('the guest to answer', async () => (await call(port, '::1')) === 'guest', makeStep(10_000))
+  await guest.vm.setPorts([], makeStep())
 })
 
 test('a taken port changes nothing', async () => {
