@@ -32,7 +32,8 @@ const word = fc.oneof(
 const value: fc.Arbitrary<unknown> = fc.oneof(
   word,
   fc.anything({ maxDepth: 3 }).filter((any) => jsonOf(any) !== undefined),
-  fc.constantFrom('512MB', '0s', '2030-01-01T00:00:00Z', 'alpine', true, 0, -1, 1e308),
+  fc.constantFrom('512MB', '0s', '2030-01-01T00:00:00Z', 'alpine', true, 0, -1, 1e308, Number.MAX_SAFE_INTEGER, 1e-7),
+  fc.constantFrom('99999999999h', '1ns', '-1h', '9007199254740993', '8191PB', '0.0000001B', '+275760-09-13T00:00:00Z', '9'.repeat(32)),
 )
 const NAMES = [
   'name',
@@ -45,6 +46,11 @@ const NAMES = [
   'ports',
   'ttl',
   'expires_at',
+  'overlay_size',
+  'hotplug_size',
+  'disk_io_bps',
+  'snapshot_policy',
+  'auto_standby',
   'cmd',
   'volumes',
   'platform',
@@ -66,6 +72,9 @@ const body = fc.oneof(
     '{"name":"web","image":"a"}',
     '{"__proto__":{"name":"x"}}',
     '{"name":"a","name":"b","image":"c"}',
+    '{"name":"d","image":"c","ttl":"99999999999h"}',
+    '{"name":"e","image":"c","expires_at":"9999-12-31T23:59:59.999Z"}',
+    '{"ttl":"2562047h"}',
   ),
   word,
 )
