@@ -86,7 +86,7 @@ test('a VM does not notice that its daemon was restarted, nor that one was kille
 })
 
 test('how a guest ended while no daemon lived is known afterwards', { timeout: 120_000 }, async () => {
-  const instance = await run('ends', { cmd: ['/bin/sh', '-c', 'while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 7'] })
+  const instance = await run('ends', { cmd: ['/bin/sh', '-c', 'while [ ! -e /tmp/go ]; do sleep 0.1; done; sleep 1; exit 7'] })
   await execOverApi(daemon.socket, 'ends', { command: ['/bin/touch', '/tmp/go'] })
   await daemon.kill()
   await pollUntil('the VM to end', async () => (await vmmsOf(instance)).length === 0, { signal: AbortSignal.timeout(30_000) })
