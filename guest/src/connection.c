@@ -46,6 +46,12 @@ static void write_out(void)
 		out_start = out_end = 0;
 }
 
+/*
+ * The kernel hears of the host's side opening and closing by another queue than that of the bytes, and may be behind: the bytes of a
+ * new daemon can be here before the news that the old one left. So a hang-up only counts when it lasts.
+ */
+#define HANG_UP_MS 1000
+
 /* Ends the streams of a daemon that is gone. What was queued for it is of no use to the next. */
 static void disconnect(void)
 {
@@ -54,13 +60,15 @@ static void disconnect(void)
 	streams_hang_up();
 }
 
-static void hang_up_later(struct timer *timer)
+static void check_hang_up(struct timer *timer)
 {
 	(void)timer;
-	streams_hang_up();
+	struct pollfd state = { .fd = port.fd };
+	if (!connected || (poll(&state, 1, 0) > 0 && state.revents & POLLHUP))
+		disconnect();
 }
 
-static struct timer late_hang_up = { .fire = hang_up_later };
+static struct timer hang_up = { .fire = check_hang_up };
 
 static bool reserve(size_t size)
 {
@@ -82,7 +90,7 @@ void connection_send(uint8_t type, uint8_t flags, uint32_t stream, const void *p
 		connected = false;
 		out_start = out_end = 0;
 		/* Not here: whoever sends may be in the middle of walking the streams. */
-		timer_set(&late_hang_up, 0);
+		timer_set(&hang_up, 0);
 		return;
 	}
 	struct frame frame = { type, flags, stream, payload, length };
@@ -98,6 +106,7 @@ void connection_send_fields(uint8_t type, uint32_t stream, const struct tlv_writ
 
 static void welcome(const struct request *hello)
 {
+	timer_clear(&hang_up);
 	disconnect();
 	connected = true;
 	memcpy(epoch, hello->epoch, sizeof epoch);
@@ -143,8 +152,9 @@ static void ready(struct watch *w, uint32_t events)
 		if (n < 0)
 			return;
 		if (n == 0) {
-			/* The host's side is closed. A hint only: the next handshake does the same. */
-			disconnect();
+			/* The host's side is closed, it seems. */
+			if (connected)
+				timer_set(&hang_up, HANG_UP_MS);
 			return;
 		}
 		splitter_feed(&splitter, chunk, (size_t)n, take, NULL);
