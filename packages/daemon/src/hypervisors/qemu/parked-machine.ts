@@ -1,6 +1,6 @@
 /** Machines of ours and not an instance's, run up to the point where the guest parks: golden boots, and the probe of KVM. */
 import { randomBytes } from 'node:crypto'
-import { copyFile, type FileHandle, mkdir, open, rm } from 'node:fs/promises'
+import { copyFile, type FileHandle, mkdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
@@ -9,6 +9,7 @@ import type { Step } from '../../lib/step.ts'
 import { findShims } from '../find-shims.ts'
 import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
 import { commandLine, FD, type Machine, SAVE_FILE } from './command-line.ts'
+import { logTail, wordsOf } from './log-tail.ts'
 import type { QemuUses } from './qemu-host.ts'
 import { AGENT_SOCKET, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
@@ -66,7 +67,8 @@ export async function withParked(
   undo.defer(() => void shim[Symbol.dispose]())
   undo.defer(async () => void (await shim.kill()))
   const ended = shim.ended.then(async (): Promise<never> => {
-    throw new AppError('internal_error', `The machine ended before it was parked: ${await lastLine(log)}`)
+    const { last, detail } = wordsOf(await logTail(log))
+    throw new AppError('internal_error', `The VM ended before it was parked: ${last}`, { detail })
   })
   ended.catch(() => undefined)
   const working = parkAndWork(runDir, shim, uses, step, work).catch(async (error): Promise<never> => {
@@ -111,21 +113,8 @@ export async function makeRunDir(runDir: string): Promise<void> {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
     // Every shim's directory exists, so only now is there one to be looked for.
-    if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A machine still runs in ${runDir}`)
+    if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A VM still runs in ${runDir}`)
     await rm(runDir, { recursive: true, force: true })
     await mkdir(runDir, { mode: 0o700 })
-  }
-}
-
-/** The last thing that is in a log; for an error's message. */
-export async function lastLine(file: string): Promise<string> {
-  try {
-    await using handle = await open(file, 'r')
-    const { size } = await handle.stat()
-    const buffer = Buffer.alloc(Math.min(size, 2000))
-    await handle.read(buffer, 0, buffer.length, size - buffer.length)
-    return buffer.toString('utf8').trim().split('\n').at(-1)?.trim() || 'it said nothing'
-  } catch {
-    return 'it left no log'
   }
 }

@@ -14,7 +14,7 @@ import { Qmp } from './qmp.ts'
 export const QMP_SOCKET = 'qmp.sock'
 export const AGENT_SOCKET = 'agent.sock'
 
-/** One machine under its shim. */
+/** One VM under its shim. */
 export class QemuVm implements Vm {
   readonly handle: VmHandle
   readonly origin: Vm['origin']
@@ -41,7 +41,7 @@ export class QemuVm implements Vm {
   }
 
   async capture(_into: string, _step: Step): Promise<SnapshotFiles> {
-    throw new AppError('not_supported', 'This hypervisor cannot capture a running machine yet')
+    throw new AppError('not_supported', 'This hypervisor cannot capture a running VM yet')
   }
 
   async requestShutdown(step: Step): Promise<void> {
@@ -66,7 +66,7 @@ export class QemuVm implements Vm {
       return socket
     } catch (cause) {
       if (cause instanceof AppError) throw cause
-      throw new AppError('guest_unavailable', 'The machine does not take connections to its guest', { cause })
+      throw new AppError('guest_unavailable', 'The VM does not take connections to its guest', { cause })
     }
   }
 

@@ -21,7 +21,8 @@ import type { VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, diskSlotsFor, type Entry, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
 import { shapeOf } from './golden-shape.ts'
-import { COMMON_DESCRIPTORS, captureGolden, lastLine, makeRunDir } from './parked-machine.ts'
+import { logTail, wordsOf } from './log-tail.ts'
+import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
 import { QemuVm, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
@@ -116,10 +117,10 @@ export class QemuHypervisor implements Hypervisor {
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out') throw cause
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
-      const message = `QEMU did not start the machine: ${await lastLine(spec.logs.vmm)}`
-      throw golden === undefined
-        ? new AppError('internal_error', message, { cause, hint: VMM_LOG_HINT })
-        : new WakeFailed(message, { cause })
+      // The log goes with an instance that could not be made, so the error takes its end along.
+      const { last, detail } = wordsOf(await logTail(spec.logs.vmm))
+      const message = `QEMU did not start the VM: ${last}`
+      throw golden === undefined ? new AppError('internal_error', message, { cause, detail }) : new WakeFailed(message, { cause })
     }
     const handle = {
       hypervisor: this.name,
@@ -134,7 +135,7 @@ export class QemuHypervisor implements Hypervisor {
   }
 
   restore(_spec: VmSpec, _files: SnapshotFiles, _step: Step): Promise<Vm> {
-    return Promise.reject(new AppError('not_supported', 'This hypervisor cannot restore a machine yet'))
+    return Promise.reject(new AppError('not_supported', 'This hypervisor cannot restore a VM yet'))
   }
 
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
@@ -236,12 +237,10 @@ export class QemuHypervisor implements Hypervisor {
   }
 }
 
-/** A machine that did not come out of its golden boot. Never leaves this file. */
+/** A VM that did not come out of its golden boot. Never leaves this file. */
 class WakeFailed extends Error {
   override readonly name = 'WakeFailed'
 }
-
-const VMM_LOG_HINT = 'The VMM log says more: dormouse logs --source vmm'
 
 /** The descriptors that shim/net.c expects. */
 const NET_FD = { NIC: 3, CONTROL: 4, PORTS: 5 } as const

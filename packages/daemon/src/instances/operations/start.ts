@@ -1,4 +1,5 @@
 import { rename, rm } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { powerOn } from './power-on.ts'
 
@@ -29,8 +30,15 @@ export async function start(work: InstanceWork, overrides: StartOverrides, admit
 
   await work.step('logs', 10_000)
   await archiveLogs(work)
-  await powerOn(work)
+  await powerOn(work).catch((error) => Promise.reject(leadToLog(error, work.instance.name)))
   undo.move()
+}
+
+/** A create that fails takes its logs along; here they stay, so the error can lead there. */
+export function leadToLog(error: unknown, name: string): unknown {
+  if (!(error instanceof AppError) || error.detail?.vmm_log === undefined) return error
+  const { code, message, detail, cause } = error
+  return new AppError(code, message, { detail, cause, hint: `The VMM's log says more: dormouse logs --source vmm ${name}` })
 }
 
 /** The last boot's output makes room for this one's, and is kept until the next; its facts must not be taken for ours. */
