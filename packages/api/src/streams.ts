@@ -66,9 +66,9 @@ export interface ExecStart {
   readonly env?: Readonly<Record<string, string>>
   readonly cwd?: string
   readonly user?: string
-  /** Seconds, after which it is killed and answers 124. */
+  /** Seconds, after which it is killed and answers 124; 2147483 at most. */
   readonly timeout?: number
-  /** Seconds to wait for an instance that is still booting. */
+  /** Taken from the published clients and without effect: an instance that is not Running yet is refused before the first frame. */
   readonly wait_for_agent?: number
   readonly rows?: number
   readonly cols?: number

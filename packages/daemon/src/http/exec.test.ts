@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
 import { decodeOutput, type ExecStart } from '@dormouse/api/streams.ts'
 import WebSocket from 'ws'
 import { type FakeExec, type FakeUses, fakeUses } from './fake-uses.ts'
@@ -190,6 +191,8 @@ test('a first frame that is none is told, and nothing is run', async (t) => {
     '{"comand":["ls"]}',
     '{"command":["a\\u0000b"]}',
     '{"timeout":-1}',
+    '{"timeout":2147484}',
+    '{"timeout":31536000}',
   ]) {
     const line = dial()
     say(line, frame)
@@ -208,6 +211,36 @@ test('a command that is not there is output and exit code 127', async (t) => {
   const { frames } = await line.all
   assert.equal(String(frames[0]), 'Error: absent: command not found\r\n')
   assert.equal(JSON.parse(String(frames[1])).exitCode, 127)
+})
+
+test('a command that was not started because the guest was lost has no exit code', async (t) => {
+  const { dial, uses } = await house(t)
+  const told = async (error: Error) => {
+    uses.instances.oneGuest.startError = error
+    const line = dial()
+    say(line, start())
+    return (await line.all).frames.map(String)
+  }
+  for (const code of ['guest_unavailable', 'timed_out', 'internal_error'] as const) {
+    assert.deepEqual(await told(new AppError(code, 'It is gone')), [`{"error":"It is gone","code":"${code}"}`])
+  }
+  assert.deepEqual(await told(new Error('/secret')), ['{"error":"The guest did not answer","code":"guest_unavailable"}'])
+  assert.equal(JSON.parse((await told(new AppError('invalid_path', 'Denied')))[1] ?? '').exitCode, 126)
+})
+
+test('the longest timeout, and one of a part of a millisecond, are as long as they say', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run((exec) => setImmediate(() => exec.end(0)))
+  for (const timeout of [2_147_483, 1.00001]) {
+    const line = dial()
+    say(line, start({ timeout }))
+    assert.equal(JSON.parse(String((await line.all).frames.at(-1))).exitCode, 0)
+  }
+  run(() => undefined)
+  const line = dial()
+  say(line, start({ timeout: 0.0005 }))
+  assert.equal(JSON.parse(String((await line.all).frames.at(-1))).exitCode, 124)
+  assert.deepEqual(uses.instances.oneGuest.execs.at(-1)?.heard.includes('kill'), true)
 })
 
 test('a guest that cannot run a command says why as output, one whose program answers 127 does not', async (t) => {

@@ -1,6 +1,6 @@
 /** A command in a guest, over a WebSocket. The frames are described in docs/streams.md. */
 import type { Readable, Writable } from 'node:stream'
-import { AppError } from '@dormouse/api/errors.ts'
+import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { CHANNEL, EXIT, type ExecStart, FRAME_MAX, type OutputChannel } from '@dormouse/api/streams.ts'
 import { type Static, Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
@@ -12,6 +12,9 @@ import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
 const strict = { additionalProperties: false } as const
 const Size = Type.Integer({ minimum: 1, maximum: 65_535 })
 
+/** The longest that a timer of Node can be told: one that is asked for more fires at once. */
+const TIMEOUT_MAX_S = 2_147_483
+
 const Start = Type.Object(
   {
     command: Type.Optional(Type.Array(Type.String({ pattern: '^[^\\u0000]*$' }), { maxItems: 4096 })),
@@ -19,7 +22,8 @@ const Start = Type.Object(
     env: Type.Optional(Type.Record(Type.String({ pattern: '^[^=\\u0000]+$' }), Type.String({ pattern: '^[^\\u0000]*$' }), strict)),
     cwd: Type.Optional(Type.String({ maxLength: 4096, pattern: '^[^\\u0000]*$' })),
     user: Type.Optional(Type.String({ maxLength: 256 })),
-    timeout: Type.Optional(Type.Number({ minimum: 0, maximum: 31_536_000 })),
+    timeout: Type.Optional(Type.Number({ minimum: 0, maximum: TIMEOUT_MAX_S })),
+    // Without effect: an instance that boots is refused before this frame can be read.
     wait_for_agent: Type.Optional(Type.Number({ minimum: 0 })),
     rows: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
     cols: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
@@ -68,20 +72,29 @@ export async function runExec(peer: WebSocketPeer, { guest, log, closing }: Exec
 const couldNotRun = ({ code, message }: { code: number; message: string }): boolean =>
   (code === EXIT.notExecutable || code === EXIT.notFound) && message !== '' && !/^(exited|killed) /.test(message)
 
-/** The published clients know no other way to hear of it than output and an exit code. */
+/** Of what could not be run. Whatever else comes instead of a start is no word about the program. */
+const NOT_RUN: ReadonlySet<ErrorCode> = new Set(['not_found', 'path_not_found', 'invalid_path', 'invalid_request'])
+
+/** The published clients hear of a program that could not be run by output and an exit code, and know no other way. */
 async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown): Promise<void> {
-  const message = sentenceOf(error)
+  if (!(error instanceof AppError && NOT_RUN.has(error.code))) return failExec(peer, error)
+  const { code, message } = error
+  const exitCode = code === 'invalid_path' || /permission denied/i.test(message) ? EXIT.notExecutable : EXIT.notFound
   await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${message}\r\n`)))
-  await peer.sendJson({ exitCode: /permission denied/i.test(message) ? EXIT.notExecutable : EXIT.notFound, message })
+  await peer.sendJson({ exitCode, message })
+}
+
+/** The guest was lost, or the daemon closes: how the command ends is not known. */
+async function failExec(peer: WebSocketPeer, error: unknown): Promise<void> {
+  await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
 }
 
 async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart, { signal, log }: Step): Promise<void> {
-  const limit = start.timeout ? AbortSignal.timeout(start.timeout * 1000) : undefined
-  const ending = AbortSignal.any([signal, ...(limit ? [limit] : [])])
-  const killed = killedAfter(ending, exec)
   // An error event that no one hears would end the daemon; what matters of it comes by `exit`.
   for (const stream of [exec.stdin, exec.stdout, exec.stderr]) stream.on('error', (error) => log.debug({ err: error }, 'exec stream'))
   try {
+    const limit = start.timeout ? AbortSignal.timeout(Math.ceil(start.timeout * 1000)) : undefined
+    const killed = killedAfter(AbortSignal.any([signal, ...(limit ? [limit] : [])]), exec)
     const output = Promise.all([pump(exec.stdout, 'stdout', peer, start), pump(exec.stderr, 'stderr', peer, start)])
     output.catch(() => undefined)
     void feed(peer, exec, start).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
@@ -95,7 +108,7 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
     )
   } catch (error) {
     log.debug({ err: error }, 'exec was cut off')
-    await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
+    await failExec(peer, error)
   } finally {
     exec.kill()
   }

@@ -47,10 +47,13 @@ class FakeGuest implements GuestDoor {
   readonly files = new Map<string, Buffer>()
   /** What a started command does; a test sets it. */
   run: (exec: FakeExec) => void = (exec) => exec.end(0)
+  /** Why no command can be started; a test sets it. */
+  startError: Error | undefined
   copied: CopyAsked[] = []
   entries: CopyEntryDoor[] = []
 
   async exec(asked: ExecAsked): Promise<FakeExec> {
+    if (this.startError) throw this.startError
     if (asked.command[0] === 'absent') throw new AppError('not_found', 'absent: command not found')
     const exec = new FakeExec(asked)
     this.execs.push(exec)
@@ -174,7 +177,6 @@ class FakeInstances implements InstancesDoor {
   }
   async logs(id: InstanceId, options: Parameters<InstancesDoor['logs']>[1]) {
     this.get(id)
-    if (options.source === 'vmm') throw new AppError('log_not_found', 'There is no such log')
     return this.#lines(options)
   }
   async guest(id: InstanceId): Promise<GuestDoor> {

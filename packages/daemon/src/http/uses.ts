@@ -43,7 +43,7 @@ export interface InstancesDoor {
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
-  /** Lines. Rejects with `log_not_found` before the first. */
+  /** Lines; none when nothing was written yet. */
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<string>> | AsyncIterable<string>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
