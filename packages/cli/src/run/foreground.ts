@@ -53,7 +53,7 @@ function endAs(instance: Instance, wasInterrupted: boolean): void {
   }
   const why = instance.exit_message ?? instance.state_error
   throw new Failure(`${instance.name} ended without an exit code${why ? `: ${why}` : ''}`, {
-    hint: `See what the machine said: dormouse logs --source vmm ${instance.name}`,
+    hint: `See what the VM said: dormouse logs --source vmm ${instance.name}`,
   })
 }
 

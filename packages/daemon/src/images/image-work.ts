@@ -66,7 +66,7 @@ export class ImageWork implements AsyncDisposable {
 
   /** Ends what is under way and leaves its rows as they are: the next start takes it up again. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#closing.abort(new AppError('shutting_down', 'The daemon is stopping'))
+    this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     await Promise.all(this.#underWay.values())
   }
 

@@ -83,7 +83,7 @@ export class FakeMachine {
   }
 
   async boot(): Promise<void> {
-    this.#write(this.spec.logs.vmm, `fake machine ${this.spec.id} is up\n`)
+    this.#write(this.spec.logs.vmm, `fake VM ${this.spec.id} is up\n`)
   }
 
   /** Throws `port_in_use`, leaving its ports as they were. */
@@ -99,7 +99,7 @@ export class FakeMachine {
   }
 
   connect(): Duplex {
-    if (this.exit !== undefined) throw new AppError('guest_unavailable', 'The machine is gone')
+    if (this.exit !== undefined) throw new AppError('guest_unavailable', 'The VM is gone')
     this.hangUp()
     const [ours, theirs] = duplexPair()
     this.#line = [ours, theirs]

@@ -26,14 +26,14 @@ export class FakeHypervisor implements Hypervisor {
   }
 
   async probe(): Promise<HypervisorProbe> {
-    return { available: true, version: 'fake', acceleration: 'tcg', reason: 'it runs no machine: it is for development' }
+    return { available: true, version: 'fake', acceleration: 'tcg', reason: 'it runs no VM: it is for development' }
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     await this.#host.reach('start', step)
     step.signal.throwIfAborted()
     if (this.#host.machines.get(spec.runDir)?.exit === undefined && this.#host.machines.has(spec.runDir)) {
-      throw new AppError('conflict', `A machine still runs in ${spec.runDir}`)
+      throw new AppError('conflict', `A VM still runs in ${spec.runDir}`)
     }
     const rival = this.#host.running().find((machine) => shareDisk(machine.spec, spec))
     if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
