@@ -105,7 +105,7 @@ export const checkHypervisors: Check = async (config) => {
           : `not available${because(probe.reason)}`,
         ...(probe.available && probe.acceleration === 'tcg'
           ? {
-              mend: 'Guests are emulated, several times slower. For KVM: switch on virtualization in the firmware, or nested virtualization at the provider',
+              mend: 'Until KVM can be used guests are emulated, several times slower; on a virtual host the provider has to allow nested virtualization',
             }
           : {}),
       })
