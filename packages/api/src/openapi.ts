@@ -105,7 +105,10 @@ function refusals(route: Route, refer: Refer, statusOf: OpenApiOptions['statusOf
     ...(route.errors ?? []),
     ...(route.later ? (['not_supported'] as const) : []),
   ]
-  for (const code of new Set(codes)) byStatus.set(statusOf(code), [...(byStatus.get(statusOf(code)) ?? []), code])
+  for (const code of new Set(codes)) {
+    const status = route.badRequests?.includes(code) ? 400 : statusOf(code)
+    byStatus.set(status, [...(byStatus.get(status) ?? []), code])
+  }
   const content = { 'application/json': { schema: refer(Problem) } }
   return Object.fromEntries(
     [...byStatus]

@@ -54,6 +54,8 @@ export interface Route {
   readonly stream?: 'sse' | 'websocket' | 'text'
   /** Beside those that every route may give. */
   readonly errors?: readonly ErrorCode[]
+  /** Those of them that are 400 here, because what was asked for cannot be, while elsewhere they are a conflict. */
+  readonly badRequests?: readonly ErrorCode[]
   readonly later?: string
 }
 
@@ -249,7 +251,7 @@ export const routes = {
     status: 200,
     answer: Type.String({ description: 'One line' }),
     stream: 'sse',
-    errors: ['not_found', 'ambiguous', 'log_not_found'],
+    errors: ['not_found', 'ambiguous'],
   },
   statInstancePath: {
     tag: 'instances',
@@ -291,6 +293,7 @@ export const routes = {
     status: 200,
     answer: WaitForStateResponse,
     errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_timeout'],
+    badRequests: ['invalid_state'],
   },
   execInstance: {
     tag: 'instances',

@@ -222,7 +222,9 @@ const wrongMediaType = () => Object.assign(new Error('media type'), { code: 'FST
 const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.route?.rawBody !== undefined
 
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
-  const { status, headers, body, isFault } = refusalOf(error)
+  const { status: usual, headers, body, isFault } = refusalOf(error)
+  const isBadHere = request.routeOptions?.config?.route?.badRequests?.includes(body.code) === true
+  const status = isBadHere ? 400 : usual
   if (isFault) uses.log.error({ err: error, requestId: request.id, route: request.routeOptions?.config?.routeId }, 'request failed')
   reply
     .code(status)

@@ -46,6 +46,15 @@ test('only causes that we worded are passed on', () => {
   assert.equal(foreign.body.inner_error, undefined)
 })
 
+test('every error says what to do next, its own hint before that of its code', () => {
+  for (const code of ERROR_CODES.filter((one) => one === 'invalid_state' || !one.startsWith('invalid_'))) {
+    const { hint } = refusalOf(new AppError(code, 'No')).body
+    assert.ok(hint !== undefined && hint.length > 15 && !hint.endsWith('.'), code)
+  }
+  assert.equal(refusalOf(new AppError('not_found', 'No', { hint: 'Look there' })).body.hint, 'Look there')
+  assert.ok(refusalOf(new Error('x')).body.hint)
+})
+
 test('facts become details, each problem of a request a line', () => {
   const { body } = refusalOf(new AppError('invalid_request', 'Two things', { detail: { problems: ['one', 'two'], state: 'Stopped' } }))
   assert.deepEqual(body.details, [

@@ -62,6 +62,40 @@ const MEANING: Readonly<Record<ErrorCode, Meaning>> = {
   internal_error: { status: 500, retry: 'asIs' },
 }
 
+/** What to do about an error that brings no hint of its own. That a request is malformed says by itself what to do. */
+const HINT: Readonly<Record<Exclude<ErrorCode, `invalid_${string}`> | 'invalid_state', string>> = {
+  unauthorized: 'Send a bearer token: `dormouse token` on the host makes one',
+  forbidden: 'Take a token whose scopes allow this: `dormouse token --scope SCOPE`',
+  not_found: 'Look at what there is: `dormouse ps -a`, `dormouse image ls`',
+  ambiguous: 'Give more of the id, or the name',
+  name_conflict: 'Take another name, or remove the one that has it',
+  invalid_state: 'Look at its state with `dormouse inspect`, and wait for the one you need with `dormouse wait`',
+  conflict: 'Look at what is there now, then ask again',
+  in_use: 'Remove what uses it first: `dormouse ps -a` lists instances with their images',
+  port_in_use: 'Take another host port; 0 picks a free one',
+  instance_expired: 'Make a new instance; give it a longer `ttl`, or none',
+  log_not_found: 'Ask for another log: `app`, `vmm` or `daemon`',
+  path_not_found: 'Look at what is in the directory above: `dormouse exec NAME ls`',
+  method_not_allowed: 'GET /openapi.json lists what there is, with its methods',
+  image_not_ready: 'Follow the pull with `dormouse image inspect`, then ask again',
+  image_too_large: 'Take a smaller image, or raise DORMOUSE_MAX_IMAGE_SIZE or DORMOUSE_MAX_IMAGE_ENTRIES',
+  platform_not_available: 'Leave out `platform`, or take an image that is built for it',
+  registry_unauthorized: 'Give `credentials`, or a login in the file that DORMOUSE_REGISTRY_CREDENTIALS_FILE names',
+  registry_unavailable: 'Check the name of the registry and that the host reaches it, then ask again',
+  registry_refused: 'Check the name of the image and what your login may read',
+  rate_limited: 'Ask again after the time that Retry-After gives',
+  credential_conflict: 'Wait for what is under way with other credentials, then ask again',
+  insufficient_resources: 'Stop or remove instances, or ask for less: `dormouse df` shows what is given away',
+  not_supported: 'The README lists what this version does not do yet',
+  dependency_missing: 'Run `dormouse doctor` on the host: it says what is missing and how to mend it',
+  guest_unavailable: 'Look at its logs with `dormouse logs --source vmm`; if it stays away, restart the instance',
+  timed_out: 'Ask again with a longer timeout; the logs of the instance and of the daemon say what took so long',
+  shutting_down: 'Ask again once the daemon is back',
+  internal_error: 'The log of the daemon has the reason: `journalctl -u dormouse`',
+}
+
+const hintOf = ({ code, hint }: AppError): string | undefined => hint ?? (HINT as Partial<Record<ErrorCode, string>>)[code]
+
 export const statusOf = (code: ErrorCode): number => MEANING[code].status
 
 export interface Refusal {
@@ -94,13 +128,14 @@ export function refusalOf(error: unknown): Refusal {
     return { ...refusal, status: foreign.status }
   }
   return {
-    ...refuse(new AppError('internal_error', 'Something went wrong inside the daemon', { hint: 'Its log has the reason' })),
+    ...refuse(new AppError('internal_error', 'Something went wrong inside the daemon')),
     isFault: true,
   }
 }
 
 function refuse(error: AppError): Refusal {
   const { status, retry } = MEANING[error.code]
+  const hint = hintOf(error)
   const seconds = error.retryAfterSeconds ?? (retry === 'later' ? 2 : undefined)
   return {
     status,
@@ -114,7 +149,7 @@ function refuse(error: AppError): Refusal {
     body: {
       code: error.code,
       message: error.message,
-      ...(error.hint !== undefined && { hint: error.hint }),
+      ...(hint !== undefined && { hint }),
       ...detailsOf(error),
       ...innerOf(error),
     },

@@ -128,7 +128,6 @@ test('a query is typed by its schema, and what does not fit or is unknown is ref
     ['/instances/a/logs?follow=maybe', '`follow` must be true or false'],
     ['/instances/a/logs?tail=-1', '`tail` must be at least 0'],
     ['/instances/a/stat', '`path` is missing'],
-    ['/instances/a/wait?state=Unknown', '`state` is Unknown'],
   ] as const) {
     const told = await ask('GET', url)
     assert.equal(told.status, 400, url)
@@ -252,6 +251,18 @@ test('an upload is streamed, and only its own types are taken', async (t) => {
   for (const type of ['application/json', 'text/plain']) {
     assert.equal((await ask('POST', '/images/import', Buffer.from('{}'), { 'content-type': type })).status, 415, type)
   }
+})
+
+test('a state that nothing can be waited into is a bad request with the code of a state, here alone', async (t) => {
+  const { ask, uses } = house(t)
+  uses.instances.add({ name: 'web', state: 'Stopped' })
+  const told = await ask('GET', '/instances/web/wait?state=Unknown')
+  assert.deepEqual([told.status, told.json.code, told.headers['x-should-retry']], [400, 'invalid_state', 'false'])
+  const elsewhere = await ask('GET', '/instances/web/stat?path=/')
+  assert.deepEqual([elsewhere.status, elsewhere.json.code], [409, 'invalid_state'])
+  const document = (await ask('GET', '/openapi.json')).json
+  assert.match(document.paths['/instances/{id}/wait'].get.responses['400'].description, /invalid_state/)
+  assert.equal(document.paths['/instances/{id}/wait'].get.responses['409'].description.includes('invalid_state'), false)
 })
 
 test('logs are lines of JSON after a comment', async (t) => {

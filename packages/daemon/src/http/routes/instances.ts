@@ -113,7 +113,7 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
     },
 
     waitForInstance: async ({ params, query, signal }) => {
-      if (query.state === 'Unknown') throw new AppError('invalid_request', '`state` is Unknown, which nothing can be waited into')
+      if (query.state === 'Unknown') throw new AppError('invalid_state', '`state` is Unknown, which nothing can be waited into')
       const timeoutMs = waitLimitMs(query.timeout)
       const id: InstanceId = instances.resolve(params.id).id
       const result = await instances.wait(id, { state: query.state, timeoutMs, signal })
