@@ -1,10 +1,13 @@
 /** A registry that misbehaves: a proxy before the real one cuts, bends, refuses and leads astray. */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { type TestContext, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { type ImageFixture, imageOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
+import { processesNaming } from '../harness/processes.ts'
 import { type FaultyProxy, pushFixture, startProxy, startRegistry } from './images-registry.ts'
 import { assertNothingLeft, filesOf, openRoom, pullReady, type Room, step } from './images-room.ts'
 
@@ -294,3 +297,27 @@ test('a bomb from a registry is stopped, and nothing of it stays', async (t) => 
   })
   await failsWith(room, name, 'image_too_large', /(more|larger) than 16777216 bytes/)
 })
+
+test('when the process that converts dies, one image fails, nothing of it stays, and the next pull works', async (t) => {
+  const image = big()
+  const { room, proxy, name } = await behindProxy(t, image)
+  const held = Promise.withResolvers<void>()
+  proxy.fault = (request, response) => {
+    if (!request.url?.endsWith(layerOf(image).digest)) return false
+    response.writeHead(200, { 'content-length': String(layerOf(image).size) })
+    response.write(image.blobs.get(layerOf(image).digest)?.subarray(0, 1 << 20), () => held.resolve())
+    return true
+  }
+  await room.images.pull({ name })
+  await held.promise
+  const [worker, ...others] = (await processesNaming('conversion-worker')).filter(({ pid }) => parentOf(pid) === process.pid)
+  assert.equal(others.length, 0)
+  process.kill(worker?.pid ?? 0, 'SIGKILL')
+  await assert.rejects(room.images.whenReady(name, step()), says('internal_error', /died \(SIGKILL\)/))
+  await pollUntil('the sweep', async () => (await filesOf(room)).drafts.length === 0, step())
+  await assertNothingLeft(room, { failedRows: 1 })
+  proxy.fault = undefined
+  await pullReady(room, { name })
+})
+
+const parentOf = (pid: number): number => Number(readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ')[1])

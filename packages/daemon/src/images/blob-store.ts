@@ -9,15 +9,19 @@ import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { syncDirectory } from '../host/files.ts'
 import type { Paths } from '../paths.ts'
+import { buffersPass } from './buffer-collector.ts'
 import { FileTail } from './file-tail.ts'
 import type { LayerFile } from './merged-tar.ts'
 import { invalidImage } from './tar-entry.ts'
 
 export class BlobStore {
   readonly #paths: Paths
+  readonly #draftPrefix: string
 
-  constructor(paths: Paths) {
+  /** Drafts begin with `draftPrefix`, so that whoever outlives the job knows which are its own. */
+  constructor(paths: Paths, draftPrefix = '') {
     this.#paths = paths
+    this.#draftPrefix = draftPrefix
   }
 
   /** Makes the directories. VMMs run as users of their own and open what is in `rootfs` by its name; the rest is the daemon's alone. */
@@ -27,10 +31,11 @@ export class BlobStore {
     for (const dir of [this.#paths.imageLayersDir, this.#paths.imageDraftsDir]) await mkdir(dir, { recursive: true, mode: 0o700 })
   }
 
-  /** Drafts of a daemon that died are of no use to anyone. */
-  async sweepDrafts(): Promise<void> {
-    for (const name of await readdir(this.#paths.imageDraftsDir))
-      await rm(join(this.#paths.imageDraftsDir, name), { recursive: true, force: true })
+  /** Removes the drafts of a job that is over, or all: those of a daemon that died are of no use to anyone. */
+  async sweepDrafts(prefix = ''): Promise<void> {
+    for (const name of await readdir(this.#paths.imageDraftsDir)) {
+      if (name.startsWith(prefix)) await rm(join(this.#paths.imageDraftsDir, name), { recursive: true, force: true })
+    }
   }
 
   /** Its size; undefined when it is not there. */
@@ -44,7 +49,7 @@ export class BlobStore {
   }
 
   async beginDraft(algorithm: 'sha256' | 'sha512' = 'sha256'): Promise<BlobDraft> {
-    const path = join(this.#paths.imageDraftsDir, `blob-${randomBytes(8).toString('hex')}`)
+    const path = join(this.#paths.imageDraftsDir, `${this.#draftPrefix}blob-${randomBytes(8).toString('hex')}`)
     return new BlobDraft(path, await open(path, 'wx', 0o600), algorithm, this.#paths)
   }
 
@@ -94,6 +99,7 @@ export class BlobDraft {
   }
 
   async write(chunk: Buffer): Promise<void> {
+    buffersPass(chunk.length)
     this.#hash.update(chunk)
     for (let done = 0; done < chunk.length; ) {
       const { bytesWritten } = await this.#handle.write(chunk, done, chunk.length - done, this.#size + done).catch(diskFull)

@@ -1,4 +1,4 @@
-/** What the daemon's main thread and a conversion worker say to each other. All of it is plain data. */
+/** What the daemon and a conversion process say to each other. All of it is plain data. */
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import type { ArchiveImage } from './archive-image.ts'
 import type { Credentials } from './keychain.ts'
@@ -24,6 +24,8 @@ export interface Origin {
 export interface ConvertJob {
   readonly kind: 'convert'
   readonly dirs: Dirs
+  /** What the names of its drafts begin with. */
+  readonly drafts: string
   readonly layers: readonly Descriptor[]
   readonly diffIds: readonly string[]
   /** Absent when all layers are in the store already. */
@@ -37,6 +39,7 @@ export interface ConvertJob {
 export interface IngestJob {
   readonly kind: 'ingest'
   readonly dirs: Dirs
+  readonly drafts: string
   readonly path: string | undefined
   readonly name?: string
   readonly platform: Platform
@@ -60,11 +63,11 @@ export type FromWorker =
   | { readonly kind: 'progress'; readonly layers: readonly number[] }
   | { readonly kind: 'converting' }
   | { readonly kind: 'done'; readonly result: Converted | Ingested }
-  | { readonly kind: 'failed'; readonly error: PlainError; readonly stored: readonly string[] }
+  | { readonly kind: 'failed'; readonly error: PlainError }
 
-export type ToWorker = { readonly kind: 'cancel' }
+export type ToWorker = { readonly kind: 'job'; readonly job: Job } | { readonly kind: 'cancel' }
 
-/** An error that can cross a thread's border. */
+/** An error that can cross a process's border. */
 export interface PlainError {
   readonly code: ErrorCode | undefined
   readonly message: string

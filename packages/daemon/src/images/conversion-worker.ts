@@ -1,8 +1,8 @@
 /**
- * The thread that pulls, hashes, decompresses and merges, so that the daemon's own event loop never waits for any of it. One job,
- * then it ends. It says what happens by messages and touches nothing but the store's files.
+ * The process that pulls, hashes, decompresses and merges, so that the daemon neither waits for any of it nor falls with it. One
+ * job, which comes as the first message, then it ends. It says what happens by messages and touches nothing but the store's files.
+ * Standard input is the archive that is uploaded, where there is one.
  */
-import { parentPort, workerData } from 'node:worker_threads'
 import { Paths } from '../paths.ts'
 import { openArchive, readArchive } from './archive.ts'
 import { checkedConfig, imageInArchive } from './archive-image.ts'
@@ -13,22 +13,32 @@ import { convert } from './convert.ts'
 
 const PROGRESS_EVERY_MS = 100
 
-const job = workerData as Job
 const cancel = new AbortController()
 const stored = new Set<string>()
 
-const say = (message: FromWorker): void => parentPort?.postMessage(message)
-parentPort?.on('message', (message: ToWorker) => {
+process.on('message', (message: ToWorker) => {
   if (message.kind === 'cancel') cancel.abort(new Error('The conversion was cancelled'))
+  else void run(message.job)
 })
+// The daemon is gone: the next one sweeps, and begins again.
+process.on('disconnect', () => process.exit(1))
 
-try {
-  say({ kind: 'done', result: job.kind === 'convert' ? await convert(job, watcher(), cancel.signal) : await ingest(job) })
-} catch (error) {
-  say({ kind: 'failed', error: toPlainError(error), stored: [...stored] })
+async function run(job: Job): Promise<void> {
+  try {
+    end({ kind: 'done', result: job.kind === 'convert' ? await convert(job, watcher(), cancel.signal) : await ingest(job) })
+  } catch (error) {
+    end({ kind: 'failed', error: toPlainError(error) })
+  }
 }
-// A standard input that nobody reads to its end would keep the thread.
-process.exit(0)
+
+const say = (message: FromWorker): void => {
+  process.send?.(message)
+}
+
+/** The last word. A standard input that nobody reads to its end would keep the process. */
+const end = (message: FromWorker): void => {
+  process.send?.(message, () => process.exit(0))
+}
 
 function watcher(): Parameters<typeof convert>[1] {
   let latest: readonly number[] = []
@@ -51,7 +61,7 @@ function watcher(): Parameters<typeof convert>[1] {
 }
 
 async function ingest(job: IngestJob): Promise<Ingested> {
-  const store = new BlobStore(new Paths(job.dirs))
+  const store = new BlobStore(new Paths(job.dirs), job.drafts)
   const archive =
     job.path === undefined
       ? await readArchive(uploaded(), store, job.limits, stored)
@@ -61,7 +71,7 @@ async function ingest(job: IngestJob): Promise<Ingested> {
   return { image, stored: [...stored] }
 }
 
-/** The main thread hands an upload over as this thread's standard input. */
+/** The upload; a daemon that has lost it says so by a message. */
 function uploaded(): AsyncIterable<Buffer> {
   cancel.signal.addEventListener('abort', () => process.stdin.destroy(cancel.signal.reason))
   return process.stdin

@@ -23,7 +23,7 @@ const PARALLEL_DOWNLOADS = 3
  * rootfs is written when all are here and verified. On throw the rootfs file may be there in part; whole layers stay in the store.
  */
 export async function convert(job: ConvertJob, watcher: ConversionWatcher, signal: AbortSignal): Promise<Converted> {
-  const store = new BlobStore(new Paths(job.dirs))
+  const store = new BlobStore(new Paths(job.dirs), job.drafts)
   const givingUp = new AbortController()
   const step = { signal: AbortSignal.any([signal, givingUp.signal]) }
   await using stack = new AsyncDisposableStack()

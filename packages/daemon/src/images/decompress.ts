@@ -4,7 +4,7 @@
  */
 import { once } from 'node:events'
 import zlib, { constants } from 'node:zlib'
-import { bufferCollector } from './buffer-collector.ts'
+import { buffersPass } from './buffer-collector.ts'
 import type { ImageLimits } from './limits.ts'
 import { invalidImage, tooLarge } from './tar-entry.ts'
 
@@ -32,9 +32,8 @@ export async function* decompress(source: AsyncIterable<Buffer>, limits: ImageLi
   const input = new Input(source)
   const compression = compressionOf(await input.peek(4))
   let produced = 0
-  const collect = bufferCollector()
   const count = (chunk: Buffer): Buffer => {
-    collect(chunk.length)
+    buffersPass(chunk.length)
     produced += chunk.length
     if (produced > limits.maxImageBytes) throw tooLarge(`A layer unpacks to more than ${limits.maxImageBytes} bytes`)
     if (produced > limits.ratioFloorBytes && produced > input.taken * limits.maxRatio) {
@@ -168,7 +167,10 @@ class Input {
     while (!this.#ended) {
       const { done, value } = await this.#iterator.next()
       if (done) this.#ended = true
-      else if (value.length > 0) return value
+      else if (value.length > 0) {
+        buffersPass(value.length)
+        return value
+      }
     }
     return undefined
   }

@@ -3,7 +3,7 @@
  * with its row in one transaction and goes on without the caller; who wants to know follows the steps.
  */
 import { randomBytes } from 'node:crypto'
-import { chmod, rename, rm } from 'node:fs/promises'
+import { chmod, rename } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
@@ -16,6 +16,7 @@ import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import type { ImageNameRow, ImageRows, ImageStatus } from '../store/images.ts'
 import type { FoundImage } from './archive-image.ts'
+import type { BlobStore } from './blob-store.ts'
 import { runJob } from './conversion.ts'
 import type { ConvertJob, Ingested, Origin } from './conversion-job.ts'
 import { parseImageConfig } from './image-config.ts'
@@ -48,6 +49,7 @@ interface WorkUses {
   readonly events: Events
   readonly config: Config['images']
   readonly limits: ImageLimits
+  readonly store: BlobStore
   readonly shelf: () => ImageShelf
 }
 
@@ -149,17 +151,23 @@ export class ImageWork implements AsyncDisposable {
   /** Puts an archive's blobs into the store, in its turn, and says which image it holds. */
   async ingest(archive: { path?: string; input?: Readable; name?: string; platform: Platform }, signal: AbortSignal): Promise<Ingested> {
     const { path, input, name, platform } = archive
+    const drafts = draftPrefix()
     const job = {
       kind: 'ingest',
       dirs: this.#dirs(),
+      drafts,
       path,
       platform,
       limits: this.#uses.limits,
       ...(name === undefined ? {} : { name }),
     } as const
-    return await this.#queue.run(`import ${randomBytes(8).toString('hex')}`, () =>
-      runJob(job, { signal, ...(input === undefined ? {} : { input }) }),
-    )
+    return await this.#queue.run(drafts, async () => {
+      try {
+        return await runJob(job, { signal, ...(input === undefined ? {} : { input }) })
+      } finally {
+        await this.#uses.store.sweepDrafts(drafts)
+      }
+    })
   }
 
   /** Each step of the work on `digest` as it comes; a slow follower sees fewer. Ends after `ready` or `failed`. */
@@ -183,15 +191,17 @@ export class ImageWork implements AsyncDisposable {
 
   /** Layers to a rootfs in its place. Gives its size. */
   async #convert(digest: string, found: FoundImage, from: ConvertJob['from']): Promise<number> {
-    const { paths, config, limits, shelf } = this.#uses
+    const { paths, config, limits, store, shelf } = this.#uses
     const distinct = [...new Map(found.layers.map((layer) => [layer.digest, layer])).values()]
     await shelf().checkDisk(distinct)
-    const draft = join(paths.imageDraftsDir, `rootfs-${randomBytes(8).toString('hex')}`)
+    const drafts = draftPrefix()
+    const draft = join(paths.imageDraftsDir, `${drafts}rootfs`)
     try {
       const { rootfsBytes } = await runJob(
         {
           kind: 'convert',
           dirs: this.#dirs(),
+          drafts,
           layers: found.layers.map(({ mediaType, digest, size }) => ({ mediaType, digest, size })),
           diffIds: parseImageConfig(found.config).diffIds,
           ...(from === undefined ? {} : { from }),
@@ -211,7 +221,8 @@ export class ImageWork implements AsyncDisposable {
       await syncDirectory(paths.imageRootfsDir)
       return rootfsBytes
     } finally {
-      await rm(draft, { force: true })
+      // What a process that was killed has left, too.
+      await store.sweepDrafts(drafts)
     }
   }
 
@@ -271,6 +282,8 @@ export class ImageWork implements AsyncDisposable {
     return { allowPrivateRegistries, insecureRegistries }
   }
 }
+
+const draftPrefix = (): string => `${randomBytes(8).toString('hex')}-`
 
 function progressOf(
   digest: string,
