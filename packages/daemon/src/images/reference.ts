@@ -40,7 +40,7 @@ export function parseReference(text: string): Reference {
   let registry = DEFAULT_REGISTRY
   const slash = rest.indexOf('/')
   const first = slash < 0 ? '' : rest.slice(0, slash)
-  if (first === 'localhost' || /[.:]/.test(first) || /[A-Z]/.test(first)) {
+  if (first.toLowerCase() === 'localhost' || /[.:]/.test(first)) {
     registry = parseHost(first) ?? raise(invalid(`${JSON.stringify(first)} is no registry host`))
     rest = rest.slice(slash + 1)
   }
