@@ -32,7 +32,13 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
     ['MAX_MEMORY', 'much'],
     ['STOP_GRACE', '-1s'],
     ['GOLDEN', 'perhaps'],
+    ['STOP_GRACE', '577h'],
+    ['DELETE_GRACE', '99999999999h'],
+    ['BOOT_LIMIT', '2147483648ms'],
     ['HYPERVISOR', 'xen'],
+    ['HYPERVISOR', 'firecracker'],
+    ['HYPERVISOR', 'cloud-hypervisor'],
+    ['HYPERVISOR', 'vz'],
     ['LISTEN', '127.0.0.1'],
     ['LISTEN', '127.0.0.1:70000'],
     ['DNS', '192.0.2.1,resolver'],
@@ -42,6 +48,17 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
   ] as const) {
     assert.throws(() => configured({ [name]: value }), { message: new RegExp(`^DORMOUSE_${name} is .* but must be`) }, `${name}=${value}`)
   }
+})
+
+test('durations are whole milliseconds that a timer can be told', () => {
+  assert.equal(configured({ BOOT_LIMIT: '576h' }).instances.bootLimitMs, 2_073_600_000)
+  assert.equal(configured({ STOP_GRACE: '1.5ms' }).instances.stopGraceMs, 2)
+})
+
+test('a hypervisor that this build cannot run is refused with those that it can', () => {
+  assert.throws(() => configured({ HYPERVISOR: 'firecracker' }), {
+    message: 'DORMOUSE_HYPERVISOR is "firecracker", but must be one of qemu, qemu-microvm, fake',
+  })
 })
 
 test('addresses to listen on are read in all their forms', () => {

@@ -86,8 +86,14 @@ const setting = <T>(byDefault: T, expects: string, parse: (text: string) => T | 
 const text = (byDefault: string) => setting(byDefault, 'a text', (value) => value)
 const optionalText = () => setting<string | undefined>(undefined, 'a text', (value) => value)
 const size = (byDefault: string) => setting(parseSize(byDefault) ?? 0, 'a size such as 32GB', parseSize)
+/** 24 days. A timer of Node that is told 20 hours more fires at once, and the work around a wait adds to it. */
+const DURATION_MAX_MS = 24 * 24 * 3_600_000
 const duration = (byDefault: string) =>
-  setting(parseDuration(byDefault) ?? 0, 'a duration such as 5s', (value) => positive(parseDuration(value)))
+  setting(parseDuration(byDefault) ?? 0, 'a duration such as 5s, at most 24 days', (value) => {
+    const ms = positive(parseDuration(value))
+    // Timers take whole milliseconds.
+    return ms !== undefined && ms <= DURATION_MAX_MS ? Math.ceil(ms) : undefined
+  })
 const integer = (byDefault: number) =>
   setting(byDefault, 'a whole number above 0', (value) => (/^\d+$/.test(value) ? positive(Number(value)) : undefined))
 const ratio = (byDefault: number) => setting(byDefault, 'a number above 0', (value) => positive(Number(value)))
@@ -100,7 +106,8 @@ const addresses = (byDefault: readonly string[]) =>
     parseList(value).every((item) => isIP(item)) ? parseList(value) : undefined,
   )
 
-const HYPERVISORS: readonly HypervisorName[] = ['qemu', 'qemu-microvm', 'cloud-hypervisor', 'firecracker', 'vz', 'fake']
+/** Those that this build can run; the API knows more. */
+const HYPERVISORS = ['qemu', 'qemu-microvm', 'fake'] as const satisfies readonly HypervisorName[]
 
 /** By the name of the environment variable without `DORMOUSE_`; in the file the same name in lower case. */
 const SETTINGS = {

@@ -148,5 +148,6 @@ test('waits are bounded, and need a time above nothing', () => {
   for (const text of ['0s', '-1s', 'long', '']) assert.throws(() => waitLimitMs(text), { code: 'invalid_timeout' }, text)
   assert.equal(graceMs(undefined), undefined)
   assert.equal(graceMs('0s'), 0)
+  assert.deepEqual([waitLimitMs('1ns'), graceMs('1.5ms')], [1, 2])
   assert.throws(() => graceMs('1 minute'), { code: 'invalid_timeout' })
 })

@@ -54,13 +54,13 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
   }
 }
 
-/** Milliseconds of `timeout`; what is longer than the daemon waits becomes as long as it waits. */
+/** Milliseconds of `timeout`, whole ones since timers take no other; what is longer than the daemon waits becomes as long as it waits. */
 export function waitLimitMs(timeout: string | undefined): number {
   const ms = parseDuration(timeout ?? '60s')
   if (ms === undefined || ms <= 0) {
     throw new AppError('invalid_timeout', `\`timeout\` is ${JSON.stringify(timeout)}, but must be a duration above 0 such as 90s or 2m`)
   }
-  return Math.min(ms, WAIT_MAX_MS)
+  return Math.min(Math.ceil(ms), WAIT_MAX_MS)
 }
 
 /** Of a stop. Undefined: as configured. */
@@ -69,7 +69,7 @@ export function graceMs(timeout: string | undefined): number | undefined {
   const ms = parseDuration(timeout)
   if (ms === undefined || ms < 0)
     throw new AppError('invalid_timeout', `\`timeout\` is ${JSON.stringify(timeout)}, but must be a duration such as 10s`)
-  return Math.min(ms, WAIT_MAX_MS)
+  return Math.min(Math.ceil(ms), WAIT_MAX_MS)
 }
 
 function present<K extends string, V>(key: K, value: V | undefined): { [P in K]?: V } {
