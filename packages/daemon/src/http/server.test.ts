@@ -253,6 +253,15 @@ test('an upload is streamed, and only its own types are taken', async (t) => {
   }
 })
 
+test('a token holds for a second up to ten years', async (t) => {
+  const { ask } = house(t)
+  for (const ttl of ['99999999999h', '87601h', '999ms', '-1h', '0', 'ever', '']) {
+    const told = await ask('POST', '/tokens', { ttl })
+    assert.deepEqual([told.status, told.json.code], [400, 'invalid_ttl'], ttl)
+  }
+  for (const ttl of ['1s', '1500.5ms', '87600h']) assert.equal((await ask('POST', '/tokens', { ttl })).status, 201, ttl)
+})
+
 test('a state that nothing can be waited into is a bad request with the code of a state, here alone', async (t) => {
   const { ask, uses } = house(t)
   uses.instances.add({ name: 'web', state: 'Stopped' })
