@@ -39,7 +39,8 @@ export async function bareMachines(options: {
   for (const place of [paths.vmsDir, paths.cacheDir, paths.goldenDir]) await mkdir(place, { recursive: true, mode: 0o711 })
   const assets = assetsIn(join(REPOSITORY, 'build'))
   const isRoot = process.geteuid?.() === 0
-  const drivers = await createHypervisors({ config: configOf(new Map()), log: silentLogger, paths, assets, isRoot, stack })
+  const uses = { config: configOf(new Map()), log: silentLogger, paths, assets, isRoot, stack, workDir: paths.goldenRunDir }
+  const { drivers } = createHypervisors(uses)
   const driver = drivers.find(({ name }) => name === hypervisor)
   if (driver === undefined) throw new Error(`This host has no ${hypervisor}`)
   const disks = new Disks({ templatesDir: paths.diskTemplatesDir })

@@ -10,7 +10,7 @@ import { Events } from './events/events.ts'
 import { readHostFacts } from './host/host-facts.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors } from './hypervisor-set.ts'
+import { createHypervisors, type DriverUses } from './hypervisor-set.ts'
 import type { Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
@@ -77,7 +77,8 @@ export class Daemon implements AsyncDisposable {
     const events = new Events({ db })
     const host = readHostFacts()
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
-    const drivers = given ?? (await createHypervisors({ config, log, paths, assets, isRoot: host.isRoot, stack }))
+    const drivers =
+      given ?? (await recoveredDrivers({ config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir }))
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
 
     const images = stack.use(
@@ -160,6 +161,12 @@ export class Daemon implements AsyncDisposable {
     await this.#parts.disposeAsync()
     this.#log.info('daemon stopped')
   }
+}
+
+async function recoveredDrivers(uses: DriverUses): Promise<readonly Hypervisor[]> {
+  const { drivers, recover } = createHypervisors(uses)
+  await recover()
+  return drivers
 }
 
 /** Dies at one named step: how the crash tests see what a restart makes of it. */

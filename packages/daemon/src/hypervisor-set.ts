@@ -7,7 +7,7 @@ import type { Config } from './config/config.ts'
 import { GuestClient } from './guest/guest-client.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
 import type { Hypervisor } from './hypervisors/hypervisor.ts'
-import { createQemuDrivers } from './hypervisors/qemu/qemu.ts'
+import { createQemuDrivers, dropStaleGoldenBoots } from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
 import { Memory } from './memory/memory.ts'
 import type { Paths } from './paths.ts'
@@ -19,14 +19,20 @@ export interface DriverUses {
   readonly assets: Assets
   readonly isRoot: boolean
   readonly stack: AsyncDisposableStack
+  /** Where golden boots and the KVM probe run while they are made. */
+  readonly workDir: string
 }
 
-/** The drivers of this configuration. What they hold open goes on the stack. */
-export async function createHypervisors({ config, log, paths, assets, isRoot, stack }: DriverUses): Promise<Hypervisor[]> {
-  if (config.hypervisor === 'fake') return [new FakeHypervisor()]
+export interface HypervisorSet {
+  readonly drivers: readonly Hypervisor[]
+  /** Removes what a daemon left that died while it made a golden boot. Only for the daemon that holds the data directory: it ends what runs. */
+  recover(): Promise<void>
+}
+
+/** The drivers of this configuration. What they hold open goes on the stack. Touches nothing of a daemon that runs. */
+export function createHypervisors({ config, log, paths, assets, isRoot, stack, workDir }: DriverUses): HypervisorSet {
+  if (config.hypervisor === 'fake') return { drivers: [new FakeHypervisor()], recover: async () => undefined }
   const memory = stack.use(new Memory({ dir: paths.goldenDir, shimPath: assets.shim, log }))
-  // What a daemon left that died while it made one.
-  await memory.sweep(() => false)
   const goldenUid = config.instances.uidBase + config.instances.uidCount
   const drivers = createQemuDrivers({
     memory,
@@ -35,7 +41,7 @@ export async function createHypervisors({ config, log, paths, assets, isRoot, st
     networkHelperPath: assets.networkHelper,
     kernelPath: assets.kernel,
     initrdPath: assets.initrd,
-    workDir: paths.goldenRunDir,
+    workDir,
     probeFile: paths.kvmProbe,
     goldenBoots: config.golden.enabled,
     awaitParked: async (stream, step) => {
@@ -45,9 +51,16 @@ export async function createHypervisors({ config, log, paths, assets, isRoot, st
     },
     ...(isRoot ? { goldenUser: { uid: goldenUid, gid: goldenUid } } : {}),
   })
-  const [first] = drivers
-  for (const name of namesIn(paths.goldenRunDir)) await first?.sweep(join(paths.goldenRunDir, name))
-  return drivers
+  return {
+    drivers,
+    recover: async () => {
+      await memory.sweep(() => false)
+      const [first] = drivers
+      for (const name of namesIn(workDir)) await first?.sweep(join(workDir, name))
+      // It has to ask the host first, which takes longer than a start of the daemon may.
+      void dropStaleGoldenBoots(drivers, { memory, log })
+    },
+  }
 }
 
 function namesIn(dir: string): string[] {

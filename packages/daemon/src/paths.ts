@@ -77,6 +77,10 @@ export class Paths {
   get goldenRunDir(): string {
     return join(this.runDir, 'golden')
   }
+  /** The same for a doctor's probe. */
+  get doctorRunDir(): string {
+    return join(this.runDir, `doctor-${process.pid}`)
+  }
   /** What the KVM probe found on this host. */
   get kvmProbe(): string {
     return join(this.cacheDir, 'kvm-probe.json')

@@ -55,9 +55,11 @@ export class Disks {
       await file.sync()
     }
     const run = { step: options.step, ...(options.owner === undefined ? {} : { user: options.owner }) }
+    // Neither locks the file, so neither may outlive the daemon: the next one does the same again.
+    const tied = ['setpriv', '--pdeathsig', 'KILL'] as const
     // resize2fs refuses a filesystem that was not checked since it was last mounted. 1: errors were corrected.
-    await runCommand(['e2fsck', '-f', '-p', path], { ...run, okCodes: [0, 1] })
-    await runCommand(['resize2fs', path], run)
+    await runCommand([...tied, 'e2fsck', '-f', '-p', path], { ...run, okCodes: [0, 1] })
+    await runCommand([...tied, 'resize2fs', path], run)
   }
 
   /** Bytes that a file takes on the host's disk; 0 when it is not there. */

@@ -92,7 +92,10 @@ export const checkHypervisors: Check = async (config) => {
     const paths = new Paths(config)
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
     await mkdir(paths.cacheDir, { recursive: true, mode: 0o711 })
-    const drivers = await createHypervisors({ config, log: silentLogger, paths, assets, isRoot: readHostFacts().isRoot, stack })
+    // Its own, so that it and a daemon that runs do not end each other's probes.
+    const workDir = paths.doctorRunDir
+    stack.defer(() => rm(workDir, { recursive: true, force: true }))
+    const { drivers } = createHypervisors({ config, log: silentLogger, paths, assets, isRoot: readHostFacts().isRoot, stack, workDir })
     const findings: Finding[] = []
     for (const driver of drivers) {
       const probe = await driver.probe({ signal: AbortSignal.timeout(60_000), log: silentLogger })

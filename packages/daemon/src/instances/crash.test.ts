@@ -26,6 +26,8 @@ interface Case {
   readonly ends: InstanceState | undefined
 }
 
+const OTHER_PORTS = [{ hostPort: 0, guestPort: 81 }]
+
 const CASES: readonly Case[] = [
   { at: 'create:files', before: 'nothing', deed: make, ends: undefined },
   { at: 'create:spawn', before: 'nothing', deed: make, ends: undefined },
@@ -51,6 +53,8 @@ const CASES: readonly Case[] = [
   { at: 'delete:sweep', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:remove_files', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:forget', before: 'stopped', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'update:ports', before: 'running', deed: byName((i, id) => i.update(id, { network: { ports: OTHER_PORTS } })), ends: 'Running' },
+  { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { network: { ports: OTHER_PORTS } })), ends: 'Running' },
   { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
@@ -106,6 +110,21 @@ for (const at of ['exit:collect', 'exit:settle', 'exit:sweep']) {
     await assertInOrder(house)
   })
 }
+
+test('a daemon that dies while it starts an instance again still knows how that ended last', async () => {
+  await using house = new TestHouse()
+  const first = await house.begin()
+  await make(first)
+  const { id } = first.resolve('a')
+  await first.wait(id, { state: 'Running', timeoutMs: 5000 })
+  house.host.running()[0]?.guest.exitWorkload(3, 'it had enough')
+  await first.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await dieAt(house, 'start:spawn', (instances) => instances.start(id), 'continue')
+  const instances = await house.begin()
+  await settled(instances)
+  const { state, exitCode, exitMessage } = instances.resolve('a')
+  assert.deepEqual([state, exitCode, exitMessage], ['Stopped', 3, 'it had enough'])
+})
 
 test('a daemon that dies in the middle of its recovery recovers again', async () => {
   for (const at of ['recover:sweep', 'recover:remove_files', 'recover:forget']) {

@@ -83,6 +83,10 @@ export class InstanceWork {
   get runDir(): string {
     return this.uses.paths.vmRunDir(this.instance.id)
   }
+  /** True once the daemon has waited long enough at its own end: what is left is for the next one. */
+  get isEnding(): boolean {
+    return this.#signal.aborted
+  }
   /** The step that the work is at. */
   get at(): string {
     return this.#at

@@ -109,7 +109,7 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       return finishUpdate(work)
     case 'adopt':
       if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
-      return
+      return await publishAsRecorded(work)
     case 'settle_ended': {
       await work.step('collect', 10_000)
       const journal = await readJournal(work.uses.paths.instanceLogs(work.instance.id).journal)
@@ -120,6 +120,16 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       work.change({ state: 'Unknown', stateError: recovery.why })
       return
   }
+}
+
+/** A daemon that died while it changed ports may have left others open than those on record. */
+async function publishAsRecorded(work: InstanceWork): Promise<void> {
+  const { live, instance } = work
+  if (!live || !instance.network.enabled) return
+  const step = await work.step('ports', 10_000)
+  await live.vm
+    .setPorts(instance.network.ports, step)
+    .catch((err: unknown) => work.log.error({ err }, 'host ports could not be published again'))
 }
 
 /** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */

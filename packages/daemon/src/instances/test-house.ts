@@ -185,4 +185,6 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   const open = running.flatMap(({ ports }) => ports.map(({ hostPort }) => hostPort))
   const wanted = [...live, ...unknown].flatMap(({ network }) => network.ports.map(({ hostPort }) => hostPort))
   for (const port of open) assert.ok(wanted.includes(port), `the port ${port} is left open`)
+  for (const { network, name } of live)
+    for (const { hostPort } of network.ports) assert.ok(open.includes(hostPort), `the port ${hostPort} of ${name} is closed`)
 }

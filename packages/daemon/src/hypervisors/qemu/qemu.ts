@@ -32,13 +32,17 @@ export type { QemuUses } from './qemu-host.ts'
 /** `qemu` (q35) and `qemu-microvm`, sharing what they find out about the host. */
 export function createQemuDrivers(uses: QemuUses): QemuHypervisor[] {
   const host = new QemuHost(uses)
-  const drivers = [new QemuHypervisor(Q35, uses, host), new QemuHypervisor(MICROVM, uses, host)]
-  void dropStale(drivers, uses)
-  return drivers
+  return [new QemuHypervisor(Q35, uses, host), new QemuHypervisor(MICROVM, uses, host)]
 }
 
-/** Finds out about the host before the first start has to wait for it, and drops golden boots that no start will ask for again. */
-async function dropStale(drivers: readonly QemuHypervisor[], { memory, log }: QemuUses): Promise<void> {
+/**
+ * Finds out about the host before the first start has to wait for it, and drops golden boots that no start will ask for again. Only
+ * for the daemon that holds the data directory. Never rejects.
+ */
+export async function dropStaleGoldenBoots(
+  drivers: readonly QemuHypervisor[],
+  { memory, log }: Pick<QemuUses, 'memory' | 'log'>,
+): Promise<void> {
   try {
     await memory.sweep(async (facts) => {
       for (const driver of drivers) if (await driver.isStale(facts)) return true

@@ -6,21 +6,35 @@ const FILES_LIMIT_MS = 60_000
 
 /**
  * From a reserved row (name, ports, user and MAC are taken) to a VM that runs. Until the VM is recorded every failure takes away
- * all of it, the row last.
+ * all of it, the row last; where a VM cannot be ended, its files and row stay, to be deleted by whoever can.
  */
 export async function create(work: InstanceWork): Promise<void> {
-  await using undo = new AsyncDisposableStack()
-  undo.defer(() => forgetInstance(work))
-  await makeFiles(work, undo)
-  await powerOn(work)
-  undo.move()
+  try {
+    await makeFiles(work)
+    await powerOn(work)
+  } catch (cause) {
+    try {
+      // Harmless when there is nothing: the failed start has swept already, and this tells whether that worked.
+      await work.hypervisor.sweep(work.runDir)
+    } catch (error) {
+      work.log.error({ err: error }, 'what a failed create started could not be ended')
+      work.change({
+        state: 'Unknown',
+        operation: undefined,
+        stateError: 'A VM that did not start could not be ended either: delete the instance',
+      })
+      throw cause
+    }
+    await removeFiles(work)
+    await forgetInstance(work)
+    throw cause
+  }
 }
 
-async function makeFiles(work: InstanceWork, undo: AsyncDisposableStack): Promise<void> {
+async function makeFiles(work: InstanceWork): Promise<void> {
   const { paths, disks } = work.uses
   const { id, overlayBytes, uid } = work.instance
   const step = await work.step('files', FILES_LIMIT_MS)
-  undo.defer(() => removeFiles(work))
   // The VMM's user goes through to its disk and can list nothing.
   await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
   await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })

@@ -33,7 +33,16 @@ export async function powerOn(work: InstanceWork): Promise<void> {
   work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM started')
 
   await work.step('record', 10_000)
-  work.change({ state: 'Initializing', operation: undefined, vm: vm.handle, startedAtMs: Date.now(), stoppedAtMs: undefined })
+  work.change({
+    state: 'Initializing',
+    operation: undefined,
+    vm: vm.handle,
+    startedAtMs: Date.now(),
+    stoppedAtMs: undefined,
+    // How it ended last is told until it runs again.
+    exitCode: undefined,
+    exitMessage: undefined,
+  })
   undo.move()
   work.host.hold(vm)
 }

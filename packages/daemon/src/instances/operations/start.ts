@@ -10,22 +10,18 @@ export interface StartOverrides {
 
 /** Stopped → Initializing. What is given in place of the image's own command is kept for later starts, also when this one fails. */
 export async function start(work: InstanceWork, overrides: StartOverrides, admit: (work: InstanceWork) => Promise<void>): Promise<void> {
-  const before = work.instance
   await work.step('intent', 10_000)
   await admit(work)
   work.change({
     state: 'Created',
     operation: 'start',
-    exitCode: undefined,
-    exitMessage: undefined,
     stateError: undefined,
     ...(overrides.entrypoint?.length ? { entrypoint: overrides.entrypoint } : {}),
     ...(overrides.cmd?.length ? { cmd: overrides.cmd } : {}),
   })
   await using undo = new AsyncDisposableStack()
   undo.defer(() => {
-    const { exitCode, exitMessage } = before
-    work.change({ state: 'Stopped', operation: undefined, vm: undefined, exitCode, exitMessage })
+    work.change({ state: 'Stopped', operation: undefined, vm: undefined })
   })
 
   await work.step('logs', 10_000)

@@ -41,16 +41,21 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
   try {
     await finishUpdate(work)
   } catch (error) {
+    // Cut short, not refused: the intent stays, and the disk is grown before anything else is done with it.
+    if (work.isEnding) throw error
     // The filesystem is as large as it was; a file that is larger does no harm.
     work.change({ overlayBytes: before.overlayBytes, operation: undefined })
     throw error
   }
 }
 
+// A check reads the whole of what is in use, and half a growth is worse than a long one.
+const GROW_LIMIT_MS = 1_800_000
+
 /** The disk becomes as large as the record says. Repeat is harmless. */
 export async function finishUpdate(work: InstanceWork): Promise<void> {
   const { id, overlayBytes, uid } = work.instance
-  const step = await work.step('grow', 120_000)
+  const step = await work.step('grow', GROW_LIMIT_MS)
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
   await work.uses.disks.grow(work.uses.paths.instanceOverlay(id), overlayBytes, { step, ...owner })
   await work.step('settle', 10_000)
