@@ -71,7 +71,11 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
             options.onProgress?.(message.layers)
             return
           case 'converting':
-            options.onConverting?.()
+            try {
+              options.onConverting?.()
+            } catch (error) {
+              reject(error)
+            }
             return
           case 'done':
             resolve(message.result)

@@ -31,6 +31,8 @@ import { WorkQueue } from './work-queue.ts'
 /** Where an image can be pulled from again. */
 export type StoredOrigin = Origin & { readonly needsGiven: boolean }
 
+const INGESTS_AT_ONCE = 4
+
 /** An image that someone wants under a name. */
 export interface WantedImage {
   readonly name: string
@@ -56,6 +58,8 @@ interface WorkUses {
 export class ImageWork implements AsyncDisposable {
   readonly #uses: WorkUses
   readonly #queue: WorkQueue<string>
+  /** Uploads come at their senders' pace, so they do not take the place of a pull. */
+  readonly #ingests = new WorkQueue<string>(INGESTS_AT_ONCE)
   readonly #feed = new ProgressFeed()
   /** By digest: settles, never rejects, when the work on it is done. */
   readonly #underWay = new Map<string, Promise<void>>()
@@ -141,6 +145,8 @@ export class ImageWork implements AsyncDisposable {
         this.#finish(digest, await this.#convert(digest, found, source))
       })
       .catch((error) => this.#fail(digest, error))
+      // The disk may be too full to write even that down. The next start of the daemon takes it up again.
+      .catch((err) => this.#uses.log.error({ err, digest }, 'the failure of an image could not be recorded'))
       .finally(() => {
         this.#underWay.delete(digest)
         this.#feed.end(digest)
@@ -161,7 +167,7 @@ export class ImageWork implements AsyncDisposable {
       limits: this.#uses.limits,
       ...(name === undefined ? {} : { name }),
     } as const
-    return await this.#queue.run(drafts, async () => {
+    return await this.#ingests.run(drafts, async () => {
       try {
         return await runJob(job, { signal, ...(input === undefined ? {} : { input }) })
       } finally {

@@ -16,6 +16,7 @@ import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { type ImageNameRow, ImageRows } from '../store/images.ts'
 import { BlobStore } from './blob-store.ts'
+import { withIdleLimit } from './idle-limit.ts'
 import { ImageNames, type ReadyImage } from './image-names.ts'
 import { ImageShelf } from './image-shelf.ts'
 import { ImageWork } from './image-work.ts'
@@ -45,6 +46,7 @@ export interface ImportSource {
 
 // The client waits for the answer to a pull until the registry has said what the name is.
 const RESOLVE_LIMIT_MS = 30_000
+const UPLOAD_IDLE_LIMIT_MS = 60_000
 
 export class Images implements AsyncDisposable {
   readonly #uses: ImagesUses & { readonly rows: ImageRows; readonly limits: ImageLimits; readonly store: BlobStore }
@@ -171,7 +173,10 @@ export class Images implements AsyncDisposable {
     options: { name?: string; platform?: string },
     step: Pick<Step, 'signal'>,
   ): Promise<Image> {
-    return await this.#import({ input: Readable.from(source, { objectMode: false }) }, options.name, { ...options, step })
+    return await this.#import({ input: Readable.from(withIdleLimit(source, UPLOAD_IDLE_LIMIT_MS), { objectMode: false }) }, options.name, {
+      ...options,
+      step,
+    })
   }
 
   /** Another name for an image that is ready. */
