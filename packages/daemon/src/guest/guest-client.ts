@@ -14,7 +14,7 @@ import { EVENT, OP, PHASE, TAG } from './wire.ts'
 
 export type { Ending } from './answers.ts'
 export type { CopyEntry, CopyRequest } from './copies.ts'
-export type { GuestConfig, GuestIdentity, GuestNetworkConfig } from './guest-config.ts'
+export type { GuestConfig, GuestIdentity } from './guest-config.ts'
 export type { ExecRequest, GuestExec } from './guest-exec.ts'
 export type { PathInfo } from './path-info.ts'
 

@@ -30,7 +30,7 @@ export interface GuestConfig {
   }
 }
 
-export interface GuestNetworkConfig {
+interface GuestNetworkConfig {
   readonly mac: string
   readonly ipv4?: { readonly address: string; readonly prefix: number; readonly gateway?: string }
   readonly ipv6?: { readonly address: string; readonly prefix: number; readonly gateway?: string }
