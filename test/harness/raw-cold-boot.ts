@@ -36,7 +36,9 @@ export interface RawBootOptions {
 
 export interface RawBoot extends AsyncDisposable {
   readonly board: RawBoard
-  /** From the spawn of QEMU to the agent's answer that a second program has run. */
+  /** From the spawn of QEMU until the image's program has been started. */
+  readonly startedMs: number
+  /** The same, to the agent's answer that a second program has run. */
   readonly readyMs: number
   readonly guest: GuestClient
 }
@@ -64,10 +66,11 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
   try {
     const guest = await GuestClient.connect(await agentOf(join(dir, 'agent.sock'), child, step), step)
     await guest.go(guestConfigOf(options.argv), step)
+    const startedMs = performance.now() - from
     const { code } = await (await guest.exec({ command: ['/bin/true'] }, step)).exit
     if (code !== 0) throw new Error(`/bin/true ended with ${code} in the guest`)
     const readyMs = performance.now() - from
-    return { board, readyMs, guest, [Symbol.asyncDispose]: () => end(child, ended) }
+    return { board, startedMs, readyMs, guest, [Symbol.asyncDispose]: () => end(child, ended) }
   } catch (cause) {
     await end(child, ended)
     throw new Error(`The plain QEMU boot did not come up; see ${dir}`, { cause })
