@@ -60,6 +60,9 @@ export class InstanceWork {
   readonly host: WorkHost
   readonly #signal: AbortSignal
   #at = 'begin'
+  #graceEndsAt = Number.POSITIVE_INFINITY
+  #isForced = false
+  #haste = new AbortController()
 
   constructor(operation: string, uses: WorkUses, host: WorkHost, signal: AbortSignal) {
     this.operation = operation
@@ -90,6 +93,30 @@ export class InstanceWork {
   /** The step that the work is at. */
   get at(): string {
     return this.#at
+  }
+
+  /** The workload gets no more than `graceMs` from now; what waits for longer is woken. */
+  hurry(graceMs: number): void {
+    const endsAt = performance.now() + graceMs
+    const isForced = graceMs <= 0
+    if (isForced ? this.#isForced : endsAt >= this.#graceEndsAt) return
+    this.#graceEndsAt = Math.min(endsAt, this.#graceEndsAt)
+    this.#isForced ||= isForced
+    const woken = this.#haste
+    this.#haste = new AbortController()
+    woken.abort(new Error('Someone wants it sooner'))
+  }
+  /** Ends when the time that is left becomes less; ask anew then. */
+  get hurried(): AbortSignal {
+    return this.#haste.signal
+  }
+  /** No grace at all is given. */
+  get isForced(): boolean {
+    return this.#isForced
+  }
+  /** What is left of the grace. */
+  get graceLeftMs(): number {
+    return Math.max(1, Math.ceil(this.#graceEndsAt - performance.now()))
   }
 
   /** Begins the step `name`. Its signal ends after `limitMs`, or when the daemon has waited long enough at its own end. */

@@ -26,11 +26,15 @@ interface Task {
   readonly request: { readonly verb: Transition | Access; readonly refuseAlready?: string } | undefined
   readonly story: Story
   readonly done: PromiseWithResolvers<void>
+  /** The least grace that those who joined it want, should it end a VM. */
+  graceMs?: number
 }
 
 export interface RequestOptions {
   /** With this, an `already` is refused, and this is why. */
   readonly refuseAlready?: string
+  /** How long the workload may take to end. A stop that is under way takes no longer for whoever joins it, or deletes behind it. */
+  readonly graceMs?: number
 }
 
 // More than this waiting for one instance is a client gone wild.
@@ -65,8 +69,7 @@ export class InstanceWorker implements WorkHost {
 
   /** The transitions that are accepted and not finished, oldest first. */
   get pending(): Transition[] {
-    const tasks = this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
-    return tasks.map(({ transition }) => transition).filter((transition) => transition !== undefined)
+    return this.#pendingTasks().map(({ transition }) => transition).filter((transition) => transition !== undefined)
   }
 
   /** True while anything is under way or waiting. */
@@ -85,11 +88,14 @@ export class InstanceWorker implements WorkHost {
     if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
     if (admission.answer === 'already') {
       if (options.refuseAlready !== undefined) throw this.#denied(verb, options.refuseAlready)
-      return this.#lastPending()?.done.promise
+      const joined = this.#lastPending()
+      if (options.graceMs !== undefined && joined) this.#hurry([joined], options.graceMs)
+      return joined?.done.promise
     }
     if (this.#queue.length >= QUEUE_LIMIT) {
       throw new AppError('rate_limited', `Too many requests are waiting for the instance ${this.instance.name}`, { retryAfterSeconds: 1 })
     }
+    if (verb === 'delete' && options.graceMs !== undefined) this.#hurry(this.#pendingTasks(), options.graceMs)
     return this.#enqueue({
       name: verb,
       transition: isTransition(verb) ? verb : undefined,
@@ -162,6 +168,7 @@ export class InstanceWorker implements WorkHost {
     for (let task = this.#queue.shift(); task !== undefined; task = this.#queue.shift()) {
       const work = new InstanceWork(task.name, this.#uses.work, this, this.#uses.signal)
       this.#current = { task, work }
+      if (task.graceMs !== undefined) work.hurry(task.graceMs)
       try {
         await this.#do(task, work)
         this.#current = undefined
@@ -234,9 +241,20 @@ export class InstanceWorker implements WorkHost {
     if (this.#current === undefined) this.#idle = this.#drain()
   }
 
+  #pendingTasks(): Task[] {
+    return this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
+  }
+
+  #hurry(tasks: readonly Task[], graceMs: number): void {
+    for (const task of tasks) {
+      if (task.transition !== 'stop' && task.transition !== 'delete') continue
+      if (this.#current?.task === task) this.#current.work.hurry(graceMs)
+      else task.graceMs = Math.min(graceMs, task.graceMs ?? graceMs)
+    }
+  }
+
   #lastPending(): Task | undefined {
-    const tasks = this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
-    return tasks.findLast(({ transition }) => transition !== undefined)
+    return this.#pendingTasks().findLast(({ transition }) => transition !== undefined)
   }
 
   #capabilities(): ReadonlySet<Capability> {

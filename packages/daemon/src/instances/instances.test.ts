@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { createServer } from 'node:net'
 import { test } from 'node:test'
+import { pollUntil } from '../host/poll-until.ts'
 import type { CreateInstance, Instance } from './instance.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
@@ -363,4 +364,48 @@ test('at its end the daemon takes no more requests, finishes what is under way a
     again.list().map(({ state }) => state),
     ['Stopped', 'Running'],
   )
+})
+
+/** A workload that does not listen to its stop signal. */
+const deaf = (house: TestHouse, name = 'a'): Promise<Instance> => running(house, name, { cmd: ['stubborn'] })
+
+/** Resolves when a stop has been recorded and its guest is asked. */
+async function waitingForExit(house: TestHouse): Promise<void> {
+  const isAsked = () => house.instances.list().some(({ state }) => state === 'Shutdown')
+  await pollUntil('the stop to begin', isAsked, { signal: AbortSignal.timeout(5000) }, { everyMs: 1, upToMs: 5 })
+}
+
+test('a stop that is forced while another waits for the workload kills it at once', { timeout: 20_000 }, async () => {
+  await using house = new TestHouse({ settings: { STOP_GRACE: '60s', DELETE_GRACE: '60s' } })
+  const instances = await house.begin()
+  const { id } = await deaf(house)
+  const gentle = instances.stop(id)
+  await waitingForExit(house)
+  assert.equal((await instances.stop(id, { force: true })).state, 'Stopped')
+  await gentle
+  await assertInOrder(house)
+})
+
+test('a stop with a smaller grace, and a delete, shorten the stop that they meet', { timeout: 20_000 }, async () => {
+  await using house = new TestHouse({ settings: { STOP_GRACE: '60s', DELETE_GRACE: '10ms' } })
+  const instances = await house.begin()
+  const { id } = await deaf(house)
+  const gentle = instances.stop(id)
+  await waitingForExit(house)
+  assert.equal((await instances.stop(id, { graceMs: 10 })).state, 'Stopped')
+  await gentle
+  const other = await deaf(house, 'b')
+  const patient = instances.stop(other.id, { graceMs: 300_000 })
+  await waitingForExit(house)
+  await instances.delete(other.id)
+  await patient.catch(() => undefined)
+  await assertInOrder(house)
+})
+
+test('ports cannot be given to an instance without network', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { network: { enabled: false } })
+  await assert.rejects(instances.update(id, { network: { ports: [{ hostPort: 0, guestPort: 80 }] } }), { code: 'invalid_request' })
+  assert.deepEqual(instances.get(id).network.ports, [])
 })

@@ -34,7 +34,7 @@ import type {
 } from './instance.ts'
 import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
-import { InstanceWorker, type Story } from './instance-worker.ts'
+import { InstanceWorker, type RequestOptions, type Story } from './instance-worker.ts'
 import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { readLog } from './log-lines.ts'
 import { create } from './operations/create.ts'
@@ -175,12 +175,14 @@ export class Instances implements AsyncDisposable {
   }
 
   async stop(id: InstanceId, options: StopOptions = {}): Promise<Instance> {
-    return this.#request(id, 'stop', (work) => stop(work, options))
+    const graceMs = options.force ? 0 : options.graceMs
+    return this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
   }
 
   async delete(id: InstanceId, options: DeleteOptions = {}): Promise<void> {
     const instance = this.get(id)
-    await this.#workerOf(instance).request('delete', (work) => deleteInstance(work, options))
+    const graceMs = options.graceful === false ? 0 : this.#uses.config.instances.deleteGraceMs
+    await this.#workerOf(instance).request('delete', (work) => deleteInstance(work, options), { graceMs })
   }
 
   /** Changes what the patch names, all or nothing. */
@@ -190,6 +192,7 @@ export class Instances implements AsyncDisposable {
       throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
     }
     const current = this.get(id)
+    if (!current.network.enabled && network?.ports?.length) throw portsWithoutNetwork()
     const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
     return this.#request(id, 'update', (work) => update(work, { patch: rest, ports, limits: this.#uses.config.limits }))
   }
@@ -282,7 +285,7 @@ export class Instances implements AsyncDisposable {
     await this.close(10_000)
   }
 
-  async #request(id: InstanceId, verb: Transition | 'update', story: Story, options: { refuseAlready?: string } = {}): Promise<Instance> {
+  async #request(id: InstanceId, verb: Transition | 'update', story: Story, options: RequestOptions = {}): Promise<Instance> {
     this.#assertOpen()
     await this.#workerOf(this.get(id)).request(verb, story, options)
     return this.get(id)
@@ -331,7 +334,7 @@ export class Instances implements AsyncDisposable {
     this.#hypervisor(hypervisor)
     const network = request.network ?? {}
     if (network.enabled === false && network.ports?.length) {
-      throw new AppError('invalid_request', 'Ports can be published only with the network enabled')
+      throw portsWithoutNetwork()
     }
     if (network.bandwidthDownload !== undefined || network.bandwidthUpload !== undefined) {
       throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
@@ -466,6 +469,8 @@ interface Asked {
   readonly hypervisor: HypervisorName
   readonly platform: string
 }
+
+const portsWithoutNetwork = (): AppError => new AppError('invalid_request', 'Ports can be published only with the network enabled')
 
 const nameConflict = (name: string): AppError =>
   new AppError('name_conflict', `The name ${name} is taken by another instance`, { hint: `See it with: dormouse inspect ${name}` })

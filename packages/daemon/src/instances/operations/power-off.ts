@@ -15,11 +15,15 @@ export interface PowerOff {
   readonly killed: boolean
 }
 
-/** Asks the agent, which gives the workload `graceMs` after its stop signal; then presses the power button; then kills. Always ends. */
+/**
+ * Asks the agent, which gives the workload `graceMs` after its stop signal; then presses the power button; then kills. Always ends.
+ * Who joins meanwhile with less patience shortens it: a smaller grace is asked for anew, none at all goes on to the kill.
+ */
 export async function powerOff(work: InstanceWork, live: LiveVm, graceMs: number): Promise<PowerOff> {
+  work.hurry(graceMs)
   const isBooting = work.instance.state === 'Initializing' && !live.isUp
-  if (!isBooting && graceMs > 0 && live.exit === undefined) {
-    const asked = await askGuest(work, live, graceMs)
+  if (!isBooting && !work.isForced && live.exit === undefined) {
+    const asked = await askGuest(work, live)
     const exit = asked ?? (await pressButton(work, live))
     if (exit) return { exit, killed: false }
   }
@@ -28,26 +32,36 @@ export async function powerOff(work: InstanceWork, live: LiveVm, graceMs: number
   return { exit: await live.vm.kill(), killed: !wasGone }
 }
 
-async function askGuest(work: InstanceWork, live: LiveVm, graceMs: number): Promise<VmExit | undefined> {
-  const ask = await work.step('ask_guest', ASK_LIMIT_MS)
-  try {
-    const guest = await live.connected(ask)
-    // A guest that has not started its workload has nothing to lose.
-    if (!live.isUp && guest.hello.phase === 'parked') return undefined
-    await guest.shutdown({ graceMs }, ask)
-    const leave = await work.step('await_exit', graceMs + POWER_OFF_MS)
-    return await untilExit(live, leave.signal)
-  } catch (error) {
-    work.log.warn({ err: error }, 'the guest did not end when it was asked to')
-    return undefined
+async function askGuest(work: InstanceWork, live: LiveVm): Promise<VmExit | undefined> {
+  while (!work.isForced) {
+    const { hurried } = work
+    const graceMs = work.graceLeftMs
+    try {
+      const ask = await work.step('ask_guest', ASK_LIMIT_MS)
+      const step = { ...ask, signal: AbortSignal.any([ask.signal, hurried]) }
+      const guest = await live.connected(step)
+      // A guest that has not started its workload has nothing to lose.
+      if (!live.isUp && guest.hello.phase === 'parked') return undefined
+      await guest.shutdown({ graceMs }, step)
+      const leave = await work.step('await_exit', graceMs + POWER_OFF_MS)
+      return await untilExit(live, AbortSignal.any([leave.signal, hurried]))
+    } catch (error) {
+      if (hurried.aborted && !work.isEnding) continue
+      work.log.warn({ err: error }, 'the guest did not end when it was asked to')
+      return undefined
+    }
   }
+  return undefined
 }
 
 async function pressButton(work: InstanceWork, live: LiveVm): Promise<VmExit | undefined> {
+  if (work.isForced) return undefined
+  const { hurried } = work
   const step = await work.step('power_button', POWER_BUTTON_MS)
+  const signal = AbortSignal.any([step.signal, hurried])
   try {
-    await live.vm.requestShutdown(step)
-    return await untilExit(live, step.signal)
+    await live.vm.requestShutdown({ ...step, signal })
+    return await untilExit(live, signal)
   } catch (error) {
     work.log.debug({ err: error }, 'the power button had no effect')
     return undefined
