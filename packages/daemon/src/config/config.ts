@@ -127,7 +127,7 @@ const SETTINGS = {
   MAX_OVERLAY_SIZE: size('100GB'),
   CPU_RATIO: ratio(4),
   MEMORY_RATIO: ratio(1),
-  DISK_RATIO: ratio(1),
+  DISK_RATIO: ratio(4),
   STOP_GRACE: duration('5s'),
   DELETE_GRACE: duration('2s'),
   BOOT_LIMIT: duration('2m'),

@@ -69,7 +69,9 @@ export class InstanceWorker implements WorkHost {
 
   /** The transitions that are accepted and not finished, oldest first. */
   get pending(): Transition[] {
-    return this.#pendingTasks().map(({ transition }) => transition).filter((transition) => transition !== undefined)
+    return this.#pendingTasks()
+      .map(({ transition }) => transition)
+      .filter((transition) => transition !== undefined)
   }
 
   /** True while anything is under way or waiting. */

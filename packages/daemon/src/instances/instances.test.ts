@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
+import { statfsSync } from 'node:fs'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { test } from 'node:test'
 import { pollUntil } from '../host/poll-until.ts'
 import type { CreateInstance, Instance } from './instance.ts'
@@ -408,4 +410,50 @@ test('ports cannot be given to an instance without network', async () => {
   const { id } = await running(house, 'a', { network: { enabled: false } })
   await assert.rejects(instances.update(id, { network: { ports: [{ hostPort: 0, guestPort: 80 }] } }), { code: 'invalid_request' })
   assert.deepEqual(instances.get(id).network.ports, [])
+})
+
+test('an image of another platform is refused before anything is made', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await assert.rejects(instances.create(request('a', { platform: 'linux/arm64' })), { code: 'platform_not_available' })
+  assert.deepEqual(instances.list(), [])
+})
+
+test('of creates at the same time only those that fit are taken', async () => {
+  // Two processors: there is room for three instances of two.
+  await using house = new TestHouse({ settings: { CPU_RATIO: '3' } })
+  const instances = await house.begin()
+  const creates = Array.from({ length: 10 }, (_, n) =>
+    instances.create(request(`a${n}`, { network: { ports: [{ hostPort: 0, guestPort: 80 }] } })),
+  )
+  const outcomes = await Promise.allSettled(creates)
+  assert.equal(outcomes.filter(({ status }) => status === 'fulfilled').length, 3)
+  for (const outcome of outcomes) if (outcome.status === 'rejected') assert.equal(outcome.reason.code, 'insufficient_resources')
+})
+
+test('overlays count at their full size, in every state', async () => {
+  const { blocks, bsize } = statfsSync(tmpdir())
+  const ratio = (2.5 * TEST_OVERLAY) / (blocks * bsize)
+  await using house = new TestHouse({ settings: { DISK_RATIO: String(ratio) } })
+  const instances = await house.begin()
+  const a = await running(house, 'a')
+  await instances.stop(a.id)
+  await running(house, 'b')
+  await assert.rejects(instances.create(request('c')), { code: 'insufficient_resources', message: /not enough disk for c/ })
+  await assert.rejects(instances.update(a.id, { overlayBytes: 2 * TEST_OVERLAY }), { code: 'insufficient_resources' })
+  await instances.delete(a.id)
+  await running(house, 'c')
+})
+
+test('an Unknown instance counts as long as its VM may run', async () => {
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  const instances = await house.begin()
+  const { id } = await running(house)
+  house.host.injectFault('kill')
+  await assert.rejects(instances.stop(id, { force: true }))
+  assert.equal(instances.get(id).state, 'Unknown')
+  assert.ok(instances.get(id).vm)
+  await assert.rejects(instances.create(request('b')), { code: 'insufficient_resources' })
+  await instances.stop(id, { force: true })
+  await running(house, 'b')
 })

@@ -13,13 +13,14 @@ import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
+import { formatPlatform, parsePlatform } from '../images/platform.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { macOf, USER_NET } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
-import { admitDemand } from './admission.ts'
+import { admitDemand, type Demand } from './admission.ts'
 import { probeHostPort } from './host-ports.ts'
 import type {
   CreateInstance,
@@ -48,7 +49,7 @@ import { type WaitFor, waitForState } from './wait.ts'
 export interface InstancesUses {
   readonly db: Database
   readonly events: Events
-  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady'>
+  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage'>
   readonly disks: Disks
   readonly paths: Paths
   readonly log: Logger
@@ -156,11 +157,15 @@ export class Instances implements AsyncDisposable {
     this.#assertOpen()
     const asked = this.#checkCreate(request)
     if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
-    this.#admitDemand(request.name, asked.sizes, await this.#diskFree())
+    const demand = { ...asked.sizes, diskBytes: asked.sizes.overlayBytes }
+    this.#admitDemand(request.name, demand, await this.#diskRoom())
     const image = await this.#imageFor(request)
+    assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
+    const room = await this.#diskRoom()
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
     this.#assertOpen()
+    this.#admitDemand(request.name, demand, room)
     const instance = this.#reserve(request, asked, image, ports)
     await this.#workerOf(instance).perform('create', undefined, create)
     return this.get(instance.id)
@@ -168,7 +173,11 @@ export class Instances implements AsyncDisposable {
 
   async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
     const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
-    const admitCapacity = async ({ instance }: InstanceWork) => this.#admitDemand(instance.name, instance, await this.#diskFree())
+    // Its disk is counted already, in every state.
+    const admitCapacity = async ({ instance }: InstanceWork) => {
+      const room = await this.#diskRoom()
+      return () => this.#admitDemand(instance.name, { ...instance, diskBytes: 0 }, room)
+    }
     return this.#request(id, 'start', (work) => start(work, overrides, admitCapacity), {
       ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),
     })
@@ -194,7 +203,12 @@ export class Instances implements AsyncDisposable {
     const current = this.get(id)
     if (!current.network.enabled && network?.ports?.length) throw portsWithoutNetwork()
     const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
-    return this.#request(id, 'update', (work) => update(work, { patch: rest, ports, limits: this.#uses.config.limits }))
+    const room = rest.overlayBytes === undefined ? undefined : await this.#diskRoom()
+    return this.#request(id, 'update', async (work) => {
+      const growth = (rest.overlayBytes ?? 0) - work.instance.overlayBytes
+      if (room && growth > 0) this.#admitDemand(work.instance.name, { vcpus: 0, memoryBytes: 0, diskBytes: growth }, room)
+      await update(work, { patch: rest, ports, limits: this.#uses.config.limits })
+    })
   }
 
   /** Begins to delete what has expired. One that is busy is left for the next time. */
@@ -342,7 +356,9 @@ export class Instances implements AsyncDisposable {
     if (request.hotplugBytes !== undefined && request.hotplugBytes > 0) {
       throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
     }
-    return { sizes, hypervisor, platform: request.platform ?? `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}` }
+    const platform = `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
+    if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
+    return { sizes, hypervisor, platform }
   }
 
   async #imageFor(request: CreateInstance): Promise<ReadyImage> {
@@ -433,19 +449,27 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  #admitDemand(name: string, demand: { vcpus: number; memoryBytes: number }, diskFreeBytes: number): void {
+  #admitDemand(name: string, demand: Demand, room: DiskRoom): void {
     const { limits } = this.#uses.config
     const { cpus, memoryBytes } = this.#uses.host
-    admitDemand(name, demand, this.#rows.liveDemand(), {
-      vcpus: cpus * limits.cpuRatio,
-      memoryBytes: memoryBytes * limits.memoryRatio,
-      diskFreeBytes: diskFreeBytes * limits.diskRatio,
-    })
+    const { overlayBytes, ...taken } = this.#rows.demand()
+    admitDemand(
+      name,
+      demand,
+      { ...taken, diskBytes: overlayBytes + room.imagesBytes },
+      {
+        vcpus: cpus * limits.cpuRatio,
+        memoryBytes: memoryBytes * limits.memoryRatio,
+        diskBytes: room.totalBytes * limits.diskRatio,
+        diskFreeBytes: room.freeBytes,
+      },
+    )
   }
 
-  async #diskFree(): Promise<number> {
-    const { bavail, bsize } = await statfs(this.#uses.paths.dataDir)
-    return bavail * bsize
+  async #diskRoom(): Promise<DiskRoom> {
+    const { images, paths } = this.#uses
+    const [{ blocks, bavail, bsize }, imagesBytes] = await Promise.all([statfs(paths.dataDir), images.usage()])
+    return { totalBytes: blocks * bsize, freeBytes: bavail * bsize, imagesBytes }
   }
 
   #hypervisor(name: HypervisorName): Hypervisor {
@@ -463,11 +487,25 @@ export class Instances implements AsyncDisposable {
   }
 }
 
+/** What the data directory's file system holds, as it was a moment ago. */
+interface DiskRoom {
+  readonly totalBytes: number
+  readonly freeBytes: number
+  readonly imagesBytes: number
+}
+
 /** A create request once it is checked and its defaults are filled in. */
 interface Asked {
   readonly sizes: Sizes
   readonly hypervisor: HypervisorName
   readonly platform: string
+}
+
+function assertPlatform(image: string, platform: string, own: string): void {
+  if (platform === own) return
+  throw new AppError('platform_not_available', `The image ${image} for ${platform} cannot run on this host`, {
+    hint: `This host runs ${own}: pull the image for it, or leave out the platform`,
+  })
 }
 
 const portsWithoutNetwork = (): AppError => new AppError('invalid_request', 'Ports can be published only with the network enabled')

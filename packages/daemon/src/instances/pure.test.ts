@@ -104,14 +104,20 @@ test('an end that the guest did not see is explained by its VM’s', () => {
 })
 
 test('what does not fit is named, with what is left', () => {
-  const capacity = { vcpus: 8, memoryBytes: 2 ** 33, diskFreeBytes: 2 ** 40 }
-  const none = { vcpus: 0, memoryBytes: 0 }
-  admitDemand('a', { vcpus: 8, memoryBytes: 2 ** 33 }, none, capacity)
-  assert.throws(() => admitDemand('a', { vcpus: 2, memoryBytes: 1 }, { ...none, vcpus: 7 }, capacity), {
+  const capacity = { vcpus: 8, memoryBytes: 2 ** 33, diskBytes: 2 ** 40, diskFreeBytes: 2 ** 40 }
+  const none = { vcpus: 0, memoryBytes: 0, diskBytes: 0 }
+  admitDemand('a', { ...none, vcpus: 8, memoryBytes: 2 ** 33 }, none, capacity)
+  assert.throws(() => admitDemand('a', { ...none, vcpus: 2, memoryBytes: 1 }, { ...none, vcpus: 7 }, capacity), {
     message: /CPU for a: it needs 2 vCPUs, 1 of 8 is left/,
   })
-  assert.throws(() => admitDemand('a', { vcpus: 1, memoryBytes: 2 ** 30 }, { ...none, memoryBytes: 2 ** 33 - 2 ** 29 }, capacity), {
-    message: /it needs 1GB, 512MB of 8GB is left/,
+  assert.throws(
+    () => admitDemand('a', { ...none, vcpus: 1, memoryBytes: 2 ** 30 }, { ...none, memoryBytes: 2 ** 33 - 2 ** 29 }, capacity),
+    {
+      message: /it needs 1GB, 512MB of 8GB is left/,
+    },
+  )
+  assert.throws(() => admitDemand('a', { ...none, diskBytes: 2 ** 31 }, { ...none, diskBytes: 2 ** 40 - 2 ** 30 }, capacity), {
+    message: /disk for a: it needs 2GB, 1GB of 1TB is left/,
   })
   assert.throws(() => admitDemand('a', none, none, { ...capacity, diskFreeBytes: 1 }), { message: /disk space/ })
 })

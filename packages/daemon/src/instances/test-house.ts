@@ -104,6 +104,7 @@ export class TestHouse implements AsyncDisposable {
           throw new AppError('not_found', `There is no image ${name}`)
         },
         whenReady: async () => TEST_IMAGE,
+        usage: async () => TEST_IMAGE.sizeBytes,
       },
       disks: new Disks({ templatesDir: this.paths.diskTemplatesDir }),
       paths: this.paths,

@@ -153,15 +153,17 @@ export class InstanceRows {
     return free < base + count ? free : undefined
   }
 
-  /** What the instances take that run or are about to. */
-  liveDemand(): { vcpus: number; memoryBytes: number } {
+  /** What the instances take: processors and memory while a VM runs, may run or is about to, disk in every state. */
+  demand(): { vcpus: number; memoryBytes: number; overlayBytes: number } {
     const row = this.#db
       .prepare(`
-        SELECT coalesce(sum(vcpus), 0) AS vcpus, coalesce(sum(memory_bytes), 0) AS memory_bytes
-        FROM instances WHERE state NOT IN ('Stopped', 'Standby', 'Unknown')
+        SELECT coalesce(sum(vcpus) FILTER (WHERE is_live), 0) AS vcpus,
+          coalesce(sum(memory_bytes) FILTER (WHERE is_live), 0) AS memory_bytes,
+          coalesce(sum(overlay_bytes), 0) AS overlay_bytes
+        FROM (SELECT *, state NOT IN ('Stopped', 'Standby', 'Unknown') OR vm IS NOT NULL AS is_live FROM instances)
       `)
       .get()
-    return { vcpus: Number(row?.vcpus), memoryBytes: Number(row?.memory_bytes) }
+    return { vcpus: Number(row?.vcpus), memoryBytes: Number(row?.memory_bytes), overlayBytes: Number(row?.overlay_bytes) }
   }
 
   findExpired(nowMs: number): InstanceId[] {

@@ -8,10 +8,14 @@ export interface StartOverrides {
   readonly cmd?: readonly string[]
 }
 
+/** Looks at the host; what it gives judges at once, so that nothing comes between the judgement and the record. */
+export type Admit = (work: InstanceWork) => Promise<() => void>
+
 /** Stopped → Initializing. What is given in place of the image's own command is kept for later starts, also when this one fails. */
-export async function start(work: InstanceWork, overrides: StartOverrides, admit: (work: InstanceWork) => Promise<void>): Promise<void> {
+export async function start(work: InstanceWork, overrides: StartOverrides, admit: Admit): Promise<void> {
   await work.step('intent', 10_000)
-  await admit(work)
+  const judge = await admit(work)
+  judge()
   work.change({
     state: 'Created',
     operation: 'start',
