@@ -1,11 +1,11 @@
 import os from 'node:os'
 import type { Capabilities, Runtime } from '@dormouse/api/capabilities.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import { isLive } from '@dormouse/api/instance-states.ts'
 import type { ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import { type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import { parseDuration } from '@dormouse/api/units.ts'
+import { takesMemory } from '../../instances/admission.ts'
 import type { Authority } from '../auth.ts'
 import type { Handlers } from '../handler.ts'
 import type { Metrics } from '../metrics.ts'
@@ -118,7 +118,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
 
 async function resourcesOf({ host, instances, images }: ServerUses): Promise<Resources> {
   const all = instances.list({})
-  const live = all.filter((instance) => isLive(instance.state))
+  const live = all.filter(takesMemory)
   const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
     list.reduce((total, instance) => total + of(instance), 0)
   const [disk, imagesBytes] = await Promise.all([host.disk(), images.usage()])
