@@ -24,16 +24,20 @@ void open_log(struct log_file *log, const struct log_plan *plan) {
     log->bytes = facts.st_size;
 }
 
-/* FILE becomes FILE.1, whatever was there is gone. A reader that follows FILE sees its inode change. */
-static void rotate(struct log_file *log) {
+/*
+ * FILE becomes FILE.1, whatever was there is gone. A reader that follows FILE sees its inode change. 0 when it could not be done:
+ * then FILE is filled up to its bound, and what comes after is lost.
+ */
+static int rotate(struct log_file *log) {
     char older[4096];
-    if (snprintf(older, sizeof older, "%s.1", log->plan.path) >= (int)sizeof older) return;
-    if (rename(log->plan.path, older) < 0 && errno != ENOENT) return;
+    if (snprintf(older, sizeof older, "%s.1", log->plan.path) >= (int)sizeof older) return 0;
+    if (rename(log->plan.path, older) < 0 && errno != ENOENT) return 0;
     int fd = open_end(log->plan.path, 0);
-    if (fd < 0) return;
-    dup3(fd, log->fd, O_CLOEXEC);
+    if (fd < 0) return 0;
+    int is_ours = dup3(fd, log->fd, O_CLOEXEC) >= 0;
     close(fd);
-    log->bytes = 0;
+    if (is_ours) log->bytes = 0;
+    return is_ours;
 }
 
 void append_to_log(struct log_file *log, const char *data, size_t length) {
@@ -53,10 +57,7 @@ void append_to_log(struct log_file *log, const char *data, size_t length) {
             // Rotate between lines where there is one to be had.
             const char *newline = memrchr(data, '\n', part);
             if (newline != NULL) part = (size_t)(newline - data) + 1;
-            else if (log->bytes > 0 && length <= (size_t)log->plan.max_bytes) {
-                rotate(log);
-                continue;
-            }
+            else if (log->bytes > 0 && length <= (size_t)log->plan.max_bytes && rotate(log)) continue;
         }
         ssize_t wrote = write(log->fd, data, part);
         if (wrote < 0 && errno == EINTR) continue;

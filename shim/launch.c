@@ -22,6 +22,8 @@ static int keep_one_capability(int capability) {
     return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
 }
 
+enum { HELPER_DESCRIPTORS = 1024 };
+
 static int become(const struct launch *how) {
     if (!how->has_user) return 0;
     if (how->may_bind_low_ports && prctl(PR_SET_KEEPCAPS, 1) < 0) return -1;
@@ -41,6 +43,9 @@ static void run_child(const struct launch *how, pid_t parent) {
     // A crashed VMM must not write a guest's memory to a file.
     const struct rlimit none = {0, 0};
     if (setrlimit(RLIMIT_CORE, &none) < 0) return;
+    // A guest makes the helper open a socket for each port that it sends from: it must not take all of the host's.
+    const struct rlimit sockets = {HELPER_DESCRIPTORS, HELPER_DESCRIPTORS};
+    if (how->may_bind_low_ports && setrlimit(RLIMIT_NOFILE, &sockets) < 0) return;
     if (how->has_user) {
         // The shim is spared when memory runs out, the child is not.
         int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);

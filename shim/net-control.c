@@ -1,6 +1,7 @@
 /* The published ports, and what the daemon asks: one line, one answer, `ok` or `error`. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -153,11 +154,27 @@ static void answer(struct net *net, char *line, char *text, size_t size) {
     }
 }
 
+/* A guest may use up every descriptor there is; one is kept for the daemon. */
+static int spare = -1;
+
+void keep_spare(void) {
+    if (spare < 0) spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static int accept_daemon(int listener) {
+    if (spare >= 0) close(spare);
+    spare = -1;
+    return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+}
+
 void serve_control(struct net *net, int listener) {
     static char text[MAX_PORTS * sizeof(struct port) + 16];
     char line[256];
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0) return;
+    int fd = accept_daemon(listener);
+    if (fd < 0) {
+        keep_spare();
+        return;
+    }
     // Only the daemon can connect, and it sends its line at once; the guest's traffic must not wait on it for longer than this.
     struct timeval limit = {0, 200 * 1000};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
@@ -170,4 +187,5 @@ void serve_control(struct net *net, int listener) {
         send(fd, text, strlen(text), MSG_NOSIGNAL);
     }
     close(fd);
+    keep_spare();
 }

@@ -203,6 +203,7 @@ int main(int argc, char **argv) {
             return 1;
         }
     }
+    keep_spare();
     say("ok");
     for (;;) {
         net.poll_count = 0;

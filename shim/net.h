@@ -41,6 +41,8 @@ int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t lengt
 /* Publishes `tcp:127.0.0.1:8080:80`. 0, or -1 with an answer for the daemon in `why`. */
 int add_port(struct net *net, const char *word, char *why, size_t why_size);
 /* Serves one connection of the daemon's: one line, one answer. */
+/* Call it before the first guest frame. */
+void keep_spare(void);
 void serve_control(struct net *net, int listener);
 /* The ports that an earlier life of this helper had, or none. */
 void restore_ports(struct net *net);

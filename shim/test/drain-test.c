@@ -36,6 +36,21 @@ int main(void) {
     snprintf(path, sizeof path, "%s/log", dir);
     snprintf(older, sizeof older, "%s/log.1", dir);
 
+    // A log that cannot be rotated is filled up and no more; whoever writes is never held.
+    char blocker[128];
+    snprintf(blocker, sizeof blocker, "%s/stands-in-the-way", older);
+    alarm(10);
+    struct log_file stuck = fresh(path, 0, 10);
+    CHECK(mkdir(older, 0700) == 0 && mkdir(blocker, 0700) == 0);
+    append_to_log(&stuck, "0123456", 7);
+    append_to_log(&stuck, "789abcd", 7);
+    CHECK(size_of(path) == 10);
+    CHECK(rmdir(blocker) == 0 && rmdir(older) == 0);
+    append_to_log(&stuck, "efgh\n", 5);
+    CHECK(size_of(path) == 5 && size_of(older) == 10);
+    close(stuck.fd);
+    unlink(older);
+
     struct log_file log = fresh(path, 1, 10);
     append_to_log(&log, "0123456", 7);
     append_to_log(&log, "789abc", 6);

@@ -48,6 +48,16 @@ static void addresses(void) {
     CHECK(!leaves4("127.255.255.254"));
     CHECK(!leaves4("0.0.0.0"));
     CHECK(!leaves4("169.254.169.254"));
+    CHECK(!leaves4("100.100.100.200"));
+    CHECK(leaves4("100.100.100.201"));
+    CHECK(!leaves4("168.63.129.16"));
+    CHECK(!leaves6("fd00:ec2::254"));
+    CHECK(!leaves6("fd20:ce::254"));
+    CHECK(leaves6("fd00:ec2::255"));
+    CHECK(!leaves6("64:ff9b::169.254.169.254"));
+    CHECK(!leaves6("64:ff9b::127.0.0.1"));
+    CHECK(leaves6("64:ff9b::192.0.2.1"));
+    CHECK(!leaves6("2002:a9fe:a9fe::1"));
     CHECK(leaves6("2001:db8::1"));
     CHECK(leaves6("ff02::2"));
     CHECK(!leaves6("::1"));

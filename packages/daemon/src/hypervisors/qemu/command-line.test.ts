@@ -48,6 +48,17 @@ test('every block node names its driver, and a guest file name never reaches the
   assert.equal(JSON.parse(nodes[1] ?? '')['read-only'], false)
 })
 
+test('a full disk of the host is told to the guest that writes, and pauses no VM', () => {
+  const disks = devices(commandLine(machine, wiring())).filter((device) => device.includes('serial='))
+  assert.deepEqual(
+    disks.map((device) => [/serial=(\w+)/.exec(device)?.[1], device.endsWith(',werror=report,rerror=report')]),
+    [
+      ['rootfs', false],
+      ['overlay', true],
+    ],
+  )
+})
+
 test('a qcow2 disk gets no backing file from what is written in it', () => {
   const argv = commandLine(machine, wiring({ disks: [{ ...overlay, format: 'qcow2' }] }))
   assert.equal(JSON.parse(values(argv, '-blockdev')[0] ?? '').backing, null)

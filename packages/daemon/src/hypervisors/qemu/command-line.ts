@@ -130,5 +130,7 @@ function diskArguments(board: Board, disk: DiskSpec | undefined, index: number):
       ...(disk.readOnly ? {} : { discard: 'unmap' }),
     },
   }
-  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node), '-device', `${device},serial=${disk.role}`]
+  // Left to itself QEMU pauses a VM when the host's disk is full, and nobody would resume it. Its guest is told instead.
+  const onError = disk.readOnly ? '' : ',werror=report,rerror=report'
+  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node), '-device', `${device},serial=${disk.role}${onError}`]
 }
