@@ -97,10 +97,11 @@ export class QemuHypervisor implements Hypervisor {
       return await this.#run(spec, machine, host, golden, step)
     } catch (error) {
       if (golden === undefined || step.signal.aborted || !(error instanceof WakeFailed)) throw error
-      // Whole by its checksums and yet not to be woken: no later start shall trip over it.
-      step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken and is dropped, booting from the start')
+      step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, booting from the start')
+      const vm = await this.#run(spec, machine, host, undefined, step)
+      // The VM runs without it, so it was to blame and not this VM's disks: no later start shall trip over it.
       await this.#uses.memory.discard(golden)
-      return await this.#run(spec, machine, host, undefined, step)
+      return vm
     }
   }
 
