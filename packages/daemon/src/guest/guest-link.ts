@@ -12,6 +12,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../lib/step.ts'
 import { FieldReader, FieldWriter } from './fields.ts'
 import { encodeFrame, type Frame, FrameSplitter } from './frames.ts'
+import { Pace } from './pace.ts'
 import { FLAG, FRAME, FRAME_PAYLOAD_MAX, PROTO_VERSION, REQUEST_MAX, STREAMS_MAX, TAG } from './wire.ts'
 
 /** What a stream's owner hears. After `end` or `lost` nothing follows. */
@@ -29,7 +30,7 @@ export interface StreamOwner {
 const STALE_BYTES_MAX = 64 << 20
 const HANDSHAKE_LIMIT_MS = 30_000
 /** Streams that were given up, whose closing frame the guest still owes. */
-const ABANDONED_MAX = 1024
+const ABANDONED_MAX = 128
 
 export class GuestLink {
   readonly welcome: FieldReader
@@ -53,6 +54,7 @@ export class GuestLink {
     const signal = AbortSignal.any([step.signal, AbortSignal.timeout(HANDSHAKE_LIMIT_MS)])
     const epoch = randomBytes(16)
     const splitter = new FrameSplitter()
+    const pace = new Pace()
     const { promise, resolve, reject } = Promise.withResolvers<GuestLink>()
     let link: GuestLink | undefined
     let stale = 0
@@ -83,6 +85,12 @@ export class GuestLink {
         stale += chunk.length
         if (!link && stale > STALE_BYTES_MAX) fail('The guest agent sends without answering')
         if (link && splitter.dropped > 0) fail('The guest agent sent what is no frame')
+        const waitMs = pace.spend(splitter.work)
+        splitter.work = 0
+        if (waitMs > 0) {
+          stream.pause()
+          setTimeout(() => stream.resume(), waitMs).unref()
+        }
       } catch (error) {
         fail('The guest agent broke the protocol', error)
       }

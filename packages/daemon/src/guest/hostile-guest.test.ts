@@ -69,6 +69,27 @@ async function execAgainst(rest: (id: number, line: Line) => void) {
   return { client, exec }
 }
 
+test('a guest that floods its line with events and zeros leaves the daemon time for the rest', async () => {
+  for (const noise of [encodeFrame(FRAME.EVENT, 0, 0, Buffer.alloc(0)), Buffer.alloc(1)]) {
+    const { client, line } = await meet(() => undefined)
+    const flood = Buffer.concat(Array.from({ length: Math.floor((1 << 16) / noise.length) }, () => noise))
+    const turns = new Set<number>()
+    let isOver = false
+    const count = () => {
+      turns.add(turns.size)
+      if (!isOver) setImmediate(count)
+    }
+    count()
+    // Far more than is taken in this time: what is left waits in the pipe, as the guest does.
+    for (let i = 0; i < 400; i++) line.bytes(flood)
+    const begun = performance.now()
+    await client.stat('/x', { followLinks: false }, step(300)).catch(() => undefined)
+    isOver = true
+    assert.ok(turns.size > 10, `${turns.size} turns in ${performance.now() - begun} ms`)
+    await client[Symbol.asyncDispose]()
+  }
+})
+
 test('more output than there was credit for ends the connection', async () => {
   const { client, exec } = await execAgainst((id, line) => {
     for (let i = 0; i < 9; i++) line.frame(FRAME.DATA, id, Buffer.alloc(32768), CHANNEL.STDOUT)

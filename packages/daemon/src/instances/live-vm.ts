@@ -33,6 +33,7 @@ export interface LiveVmUses {
 const CONNECT_LIMIT_MS = 10_000
 const REDIAL_FIRST_MS = 20
 const REDIAL_LAST_MS = 2000
+const LINE_HOLDS_MS = 5000
 // A guest that could not start its workload says so and powers off; one that does neither is ended.
 const LAST_WORDS_MS = 10_000
 
@@ -107,9 +108,11 @@ export class LiveVm {
       try {
         if (!this.#isUp) await this.#uses.crashPoint('boot', 'connect')
         const guest = await this.#connect()
-        pause = REDIAL_FIRST_MS
+        const connectedAt = performance.now()
         if (!this.#isUp && !(await this.#boot(guest))) return
         await guest.closed
+        // A line that does not hold is dialled more and more seldom.
+        if (performance.now() - connectedAt > LINE_HOLDS_MS) pause = REDIAL_FIRST_MS
       } catch (error) {
         if (this.#released.signal.aborted) return
         if (!this.#isUp && Date.now() > this.#bootDeadline) {
