@@ -67,15 +67,26 @@ static void close_stream(struct running *e, bool said)
 		release(e);
 }
 
+/*
+ * A child that ends without having read how much there was to read resets the socket (unix(7)): that is told once, ahead of what
+ * the child had said, and is no news.
+ */
+static ssize_t receive(int fd, void *to, size_t size, int flags)
+{
+	ssize_t got;
+	do
+		got = recv(fd, to, size, flags | MSG_DONTWAIT);
+	while (got < 0 && (errno == EINTR || errno == ECONNRESET));
+	return got;
+}
+
 static void pump(struct stream *stream)
 {
 	static uint8_t message[MESSAGE_HEAD + FRAME_PAYLOAD_MAX];
 	struct running *e = (struct running *)stream;
 	uint64_t *credit = &e->stream.credit[CHANNEL_STDOUT];
 	while (e->open) {
-		ssize_t size = recv(e->answers.fd, NULL, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-		if (size < 0 && errno == EINTR)
-			continue;
+		ssize_t size = receive(e->answers.fd, NULL, 0, MSG_PEEK | MSG_TRUNC);
 		if (size < 0 && errno == EAGAIN) {
 			watch_set(&e->answers, EPOLLIN);
 			return;
@@ -89,15 +100,15 @@ static void pump(struct stream *stream)
 		}
 		size_t payload = (size_t)size - MESSAGE_HEAD;
 		if (payload > *credit || !connection_takes_data()) {
-			uint8_t type;
-			recv(e->answers.fd, &type, 1, MSG_PEEK | MSG_DONTWAIT);
+			uint8_t type = 0;
+			receive(e->answers.fd, &type, 1, MSG_PEEK);
 			if (type == FRAME_DATA || type == FRAME_ENTRY) {
 				/* Until credit comes, or the connection drains. */
 				watch_set(&e->answers, 0);
 				return;
 			}
 		}
-		recv(e->answers.fd, message, sizeof message, MSG_DONTWAIT);
+		receive(e->answers.fd, message, sizeof message, 0);
 		if (message[0] == FRAME_DATA || message[0] == FRAME_ENTRY)
 			*credit -= payload;
 		connection_send(message[0], message[1], e->stream.id, message + MESSAGE_HEAD, payload);
