@@ -76,3 +76,11 @@ test('no value makes the check throw anything but invalid_request', () => {
     ),
   )
 })
+
+test('a request with more values than any has use for is refused before each of them is looked at', () => {
+  assert.throws(() => checkInput(CreateInstanceRequest, { ...good, cmd: new Array(2_000_000).fill(1) }, 'The body'), {
+    code: 'invalid_request',
+    message: 'The body holds more than 10000 values',
+  })
+  checkInput(CreateInstanceRequest, { ...good, cmd: new Array(4_000).fill('x') }, 'The body')
+})
