@@ -52,6 +52,7 @@ const EXIT_OF_CODE: Partial<Record<ErrorCode, number>> = {
   port_in_use: EXIT.conflict,
   credential_conflict: EXIT.conflict,
   instance_expired: EXIT.conflict,
+  snapshot_unusable: EXIT.conflict,
   unauthorized: EXIT.forbidden,
   forbidden: EXIT.forbidden,
   timed_out: EXIT.timedOut,

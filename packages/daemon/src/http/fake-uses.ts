@@ -109,7 +109,7 @@ class FakeInstances implements InstancesDoor {
       skipGuestAgent: false,
       skipKernelHeaders: false,
       state: 'Running',
-      hasSnapshot: false,
+      disk: [],
       phases: { current: change.state ?? 'Running', sinceMs: atMs, durations: {} },
       ...change,
     }

@@ -34,7 +34,7 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     tags: instance.tags,
     network: presentNetwork(instance.network),
     volumes: [],
-    has_snapshot: instance.hasSnapshot,
+    has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
     phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,
     current_phase: instance.phases.current.toLowerCase(),

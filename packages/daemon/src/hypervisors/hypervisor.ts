@@ -30,8 +30,8 @@ export interface Hypervisor {
    */
   start(spec: VmSpec, step: Step): Promise<Vm>
 
-  /** Recreates a VM from `files`. Resolves paused; the caller resumes. */
-  restore(spec: VmSpec, files: SnapshotFiles, step: Step): Promise<Vm>
+  /** Recreates a VM from a capture, with the disks of `spec`. Resolves paused; the caller resumes. Throws `snapshot_unusable` with the reason when this host cannot. */
+  restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm>
 
   /** Finds a VM that outlived the daemon. Undefined when it is gone or is not ours; then `lastExit` says how it ended. */
   reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined>
@@ -62,8 +62,11 @@ export interface Vm {
   pause(step: Step): Promise<void>
   /** Repeat is harmless. */
   resume(step: Step): Promise<void>
-  /** Needs a paused VM, leaves it paused and usable. Writes only under `into`. */
-  capture(into: string, step: Step): Promise<SnapshotFiles>
+  /**
+   * Takes memory and device state. Needs a paused VM, leaves it paused and usable. Writes only under `into`, an empty directory.
+   * Resolves when everything has been read, so that the VM may go on; `stored` settles when the files are whole and flushed.
+   */
+  capture(into: string, step: Step): Promise<CaptureUnderWay>
   /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */
   requestShutdown(step: Step): Promise<void>
   /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */
@@ -85,6 +88,8 @@ export interface VmHandle {
   /** Of the host; a pid and its start time of another boot mean nothing. */
   readonly bootId: string
   readonly startedAtMs: number
+  /** What its memory stands on; absent where the driver has no layers. */
+  readonly base?: BaseRef
 }
 
 /** `lost`: it is gone and no one saw how (the host rebooted, the shim was killed). */
@@ -109,7 +114,22 @@ export interface PortForward {
   readonly guestPort: number
 }
 
-/** Files of a capture, named relative to the directory they were written into. */
-export interface SnapshotFiles {
+/**
+ * The memory that a VM maps and never writes: a golden boot's, one that was consolidated from a capture, or none of its own (it was
+ * booted from the start).
+ */
+export type BaseRef = `golden/${string}` | `base/${string}` | 'zero'
+
+export interface CaptureUnderWay {
+  /** What is being written: pages that differ from the base. */
+  readonly bytes: number
+  readonly stored: Promise<Capture>
+}
+
+/** Memory and device state of a VM that was paused: a directory whose files are never changed, and the base that they stand on. */
+export interface Capture {
   readonly dir: string
+  readonly base: BaseRef
+  /** The base serves other VMs too, so it must be out of the reach of each. */
+  readonly isShared?: boolean
 }

@@ -408,7 +408,7 @@ export class Instances implements AsyncDisposable {
         skipKernelHeaders: request.skipKernelHeaders ?? false,
         state: 'Created',
         operation: 'create',
-        hasSnapshot: false,
+        disk: [],
         phases: { current: 'Created', sinceMs: nowMs, durations: {} },
         ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),

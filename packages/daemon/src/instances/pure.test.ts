@@ -29,7 +29,7 @@ const instance: Instance = {
   skipKernelHeaders: false,
   uid: 2_097_152_000,
   state: 'Stopped',
-  hasSnapshot: false,
+  disk: [],
   phases: { current: 'Stopped', sinceMs: 0, durations: {} },
 }
 const paths = new Paths({ dataDir: '/data', runDir: '/run/x' })

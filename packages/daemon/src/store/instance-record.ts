@@ -1,5 +1,5 @@
 import type { InstanceState, Transition } from '@dormouse/api/instance-states.ts'
-import type { HypervisorName, PortForward, VmHandle } from '../hypervisors/hypervisor.ts'
+import type { BaseRef, HypervisorName, PortForward, VmHandle } from '../hypervisors/hypervisor.ts'
 
 declare const brand: unique symbol
 /** Branded, so that a name is never given for an id. */
@@ -49,8 +49,18 @@ export interface Instance {
   readonly stoppedAtMs?: number
   readonly exitCode?: number
   readonly exitMessage?: string
-  readonly hasSnapshot: boolean
+  /** The layers of its writable disk as names of files, top first. The first alone is ever written; the others may be shared. */
+  readonly disk: readonly string[]
+  /** What it wakes from; absent unless it is in standby. */
+  readonly sleep?: Sleep
   readonly phases: Phases
+}
+
+/** A sleeping state on disk (`memory/capture-files.ts`), and what it stands on. */
+export interface Sleep {
+  /** Names its directory; a new one with every nap, and with every change of how it is kept. */
+  readonly generation: string
+  readonly base: BaseRef
 }
 
 export interface InstanceNetwork {

@@ -40,6 +40,8 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   stopped_at_ms: (i) => i.stoppedAtMs ?? null,
   exit_code: (i) => i.exitCode ?? null,
   exit_message: (i) => i.exitMessage ?? null,
+  disk: (i) => json(i.disk),
+  sleep: (i) => json(i.sleep),
   phase_durations: (i) => json(i.phases.durations),
   phase_since_ms: (i) => i.phases.sinceMs,
 }
@@ -198,6 +200,7 @@ export class InstanceRows {
 function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const state = row.state as Instance['state']
   const vm = parse<NonNullable<Instance['vm']>>(row.vm)
+  const sleep = parse<NonNullable<Instance['sleep']>>(row.sleep)
   return {
     id: row.id as InstanceId,
     name: String(row.name),
@@ -223,7 +226,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     skipGuestAgent: row.skip_guest_agent === 1,
     skipKernelHeaders: row.skip_kernel_headers === 1,
     state,
-    hasSnapshot: false,
+    disk: parse<string[]>(row.disk) ?? [],
     phases: {
       current: state,
       sinceMs: Number(row.phase_since_ms),
@@ -233,6 +236,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     ...(row.cmd === null ? {} : { cmd: parse<string[]>(row.cmd) ?? [] }),
     ...(row.snapshot_policy === null ? {} : { snapshotPolicy: parse<Record<string, unknown>>(row.snapshot_policy) ?? {} }),
     ...(vm === undefined ? {} : { vm }),
+    ...(sleep === undefined ? {} : { sleep }),
     ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),
     ...text('stateError', row.state_error),
     ...text('exitMessage', row.exit_message),

@@ -122,4 +122,55 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX image_names_by_next_digest ON image_names (next_digest);
     `,
   },
+  {
+    name: 'sleep and snapshots',
+    sql: `
+      -- the layers of the writable disk, top first, as names of files; what is written goes to the first
+      ALTER TABLE instances ADD COLUMN disk TEXT NOT NULL DEFAULT '[]';
+      -- the sleeping state that counts: its generation, and the memory base that it stands on
+      ALTER TABLE instances ADD COLUMN sleep TEXT;
+
+      CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        name TEXT,
+        kind TEXT NOT NULL CHECK (kind IN ('Standby', 'Stopped')),
+        created_at_ms INTEGER NOT NULL,
+        source_id TEXT NOT NULL,
+        source_name TEXT NOT NULL,
+        -- the instance as it was
+        instance TEXT NOT NULL CHECK (json_valid(instance)),
+        disk TEXT NOT NULL CHECK (json_valid(disk)),
+        -- the memory base that it stands on; null for the disk alone
+        base TEXT,
+        tags TEXT NOT NULL DEFAULT '{}',
+        bytes INTEGER NOT NULL,
+        compression TEXT,
+        compression_state TEXT NOT NULL DEFAULT 'none' CHECK (compression_state IN ('none', 'compressing', 'compressed', 'error')),
+        compression_error TEXT,
+        compressed_bytes INTEGER,
+        -- the schedule's own are counted and deleted by it
+        is_scheduled INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (source_id, name)
+      ) STRICT;
+      CREATE INDEX snapshots_newest ON snapshots (created_at_ms DESC, id DESC);
+
+      -- one for an instance at most; outlives it until its snapshots are gone
+      CREATE TABLE snapshot_schedules (
+        instance_id TEXT PRIMARY KEY,
+        interval TEXT NOT NULL,
+        interval_ms INTEGER NOT NULL,
+        max_count INTEGER NOT NULL,
+        max_age TEXT,
+        max_age_ms INTEGER,
+        name_prefix TEXT,
+        metadata TEXT NOT NULL DEFAULT '{}',
+        next_run_at_ms INTEGER NOT NULL,
+        last_run_at_ms INTEGER,
+        last_snapshot_id TEXT,
+        last_error TEXT,
+        created_at_ms INTEGER NOT NULL,
+        updated_at_ms INTEGER NOT NULL
+      ) STRICT;
+    `,
+  },
 ]

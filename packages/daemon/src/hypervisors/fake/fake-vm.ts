@@ -1,7 +1,7 @@
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
-import type { PortForward, SnapshotFiles, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { CaptureUnderWay, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
 
 /** A machine as one daemon holds it. */
@@ -31,7 +31,7 @@ export class FakeVm implements Vm {
     this.#machine.isPaused = false
   }
 
-  async capture(_into: string, _step: Step): Promise<SnapshotFiles> {
+  async capture(_into: string, _step: Step): Promise<CaptureUnderWay> {
     throw new AppError('not_supported', 'The fake hypervisor cannot capture')
   }
 

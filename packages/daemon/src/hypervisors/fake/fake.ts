@@ -9,7 +9,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { Step } from '../../lib/step.ts'
-import type { Hypervisor, HypervisorProbe, SnapshotFiles, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Capture, Hypervisor, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { EXIT_RECORD, FakeHost, FakeMachine } from './fake-host.ts'
 import { FakeVm } from './fake-vm.ts'
@@ -54,7 +54,7 @@ export class FakeHypervisor implements Hypervisor {
     return new FakeVm(machine, 'boot', this.#host)
   }
 
-  async restore(_spec: VmSpec, _files: SnapshotFiles, _step: Step): Promise<Vm> {
+  async restore(_spec: VmSpec, _capture: Capture, _step: Step): Promise<Vm> {
     throw new AppError('not_supported', 'The fake hypervisor cannot restore')
   }
 

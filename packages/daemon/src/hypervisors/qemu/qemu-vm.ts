@@ -6,7 +6,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
-import type { PortForward, SnapshotFiles, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { CaptureUnderWay, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import { Qmp } from './qmp.ts'
@@ -40,7 +40,7 @@ export class QemuVm implements Vm {
     await this.#execute('cont', step)
   }
 
-  async capture(_into: string, _step: Step): Promise<SnapshotFiles> {
+  async capture(_into: string, _step: Step): Promise<CaptureUnderWay> {
     throw new AppError('not_supported', 'This hypervisor cannot capture a running VM yet')
   }
 

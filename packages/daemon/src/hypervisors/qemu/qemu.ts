@@ -14,7 +14,7 @@ import type { Step } from '../../lib/step.ts'
 import type { GoldenBoot, GoldenShape } from '../../memory/memory.ts'
 import { assertPortsFree } from '../assert-ports-free.ts'
 import { findShims } from '../find-shims.ts'
-import type { Hypervisor, HypervisorName, HypervisorProbe, SnapshotFiles, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { NETWORK_SOCKET, NetworkHelper, portWord } from '../network-helper.ts'
 import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
@@ -139,7 +139,7 @@ export class QemuHypervisor implements Hypervisor {
     return new QemuVm(handle, golden === undefined ? 'boot' : 'golden', shim, networkOf(spec.runDir, spec.nic !== undefined))
   }
 
-  restore(_spec: VmSpec, _files: SnapshotFiles, _step: Step): Promise<Vm> {
+  restore(_spec: VmSpec, _capture: Capture, _step: Step): Promise<Vm> {
     return Promise.reject(new AppError('not_supported', 'This hypervisor cannot restore a VM yet'))
   }
 
