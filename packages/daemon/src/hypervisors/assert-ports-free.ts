@@ -1,7 +1,5 @@
-import dgram from 'node:dgram'
-import { once } from 'node:events'
-import net from 'node:net'
 import { AppError } from '@dormouse/api/errors.ts'
+import { tryHostPort } from '../host/host-ports.ts'
 import type { PortForward } from './hypervisor.ts'
 
 /**
@@ -11,7 +9,7 @@ import type { PortForward } from './hypervisor.ts'
 export async function assertPortsFree(ports: readonly PortForward[]): Promise<void> {
   for (const port of ports) {
     try {
-      await (port.protocol === 'tcp' ? tryTcp(port) : tryUdp(port))
+      await tryHostPort(port)
     } catch (cause) {
       const code = (cause as NodeJS.ErrnoException).code
       const where = `Host port ${port.hostPort}/${port.protocol} on ${port.hostIp}`
@@ -23,21 +21,4 @@ export async function assertPortsFree(ports: readonly PortForward[]): Promise<vo
       throw cause
     }
   }
-}
-
-async function tryTcp({ hostIp, hostPort }: PortForward): Promise<void> {
-  const server = net.createServer()
-  // As the network helper opens it: an IPv6 address is never one for IPv4 too.
-  server.listen({ host: hostIp, port: hostPort, exclusive: true, ipv6Only: true })
-  await once(server, 'listening')
-  server.close()
-  await once(server, 'close')
-}
-
-async function tryUdp({ hostIp, hostPort }: PortForward): Promise<void> {
-  const socket = dgram.createSocket(hostIp.includes(':') ? 'udp6' : 'udp4')
-  socket.bind({ address: hostIp, port: hostPort, exclusive: true })
-  await once(socket, 'listening')
-  socket.close()
-  await once(socket, 'close')
 }

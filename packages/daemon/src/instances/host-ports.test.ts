@@ -48,3 +48,13 @@ test('a UDP port of an IPv6 address is refused in words', async () => {
 test('an address that the host does not have is refused', async () => {
   await assert.rejects(probeHostPort(port('192.0.2.1', 0)), { code: 'invalid_request', message: '192.0.2.1 is no address of this host' })
 })
+
+test('a free port is none that an instance has been given, though nothing listens on it', async () => {
+  const chosen: number[] = []
+  const { hostPort } = await probeHostPort(port('127.0.0.1', 0), ({ hostPort }) => chosen.push(hostPort) < 3)
+  assert.deepEqual([chosen.length, chosen[2]], [3, hostPort])
+  await assert.rejects(
+    probeHostPort(port('127.0.0.1', 0), () => true),
+    { code: 'port_in_use', message: /^No free host port was found on 127.0.0.1/ },
+  )
+})

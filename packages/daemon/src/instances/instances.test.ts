@@ -199,6 +199,49 @@ test('host ports belong to one instance at a time, in every state, and 0 picks a
   await running(house, 'b', { network: same })
 })
 
+for (const [one, all, other] of [
+  ['127.0.0.1', '0.0.0.0', '127.0.0.2'],
+  ['::1', '::', undefined],
+] as const) {
+  test(`a port of ${one} and of ${all} are one port, of one instance and of two, whichever comes first`, async () => {
+    await using house = new TestHouse()
+    const instances = await house.begin()
+    const a = await running(house, 'a', { network: { ports: [{ hostIp: one, hostPort: 0, guestPort: 80 }] } })
+    const hostPort = a.network.ports[0]?.hostPort ?? 0
+    const on = (hostIp: string) => ({ ports: [{ hostIp, hostPort, guestPort: 81 }] })
+    const isTakenBy = (name: string) => ({ code: 'port_in_use', message: new RegExp(`published by the instance ${name}$`) })
+    // Nothing listens while it is stopped: only the record tells.
+    await instances.stop(a.id)
+    await assert.rejects(instances.create(request('b', { network: on(all) })), isTakenBy('a'))
+    const b = await running(house, 'b')
+    await assert.rejects(instances.update(b.id, { network: on(all) }), isTakenBy('a'))
+    await assert.rejects(instances.create(request('c', { network: { ports: [...on(all).ports, ...on(one).ports] } })), {
+      code: 'invalid_request',
+      message: /asked for twice/,
+    })
+    // Its own port makes room for the wider one.
+    assert.equal((await instances.update(a.id, { network: on(all) })).network.ports[0]?.hostIp, all)
+    for (const hostIp of [one, other].filter((it) => it !== undefined)) {
+      await assert.rejects(instances.create(request('c', { network: on(hostIp) })), isTakenBy('a'))
+    }
+    // The other family has ports of its own.
+    await instances.update(b.id, { network: on(one === '::1' ? '127.0.0.1' : '::1') })
+    await instances.start(a.id)
+    await settled(instances)
+    await assertInOrder(house)
+  })
+}
+
+test('an IPv6 address is one address, however it is written', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const a = await running(house, 'a', { network: { ports: [{ hostIp: '0:0:0:0:0:0:0:1', hostPort: 0, guestPort: 80 }] } })
+  const [port] = a.network.ports
+  assert.equal(port?.hostIp, '::1')
+  const same = { hostIp: '0::0:1', hostPort: port.hostPort, guestPort: 81 }
+  await assert.rejects(instances.create(request('b', { network: { ports: [same] } })), { code: 'port_in_use' })
+})
+
 test('a host port that another program has is refused before anything is made', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

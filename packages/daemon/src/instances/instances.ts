@@ -11,6 +11,7 @@ import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
+import { overlaps } from '../host/host-ports.ts'
 import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
 import { formatPlatform, parsePlatform } from '../images/platform.ts'
@@ -426,13 +427,12 @@ export class Instances implements AsyncDisposable {
     const ports = portsOf(requests, this.#uses.config.network.publishAddress)
     this.#assertPortsFree(ports, owner)
     const chosen: PortForward[] = []
+    const isGiven = (port: PortForward): boolean =>
+      chosen.some((other) => overlaps(port, other)) || this.#rows.findPortOwner(port) !== undefined
     for (const port of ports) {
-      // Its own ports are open already while it runs.
-      const isHeld = owner?.network.ports.some(
-        (held) =>
-          JSON.stringify([held.protocol, held.hostIp, held.hostPort]) === JSON.stringify([port.protocol, port.hostIp, port.hostPort]),
-      )
-      chosen.push(isHeld ? port : await probeHostPort(port))
+      // Its own ports are open already while it runs, and make room for those that take their place.
+      const isHeld = owner?.network.ports.some((held) => overlaps(held, port))
+      chosen.push(isHeld ? port : await probeHostPort(port, isGiven))
     }
     return chosen
   }

@@ -1,6 +1,7 @@
 /** Pure checks of what a caller asks for. All throw AppError naming the field. */
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { formatSize } from '@dormouse/api/units.ts'
+import { canonicalAddress, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
 import type { PortRequest } from './instance.ts'
 
@@ -66,7 +67,12 @@ export function checkEnv(env: Readonly<Record<string, string>>): void {
 
 /** The ports as a driver takes them; each host port once. `hostPort` 0 stays 0 here. */
 export function portsOf(requests: readonly PortRequest[], defaultIp: string): PortForward[] {
-  const ports = requests.map(({ protocol = 'tcp', hostIp = defaultIp, hostPort, guestPort }) => ({ protocol, hostIp, hostPort, guestPort }))
+  const ports = requests.map(({ protocol = 'tcp', hostIp = defaultIp, hostPort, guestPort }) => ({
+    protocol,
+    hostIp: canonicalAddress(hostIp),
+    hostPort,
+    guestPort,
+  }))
   for (const [index, port] of ports.entries()) {
     if (!isPort(port.guestPort) || (port.hostPort !== 0 && !isPort(port.hostPort))) {
       throw new AppError('invalid_request', `${port.hostPort}:${port.guestPort} is no pair of ports`)
@@ -76,8 +82,5 @@ export function portsOf(requests: readonly PortRequest[], defaultIp: string): Po
   }
   return ports
 }
-
-const overlaps = (a: PortForward, b: PortForward): boolean =>
-  a.protocol === b.protocol && a.hostPort === b.hostPort && (a.hostIp === b.hostIp || a.hostIp === '0.0.0.0' || b.hostIp === '0.0.0.0')
 
 const isPort = (port: number): boolean => Number.isInteger(port) && port >= 1 && port <= 65_535

@@ -1,3 +1,4 @@
+import { type HostPort, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
 import type { Database } from './database.ts'
 import type { Instance, InstanceId, ListInstances } from './instance-record.ts'
@@ -133,14 +134,15 @@ export class InstanceRows {
     )
   }
 
-  /** Whose the host port is: name and id of the instance that publishes it, on that address or on all. */
-  findPortOwner(port: Pick<PortForward, 'protocol' | 'hostIp' | 'hostPort'>): { id: string; name: string } | undefined {
+  /** Whose the host port is: name and id of the instance that publishes it, or one that overlaps with it. */
+  findPortOwner(port: HostPort): { id: string; name: string } | undefined {
     const row = this.#db
       .prepare(`
-        SELECT instances.id, instances.name FROM published_ports JOIN instances ON instances.id = published_ports.instance_id
-        WHERE protocol = ? AND host_port = ? AND (host_ip = ? OR host_ip = '0.0.0.0' OR ? = '0.0.0.0')
+        SELECT host_ip, instances.id, instances.name FROM published_ports JOIN instances ON instances.id = published_ports.instance_id
+        WHERE protocol = ? AND host_port = ?
       `)
-      .get(port.protocol, port.hostPort, port.hostIp, port.hostIp)
+      .all(port.protocol, port.hostPort)
+      .find(({ host_ip }) => overlaps(port, { ...port, hostIp: String(host_ip) }))
     return row === undefined ? undefined : { id: String(row.id), name: String(row.name) }
   }
 

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { type Duplex, duplexPair } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import { FakeGuest } from '../../guest/fake-guest.ts'
+import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { PortForward, VmExit, VmHandle } from '../hypervisor.ts'
@@ -90,9 +91,7 @@ export class FakeMachine {
   openPorts(ports: readonly PortForward[]): void {
     for (const machine of this.#host.running()) {
       if (machine === this) continue
-      const taken = ports.find((port) =>
-        machine.ports.some((other) => other.protocol === port.protocol && other.hostPort === port.hostPort),
-      )
+      const taken = ports.find((port) => machine.ports.some((other) => overlaps(port, other)))
       if (taken) throw new AppError('port_in_use', `The host port ${taken.hostPort} is open already`)
     }
     this.ports = ports
