@@ -5,6 +5,7 @@ import { mkdir, open, readdir, readFile, readlink, rm, stat, truncate, writeFile
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { pino } from 'pino'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { type CaptureGolden, type GoldenShape, Memory, type MemoryUses } from '../../packages/daemon/src/memory/memory.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
@@ -190,6 +191,41 @@ test('the least recently used golden boots make room', async (t) => {
   assert.equal(boots(), 0)
   ;(await memory.goldenBoot(shape('a'), again, makeStep()))[Symbol.dispose]()
   assert.equal(boots(), 1)
+})
+
+test('one that is discarded while it is held is read to its end by those who hold it, and made anew for the others', async (t) => {
+  const dir = await scratchDir(t)
+  const memory = memoryIn(t, dir)
+  const { capture, boots } = machine()
+  using held = await memory.goldenBoot(shape(), capture, makeStep())
+  using sibling = await memory.goldenBoot(shape(), capture, makeStep())
+  const discarding = held.discard()
+  // Whoever asks at the same moment neither finds what is being removed nor loses what it makes to the removal.
+  using anew = await memory.goldenBoot(shape(), machine('other').capture, makeStep())
+  await discarding
+  assert.equal(await readFile(sibling.stateFile, 'utf8'), 'state of guest')
+  assert.equal(await readBase(sibling, 0), 'guest low')
+  assert.equal(await readFile(anew.stateFile, 'utf8'), 'state of other')
+  // It is not the new one that the sibling could not use.
+  await sibling.discard()
+  const next = memoryIn(t, dir)
+  using kept = await next.goldenBoot(shape(), capture, makeStep())
+  assert.equal(await readFile(kept.stateFile, 'utf8'), 'state of other')
+  assert.equal(boots(), 1)
+})
+
+test('one that was discarded is let go when the last one who holds it lets it go', async (t) => {
+  const memory = memoryIn(t, await scratchDir(t))
+  const count = async (): Promise<number> => {
+    const links = await Promise.all((await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')))
+    return links.filter((link) => link.includes('dormouse-memory') || link.includes('/state')).length
+  }
+  const before = await count()
+  const golden = await memory.goldenBoot(shape(), machine().capture, makeStep())
+  await golden.discard()
+  assert.equal(await count(), before + 2)
+  golden[Symbol.dispose]()
+  await pollUntil('its descriptors to be closed', async () => (await count()) === before, makeStep())
 })
 
 test('bases that no one uses are let go, those in use stay', async (t) => {

@@ -24,6 +24,21 @@ test('a golden boot that cannot be woken is dropped, and the instance boots all 
   await woken.kill()
 })
 
+test('a start whose golden boot is discarded under its hands wakes from it all the same', async () => {
+  await using driver = await qemuUnderTest('qemu', agentManners)
+  const { memory } = driver
+  const goldenBoot = memory.goldenBoot.bind(memory)
+  memory.goldenBoot = async (...asked) => {
+    const golden = await goldenBoot(...asked)
+    // As a sibling does that could not be woken from it.
+    await golden.discard()
+    return golden
+  }
+  const vm = await driver.hypervisor.start(await driver.makeSpec(), makeStep())
+  assert.equal(vm.origin, 'golden')
+  await vm.kill()
+})
+
 test('a network helper or a VMM that cannot be had fails the start and leaves nothing', async () => {
   await using driver = await qemuUnderTest('qemu', agentManners, { goldenBoots: false, networkHelperPath: '/no/such/helper' })
   const spec = await driver.makeSpec()

@@ -6,16 +6,17 @@
  *     dir/<key>/manifest.json  what it was made from, sizes and checksums; without it the directory counts for nothing
  *     dir/<key>.<n>.draft/     one in the making; only a rename makes it count
  *
- * A base is loaded into a sealed memfd when it is first asked for and stays loaded while it is used. VMs keep their own mapping, so
- * neither letting a base go nor deleting its files ever harms one that runs.
+ * A base is loaded into a sealed memfd when it is first asked for and stays loaded while it is used; its state is held open beside it.
+ * VMs keep their own mapping and whoever is about to start one is given descriptors, so neither letting a base go nor deleting its
+ * files ever harms one that runs or starts.
  */
 import { createHash, randomBytes } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
-import { mkdir, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { mkdir, open, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
-import { publishDirectory, syncFile } from '../host/files.ts'
+import { publishDirectory } from '../host/files.ts'
 import type { Step } from '../lib/step.ts'
 import { type HeldMemory, loadBase, type MemorySum, makeBlank, storeBase } from './base-memory.ts'
 
@@ -42,7 +43,10 @@ export type CaptureGolden = (memory: FileHandle, stateFile: string, step: Step) 
 export interface GoldenBoot extends Disposable {
   readonly key: string
   readonly base: FileHandle
+  /** Opens the device state anew, from its beginning; also when its file is deleted or replaced meanwhile. */
   readonly stateFile: string
+  /** Forgets it, as one that cannot be used: the next one who asks has it made anew. Those who hold it may go on holding it. Repeat is harmless. */
+  discard(): Promise<void>
 }
 
 interface Manifest {
@@ -56,6 +60,7 @@ interface Manifest {
 interface Loaded {
   readonly key: string
   readonly base: HeldMemory
+  readonly state: FileHandle
   users: number
   usedAtMs: number
 }
@@ -71,6 +76,8 @@ export class Memory implements AsyncDisposable {
   readonly #failures = new Map<string, { error: unknown; untilMs: number }>()
   /** Forgotten, and still held by someone. */
   readonly #discarded = new Set<Loaded>()
+  /** Whose files are being removed: none may be read or made under that name meanwhile. */
+  readonly #removals = new Map<string, Promise<void>>()
   readonly #closing = new AbortController()
 
   constructor(uses: MemoryUses) {
@@ -95,7 +102,8 @@ export class Memory implements AsyncDisposable {
     return {
       key,
       base: loaded.base.handle,
-      stateFile: path.join(this.#uses.dir, key, 'state'),
+      stateFile: `/proc/${process.pid}/fd/${loaded.state.fd}`,
+      discard: () => this.#discard(loaded),
       [Symbol.dispose]: () => {
         if (!isHeld) return
         isHeld = false
@@ -103,14 +111,6 @@ export class Memory implements AsyncDisposable {
         this.#unloadSome()
       },
     }
-  }
-
-  /** Forgets a golden boot that cannot be used; the next one who asks has it made anew. Those who hold it may go on holding it. */
-  async discard({ key }: Pick<GoldenBoot, 'key'>): Promise<void> {
-    const loaded = this.#loaded.get(key)
-    this.#loaded.delete(key)
-    if (loaded !== undefined) this.#discarded.add(loaded)
-    await this.#remove(key)
   }
 
   /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
@@ -134,9 +134,18 @@ export class Memory implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     await Promise.allSettled(this.#underWay.values())
-    for (const { base } of [...this.#loaded.values(), ...this.#discarded]) await base.handle.close()
+    await Promise.allSettled(this.#removals.values())
+    for (const loaded of [...this.#loaded.values(), ...this.#discarded]) await close(loaded)
     this.#loaded.clear()
     this.#discarded.clear()
+  }
+
+  async #discard(loaded: Loaded): Promise<void> {
+    // Someone has discarded it already, and what has its name now is another one.
+    if (this.#loaded.get(loaded.key) !== loaded) return
+    this.#loaded.delete(loaded.key)
+    this.#discarded.add(loaded)
+    await this.#remove(loaded.key)
   }
 
   #begin(key: string, shape: GoldenShape, capture: CaptureGolden): Promise<Loaded> {
@@ -177,6 +186,7 @@ export class Memory implements AsyncDisposable {
 
   async #load(key: string, shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<Loaded> {
     const dir = path.join(this.#uses.dir, key)
+    await this.#removalOf(key)
     const manifest = await this.#readManifest(key)
     if (manifest !== undefined) {
       const broken = await this.#tryLoad(key, manifest, step)
@@ -184,32 +194,34 @@ export class Memory implements AsyncDisposable {
       this.#uses.log.warn({ golden: key, why: broken }, 'a golden boot is broken and will be made anew')
     }
     await this.#remove(key)
-    const base = await this.#make(key, shape, capture, step)
+    const made = await this.#make(key, shape, capture, step)
     await this.#makeRoom(key)
     this.#uses.log.info({ golden: key, dir }, 'golden boot made')
-    return { key, base, users: 0, usedAtMs: Date.now() }
+    return made
   }
 
   /** The loaded base, or in words why the files are no good. */
   async #tryLoad(key: string, manifest: Manifest, step: Step): Promise<Loaded | string> {
     const dir = path.join(this.#uses.dir, key)
+    await using undo = new AsyncDisposableStack()
+    let state: FileHandle
     try {
       if ((await stat(path.join(dir, 'memory'))).size !== manifest.memory.bytes) return 'its memory has another size'
-      if ((await sha256Of(path.join(dir, 'state'))) !== manifest.state.sha256) return 'its device state has another checksum'
+      state = undo.use(await open(path.join(dir, 'state'), 'r'))
+      if ((await sha256Of(state)) !== manifest.state.sha256) return 'its device state has another checksum'
     } catch (error) {
       return `a file cannot be read (${error instanceof Error ? error.message : String(error)})`
     }
     const base = await loadBase(this.#uses.shimPath, path.join(dir, 'memory'), step)
-    if (base.sum !== manifest.memory.sum || base.pages !== manifest.memory.pages) {
-      await base.handle.close()
-      return 'its memory has another checksum'
-    }
+    undo.use(base.handle)
+    if (base.sum !== manifest.memory.sum || base.pages !== manifest.memory.pages) return 'its memory has another checksum'
     const now = new Date()
     await utimes(path.join(dir, 'manifest.json'), now, now).catch(() => undefined)
-    return { key, base, users: 0, usedAtMs: Date.now() }
+    undo.move()
+    return { key, base, state, users: 0, usedAtMs: Date.now() }
   }
 
-  async #make(key: string, shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<HeldMemory> {
+  async #make(key: string, shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<Loaded> {
     const draft = path.join(this.#uses.dir, `${key}.${randomBytes(4).toString('hex')}.draft`)
     await using undo = new AsyncDisposableStack()
     await mkdir(draft, { recursive: true, mode: 0o700 })
@@ -219,19 +231,20 @@ export class Memory implements AsyncDisposable {
 
     const stateFile = path.join(draft, 'state')
     await capture(memory.handle, stateFile, step)
+    const state = undo.use(await open(stateFile, 'r'))
     const sum = await storeBase(this.#uses.shimPath, memory.handle, path.join(draft, 'memory'), step)
     const manifest: Manifest = {
       version: 1,
       facts: shape.facts,
       memory: { ...sum, bytes: shape.memoryBytes },
-      state: { bytes: (await stat(stateFile)).size, sha256: await sha256Of(stateFile) },
+      state: { bytes: (await state.stat()).size, sha256: await sha256Of(state) },
       createdAt: new Date().toISOString(),
     }
     await writeFile(path.join(draft, 'manifest.json'), `${JSON.stringify(manifest, undefined, 2)}\n`, { flush: true })
-    await syncFile(stateFile)
+    await state.sync()
     await publishDirectory(draft, path.join(this.#uses.dir, key))
     undo.move()
-    return { ...memory, ...sum }
+    return { key, base: { ...memory, ...sum }, state, users: 0, usedAtMs: Date.now() }
   }
 
   /** Deletes the least recently used golden boots until the rest fit; never `keep`. */
@@ -257,10 +270,24 @@ export class Memory implements AsyncDisposable {
 
   async #remove(name: string): Promise<void> {
     const loaded = this.#loaded.get(name)
-    if (loaded !== undefined) {
-      this.#loaded.delete(name)
-      await loaded.base.handle.close()
-    }
+    this.#loaded.delete(name)
+    const removal = this.#removalOf(name)
+      .then(() => this.#removeFiles(name))
+      .finally(() => {
+        if (this.#removals.get(name) === removal) this.#removals.delete(name)
+      })
+    this.#removals.set(name, removal)
+    if (loaded !== undefined) await close(loaded)
+    await removal
+  }
+
+  /** Resolves when no one removes it any more. */
+  async #removalOf(name: string): Promise<void> {
+    // Who removes it is told when it fails.
+    await this.#removals.get(name)?.catch(() => undefined)
+  }
+
+  async #removeFiles(name: string): Promise<void> {
     const dir = path.join(this.#uses.dir, name)
     // The manifest first: what is half removed must not look whole.
     await rm(path.join(dir, 'manifest.json'), { force: true })
@@ -271,12 +298,12 @@ export class Memory implements AsyncDisposable {
     for (const gone of this.#discarded) {
       if (gone.users > 0) continue
       this.#discarded.delete(gone)
-      gone.base.handle.close().catch(() => undefined)
+      close(gone).catch(() => undefined)
     }
     const idle = [...this.#loaded.values()].filter(({ users }) => users === 0).sort((a, b) => a.usedAtMs - b.usedAtMs)
-    for (const { key, base } of idle.slice(0, Math.max(0, idle.length - this.#uses.maxLoaded))) {
-      this.#loaded.delete(key)
-      base.handle.close().catch(() => undefined)
+    for (const loaded of idle.slice(0, Math.max(0, idle.length - this.#uses.maxLoaded))) {
+      this.#loaded.delete(loaded.key)
+      close(loaded).catch(() => undefined)
     }
   }
 
@@ -319,9 +346,14 @@ function keyOf(shape: GoldenShape): string {
     .slice(0, 32)
 }
 
-const sha256Of = async (file: string): Promise<string> =>
+async function close({ base, state }: Loaded): Promise<void> {
+  await Promise.all([base.handle.close(), state.close()])
+}
+
+/** Of a file that has just been opened. */
+const sha256Of = async (file: FileHandle): Promise<string> =>
   createHash('sha256')
-    .update(await readFile(file))
+    .update(await file.readFile())
     .digest('hex')
 
 const isManifest = (value: unknown): value is Manifest =>

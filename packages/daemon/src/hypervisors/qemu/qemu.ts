@@ -100,7 +100,7 @@ export class QemuHypervisor implements Hypervisor {
       step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, booting from the start')
       const vm = await this.#run(spec, machine, host, undefined, step)
       // The VM runs without it, so it was to blame and not this VM's disks: no later start shall trip over it.
-      await this.#uses.memory.discard(golden)
+      await golden.discard()
       return vm
     }
   }
