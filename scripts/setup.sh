@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh demo   what the demonstration and the daemon need
 #   scripts/setup.sh        that, and the peers and fuzzers of the tests
+#   scripts/setup.sh steps  does nothing: prints the commands that lead from here to a daemon that can run
 #
 # Every part is checked first and made only when it is missing or older than what it is made from, so a second run does nothing.
 set -euo pipefail
@@ -72,12 +73,21 @@ build_native() {
   make -s -C shim OUT="$PWD/build/shim" all >&2
 }
 
+print_steps() {
+  local missing
+  missing=$(missing_packages run build | paste -sd ' ')
+  # Root's set-up installs them itself.
+  if [ -n "$missing" ] && [ "$(id -u)" != 0 ]; then echo "sudo apt-get install --no-install-recommends $missing"; fi
+  printf 'cd %q\nscripts/setup.sh demo\nbin/dormouse doctor\n' "$PWD"
+}
+
 main() {
   local -a groups
   case ${1:-all} in
     demo) groups=(run build) ;;
     all) groups=(run build test) ;;
-    *) fail "there is no set-up named '$1': say 'demo', or nothing for all of it" ;;
+    steps) print_steps && return ;;
+    *) fail "there is no set-up named '$1': say 'demo' or 'steps', or nothing for all of it" ;;
   esac
   mkdir -p build
   exec 9>build/.setup-lock
