@@ -22,8 +22,9 @@ interface World {
   readonly model: Model
 }
 
-type Verb = 'create' | 'start' | 'stop' | 'kill' | 'delete'
-const VERBS: readonly Verb[] = ['create', 'start', 'stop', 'kill', 'delete']
+/** `publish` and `grow` are updates: of the ports in any state, of the disk while Stopped. */
+type Verb = 'create' | 'start' | 'stop' | 'kill' | 'delete' | 'publish' | 'grow'
+const VERBS: readonly Verb[] = ['create', 'start', 'stop', 'kill', 'delete', 'publish', 'grow']
 
 type Move =
   | { readonly kind: 'do'; readonly verb: Verb; readonly name: string }
@@ -38,7 +39,7 @@ type Move =
   /** The daemon dies at the n-th step that is reached while it does it. */
   | { readonly kind: 'crash'; readonly step: number; readonly verb: Verb; readonly name: string }
 
-const FAULTS: readonly FaultPoint[] = ['start', 'start_late', 'connect_guest', 'request_shutdown', 'kill', 'sweep']
+const FAULTS: readonly FaultPoint[] = ['start', 'start_late', 'connect_guest', 'request_shutdown', 'kill', 'set_ports', 'sweep']
 const name = fc.constantFrom('a', 'b')
 const verb = fc.constantFrom(...VERBS)
 const move: fc.Arbitrary<Move> = fc.oneof(
@@ -52,6 +53,9 @@ const move: fc.Arbitrary<Move> = fc.oneof(
   { weight: 3, arbitrary: fc.record({ kind: fc.constant('crash' as const), step: fc.integer({ min: 0, max: 8 }), verb, name }) },
 )
 
+const restarts = (one: Move): boolean =>
+  ['restart', 'vm_dies_meanwhile', 'crash'].includes(one.kind) || (one.kind === 'fault' && one.at === 'sweep')
+
 /** Walks that once showed a fault, or come close to one; they are taken each time. */
 const FOUND: readonly (readonly Move[])[] = [
   [{ kind: 'crash', step: 0, verb: 'kill', name: 'b' }],
@@ -64,13 +68,23 @@ const FOUND: readonly (readonly Move[])[] = [
     { kind: 'fault', at: 'kill', verb: 'kill', name: 'a' },
     { kind: 'race', verbs: ['stop', 'delete'], name: 'a' },
   ],
+  [
+    { kind: 'fault', at: 'kill', verb: 'kill', name: 'a' },
+    { kind: 'vm_dies', name: 'a' },
+  ],
+  [
+    { kind: 'fault', at: 'kill', verb: 'kill', name: 'a' },
+    { kind: 'crash', step: 0, verb: 'create', name: 'a' },
+    { kind: 'do', verb: 'grow', name: 'a' },
+  ],
 ]
 
 const seed = Number(process.env.DORMOUSE_TEST_SEED ?? randomInt(2 ** 31))
+const numRuns = Number(process.env.DORMOUSE_TEST_RUNS ?? 15)
 const options = {
-  numRuns: Number(process.env.DORMOUSE_TEST_RUNS ?? 15),
+  numRuns,
   // A walk that hangs is a failure, not the end of the test.
-  interruptAfterTimeLimit: 60_000,
+  interruptAfterTimeLimit: Math.max(60_000, numRuns * 500),
   markInterruptAsFailure: true,
   seed,
   examples: FOUND.map((moves): [Move[]] => [[...moves]]),
@@ -88,6 +102,10 @@ test('whatever is done, happens or dies, every instance is in a true state and n
         world.model.set(it, new Set(['Running']))
       }
       for (const one of moves) {
+        // The next daemon finds out, one way or the other.
+        if (restarts(one)) {
+          for (const [it, known] of world.model) if (known.has('Unknown')) world.model.set(it, new Set([...known, 'Running', 'Stopped']))
+        }
         await take(world, one)
         await comparison(world, one)
         steps++
@@ -125,7 +143,7 @@ async function take({ house, model }: World, one: Move): Promise<void> {
       const machine = machineOf(house, one.name)
       if (one.kind === 'guest_exits') machine?.guest.exitWorkload(one.code, 'in the walk')
       else await machine?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
-      model.set(one.name, new Set([...before(one.name)].map((state) => (state === 'Running' ? 'Stopped' : state))))
+      model.set(one.name, new Set([...before(one.name)].flatMap(afterExit)))
       await house.instances
         .wait(idOf(house.instances, one.name) ?? ('' as never), { state: 'Stopped', timeoutMs: 5000 })
         .catch(() => undefined)
@@ -159,7 +177,7 @@ async function take({ house, model }: World, one: Move): Promise<void> {
       await house.end()
       await machine?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
       await house.begin()
-      model.set(one.name, new Set([...before(one.name)].map((state) => (state === 'Running' ? 'Stopped' : state))))
+      model.set(one.name, new Set([...before(one.name)].flatMap(afterExit)))
       return
     }
     case 'crash': {
@@ -185,10 +203,13 @@ async function comparison({ house, model }: World, one: Move): Promise<void> {
   await settled(house.instances)
   await assertInOrder(house)
   for (const [it, possible] of model) {
-    const state = house.instances.list().find((instance) => instance.name === it)?.state ?? 'absent'
+    const instance = house.instances.list().find(({ name }) => name === it)
+    const state = instance?.state ?? 'absent'
+    // All of a patch or nothing: each takes along in the environment, which is merged, what it sets.
+    if (instance) assert.deepEqual(instance.env, { ...portEnv(instance.network.ports[0]?.guestPort), ...diskEnv(instance.overlayBytes) })
     assert.ok(possible.has(state as Rest), `after ${JSON.stringify(one)} ${it} is ${state}, not ${[...possible].join(' or ')}`)
-    // What was seen is what is.
-    model.set(it, new Set([state as Rest]))
+    // What was seen is what is; a VM that was adopted in doubt ends the doubt as soon as its guest answers.
+    model.set(it, new Set(state === 'Unknown' && machineOf(house, it) ? ['Unknown', 'Running'] : [state as Rest]))
   }
 }
 
@@ -204,8 +225,14 @@ function after(state: Rest, verb: Verb): Rest[] {
       return [state === 'absent' ? 'absent' : 'Stopped']
     case 'delete':
       return ['absent']
+    case 'publish':
+    case 'grow':
+      return [state]
   }
 }
+
+/** Where the end of its VM leads. One that is Unknown may have none. */
+const afterExit = (state: Rest): Rest[] => (state === 'Running' ? ['Stopped'] : state === 'Unknown' ? ['Unknown', 'Stopped'] : [state])
 
 const possible = (state: Rest, verb: Verb): Rest[] =>
   state === 'absent' ? ['absent', ...after(state, verb)] : [state, ...after(state, verb), 'Unknown', 'Stopped']
@@ -213,6 +240,7 @@ const possible = (state: Rest, verb: Verb): Rest[] =>
 function refusal(state: Rest, verb: Verb): string | undefined {
   if (verb === 'create') return state === 'absent' ? undefined : 'name_conflict'
   if (state === 'absent') return 'not_found'
+  if (verb === 'grow') return state === 'Stopped' ? undefined : 'invalid_state'
   return verb === 'start' && state === 'Unknown' ? 'invalid_state' : undefined
 }
 
@@ -225,11 +253,19 @@ async function attempt(instances: Instances, verb: Verb, name: string): Promise<
         image: 'test',
         overlayBytes: TEST_OVERLAY,
         network: { ports: [{ hostPort: 0, guestPort: 80 }] },
+        env: { ...portEnv(80), ...diskEnv(TEST_OVERLAY) },
       })
       await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
       return undefined
     }
-    const { id } = instances.resolve(name)
+    const { id, overlayBytes, network } = instances.resolve(name)
+    const guestPort = network.ports[0]?.guestPort ?? 0
+    if (verb === 'publish')
+      await instances.update(id, {
+        network: { ports: [{ hostPort: 0, guestPort: guestPort + 1 }] },
+        env: portEnv(guestPort + 1),
+      })
+    if (verb === 'grow') await instances.update(id, { overlayBytes: overlayBytes + GROWTH, env: diskEnv(overlayBytes + GROWTH) })
     if (verb === 'start') await instances.start(id).then(() => instances.wait(id, { state: 'Running', timeoutMs: 5000 }))
     if (verb === 'stop') await instances.stop(id)
     if (verb === 'kill') await instances.stop(id, { force: true })
@@ -240,6 +276,10 @@ async function attempt(instances: Instances, verb: Verb, name: string): Promise<
     return error
   }
 }
+
+const GROWTH = 8 * 2 ** 20
+const portEnv = (guestPort: number | undefined) => ({ GUEST_PORT: `${guestPort}` })
+const diskEnv = (overlayBytes: number) => ({ OVERLAY: `${overlayBytes}` })
 
 const idOf = (instances: Instances, name: string) => instances.list().find((instance) => instance.name === name)?.id
 const machineOf = (house: TestHouse, name: string) => house.host.running().find(({ spec }) => spec.id === idOf(house.instances, name))
