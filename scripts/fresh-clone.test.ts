@@ -19,7 +19,11 @@ function freshClone(t: TestContext): string {
 }
 
 const doctorIn = (dir: string, uid?: number) =>
-  spawnSync(join(dir, 'bin/dormouse'), ['doctor'], { encoding: 'utf8', env: { PATH: process.env.PATH }, ...(uid === undefined ? {} : { uid }) })
+  spawnSync(join(dir, 'bin/dormouse'), ['doctor'], {
+    encoding: 'utf8',
+    env: { PATH: process.env.PATH },
+    ...(uid === undefined ? {} : { uid }),
+  })
 
 test('a doctor in a clone without Node says each command that leads on, in order', (t) => {
   const dir = freshClone(t)
