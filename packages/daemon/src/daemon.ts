@@ -18,6 +18,7 @@ import { Instances } from './instances/instances.ts'
 import { Reaper } from './instances/reaper.ts'
 import type { Logger } from './log.ts'
 import { Paths } from './paths.ts'
+import { Ballast } from './store/ballast.ts'
 import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
 import { VERSION } from './version.ts'
@@ -71,9 +72,11 @@ export class Daemon implements AsyncDisposable {
     await using stack = new AsyncDisposableStack()
     const paths = new Paths(config)
     makeDirectories(paths)
-    stack.use(DataLock.take(paths.lock))
+    const ballast = new Ballast({ path: paths.ballast, log })
+    stack.use(ballast.spend(() => DataLock.take(paths.lock)))
     closeSync(openSync(paths.database, 'a', 0o600))
-    const db = stack.use(Database.open(paths.database))
+    const db = stack.use(ballast.spend(() => Database.open(paths.database, { ballast })))
+    stack.use(ballast.tend())
     const events = new Events({ db })
     const host = readHostFacts()
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())

@@ -34,6 +34,10 @@ export class Paths {
   get lock(): string {
     return join(this.dataDir, 'lock')
   }
+  /** Given up when the disk is full. */
+  get ballast(): string {
+    return join(this.dataDir, 'ballast')
+  }
   get jwtSecret(): string {
     return join(this.dataDir, 'jwt-secret')
   }

@@ -203,9 +203,12 @@ export class Images implements AsyncDisposable {
     const rows = this.#names.called(name)
     if (rows.length === 0) throw notFound(name)
     for (const row of rows) this.#shelf.refuseBusy(row)
-    this.#uses.db.transaction(() => {
-      for (const row of rows) this.#removeName(row)
-    })
+    this.#uses.db.transaction(
+      () => {
+        for (const row of rows) this.#removeName(row)
+      },
+      { evenWhenFull: true },
+    )
     await this.#shelf.sweep()
   }
 
@@ -216,10 +219,13 @@ export class Images implements AsyncDisposable {
     const isFree = ({ digest, nextDigest }: ImageNameRow): boolean =>
       [digest, nextDigest].every((one) => one === undefined || !this.#shelf.isBusy(one))
     const free = this.#uses.rows.names().filter(isFree)
-    this.#uses.db.transaction(() => {
-      for (const row of free) this.#removeName(row)
-      for (const { digest } of this.#uses.rows.unnamed()) this.#shelf.forget(digest)
-    })
+    this.#uses.db.transaction(
+      () => {
+        for (const row of free) this.#removeName(row)
+        for (const { digest } of this.#uses.rows.unnamed()) this.#shelf.forget(digest)
+      },
+      { evenWhenFull: true },
+    )
     await this.#shelf.sweep()
     return { deleted: free.map(({ name }) => name), freed_bytes: Math.max(0, before - (await this.usage())) }
   }

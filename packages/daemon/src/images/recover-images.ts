@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises'
 import type { Logger } from '../log.ts'
 import type { Paths } from '../paths.ts'
+import type { Database } from '../store/database.ts'
 import type { ImageRow, ImageRows } from '../store/images.ts'
 import type { FoundImage } from './archive-image.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -11,6 +12,7 @@ import type { ImageLimits } from './limits.ts'
 import { parseManifest } from './manifest.ts'
 
 interface RecoveryUses {
+  readonly db: Database
   readonly rows: ImageRows
   readonly paths: Paths
   readonly log: Logger
@@ -62,6 +64,8 @@ function foundIn(image: ImageRow, limits: ImageLimits): FoundImage | undefined {
 }
 
 function giveUp(image: ImageRow, why: string, uses: RecoveryUses): void {
-  uses.rows.setStatus(image.digest, 'failed', { errorCode: 'image_not_ready', error: why })
+  uses.db.transaction(() => uses.rows.setStatus(image.digest, 'failed', { errorCode: 'image_not_ready', error: why }), {
+    evenWhenFull: true,
+  })
   uses.log.warn({ digest: image.digest, why }, 'image failed')
 }

@@ -132,15 +132,21 @@ export class InstanceWork {
     return { signal: AbortSignal.timeout(limitMs), log: this.log }
   }
 
-  /** Writes the change and its event in one transaction. Only here does an instance's record change. */
-  change(patch: Partial<Instance>): void {
+  /**
+   * Writes the change and its event in one transaction. Only here does an instance's record change. What ends something or tells what
+   * has happened is written on a full disk too; what begins something says that it need not be.
+   */
+  change(patch: Partial<Instance>, { evenWhenFull = true } = {}): void {
     const before = this.instance
     const merged = { ...before, ...patch }
     const after: Instance = { ...merged, phases: enterPhase(before.phases, merged.state, Date.now()) }
-    this.uses.db.transaction(() => {
-      this.uses.rows.update(after)
-      this.uses.events.record({ kind: 'instance.changed', subject: after.id, data: eventDataOf(after) })
-    })
+    this.uses.db.transaction(
+      () => {
+        this.uses.rows.update(after)
+        this.uses.events.record({ kind: 'instance.changed', subject: after.id, data: eventDataOf(after) })
+      },
+      { evenWhenFull },
+    )
     this.host.instance = after
     if (before.state !== after.state) {
       const ms = Date.now() - before.phases.sinceMs

@@ -1,27 +1,37 @@
 /**
  * The one SQLite file. Work on it is synchronous: nothing awaits inside a transaction, so what one tick of the event loop reads
  * and writes is one consistent whole. `synchronous=FULL` in WAL mode: when `transaction` returns, the change survives a power cut.
+ * On a full disk what ends something can still be written, with the room that a ballast gives up.
  */
 import { DatabaseSync, type StatementSync } from 'node:sqlite'
 import { AppError } from '@dormouse/api/errors.ts'
+import { type Ballast, isDiskFull } from './ballast.ts'
 import { type Migration, migrations } from './migrations.ts'
+
+export interface DatabaseOptions {
+  readonly steps?: readonly Migration[]
+  /** What `evenWhenFull` may spend. */
+  readonly ballast?: Pick<Ballast, 'spend'>
+}
 
 export class Database implements Disposable {
   readonly #sqlite: DatabaseSync
+  readonly #ballast: DatabaseOptions['ballast']
   readonly #statements = new Map<string, StatementSync>()
   #depth = 0
   #afterCommit: (() => void)[] = []
 
-  private constructor(sqlite: DatabaseSync) {
+  private constructor(sqlite: DatabaseSync, ballast: DatabaseOptions['ballast']) {
     this.#sqlite = sqlite
+    this.#ballast = ballast
   }
 
   /** Opens or makes the file (`:memory:` in tests) and brings its schema up to date. Throws when a newer dormouse has written it. */
-  static open(path: string, steps: readonly Migration[] = migrations): Database {
+  static open(path: string, { steps = migrations, ballast }: DatabaseOptions = {}): Database {
     const sqlite = new DatabaseSync(path, { enableForeignKeyConstraints: true, timeout: 5000 })
     try {
       sqlite.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8000')
-      const db = new Database(sqlite)
+      const db = new Database(sqlite, ballast)
       db.#migrate(path, steps)
       return db
     } catch (error) {
@@ -32,19 +42,35 @@ export class Database implements Disposable {
 
   /**
    * All of `work` or nothing of it. Inside another transaction it is a savepoint of that one. `work` may not be async: what it
-   * would do after its first await would fall outside.
+   * would do after its first await would fall outside. Throws `insufficient_resources` on a full disk; what ends something, or tells
+   * what has happened, is written `evenWhenFull`, and is then done anew for each piece of the ballast that is given up.
    */
-  transaction<T>(work: () => T): T {
+  transaction<T>(work: () => T, { evenWhenFull = false } = {}): T {
+    if (this.#depth > 0) return this.#attempt(work)
+    try {
+      const result = evenWhenFull && this.#ballast ? this.#ballast.spend(() => this.#attempt(work)) : this.#attempt(work)
+      this.#announce()
+      return result
+    } catch (cause) {
+      if (!isDiskFull(cause)) throw cause
+      throw new AppError('insufficient_resources', 'The disk of the data directory is full: the change could not be written down', {
+        hint: 'Make room: dormouse rm, dormouse image prune',
+        cause,
+      })
+    }
+  }
+
+  #attempt<T>(work: () => T): T {
     const outermost = this.#depth === 0
     const savepoint = `s${this.#depth}`
     const announced = this.#afterCommit.length
     this.#sqlite.exec(outermost ? 'BEGIN IMMEDIATE' : `SAVEPOINT ${savepoint}`)
     this.#depth++
-    let result: T
     try {
-      result = work()
+      const result = work()
       if (result instanceof Promise) throw new TypeError('A transaction cannot be async')
       this.#sqlite.exec(outermost ? 'COMMIT' : `RELEASE ${savepoint}`)
+      return result
     } catch (error) {
       this.#afterCommit.length = announced
       // A full disk or an I/O error may have rolled back already.
@@ -53,8 +79,6 @@ export class Database implements Disposable {
     } finally {
       this.#depth--
     }
-    if (outermost) this.#announce()
-    return result
   }
 
   /** Runs `then` once the transaction that is open now has become durable, or at once when none is open. Dropped on rollback. */
@@ -102,10 +126,13 @@ export class Database implements Disposable {
       )
     }
     steps.slice(version).forEach((step, index) => {
-      this.transaction(() => {
-        this.#sqlite.exec(step.sql)
-        this.#sqlite.exec(`PRAGMA user_version = ${version + index + 1}`)
-      })
+      this.transaction(
+        () => {
+          this.#sqlite.exec(step.sql)
+          this.#sqlite.exec(`PRAGMA user_version = ${version + index + 1}`)
+        },
+        { evenWhenFull: true },
+      )
     })
   }
 }

@@ -51,10 +51,13 @@ export async function removeFiles(work: InstanceWork): Promise<void> {
 export async function forgetInstance(work: InstanceWork): Promise<void> {
   const { db, rows, events } = work.uses
   const { id, name } = work.instance
-  db.transaction(() => {
-    rows.delete(id)
-    events.record({ kind: 'instance.deleted', subject: id, data: { name } })
-  })
+  db.transaction(
+    () => {
+      rows.delete(id)
+      events.record({ kind: 'instance.deleted', subject: id, data: { name } })
+    },
+    { evenWhenFull: true },
+  )
   await work.host.letGo()
   work.host.forget()
 }

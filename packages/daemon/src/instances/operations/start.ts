@@ -16,13 +16,16 @@ export async function start(work: InstanceWork, overrides: StartOverrides, admit
   await work.step('intent', 10_000)
   const judge = await admit(work)
   judge()
-  work.change({
-    state: 'Created',
-    operation: 'start',
-    stateError: undefined,
-    ...(overrides.entrypoint?.length ? { entrypoint: overrides.entrypoint } : {}),
-    ...(overrides.cmd?.length ? { cmd: overrides.cmd } : {}),
-  })
+  work.change(
+    {
+      state: 'Created',
+      operation: 'start',
+      stateError: undefined,
+      ...(overrides.entrypoint?.length ? { entrypoint: overrides.entrypoint } : {}),
+      ...(overrides.cmd?.length ? { cmd: overrides.cmd } : {}),
+    },
+    { evenWhenFull: false },
+  )
   await using undo = new AsyncDisposableStack()
   undo.defer(() => {
     work.change({ state: 'Stopped', operation: undefined, vm: undefined })

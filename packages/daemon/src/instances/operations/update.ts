@@ -31,11 +31,14 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
   }
   const grows = change.overlayBytes !== undefined && change.overlayBytes > before.overlayBytes
   await work.step('record', 10_000)
-  work.change({
-    ...change,
-    ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
-    ...(grows ? { operation: 'update' } : {}),
-  })
+  work.change(
+    {
+      ...change,
+      ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
+      ...(grows ? { operation: 'update' } : {}),
+    },
+    { evenWhenFull: false },
+  )
   undo.move()
   if (!grows) return
   try {
