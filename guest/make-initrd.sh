@@ -34,7 +34,7 @@ add() { # set, module
 }
 
 install -m 0755 "$guest" "$stage/init"
-# What the agent's own ports need, and what is only loaded, and finds no device before "go".
+# What the agent's own ports need, and what meets its devices once they have been opened.
 for module in virtio_mmio virtio_pci virtio_console; do add ports $module; done
 for module in virtio_blk virtio_net squashfs overlay; do add later $module; done
 mkdir -p "$stage/dev" "$stage/proc" "$stage/sys"

@@ -10,7 +10,6 @@
 
 #include "cgroup.h"
 #include "connection.h"
-#include "devices.h"
 #include "errand.h"
 #include "exec.h"
 #include "freeze.h"
@@ -93,7 +92,7 @@ static void go_failed(const char *why)
 
 static const char *start_network(const struct request *c)
 {
-	return devices_probe_network() ? net_configure(&c->network) : "There is no network card";
+	return net_configure(&c->network);
 }
 
 /* Does a part of the work in a process of its own, on another CPU if there is one; its failure is told at the gate. */
@@ -127,8 +126,6 @@ static const char *set_up(const struct request *c, int gate)
 		return "The host's name could not be set";
 	world_show_files(c);
 	timings_took("names");
-	/* What is plugged in from now on is the kernel's own to find. */
-	devices_hold(false);
 	return NULL;
 }
 

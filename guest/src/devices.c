@@ -3,83 +3,67 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "agent.h"
 #include "io.h"
 
-/* From linux/virtio_ids.h, as sysfs writes them. */
-#define ID_NETWORK "0x0001"
-#define ID_DISK "0x0002"
+/* How long a size may take on its way. */
+#define SIZE_MS 10000
 
-bool devices_hold(bool hold)
+/*
+ * A disk that has just been woken is told its size by a worker of the kernel's, which on another CPU may come later than this.
+ * Nothing else tells of it but the size itself.
+ */
+static bool await_size(int disks, const char *name)
 {
-	return write_at(agent.sys, "bus/virtio/drivers_autoprobe", hold ? "0" : "1");
+	char file[300], sectors[24];
+	snprintf(file, sizeof file, "%s/size", name);
+	for (uint64_t end = now_ms() + SIZE_MS; read_at(disks, file, sectors, sizeof sectors) > 0 && now_ms() < end; poll(NULL, 0, 1))
+		if (strtoull(sectors, NULL, 10) > 0)
+			return true;
+	errno = ENOMEDIUM;
+	return false;
 }
 
-static DIR *list(const char *path)
+/* By serial, never by letter: those follow the order of discovery, which is no order at all. */
+static bool has_serial(int disks, const char *name, const char *serial)
 {
-	int dir = openat(agent.sys, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return dir < 0 ? NULL : fdopendir(dir);
-}
-
-/* Brings the next device of this kind that has no driver yet to one. False when there is none left. */
-static bool probe_next(const char *kind)
-{
-	DIR *devices = list("bus/virtio/devices");
-	bool found = false;
-	for (struct dirent *entry; devices && !found && (entry = readdir(devices));) {
-		char path[300], id[16];
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof path, "%s/driver", entry->d_name);
-		if (faccessat(dirfd(devices), path, F_OK, 0) == 0)
-			continue;
-		snprintf(path, sizeof path, "%s/device", entry->d_name);
-		if (read_at(dirfd(devices), path, id, sizeof id) < 0 || strncmp(id, kind, strlen(kind)) != 0)
-			continue;
-		found = write_at(agent.sys, "bus/virtio/drivers_probe", entry->d_name);
-	}
-	if (devices)
-		closedir(devices);
-	return found;
-}
-
-static bool look_for_disk(const char *serial, char *path, size_t size)
-{
-	DIR *disks = list("block");
-	bool found = false;
-	for (struct dirent *entry; disks && !found && (entry = readdir(disks));) {
-		char file[300], text[64];
-		if (strncmp(entry->d_name, "vd", 2) != 0)
-			continue;
-		snprintf(file, sizeof file, "%s/serial", entry->d_name);
-		if (read_at(dirfd(disks), file, text, sizeof text) < 0)
-			continue;
-		text[strcspn(text, "\n")] = 0;
-		found = strcmp(text, serial) == 0;
-		if (found)
-			snprintf(path, size, "/dev/%.20s", entry->d_name);
-	}
-	if (disks)
-		closedir(disks);
-	return found;
+	char file[300], text[64];
+	snprintf(file, sizeof file, "%s/serial", name);
+	if (strncmp(name, "vd", 2) != 0 || read_at(disks, file, text, sizeof text) < 0)
+		return false;
+	text[strcspn(text, "\n")] = 0;
+	return strcmp(text, serial) == 0;
 }
 
 bool devices_find_disk(const char *serial, char *path, size_t size)
 {
-	/* By serial, never by letter: those follow the order of discovery, which is no order at all. */
-	while (!look_for_disk(serial, path, size))
-		if (!probe_next(ID_DISK)) {
-			errno = ENODEV;
-			return false;
+	int error = ENODEV, dir = openat(agent.sys, "block", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *disks = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *entry; disks && (entry = readdir(disks));)
+		if (has_serial(dir, entry->d_name, serial)) {
+			snprintf(path, size, "/dev/%.20s", entry->d_name);
+			error = await_size(dir, entry->d_name) ? 0 : errno;
+			break;
 		}
-	return true;
+	if (disks)
+		closedir(disks);
+	errno = error;
+	return error == 0;
 }
 
-bool devices_probe_network(void)
+void devices_forbid_writing(const char *path)
 {
-	return probe_next(ID_NETWORK);
+	int one = 1, fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, BLKROSET, &one) < 0)
+		say("%s: %s", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
 }

@@ -1,6 +1,6 @@
 /*
  * Process 1 of a dormouse guest. It brings the machine up to the point where a daemon can talk to it and parks there: a golden
- * boot is taken of exactly this state, before a disk or a network card was ever looked at. All else begins with "go".
+ * boot is taken of exactly this state, with drivers bound to slots that were empty all along. All else begins with "go".
  */
 #include <fcntl.h>
 #include <string.h>
@@ -9,7 +9,6 @@
 #include "agent.h"
 #include "cgroup.h"
 #include "connection.h"
-#include "devices.h"
 #include "io.h"
 #include "journal.h"
 #include "log.h"
@@ -47,8 +46,8 @@ int main(void)
 	loop_start();
 	struct ports ports;
 	ready = ready && ports_open(&ports);
-	/* The drivers of disks and cards are loaded now and meet their devices after "go": loading is slow, and the same for all. */
-	if (!ready || !devices_hold(true) || !modules_load(root_initrd(), "later")) {
+	/* Disks and cards meet their drivers now, empty as their slots are: that is slow, and the same for all. */
+	if (!ready || !modules_load(root_initrd(), "later")) {
 		say("the guest could not be brought up");
 		power_off();
 	}

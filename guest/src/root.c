@@ -85,6 +85,8 @@ static const char *mount_disk(const char *serial, const char *path, const char *
 	char device[32];
 	if (!devices_find_disk(serial, device, sizeof device))
 		return explain("There is no disk for: ", serial);
+	if (flags & MS_RDONLY)
+		devices_forbid_writing(device);
 	timings_took("find disk");
 	if (mount(device, path, type, flags, NULL) < 0)
 		return explain("The disk could not be mounted: ", serial);

@@ -43,7 +43,7 @@ export async function runGuest(driver: QemuUnderTest, rootfs: string, changes: P
     hostname: 'guest',
     machineId: '0'.repeat(32),
     workload: { kind: 'exec', argv: ['sleep', '100000'], env: { PATH: '/bin' }, cwd: '/', user: '', stopSignal: 'SIGTERM' },
-    disks: { overlay: false, modules: false, volumes: [] },
+    disks: { overlay: false, modules: false, volumes: volumesOf(spec) },
     // What an instance is told, so that nothing here holds for a network that no instance has.
     network: guestNetworkOf('02:00:00:00:00:01', []),
   }
@@ -62,3 +62,9 @@ export async function runGuest(driver: QemuUnderTest, rootfs: string, changes: P
     [Symbol.asyncDispose]: () => held.disposeAsync(),
   }
 }
+
+/** Every volume, mounted where its serial says. */
+const volumesOf = ({ disks }: VmSpec): GuestConfig['disks']['volumes'] =>
+  disks
+    .filter(({ role }) => role.startsWith('volume-'))
+    .map(({ role, readOnly }) => ({ serial: role, mountPath: `/${role}`, readOnly, fs: 'ext4' }))

@@ -2,6 +2,7 @@
  * QEMU's command line: a pure function of the machine. What a golden boot depends on is in `Machine`; what differs between the
  * instances that wake from it is in `Wiring`.
  */
+import { AppError } from '@dormouse/api/errors.ts'
 import type { DiskSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
 
@@ -10,8 +11,6 @@ export interface Machine {
   readonly acceleration: 'kvm' | 'tcg'
   readonly vcpus: number
   readonly memoryMib: number
-  /** One of the board's. */
-  readonly diskSlots: number
   readonly kernelPath: string
   readonly initrdPath: string
   readonly tscKhz: number
@@ -31,7 +30,19 @@ export interface Wiring {
 }
 
 /** Descriptors that the shim gives to QEMU under these numbers. Disks follow from `DISKS` on, in slot order. */
-export const FD = { QMP: 10, AGENT: 11, APP: 12, JOURNAL: 13, CONSOLE: 14, STATE: 15, SAVE: 16, MEMORY: 17, NIC: 18, DISKS: 20 } as const
+export const FD = {
+  QMP: 10,
+  AGENT: 11,
+  APP: 12,
+  JOURNAL: 13,
+  CONSOLE: 14,
+  STATE: 15,
+  SAVE: 16,
+  MEMORY: 17,
+  NIC: 18,
+  EMPTY: 19,
+  DISKS: 20,
+} as const
 
 /** The ports of the virtio serial controller, by the name that the guest looks for. */
 const PORTS = [
@@ -42,9 +53,9 @@ const PORTS = [
 
 export function commandLine(machine: Machine, wiring: Wiring): string[] {
   const { board } = machine
-  const disks = Array.from({ length: machine.diskSlots }, (_, index) => wiring.disks[index])
-  if (wiring.disks.length > machine.diskSlots)
-    throw new RangeError(`The machine has ${machine.diskSlots} disk slots, not ${wiring.disks.length}`)
+  if (wiring.disks.length > board.diskSlots)
+    throw new AppError('not_supported', `This hypervisor takes at most ${board.diskSlots} disks, not ${wiring.disks.length}`)
+  const disks = Array.from({ length: board.diskSlots }, (_, index) => wiring.disks[index])
   return [
     'qemu-system-x86_64',
     ...['-name', wiring.id],
@@ -74,13 +85,14 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ]),
     ...(wiring.nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]),
     ...['-device', nicDevice(board, wiring)],
-    ...disks.flatMap((disk, index) => diskArguments(board, disk, index)),
+    ...(wiring.entry === 'capture' ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
+    ...disks.flatMap((disk, index) => [
+      ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk, index)),
+      ...diskDevice(board, disk, index),
+    ]),
     ...(wiring.entry === 'wake' ? ['-incoming', 'defer'] : []),
   ]
 }
-
-/** The smallest of the board's numbers of disk slots that `disks` fit into; undefined when there are too many. */
-export const diskSlotsFor = (board: Board, disks: number): number | undefined => board.diskSlots.find((slots) => slots >= disks)
 
 /** `max` under TCG is all it can emulate: the same on every host, as long as QEMU is the same. */
 export const cpuModel = (acceleration: Machine['acceleration']): string => (acceleration === 'kvm' ? 'host' : 'max')
@@ -108,16 +120,22 @@ function nicDevice(board: Board, wiring: Wiring): string {
   return `${board.devices.nic},id=nic,${board.place(1)}${peer}`
 }
 
-/** A free slot holds a disk of no size. Every node names its driver; what a guest writes onto its disk is never looked into. */
-function diskArguments(board: Board, disk: DiskSpec | undefined, index: number): string[] {
-  const device = `${board.devices.disk},id=disk${index},drive=block${index},${board.place(2 + index)}`
-  if (disk === undefined) {
-    return ['-blockdev', `driver=null-co,node-name=block${index},size=0,read-zeroes=on`, '-device', device]
-  }
+/**
+ * A free slot holds a disk of no size. While a golden boot is made it is one that can be resized, all slots over the same empty file:
+ * a guest is told of a change of size, and of nothing else, that its disk is another.
+ */
+function emptyNode(index: number, entry: Entry): string[] {
+  if (entry !== 'capture') return ['-blockdev', `driver=null-co,node-name=${nodeName(index)},size=0,read-zeroes=on`]
+  const file = { driver: 'file', filename: `/dev/fdset/${FD.EMPTY}`, locking: 'off' }
+  return ['-blockdev', JSON.stringify({ driver: 'raw', 'node-name': nodeName(index), file })]
+}
+
+/** Every node names its driver; what a guest writes onto its disk is never looked into. */
+function diskNode(disk: DiskSpec, index: number): string[] {
   const fd = FD.DISKS + index
   const node: Record<string, unknown> = {
     driver: disk.format,
-    'node-name': `block${index}`,
+    'node-name': nodeName(index),
     'read-only': disk.readOnly,
     ...(disk.readOnly ? {} : { discard: 'unmap', 'detect-zeroes': 'unmap' }),
     ...(disk.format === 'qcow2' ? { backing: null } : {}),
@@ -130,7 +148,16 @@ function diskArguments(board: Board, disk: DiskSpec | undefined, index: number):
       ...(disk.readOnly ? {} : { discard: 'unmap' }),
     },
   }
+  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node)]
+}
+
+function diskDevice(board: Board, disk: DiskSpec | undefined, index: number): string[] {
+  const device = `${board.devices.disk},id=disk${index},drive=${nodeName(index)},${board.place(2 + index)}`
+  if (disk === undefined) return ['-device', device]
   // Left to itself QEMU pauses a VM when the host's disk is full, and nobody would resume it. Its guest is told instead.
   const onError = disk.readOnly ? '' : ',werror=report,rerror=report'
-  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node), '-device', `${device},serial=${disk.role}${onError}`]
+  return ['-device', `${device},serial=${disk.role}${onError}`]
 }
+
+/** The block node of the disk in slot `index`. */
+export const nodeName = (index: number): string => `block${index}`

@@ -17,7 +17,7 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
       acceleration,
       cpu: acceleration === 'kvm' ? `${cpuModel(acceleration)} ${cpu} on ${kernel}` : cpuModel(acceleration),
       vcpus: machine.vcpus,
-      diskSlots: machine.diskSlots,
+      diskSlots: board.diskSlots,
       kernel: host.kernelHash,
       initrd: host.initrdHash,
       // To a whole MHz: two measurements of one processor never agree to the last digit.

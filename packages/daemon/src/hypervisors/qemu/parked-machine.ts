@@ -8,7 +8,7 @@ import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { findShims } from '../find-shims.ts'
 import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
-import { commandLine, FD, type Machine, SAVE_FILE } from './command-line.ts'
+import { commandLine, FD, type Machine, nodeName, SAVE_FILE } from './command-line.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import type { QemuUses } from './qemu-host.ts'
 import { AGENT_SOCKET, QMP_SOCKET } from './qemu-vm.ts'
@@ -25,6 +25,10 @@ export async function captureGolden(
 ): Promise<void> {
   await withParked(uses, machine, groups, { entry: 'capture', memory }, step, async (shim, qmp) => {
     await qmp.execute('stop', undefined, step)
+    // Every slot's disk changes its size now, which the guest only learns when it goes on: each that wakes looks at its disks first.
+    for (let slot = 0; slot < machine.board.diskSlots; slot++) {
+      await qmp.execute('block_resize', { 'node-name': nodeName(slot), size: 512 }, step)
+    }
     // Without live:false it lets go of the disks, and cannot be called again.
     await qmp.execute('xen-save-devices-state', { filename: SAVE_FILE, live: false }, step)
     await copyFile(`/proc/${shim.identity.pid}/fd/${shim.blankFd}`, stateFile)
@@ -58,6 +62,8 @@ export async function withParked(
       argv: commandLine(machine, { id, entry: how.entry, disks: [] }),
       descriptors: [
         ...COMMON_DESCRIPTORS,
+        // Before the state's: the last one is the one that the shim names.
+        ...(how.entry === 'capture' ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
         { number: FD.SAVE, kind: 'blank' },
         ...(how.entry === 'capture' ? [{ number: FD.MEMORY, kind: 'daemon', fd: how.memory.fd } as const] : []),
       ],

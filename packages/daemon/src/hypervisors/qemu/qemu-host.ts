@@ -94,7 +94,6 @@ const tryKvm = (uses: QemuUses, host: HostAnswers, step: Step): Promise<void> =>
       acceleration: 'kvm',
       vcpus: 1,
       memoryMib: 256,
-      diskSlots: Q35.diskSlots[0],
       kernelPath: uses.kernelPath,
       initrdPath: uses.initrdPath,
       tscKhz: host.tscKhz,

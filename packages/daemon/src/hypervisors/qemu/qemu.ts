@@ -1,7 +1,7 @@
 /**
  * QEMU behind the driver contract, one driver for each board.
  *
- *   start ─► golden boot at hand? ─yes─► shim + QEMU on its base ─► load device state ─► runs, parked, drivers not loaded yet
+ *   start ─► golden boot at hand? ─yes─► shim + QEMU on its base ─► load device state ─► runs, parked, drivers bound to empty slots
  *                    └─no, or a fresh boot is wanted─► shim + QEMU ─► boots to the same parked point
  */
 import { readdir, rm } from 'node:fs/promises'
@@ -19,7 +19,7 @@ import { NETWORK_SOCKET, NetworkHelper, portWord } from '../network-helper.ts'
 import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
-import { commandLine, diskSlotsFor, type Entry, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
+import { commandLine, type Entry, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
 import { shapeOf } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
@@ -80,11 +80,9 @@ export class QemuHypervisor implements Hypervisor {
 
   /** True for a golden boot of this board that would be made differently now. */
   async isStale(facts: GoldenShape['facts']): Promise<boolean> {
-    const now = shapeOf(this.#machine(await this.#host.answers(), { vcpus: 1, memoryMib: 1, disks: [] }), await this.#host.answers()).facts
-    return (
-      facts.board === now.board &&
-      Object.entries(now).some(([name, value]) => name !== 'vcpus' && name !== 'diskSlots' && facts[name] !== value)
-    )
+    const host = await this.#host.answers()
+    const now = shapeOf(this.#machine(host, { vcpus: 1, memoryMib: 1 }), host).facts
+    return facts.board === now.board && Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
@@ -162,18 +160,13 @@ export class QemuHypervisor implements Hypervisor {
     await rm(runDir, { recursive: true, force: true })
   }
 
-  #machine(host: HostAnswers, { vcpus, memoryMib, disks }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'disks'>): Machine {
+  #machine(host: HostAnswers, { vcpus, memoryMib }: Pick<VmSpec, 'vcpus' | 'memoryMib'>): Machine {
     const { kernelPath, initrdPath } = this.#uses
-    const diskSlots = diskSlotsFor(this.#board, disks.length)
-    if (diskSlots === undefined) {
-      throw new AppError('not_supported', `This hypervisor takes at most ${this.#board.diskSlots.at(-1)} disks, not ${disks.length}`)
-    }
     return {
       board: this.#board,
       acceleration: host.acceleration.kind,
       vcpus,
       memoryMib,
-      diskSlots,
       kernelPath,
       initrdPath,
       tscKhz: host.tscKhz,
