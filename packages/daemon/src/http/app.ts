@@ -15,7 +15,7 @@ import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
 import type { Asked, Handlers } from './handler.ts'
 import { type BodyLimits, readJsonBody } from './json-body.ts'
-import { JsonList, writeJsonList } from './json-list.ts'
+import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
 import { refusalOf } from './problems.ts'
 import { sseStream } from './streams/sse.ts'
@@ -215,7 +215,10 @@ function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
   }
   if (route.stream === 'text' || answer === undefined) return reply.send(answer)
   reply.type('application/json; charset=utf-8')
-  return reply.send(answer instanceof JsonList ? writeJsonList(answer) : JSON.stringify(answer))
+  if (!(answer instanceof JsonBytes)) return reply.send(JSON.stringify(answer))
+  // Until then the bytes may still be on their way to a slow caller. Of one who has hung up they are left to the garbage collector.
+  reply.raw.once('close', () => reply.raw.writableFinished && answer.giveBack())
+  return reply.send(answer.bytes)
 }
 
 const wrongMediaType = () => Object.assign(new Error('media type'), { code: 'FST_ERR_CTP_INVALID_MEDIA_TYPE' })

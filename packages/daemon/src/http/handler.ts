@@ -4,7 +4,7 @@ import type { routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Static, TSchema } from 'typebox'
 import type { Logger } from '../log.ts'
-import type { JsonList } from './json-list.ts'
+import type { JsonBytes } from './json-bytes.ts'
 
 type Of<R, Part extends string> = R extends { readonly [K in Part]: infer S extends TSchema } ? Static<S> : undefined
 type Table = typeof routes
@@ -30,7 +30,7 @@ type Gives<Id extends RouteId> =
     : Row<Id> extends { readonly stream: 'text' }
       ? string
       : Of<Row<Id>, 'answer'> extends readonly unknown[]
-        ? Of<Row<Id>, 'answer'> | JsonList
+        ? Of<Row<Id>, 'answer'> | JsonBytes
         : Of<Row<Id>, 'answer'>
 
 export type Handler<Id extends RouteId> = (asked: Asked<Id>) => Gives<Id> | Promise<Gives<Id>>

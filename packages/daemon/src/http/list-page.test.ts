@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { pageOf } from './list-page.ts'
+import { type PlaceOf, pageOf } from './list-page.ts'
 
 interface Item {
   readonly key: string
@@ -9,14 +9,14 @@ interface Item {
 }
 const item = (n: number): Item => ({ key: `k${n}`, created_at: new Date(1e12 + n * 1000).toISOString() })
 const newestFirst = (count: number): Item[] => Array.from({ length: count }, (_, n) => item(count - n))
-const keyOf = ({ key }: Item) => key
+const place: PlaceOf<Item> = { key: ({ key }) => key, createdAt: ({ created_at }) => created_at }
 
 function walk(limit: number, listOf: (page: number) => readonly Item[]): string[] {
   const keys: string[] = []
   let cursor: string | undefined
   for (let page = 0; page === 0 || cursor !== undefined; page++) {
-    const shown = pageOf(listOf(page), keyOf, { limit, cursor })
-    keys.push(...shown.items.map(keyOf))
+    const shown = pageOf(listOf(page), place, { limit, cursor })
+    keys.push(...shown.items.map(place.key))
     cursor = shown.nextCursor
   }
   return keys
@@ -27,14 +27,14 @@ test('pages put together are the list', () => {
     fc.property(fc.nat(40), fc.integer({ min: 1, max: 12 }), (count, limit) => {
       assert.deepEqual(
         walk(limit, () => newestFirst(count)),
-        newestFirst(count).map(keyOf),
+        newestFirst(count).map(place.key),
       )
     }),
   )
 })
 
 test('without a limit it is all there, and there is no next page', () => {
-  assert.deepEqual(pageOf(newestFirst(3), keyOf, {}), { items: newestFirst(3), nextCursor: undefined })
+  assert.deepEqual(pageOf(newestFirst(3), place, {}), { items: newestFirst(3), nextCursor: undefined })
 })
 
 test('what is made meanwhile shifts nothing, and what is deleted loses nothing else', () => {
@@ -48,6 +48,6 @@ test('what is made meanwhile shifts nothing, and what is deleted loses nothing e
 
 test('a cursor that no list has given is refused', () => {
   for (const cursor of ['', 'x', '%%%', Buffer.from('{}').toString('base64url'), Buffer.from('[1,2]').toString('base64url')]) {
-    assert.throws(() => pageOf(newestFirst(3), keyOf, { cursor }), { code: 'invalid_request' }, cursor)
+    assert.throws(() => pageOf(newestFirst(3), place, { cursor }), { code: 'invalid_request' }, cursor)
   }
 })

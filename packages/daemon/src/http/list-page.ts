@@ -1,24 +1,26 @@
 import { AppError } from '@dormouse/api/errors.ts'
 
-export interface Listed {
-  readonly created_at: string
+/** Where an item stands in its list. */
+export interface PlaceOf<T> {
+  readonly key: (item: T) => string
+  readonly createdAt: (item: T) => string
 }
 
 /**
  * One page of a list that is newest first. The cursor names the place after the last item by its time and key, not by its number,
  * so that pages neither skip nor repeat when something is made or deleted in between.
  */
-export function pageOf<T extends Listed>(
+export function pageOf<T>(
   items: readonly T[],
-  keyOf: (item: T) => string,
+  placeOf: PlaceOf<T>,
   page: { readonly limit?: number | undefined; readonly cursor?: string | undefined },
 ): { readonly items: readonly T[]; readonly nextCursor: string | undefined } {
-  const after = page.cursor === undefined ? items : itemsAfter(items, keyOf, decodeCursor(page.cursor))
+  const after = page.cursor === undefined ? items : itemsAfter(items, placeOf, decodeCursor(page.cursor))
   const shown = page.limit === undefined ? after : after.slice(0, page.limit)
   const last = shown.at(-1)
   return {
     items: shown,
-    nextCursor: last !== undefined && shown.length < after.length ? encodeCursor(last.created_at, keyOf(last)) : undefined,
+    nextCursor: last !== undefined && shown.length < after.length ? encodeCursor(placeOf.createdAt(last), placeOf.key(last)) : undefined,
   }
 }
 
@@ -27,11 +29,11 @@ interface Cursor {
   readonly key: string
 }
 
-function itemsAfter<T extends Listed>(items: readonly T[], keyOf: (item: T) => string, { createdAt, key }: Cursor): readonly T[] {
-  const at = items.findIndex((item) => item.created_at === createdAt && keyOf(item) === key)
+function itemsAfter<T>(items: readonly T[], placeOf: PlaceOf<T>, { createdAt, key }: Cursor): readonly T[] {
+  const at = items.findIndex((item) => placeOf.key(item) === key && placeOf.createdAt(item) === createdAt)
   if (at >= 0) return items.slice(at + 1)
   // It is gone: go on with what is older than it was.
-  const older = items.findIndex((item) => item.created_at < createdAt)
+  const older = items.findIndex((item) => placeOf.createdAt(item) < createdAt)
   return older < 0 ? [] : items.slice(older)
 }
 

@@ -1,8 +1,7 @@
-import type { ImageProgress } from '@dormouse/api/images.ts'
+import type { Image, ImageProgress } from '@dormouse/api/images.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Handlers } from '../handler.ts'
-import { JsonList } from '../json-list.ts'
-import { pageOf } from '../list-page.ts'
+import { type PlaceOf, pageOf } from '../list-page.ts'
 import type { ServerUses } from '../uses.ts'
 
 type ImageRoutes = Pick<
@@ -10,13 +9,15 @@ type ImageRoutes = Pick<
   'listImages' | 'pullImage' | 'importImage' | 'pruneImages' | 'getImage' | 'deleteImage' | 'tagImage' | 'getImageProgress'
 >
 
+const PLACE: PlaceOf<Image> = { key: ({ name }) => name, createdAt: ({ created_at }) => created_at }
+
 export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes {
   return {
     listImages: ({ query, setHeader }) => {
       const { tags, limit, cursor } = query
-      const page = pageOf(images.list(tags === undefined ? {} : { tags }), (image) => image.name, { limit, cursor })
+      const page = pageOf(images.list(tags === undefined ? {} : { tags }), PLACE, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
-      return new JsonList(page.items.map((image) => JSON.stringify(image)))
+      return [...page.items]
     },
 
     pullImage: ({ body }) => images.pull(body),

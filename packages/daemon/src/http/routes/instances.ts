@@ -3,10 +3,9 @@ import type { Instance as Shown } from '@dormouse/api/instances.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { Handlers } from '../handler.ts'
-import { instanceJson } from '../instance-json.ts'
+import { InstanceLists } from '../instance-list.ts'
 import { graceMs, toCreateInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
-import { JsonList } from '../json-list.ts'
-import { pageOf } from '../list-page.ts'
+import { type PlaceOf, pageOf } from '../list-page.ts'
 import { presentInstance } from '../present-instance.ts'
 import type { ServerUses } from '../uses.ts'
 
@@ -26,6 +25,7 @@ type InstanceRoutes = Pick<
 >
 
 export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): InstanceRoutes {
+  const lists = new InstanceLists()
   const show = (instance: Instance): Shown => presentInstance(instance, Date.now())
 
   /** `?wait=running`: the answer waits until it runs, has come to rest, or the time is up; it tells the state as it then is. */
@@ -38,13 +38,10 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
   return {
     listInstances: ({ query, setHeader }) => {
       const { state, tags, limit, cursor } = query
-      const now = Date.now()
-      const all = instances.list({ ...(state !== undefined && { state }), ...(tags !== undefined && { tags }) })
-      if (limit === undefined && cursor === undefined) return new JsonList(all.map((instance) => instanceJson(instance, now)))
-      const listed = all.map((instance) => ({ instance, created_at: new Date(instance.createdAtMs).toISOString() }))
-      const page = pageOf(listed, ({ instance }) => instance.id, { limit, cursor })
+      const listed = instances.list({ ...(state !== undefined && { state }), ...(tags !== undefined && { tags }) })
+      const page = pageOf(listed, PLACE, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
-      return new JsonList(page.items.map(({ instance }) => instanceJson(instance, now)))
+      return lists.write(page.items, Date.now())
     },
 
     createInstance: async ({ body, query, signal }) => {
@@ -126,6 +123,8 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
     },
   }
 }
+
+const PLACE: PlaceOf<Instance> = { key: ({ id }) => id, createdAt: ({ createdAtMs }) => new Date(createdAtMs).toISOString() }
 
 const STAT_LIMIT_MS = 15_000
 
