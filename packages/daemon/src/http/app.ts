@@ -1,5 +1,6 @@
 /** One Fastify over the route table. Each of its defaults that would guess for the caller is decided here (docs/decisions/0050). */
 
+import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { ENDPOINTS, endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
@@ -8,7 +9,6 @@ import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import websocket from '@fastify/websocket'
-import { createId } from '@paralleldrive/cuid2'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, LogController } from 'fastify'
 import type { Logger } from '../log.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
@@ -262,7 +262,7 @@ function notFound(request: FastifyRequest): AppError {
 
 /** A caller's own id when it is a plain one: it goes into headers and logs. */
 function requestIdOf(given: string | string[] | undefined): string {
-  return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : createId()
+  return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : randomBytes(12).toString('hex')
 }
 
 function tellLog(request: FastifyRequest, reply: FastifyReply, { log, metrics }: AppUses): void {

@@ -57,17 +57,6 @@ export class BlobStore {
   async remove(digest: string): Promise<void> {
     await rm(this.#paths.imageLayer(digest), { force: true })
   }
-
-  async list(): Promise<{ digest: string; sizeBytes: number }[]> {
-    const names = await readdir(this.#paths.imageLayersDir)
-    const all = await Promise.all(
-      names.map(async (name) => ({
-        digest: name.replace('-', ':'),
-        size: (await stat(join(this.#paths.imageLayersDir, name)).catch(() => undefined))?.size,
-      })),
-    )
-    return all.flatMap(({ digest, size }) => (size === undefined ? [] : [{ digest, sizeBytes: size }]))
-  }
 }
 
 export const READ_CHUNK = 256 * 1024

@@ -98,13 +98,8 @@ export class ImageShelf {
 
   /** Bytes on disk, layers and root file systems. */
   async usage(): Promise<number> {
-    await this.#store.prepare()
-    let bytes = 0
-    for (const { sizeBytes } of await this.#store.list()) bytes += sizeBytes
-    for (const file of await readdir(this.#paths.imageRootfsDir)) {
-      bytes += (await stat(join(this.#paths.imageRootfsDir, file)).catch(() => undefined))?.size ?? 0
-    }
-    return bytes
+    const [layers, rootfs] = await Promise.all([this.#paths.imageLayersDir, this.#paths.imageRootfsDir].map(bytesIn))
+    return (layers ?? 0) + (rootfs ?? 0)
   }
 
   /** Throws `insufficient_resources` when the layers that are not here would fill the disk. */
@@ -117,4 +112,14 @@ export class ImageShelf {
       hint: 'Free space with: dormouse image prune',
     })
   }
+}
+
+/** What the files of `dir` hold; nothing when it was not made yet. */
+async function bytesIn(dir: string): Promise<number> {
+  const names = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw error
+  })
+  const sizes = await Promise.all(names.map(async (name) => (await stat(join(dir, name)).catch(() => undefined))?.size ?? 0))
+  return sizes.reduce((sum, size) => sum + size, 0)
 }

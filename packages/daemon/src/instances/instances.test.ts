@@ -319,6 +319,8 @@ test('more than the host has is refused before anything is made', async () => {
   const a = await running(house, 'a', small)
   await assert.rejects(instances.create(request('b', { ...small, vcpus: 2 })), { code: 'insufficient_resources', message: /CPU/ })
   await assert.rejects(instances.create(request('b', small)), { code: 'insufficient_resources', message: /memory/ })
+  // Nor is anything pulled for it: whoever asked for this image would be told that there is none.
+  await assert.rejects(instances.create(request('b', { ...small, image: 'absent' })), { code: 'insufficient_resources' })
   await instances.stop(a.id)
   await running(house, 'b', small)
   await assert.rejects(instances.start(a.id), { code: 'insufficient_resources' })

@@ -159,8 +159,7 @@ export class Instances implements AsyncDisposable {
     const asked = this.#checkCreate(request)
     if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
     const demand = { ...asked.sizes, diskBytes: asked.sizes.overlayBytes }
-    this.#admitDemand(request.name, demand, await this.#diskRoom())
-    const image = await this.#imageFor(request)
+    const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
     assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
     const room = await this.#diskRoom()
@@ -362,11 +361,11 @@ export class Instances implements AsyncDisposable {
     return { sizes, hypervisor, platform }
   }
 
-  async #imageFor(request: CreateInstance): Promise<ReadyImage> {
+  async #pullFor(request: CreateInstance, demand: Demand): Promise<ReadyImage> {
     const { images } = this.#uses
     const { image: name, platform } = request
-    const ready = images.readyImage(name, platform)
-    if (ready) return ready
+    // Nothing is pulled for what cannot run.
+    this.#admitDemand(request.name, demand, await this.#diskRoom())
     await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
     try {
       return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS) })
