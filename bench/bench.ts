@@ -11,6 +11,7 @@ import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
+import { measureOverheads } from './measures/overheads.ts'
 import { measureProgramStarts } from './measures/program-starts.ts'
 import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
 
@@ -33,7 +34,8 @@ const MEASURES: readonly Measure[] = [
   { ids: ['daemon_start', 'cli_start'], run: measureProgramStarts },
   { ids: ['list_1000'], run: measureList },
   { ids: ['image_convert'], run: measureImageConversion },
-  { ids: ['create_to_running', 'api_overhead', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
+  { ids: ['api_overhead', 'stat_round_trip', 'create_overhead'], run: measureOverheads },
+  { ids: ['create_to_running', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
   { ids: ['create_to_running_microvm'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
 ]
 

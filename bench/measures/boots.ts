@@ -8,8 +8,7 @@ import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
 import { importImage } from '../../test/harness/import-image.ts'
-import { guestConfigOf, rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
-import { bareMachines } from '../bare-machine.ts'
+import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
 import type { Bench } from '../bench.ts'
 import { atLeastTimesFaster, atMost, atMostAboveAnchor, type Measurement } from '../promise.ts'
 
@@ -32,21 +31,12 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
   await create(daemon, 'warm-up')
   await daemon.client.delete('/instances/warm-up')
 
-  await using machines = await bareMachines({
-    dir: join(place, 'b'),
-    hypervisor,
-    rootfs,
-    memoryMib: MEMORY_MIB,
-    config: guestConfigOf(TICKER),
-  })
   const ours: number[] = []
   const anchor: number[] = []
-  const bareStarts: number[] = []
   for (let run = 0; run < runs; run += 1) {
     tell(`${board}: run ${run + 1} of ${runs}`)
     ours.push(await create(daemon, `run-${run}`))
     await daemon.client.delete(`/instances/run-${run}`)
-    bareStarts.push(await machines.run())
     await using boot = await raw(run)
     anchor.push(boot.readyMs)
   }
@@ -72,14 +62,6 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
       target: atLeastTimesFaster(6),
       ours,
       anchor,
-    },
-    {
-      id: 'api_overhead',
-      what: 'the same request; the anchor is the same machine woken by a bare client of the driver: the same QEMU, the same QMP commands, the same agent, no API, records, image or disk',
-      unit: 'ms',
-      target: atMostAboveAnchor(5, 'ms'),
-      ours,
-      anchor: bareStarts,
     },
     {
       id: 'exec_round_trip',

@@ -128,7 +128,7 @@ async function agentOf(path: string, child: ChildProcess, step: Step): Promise<S
 }
 
 /** What a guest is told that runs a program of the busybox image. */
-export const guestConfigOf = (argv: readonly string[]): GuestConfig => ({
+const guestConfigOf = (argv: readonly string[]): GuestConfig => ({
   hostname: 'raw',
   machineId: '0123456789abcdef0123456789abcdef',
   network: guestNetworkOf(MAC, []),
