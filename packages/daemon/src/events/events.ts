@@ -63,9 +63,10 @@ export class Events {
 
   /**
    * Every event after `after` (a Last-Event-ID; default: only what is yet to come), then the live ones, until `signal` aborts or
-   * the reader leaves. An id that was pruned or is of the future gives what there is.
+   * the reader leaves; those that are there together come together, a page or a full buffer at most. The first batch is an empty one,
+   * by which "from now on" begins. An id that was pruned or is of the future gives what there is.
    */
-  async *subscribe(options: { after?: number; signal?: AbortSignal } = {}): AsyncGenerator<RecordedEvent, void, void> {
+  async *subscribe(options: { after?: number; signal?: AbortSignal } = {}): AsyncGenerator<readonly RecordedEvent[], void, void> {
     let last = options.after ?? this.latestId()
     // An id from another database file: waiting for it to be reached would hide everything until then.
     if (last > this.latestId()) last = this.latestId()
@@ -81,6 +82,7 @@ export class Events {
     const onAbort = () => wake?.()
     options.signal?.addEventListener('abort', onAbort, { once: true })
     try {
+      yield []
       let behind = true
       while (!options.signal?.aborted) {
         if (behind || overflowed) {
@@ -89,22 +91,15 @@ export class Events {
           overflowed = false
           const page = this.#rows.after(last, PAGE)
           behind = page.length === PAGE
-          for (const event of page) {
-            if (options.signal?.aborted) return
-            last = event.id
-            yield event
-          }
+          last = page.at(-1)?.id ?? last
+          if (page.length > 0) yield page
           continue
         }
-        const batch = live
+        // Those that a page holds already were recorded while it was being read.
+        const batch = live.filter(({ id }) => id > last)
         live = []
-        for (const event of batch) {
-          // Recorded while the page that holds it was being read.
-          if (event.id <= last) continue
-          if (options.signal?.aborted) return
-          last = event.id
-          yield event
-        }
+        last = batch.at(-1)?.id ?? last
+        if (batch.length > 0) yield batch
         if (live.length === 0 && !overflowed && !options.signal?.aborted) {
           await new Promise<void>((resolve) => {
             wake = resolve

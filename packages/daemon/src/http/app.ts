@@ -7,7 +7,6 @@ import { ENDPOINTS, endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
-import type { SseMessage } from '@dormouse/api/streams.ts'
 import websocket from '@fastify/websocket'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, LogController } from 'fastify'
 import type { Logger } from '../log.ts'
@@ -18,7 +17,7 @@ import { type BodyLimits, readJsonBody } from './json-body.ts'
 import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
 import { refusalOf } from './problems.ts'
-import { sseStream } from './streams/sse.ts'
+import { type SseBatch, sseStream } from './streams/sse.ts'
 import type { WebSocketGate } from './web-socket-gate.ts'
 
 declare module 'fastify' {
@@ -211,7 +210,7 @@ function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
   reply.code(route.status)
   if (route.stream === 'sse') {
     reply.headers({ 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
-    return reply.send(sseStream(answer as AsyncIterable<SseMessage>))
+    return reply.send(sseStream(answer as AsyncIterable<SseBatch>))
   }
   if (route.stream === 'text' || answer === undefined) return reply.send(answer)
   reply.type('application/json; charset=utf-8')

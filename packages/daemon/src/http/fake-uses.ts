@@ -169,8 +169,8 @@ class FakeInstances implements InstancesDoor {
     const figures = { cpuSeconds: 1.5, memoryRssBytes: 1024, memoryVmsBytes: 2048, networkRxBytes: 1, networkTxBytes: 2 }
     return { instance: this.get(id), ...figures }
   }
-  async *#lines(options: Parameters<InstancesDoor['logs']>[1]): AsyncGenerator<string> {
-    yield* options.tail === 0 ? [] : this.lines.slice(-options.tail)
+  async *#lines(options: Parameters<InstancesDoor['logs']>[1]): AsyncGenerator<readonly string[]> {
+    yield options.tail === 0 ? [] : this.lines.slice(-options.tail)
     if (!options.follow) return
     await new Promise((resolve) => options.signal.addEventListener('abort', resolve, { once: true }))
     this.followed.resolve()
@@ -252,7 +252,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     images: new FakeImages(),
     events: {
       async *subscribe({ after = 0, signal }) {
-        yield* events.filter((event) => event.id > after)
+        yield events.filter((event) => event.id > after)
         if (signal && !signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
       },
     },

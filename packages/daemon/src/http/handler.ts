@@ -1,10 +1,10 @@
 import type { Readable } from 'node:stream'
 import type { RouteId } from '@dormouse/api/endpoints.ts'
 import type { routes } from '@dormouse/api/routes.ts'
-import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Static, TSchema } from 'typebox'
 import type { Logger } from '../log.ts'
 import type { JsonBytes } from './json-bytes.ts'
+import type { SseBatch } from './streams/sse.ts'
 
 type Of<R, Part extends string> = R extends { readonly [K in Part]: infer S extends TSchema } ? Static<S> : undefined
 type Table = typeof routes
@@ -26,7 +26,7 @@ export interface Asked<Id extends RouteId> {
 
 type Gives<Id extends RouteId> =
   Row<Id> extends { readonly stream: 'sse' }
-    ? AsyncIterable<SseMessage>
+    ? AsyncIterable<SseBatch>
     : Row<Id> extends { readonly stream: 'text' }
       ? string
       : Of<Row<Id>, 'answer'> extends readonly unknown[]

@@ -43,8 +43,8 @@ export interface InstancesDoor {
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
-  /** Lines; none when nothing was written yet. */
-  logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<string>> | AsyncIterable<string>
+  /** Lines, in batches; none when nothing was written yet. */
+  logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
 }
@@ -71,7 +71,7 @@ export interface ImagesDoor {
 }
 
 export interface EventsDoor {
-  subscribe(options: { after?: number; signal?: AbortSignal }): AsyncIterable<RecordedEvent>
+  subscribe(options: { after?: number; signal?: AbortSignal }): AsyncIterable<readonly RecordedEvent[]>
 }
 
 export interface HostDoor {

@@ -111,9 +111,9 @@ test('stops and starts that come at once are done in turn, and equal ones are jo
   assert.equal(answers.length, 5)
   const states: unknown[] = []
   const end = new AbortController()
-  for await (const { id: event, data } of house.events.subscribe({ after, signal: end.signal })) {
-    if (states.at(-1) !== data.state) states.push(data.state)
-    if (event === house.events.latestId()) end.abort()
+  for await (const batch of house.events.subscribe({ after, signal: end.signal })) {
+    for (const { data } of batch) if (states.at(-1) !== data.state) states.push(data.state)
+    if (batch.at(-1)?.id === house.events.latestId()) end.abort()
   }
   assert.deepEqual(states, ['Shutdown', 'Stopped', 'Created', 'Initializing', 'Shutdown', 'Stopped'])
   await assertInOrder(house)
@@ -386,9 +386,9 @@ test('the daemon’s own lines about an instance are among its logs', async () =
   const instances = await house.begin()
   const { id } = await running(house, 'a', { cmd: ['echo', 'hello'] })
   await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
-  const lines = await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))
+  const lines = (await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))).flat()
   assert.ok(lines.some((line) => JSON.parse(line).msg === 'instance changed'))
-  const app = await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))
+  const app = (await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))).flat()
   assert.deepEqual(app, ['hello'])
 })
 

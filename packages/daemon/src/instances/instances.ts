@@ -266,7 +266,7 @@ export class Instances implements AsyncDisposable {
   async logs(
     id: InstanceId,
     options: { source?: LogSource; tail?: number; follow?: boolean; untilStopped?: boolean; signal?: AbortSignal },
-  ): Promise<AsyncIterable<string>> {
+  ): Promise<AsyncIterable<readonly string[]>> {
     this.get(id)
     const { source = 'app', tail = 100, follow = false, untilStopped = false, signal } = options
     const isOver = (): boolean => {

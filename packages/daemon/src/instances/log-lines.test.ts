@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import fc from 'fast-check'
-import { MAX_LINE, readLog } from './log-lines.ts'
+import { CHUNK, MAX_LINE, type ReadLog, readLog } from './log-lines.ts'
 
 function logIn(t: TestContext): string {
   const dir = mkdtempSync(join(tmpdir(), 'log-'))
@@ -12,7 +12,11 @@ function logIn(t: TestContext): string {
   return join(dir, 'app.log')
 }
 
-const tail = (path: string, count: number) => Array.fromAsync(readLog(path, { tail: count, follow: false }))
+const tail = (path: string, count: number) => Array.fromAsync(linesOf(path, { tail: count, follow: false }))
+
+async function* linesOf(path: string, options: ReadLog): AsyncGenerator<string> {
+  for await (const batch of readLog(path, options)) yield* batch
+}
 
 test('the last lines come, whole and in order', async (t) => {
   const path = logIn(t)
@@ -53,6 +57,39 @@ test('the last lines of any log are what a plain reading gives', async (t) => {
   )
 })
 
+test('whatever the bytes are, each line is what it would be alone', async (t) => {
+  const path = logIn(t)
+  const byte = fc.oneof(fc.constantFrom(0x0a, 0x0d, 0x61, 0xc3, 0xa4, 0xf0, 0x9f, 0x98, 0x80, 0xed, 0xff), fc.integer({ min: 0, max: 255 }))
+  await fc.assert(
+    fc.asyncProperty(fc.array(byte, { minLength: 1, maxLength: 60 }), fc.nat(CHUNK), async (bytes, before) => {
+      // So that the end of a read falls anywhere in it.
+      const log = Buffer.concat([Buffer.alloc(before, 'x\n'), Buffer.from(bytes), Buffer.from('\n')])
+      writeFileSync(path, log)
+      const alone: string[] = []
+      for (let at = 0; at < log.length; ) {
+        const end = log.indexOf('\n', at)
+        alone.push(log.toString('utf8', at, end).replace(/\r$/, ''))
+        at = end + 1
+      }
+      assert.deepEqual(await tail(path, 100_000), alone)
+    }),
+    { numRuns: 200 },
+  )
+})
+
+test('lines come in batches, bounded in lines and in bytes', async (t) => {
+  const path = logIn(t)
+  writeFileSync(path, '\n'.repeat(100_000))
+  const empty = await Array.fromAsync(readLog(path, { tail: 100_000, follow: false }))
+  assert.equal(empty.flat().length, 100_000)
+  assert.ok(empty.length <= 1 + Math.ceil(100_000 / CHUNK), `${empty.length} batches`)
+  for (const batch of empty) assert.ok(batch.length <= CHUNK)
+  writeFileSync(path, `${'x'.repeat(MAX_LINE)}\n`.repeat(10))
+  const long = await Array.fromAsync(readLog(path, { tail: 10, follow: false }))
+  assert.equal(long.flat().length, 10)
+  for (const batch of long) assert.ok(batch.join('').length <= CHUNK + MAX_LINE)
+})
+
 test('a line that never ends comes in pieces of bounded size, characters whole', async (t) => {
   const path = logIn(t)
   const text = 'ä€😀'.repeat(40_000)
@@ -82,7 +119,7 @@ test('a follower reads on as the log grows, over a rotation, and after it was cu
     },
     cut: () => end.abort(),
   }
-  for await (const line of readLog(path, { tail: 1, follow: true, signal: end.signal })) {
+  for await (const line of linesOf(path, { tail: 1, follow: true, signal: end.signal })) {
     seen.push(line)
     next[line]?.()
     if (line === 'after the turn') setTimeout(() => appendFileSync(path, ' and half\n'), 30)
@@ -95,7 +132,7 @@ test('a follower may be there before the log is', async (t) => {
   const end = new AbortController()
   setTimeout(() => writeFileSync(path, 'first\n'), 30)
   const seen: string[] = []
-  for await (const line of readLog(path, { tail: 10, follow: true, signal: end.signal })) {
+  for await (const line of linesOf(path, { tail: 10, follow: true, signal: end.signal })) {
     seen.push(line)
     end.abort()
   }
@@ -117,7 +154,7 @@ test('a follower ends when it is told that no more will come, with all that was 
     },
   }
   const seen: string[] = []
-  for await (const line of readLog(path, options)) {
+  for await (const line of linesOf(path, options)) {
     seen.push(line)
     if (line !== 'one') continue
     setTimeout(() => {
@@ -135,7 +172,7 @@ test('a flood is read only as fast as it is taken', async (t) => {
   writeFileSync(path, line.repeat(20_000))
   const before = process.memoryUsage().rss
   let count = 0
-  for await (const _ of readLog(path, { tail: 20_000, follow: false })) {
+  for await (const _ of linesOf(path, { tail: 20_000, follow: false })) {
     if (++count % 5000 === 0) await new Promise((resolve) => setImmediate(resolve))
   }
   assert.equal(count, 20_000)

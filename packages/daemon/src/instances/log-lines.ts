@@ -1,7 +1,9 @@
 /**
  * Lines of a log that someone else writes and rotates (FILE becomes FILE.1). The last ones are found by reading backwards; a
  * follower reads on as the file grows, goes over to the new file after a rotation, and reads only as fast as its reader takes.
- * Memory is bounded whatever the guest writes: a line longer than `MAX_LINE` comes in pieces.
+ * What one read of the file gives is one batch, so that a guest that writes nothing but newlines costs a step for each read and not
+ * for each line. Memory is bounded whatever it writes: a line longer than `MAX_LINE` comes in pieces, and a batch holds at most
+ * `CHUNK` lines, or `CHUNK + MAX_LINE` bytes of the file.
  */
 import { watch } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
@@ -20,41 +22,40 @@ export interface ReadLog {
 }
 
 export const MAX_LINE = 64 * 1024
-const CHUNK = 64 * 1024
+// What is read at once is a batch: all empty lines, it takes a few milliseconds to send.
+export const CHUNK = 16 * 1024
 // inotify tells of growth; this is for file systems that do not have it.
 const LOOK_AGAIN_MS = 2000
 const NEWLINE = 0x0a
 
-/** A file that is not there yet counts as empty. */
-export async function* readLog(path: string, options: ReadLog): AsyncGenerator<string, void, void> {
+/** A file that is not there yet counts as empty. The first batch is an empty one: what is written from then on will be read. */
+export async function* readLog(path: string, options: ReadLog): AsyncGenerator<readonly string[], void, void> {
   const { follow, signal } = options
   const lines = new LineCutter()
-  const rotated = `${path}.1`
   let handle = await openIfThere(path)
   // The watch begins before the first read, so that no growth falls between.
   using growth = follow ? new Growth(path, options) : undefined
   try {
-    let at = 0
-    if (handle !== undefined || options.tail > 0) {
-      const inFile = handle === undefined ? { offset: 0, lines: 0 } : await findTail(handle, options.tail)
-      at = inFile.offset
-      if (inFile.lines < options.tail) yield* readOlder(rotated, options.tail - inFile.lines, signal)
+    const inFile = handle === undefined ? { offset: 0, lines: 0 } : await findTail(handle, options.tail)
+    let at = inFile.offset
+    {
+      await using older = inFile.lines < options.tail ? await openIfThere(`${path}.1`) : undefined
+      yield []
+      if (older !== undefined) yield* readOlder(older, options.tail - inFile.lines, signal)
     }
+    const buffer = Buffer.alloc(CHUNK)
     while (!signal?.aborted) {
       // Asked before reading: what was written before it was over is then read below.
       const isOver = options.isOver?.() ?? false
       const seen = growth?.count ?? 0
       if (handle !== undefined) {
-        const buffer = Buffer.alloc(CHUNK)
         for (;;) {
           const { bytesRead } = await handle.read(buffer, 0, CHUNK, at)
+          if (signal?.aborted) return
           if (bytesRead === 0) break
           at += bytesRead
-          for (const line of lines.cut(buffer.subarray(0, bytesRead))) {
-            if (signal?.aborted) return
-            yield line
-          }
-          if (signal?.aborted) return
+          const batch = lines.cut(buffer.subarray(0, bytesRead))
+          if (batch.length > 0) yield batch
         }
       }
       const next = await successorOf(path, handle, at)
@@ -72,30 +73,29 @@ export async function* readLog(path: string, options: ReadLog): AsyncGenerator<s
       await growth?.after(seen)
     }
     const rest = lines.rest()
-    if (rest !== undefined && !signal?.aborted) yield rest
+    if (rest !== undefined && !signal?.aborted) yield [rest]
   } finally {
     await handle?.close()
   }
 }
 
-async function* readOlder(path: string, count: number, signal: AbortSignal | undefined): AsyncGenerator<string, void, void> {
-  const handle = await openIfThere(path)
-  if (handle === undefined) return
-  try {
-    const lines = new LineCutter()
-    let { offset } = await findTail(handle, count)
-    const buffer = Buffer.alloc(CHUNK)
-    while (!signal?.aborted) {
-      const { bytesRead } = await handle.read(buffer, 0, CHUNK, offset)
-      if (bytesRead === 0) break
-      offset += bytesRead
-      yield* lines.cut(buffer.subarray(0, bytesRead))
-    }
-    const rest = lines.rest()
-    if (rest !== undefined) yield rest
-  } finally {
-    await handle.close()
+async function* readOlder(
+  handle: FileHandle,
+  count: number,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<readonly string[], void, void> {
+  const lines = new LineCutter()
+  let { offset } = await findTail(handle, count)
+  const buffer = Buffer.alloc(CHUNK)
+  while (!signal?.aborted) {
+    const { bytesRead } = await handle.read(buffer, 0, CHUNK, offset)
+    if (bytesRead === 0) break
+    offset += bytesRead
+    const batch = lines.cut(buffer.subarray(0, bytesRead))
+    if (batch.length > 0) yield batch
   }
+  const rest = lines.rest()
+  if (rest !== undefined && !signal?.aborted) yield [rest]
 }
 
 /** Where the last `count` lines begin, and how many there are. */
@@ -184,26 +184,32 @@ class LineCutter {
     return held.length > 0 ? text(held) : undefined
   }
 
-  *cut(chunk: Buffer): Generator<string, void, void> {
+  /** The lines that are whole now. `chunk` is at most `CHUNK` long, and may be used again afterwards. */
+  cut(chunk: Buffer): string[] {
+    const lines: string[] = []
     let data = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk
-    for (;;) {
-      const newline = data.indexOf(NEWLINE)
-      const end = newline < 0 ? data.length : newline
-      if (end > MAX_LINE) {
-        const piece = wholeCharacters(data.subarray(0, MAX_LINE))
-        yield text(piece)
-        data = data.subarray(piece.length)
-        continue
-      }
-      if (newline < 0) break
-      yield text(data.subarray(0, newline))
-      data = data.subarray(newline + 1)
+    // What was held belongs to the first line, so no other can be too long.
+    while (firstLine(data) > MAX_LINE) {
+      const piece = wholeCharacters(data.subarray(0, MAX_LINE))
+      lines.push(text(piece))
+      data = data.subarray(piece.length)
     }
-    this.#held = Buffer.from(data)
+    const end = data.lastIndexOf(NEWLINE)
+    // Decoded at once: a newline is never part of a character, so what is broken in one line stays within it.
+    if (end >= 0) for (const line of data.toString('utf8', 0, end).split('\n')) lines.push(withoutReturn(line))
+    this.#held = Buffer.from(data.subarray(end + 1))
+    return lines
   }
 }
 
-const text = (line: Buffer): string => line.toString('utf8').replace(/\r$/, '')
+/** How long the line is that `data` begins with, as far as it is there. */
+function firstLine(data: Buffer): number {
+  const newline = data.indexOf(NEWLINE)
+  return newline < 0 ? data.length : newline
+}
+
+const text = (line: Buffer): string => withoutReturn(line.toString('utf8'))
+const withoutReturn = (line: string): string => (line.endsWith('\r') ? line.slice(0, -1) : line)
 
 /** Without a character that is cut at the end. */
 function wholeCharacters(piece: Buffer): Buffer {

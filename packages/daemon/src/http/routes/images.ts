@@ -1,7 +1,7 @@
 import type { Image, ImageProgress } from '@dormouse/api/images.ts'
-import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Handlers } from '../handler.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
+import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
 type ImageRoutes = Pick<
@@ -46,6 +46,6 @@ export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes
   }
 }
 
-async function* asMessages(steps: AsyncIterable<ImageProgress>): AsyncGenerator<SseMessage> {
-  for await (const step of steps) yield { data: JSON.stringify(step) }
+async function* asMessages(steps: AsyncIterable<ImageProgress>): AsyncGenerator<SseBatch> {
+  for await (const step of steps) yield [{ data: JSON.stringify(step) }]
 }

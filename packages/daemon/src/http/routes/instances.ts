@@ -1,12 +1,12 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Instance as Shown } from '@dormouse/api/instances.ts'
-import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { Handlers } from '../handler.ts'
 import { InstanceLists } from '../instance-list.ts'
 import { graceMs, toCreateInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
 import { presentInstance } from '../present-instance.ts'
+import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
 type InstanceRoutes = Pick<
@@ -128,6 +128,6 @@ const PLACE: PlaceOf<Instance> = { key: ({ id }) => id, createdAt: ({ createdAtM
 
 const STAT_LIMIT_MS = 15_000
 
-async function* asMessages(lines: AsyncIterable<string>): AsyncGenerator<SseMessage> {
-  for await (const line of lines) yield { data: JSON.stringify(line) }
+async function* asMessages(batches: AsyncIterable<readonly string[]>): AsyncGenerator<SseBatch> {
+  for await (const lines of batches) yield lines.map((line) => ({ data: JSON.stringify(line) }))
 }

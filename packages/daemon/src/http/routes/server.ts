@@ -6,9 +6,11 @@ import { type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import { parseDuration } from '@dormouse/api/units.ts'
 import { takesMemory } from '../../instances/admission.ts'
+import type { RecordedEvent } from '../../store/events.ts'
 import type { Authority } from '../auth.ts'
 import type { Handlers } from '../handler.ts'
 import type { Metrics } from '../metrics.ts'
+import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
 type ServerRoutes = Pick<Handlers, 'getHealth' | 'getCapabilities' | 'getResources' | 'followEvents' | 'createToken' | 'getMetrics'>
@@ -46,12 +48,14 @@ async function* eventMessages(
   { events }: ServerUses,
   options: { after?: number; signal: AbortSignal },
   subject: string | undefined,
-): AsyncGenerator<SseMessage> {
-  for await (const event of events.subscribe(options)) {
-    if (subject !== undefined && event.subject !== subject) continue
-    const { id, kind, atMs, data } = event
-    yield { id: String(id), data: JSON.stringify({ id, kind, at: new Date(atMs).toISOString(), subject: event.subject, data }) }
+): AsyncGenerator<SseBatch> {
+  for await (const batch of events.subscribe(options)) {
+    yield batch.filter((event) => subject === undefined || event.subject === subject).map(asMessage)
   }
+}
+
+function asMessage({ id, kind, atMs, subject, data }: RecordedEvent): SseMessage {
+  return { id: String(id), data: JSON.stringify({ id, kind, at: new Date(atMs).toISOString(), subject, data }) }
 }
 
 /** What a reader saw last. One that is no number of ours is as good as none. */

@@ -1,22 +1,43 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { test } from 'node:test'
-import type { SseMessage } from '@dormouse/api/streams.ts'
-import { sseStream } from './sse.ts'
+import { type SseBatch, sseStream } from './sse.ts'
 
-async function* messages(...data: string[]): AsyncGenerator<SseMessage> {
-  for (const one of data) yield { data: one }
+async function* batches(...data: string[][]): AsyncGenerator<SseBatch> {
+  for (const batch of data) yield batch.map((one) => ({ data: one }))
 }
 
-test('a stream begins with a comment, so that its head is sent before anything has happened', async () => {
-  assert.deepEqual(await sseStream(messages('1', '2')).toArray(), [': \n\n', 'data: 1\n\n', 'data: 2\n\n'])
+test('a stream begins with a comment once its source has found its place, before anything has happened', async () => {
+  const found = Promise.withResolvers<void>()
+  const happened = Promise.withResolvers<void>()
+  async function* source(): AsyncGenerator<SseBatch> {
+    await found.promise
+    yield []
+    await happened.promise
+  }
+  const stream = sseStream(source())
+  const head = once(stream, 'data')
+  for (let n = 0; n < 10; n++) await new Promise(setImmediate)
+  assert.equal(stream.readableDidRead, false)
+  found.resolve()
+  assert.deepEqual(await head, [': \n\n'])
+  happened.resolve()
+  await once(stream, 'end')
+})
+
+test('messages follow the comment', async () => {
+  assert.deepEqual(await sseStream(batches(['1'], ['2'])).toArray(), [': \n\n', 'data: 1\n\n', 'data: 2\n\n'])
+})
+
+test('what is there together goes out together, and nothing goes out for nothing', async () => {
+  assert.deepEqual(await sseStream(batches([], ['1', '2'], [], [])).toArray(), [': \n\n', 'data: 1\n\ndata: 2\n\n'])
 })
 
 test('a comment comes whenever nothing else did for a while', async () => {
   const more = Promise.withResolvers<void>()
-  async function* slow(): AsyncGenerator<SseMessage> {
+  async function* slow(): AsyncGenerator<SseBatch> {
     await more.promise
-    yield { data: '1' }
+    yield [{ data: '1' }]
   }
   const seen: string[] = []
   for await (const text of sseStream(slow(), { heartbeatMs: 1 })) {
@@ -29,22 +50,52 @@ test('a comment comes whenever nothing else did for a while', async () => {
 
 test('a source is read no faster than its reader reads', async () => {
   let given = 0
-  async function* endless(): AsyncGenerator<SseMessage> {
-    for (;;) yield { data: String(given++) }
+  async function* endless(): AsyncGenerator<SseBatch> {
+    for (;;) yield [{ data: String(given++) }]
   }
   const stream = sseStream(endless())
   await once(stream, 'readable')
   for (let n = 0; n < 100; n++) await new Promise(setImmediate)
-  assert.ok(given < 100, `${given} were taken`)
+  assert.ok(given <= 2, `${given} were taken`)
   stream.destroy()
+})
+
+test('a source that never waits, read by one who never waits, leaves each turn to others as well', async () => {
+  let given = 0
+  async function* endless(): AsyncGenerator<SseBatch> {
+    for (;;) yield given++ % 2 === 0 ? [] : [{ data: '1' }]
+  }
+  const stream = sseStream(endless()).resume()
+  const before = given
+  for (let n = 0; n < 100; n++) await new Promise(setImmediate)
+  assert.ok(given - before > 50 && given - before <= 101, `${given - before} in 100 turns`)
+  stream.destroy()
+})
+
+test('comments do not pile up for a peer who takes none', (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] })
+  const stream = sseStream(batches())
+  t.mock.timers.tick(3_600_000)
+  assert.equal(stream.readableLength, 1)
+  stream.destroy()
+})
+
+test('no comment comes after the end, however late it is taken', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] })
+  const stream = sseStream(batches())
+  stream.read()
+  for (let n = 0; n < 10; n++) await new Promise(setImmediate)
+  assert.equal(stream.read(), ': \n\n')
+  t.mock.timers.tick(3_600_000)
+  assert.deepEqual(await stream.toArray(), [])
 })
 
 test('a source that waits is left when the reader has gone, and may fail unseen', async () => {
   const gone = new AbortController()
   let isLeft = false
-  async function* waiting(): AsyncGenerator<SseMessage> {
+  async function* waiting(): AsyncGenerator<SseBatch> {
     try {
-      yield { data: '1' }
+      yield [{ data: '1' }]
       await once(gone.signal, 'abort')
       throw new Error('too late to be of interest')
     } finally {
@@ -58,8 +109,8 @@ test('a source that waits is left when the reader has gone, and may fail unseen'
 })
 
 test('a source that fails ends the stream with its error', async () => {
-  async function* failing(): AsyncGenerator<SseMessage> {
-    yield { data: '1' }
+  async function* failing(): AsyncGenerator<SseBatch> {
+    yield [{ data: '1' }]
     throw new Error('broken')
   }
   await assert.rejects(sseStream(failing()).toArray(), /broken/)

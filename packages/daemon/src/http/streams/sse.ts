@@ -4,45 +4,57 @@ import { encodeSse, SSE_HEARTBEAT, type SseMessage } from '@dormouse/api/streams
 const HEARTBEAT_MS = 15_000
 
 /**
- * The bytes of an event stream. Begins with a comment, so that the head goes out before the first message; a comment follows
- * whenever nothing else was sent for a while, so that proxies keep the connection and a dead peer is noticed. Reads `source` no
- * faster than the peer does. `gone` must fire when the peer has left: a source that waits is ended by it.
+ * What was there together, and goes out in one write. Whoever gives a batch bounds it. The first one, which may be empty as any may,
+ * says that the source has found its place: what comes into being from then on will be told.
  */
-export function sseStream(source: AsyncIterable<SseMessage>, options: { heartbeatMs?: number } = {}): Readable {
-  return Readable.from(withHeartbeats(source, options.heartbeatMs ?? HEARTBEAT_MS), { objectMode: true, highWaterMark: 16 })
-}
+export type SseBatch = readonly SseMessage[]
 
-async function* withHeartbeats(source: AsyncIterable<SseMessage>, everyMs: number): AsyncGenerator<string> {
-  yield SSE_HEARTBEAT
-  const iterator = source[Symbol.asyncIterator]()
-  let next = iterator.next()
-  try {
-    while (true) {
-      const result = await settledWithin(next, everyMs)
-      if (result === undefined) {
-        yield SSE_HEARTBEAT
-        continue
-      }
-      if (result.done) return
-      yield encodeSse(result.value)
-      next = iterator.next()
+/**
+ * The bytes of an event stream. Begins with a comment as soon as the source has found its place, so that whoever has the head of
+ * the answer misses nothing that happens next; a comment follows whenever nothing else was sent for a while, so that proxies keep the
+ * connection and a dead peer is noticed. Reads `source` no faster than the peer does, and one batch in a turn of the event loop: where
+ * both are fast, others have their turn all the same. When the peer has left, a source that waits is to be ended by a signal of its
+ * own.
+ */
+export function sseStream(source: AsyncIterable<SseBatch>, options: { heartbeatMs?: number } = {}): Readable {
+  const batches = source[Symbol.asyncIterator]()
+  let isPulling = false
+  let hasBegun = false
+  const pull = async (): Promise<void> => {
+    try {
+      const { done, value } = await batches.next()
+      if (stream.destroyed) return
+      if (!hasBegun) stream.push(SSE_HEARTBEAT)
+      hasBegun = true
+      if (!done && value.length === 0) return void setImmediate(pull)
+      isPulling = false
+      if (done) clearInterval(heartbeat)
+      else heartbeat.refresh()
+      stream.push(done ? null : value.map(encodeSse).join(''))
+    } catch (error) {
+      stream.destroy(error as Error)
     }
-  } finally {
-    // A source that still waits settles by the request's signal; what it then says is of no one's interest.
-    next.catch(() => undefined)
-    void iterator.return?.().catch(() => undefined)
   }
-}
-
-/** The value of `promise`, or undefined when it takes longer. */
-async function settledWithin<T>(promise: Promise<T>, ms: number): Promise<T | undefined> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<undefined>((resolve) => {
-    timer = setTimeout(resolve, ms, undefined)
+  const stream = new Readable({
+    // One batch waits for the peer while the next is fetched, no more.
+    objectMode: true,
+    highWaterMark: 1,
+    read: () => {
+      // A heartbeat that goes out while a batch is waited for makes the stream ask again.
+      if (isPulling) return
+      isPulling = true
+      setImmediate(pull)
+    },
+    destroy: (error, callback) => {
+      clearInterval(heartbeat)
+      // A source that still waits settles by its signal; what it then says is of no one's interest.
+      void batches.return?.().catch(() => undefined)
+      callback(error)
+    },
   })
-  try {
-    return await Promise.race([promise, late])
-  } finally {
-    clearTimeout(timer)
-  }
+  const heartbeat = setInterval(() => {
+    // What a slow peer has yet to take keeps the connection as well.
+    if (stream.readableLength === 0) stream.push(SSE_HEARTBEAT)
+  }, options.heartbeatMs ?? HEARTBEAT_MS)
+  return stream
 }

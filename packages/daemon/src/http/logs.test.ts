@@ -1,0 +1,106 @@
+/** Logs over HTTP as they are: real files, instances on a fake host. */
+import assert from 'node:assert/strict'
+import { appendFileSync } from 'node:fs'
+import { get, type IncomingMessage } from 'node:http'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { SSE_HEARTBEAT } from '@dormouse/api/streams.ts'
+import type { Instance } from '../instances/instance.ts'
+import type { Instances } from '../instances/instances.ts'
+import { TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
+import { fakeUses } from './fake-uses.ts'
+import { HttpServer } from './server.ts'
+
+test('a flood of empty lines is followed at once, and holds no one else up', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using server = new HttpServer({ ...fakeUses(), instances })
+  const { id } = await running(instances)
+  const answer = await asked(server, house.dir, `/instances/${id}/logs?follow=true&tail=0`)
+
+  const count = 1024 * 1024
+  const wanted = SSE_HEARTBEAT.length + count * 'data: ""\n\n'.length
+  using turns = new Turns()
+  appendFileSync(house.paths.instanceLogs(id).app, '\n'.repeat(count))
+  let got = 0
+  for await (const chunk of answer) {
+    got += chunk.length
+    if (got >= wanted) break
+  }
+  assert.equal(got, wanted)
+  assert.ok(turns.longestMs < 50, `a turn took ${turns.longestMs} ms`)
+  assert.ok(turns.totalMs < 3000, `all of it took ${turns.totalMs} ms`)
+})
+
+test('whoever has the head of the answer misses nothing that is written from then on', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using server = new HttpServer({ ...fakeUses(), instances })
+  const { id } = await running(instances)
+  for (let n = 0; n < 30; n++) {
+    const answer = await asked(server, house.dir, `/instances/${id}/logs?follow=true&tail=0`)
+    appendFileSync(house.paths.instanceLogs(id).app, `${n}\n`)
+    let text = ''
+    for await (const chunk of answer) {
+      text += chunk
+      if (text.includes('data')) break
+    }
+    assert.equal(text, `${SSE_HEARTBEAT}data: "${n}"\n\n`)
+  }
+})
+
+test('a reader who stops reading stops the reading of the log', async () => {
+  await using house = new TestHouse()
+  const uses = fakeUses()
+  await using server = new HttpServer(uses)
+  uses.instances.add({ name: 'web' })
+  const batch = Array<string>(16).fill('x'.repeat(1024))
+  let given = 0
+  uses.instances.logs = async () =>
+    (async function* () {
+      for (; ; given++) yield batch
+    })()
+  const answer = await asked(server, house.dir, '/instances/web/logs?follow=true')
+  for (let before = -1; before < given; ) {
+    before = given
+    for (let n = 0; n < 200; n++) await new Promise(setImmediate)
+    // What the sockets of both sides hold, and no more.
+    assert.ok(given < 64, `${given} batches were taken`)
+  }
+  assert.ok(given > 0)
+  answer.destroy()
+})
+
+async function asked(server: HttpServer, dir: string, path: string): Promise<IncomingMessage> {
+  const socketPath = join(dir, 's')
+  if (!server.host.server.listening) await server.listen({ socket: { path: socketPath, mode: 0o600 } })
+  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
+  get({ socketPath, path }, resolve).on('error', reject)
+  return promise
+}
+
+async function running(instances: Instances): Promise<Instance> {
+  const { id } = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  return instances.get(id)
+}
+
+/** How long this thread computes in each turn of its event loop: what others on the machine take does not count. */
+class Turns implements Disposable {
+  longestMs = 0
+  totalMs = 0
+  #last = process.threadCpuUsage()
+  #next = setImmediate(() => this.#turn())
+
+  #turn(): void {
+    const { user, system } = process.threadCpuUsage(this.#last)
+    this.#last = process.threadCpuUsage()
+    this.longestMs = Math.max(this.longestMs, (user + system) / 1000)
+    this.totalMs += (user + system) / 1000
+    this.#next = setImmediate(() => this.#turn())
+  }
+
+  [Symbol.dispose](): void {
+    clearImmediate(this.#next)
+  }
+}
