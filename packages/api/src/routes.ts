@@ -251,7 +251,7 @@ export const routes = {
     status: 200,
     answer: Type.String({ description: 'One line' }),
     stream: 'sse',
-    errors: ['not_found', 'ambiguous'],
+    errors: ['not_found', 'ambiguous', 'log_not_found'],
   },
   statInstancePath: {
     tag: 'instances',

@@ -1,6 +1,6 @@
 /** Logs over HTTP as they are: real files, instances on a fake host. */
 import assert from 'node:assert/strict'
-import { appendFileSync } from 'node:fs'
+import { appendFileSync, renameSync } from 'node:fs'
 import { get, type IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -47,6 +47,53 @@ test('whoever has the head of the answer misses nothing that is written from the
     }
     assert.equal(text, `${SSE_HEARTBEAT}data: "${n}"\n\n`)
   }
+})
+
+test('a log that nothing has begun to write is not found, an empty one is', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using server = new HttpServer({ ...fakeUses(), instances })
+  const ask = async (query: string) => {
+    const { statusCode, headers, body } = await server.host.inject(`/instances/web/logs${query}`)
+    return { status: statusCode, retry: headers['x-should-retry'], ...(statusCode === 200 ? { text: body } : JSON.parse(body)) }
+  }
+  const { id } = await running(instances)
+  assert.deepEqual(await ask(''), { status: 200, retry: undefined, text: SSE_HEARTBEAT })
+
+  // This daemon is silent, so there are no lines of its own.
+  const silent = await ask('?source=daemon')
+  assert.deepEqual([silent.status, silent.code, silent.retry], [404, 'log_not_found', 'false'])
+  assert.equal(silent.message, 'The instance web has no log daemon: nothing has begun to write it')
+
+  await instances.stop(id)
+  house.host.injectFault('start')
+  await assert.rejects(instances.start(id))
+  for (const query of ['', '?source=vmm', '?tail=0', '?follow=true&until=stopped']) {
+    const told = await ask(query)
+    assert.deepEqual([told.status, told.code], [404, 'log_not_found'], query)
+  }
+
+  const followed = await asked(server, house.dir, '/instances/web/logs?follow=true')
+  assert.equal(followed.statusCode, 200)
+  await instances.start(id, { cmd: ['echo', 'hello'] })
+  let text = ''
+  for await (const chunk of followed) {
+    text += chunk
+    if (text.includes('hello')) break
+  }
+  assert.equal(text, `${SSE_HEARTBEAT}data: "hello"\n\n`)
+})
+
+test('between the two halves of a rotation a log is still there', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using server = new HttpServer({ ...fakeUses(), instances })
+  const { id } = await running(instances)
+  const { app } = house.paths.instanceLogs(id)
+  appendFileSync(app, 'older\n')
+  renameSync(app, `${app}.1`)
+  const { statusCode, body } = await server.host.inject('/instances/web/logs')
+  assert.deepEqual([statusCode, body], [200, `${SSE_HEARTBEAT}data: "older"\n\n`])
 })
 
 test('a reader who stops reading stops the reading of the log', async () => {

@@ -78,7 +78,7 @@ const HINT: Readonly<Record<Exclude<ErrorCode, `invalid_${string}`> | 'invalid_s
   port_in_use: 'Take another host port; 0 picks a free one',
   instance_expired: 'Make a new instance; give it a longer `ttl`, or none',
   snapshot_unusable: 'Its disk is whole: stop the instance to discard its memory, then start it',
-  log_not_found: 'Ask for another log: `app`, `vmm` or `daemon`',
+  log_not_found: 'Ask for another log (`app`, `vmm` or `daemon`), or follow this one: a follower waits for it',
   path_not_found: 'Look at what is in the directory above: `dormouse exec NAME ls`',
   method_not_allowed: 'GET /openapi.json lists what there is, with its methods',
   image_not_ready: 'Follow the pull with `dormouse image inspect`, then ask again',

@@ -43,7 +43,7 @@ export interface InstancesDoor {
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
-  /** Lines, in batches; none when nothing was written yet. */
+  /** Lines, in batches. Throws `log_not_found` when there is no such log and none is to come. */
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>

@@ -38,7 +38,7 @@ import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Story } from './instance-worker.ts'
 import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
-import { readLog } from './log-lines.ts'
+import { isLogThere, readLog } from './log-lines.ts'
 import { create } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
 import { type StartOverrides, start } from './operations/start.ts'
@@ -262,18 +262,25 @@ export class Instances implements AsyncDisposable {
     return worker.live.connected(step)
   }
 
-  /** Lines of a log, the last `tail` first. Rejects with `not_found`, never because nothing was written yet. */
+  /**
+   * Lines of a log, the last `tail` first. Rejects with `log_not_found` when there is no such log, which is not one that is empty;
+   * a follower waits for one that may yet come.
+   */
   async logs(
     id: InstanceId,
     options: { source?: LogSource; tail?: number; follow?: boolean; untilStopped?: boolean; signal?: AbortSignal },
   ): Promise<AsyncIterable<readonly string[]>> {
-    this.get(id)
+    const { name } = this.get(id)
     const { source = 'app', tail = 100, follow = false, untilStopped = false, signal } = options
     const isOver = (): boolean => {
       const instance = this.find(id)
       return instance === undefined || (untilStopped && isResting(instance.state) && !this.isBusy(id))
     }
-    return readLog(this.#uses.paths.instanceLogs(id)[source], {
+    const path = this.#uses.paths.instanceLogs(id)[source]
+    if (!(await isLogThere(path)) && (!follow || isOver())) {
+      throw new AppError('log_not_found', `The instance ${name} has no log ${source}: nothing has begun to write it`)
+    }
+    return readLog(path, {
       tail,
       follow,
       isOver,

@@ -28,6 +28,17 @@ export const CHUNK = 16 * 1024
 const LOOK_AGAIN_MS = 2000
 const NEWLINE = 0x0a
 
+/** Has anyone begun to write it? Between the two steps of a rotation only the older half is there. */
+export async function isLogThere(path: string): Promise<boolean> {
+  for (const half of [path, olderHalf(path)]) {
+    await using handle = await openIfThere(half)
+    if (handle !== undefined) return true
+  }
+  return false
+}
+
+const olderHalf = (path: string): string => `${path}.1`
+
 /** A file that is not there yet counts as empty. The first batch is an empty one: what is written from then on will be read. */
 export async function* readLog(path: string, options: ReadLog): AsyncGenerator<readonly string[], void, void> {
   const { follow, signal } = options
@@ -39,7 +50,7 @@ export async function* readLog(path: string, options: ReadLog): AsyncGenerator<r
     const inFile = handle === undefined ? { offset: 0, lines: 0 } : await findTail(handle, options.tail)
     let at = inFile.offset
     {
-      await using older = inFile.lines < options.tail ? await openIfThere(`${path}.1`) : undefined
+      await using older = inFile.lines < options.tail ? await openIfThere(olderHalf(path)) : undefined
       yield []
       if (older !== undefined) yield* readOlder(older, options.tail - inFile.lines, signal)
     }

@@ -84,6 +84,8 @@ export class FakeMachine {
   }
 
   async boot(): Promise<void> {
+    // As a shim does, whether or not anything is ever written.
+    this.#write(this.spec.logs.app, '')
     this.#write(this.spec.logs.vmm, `fake VM ${this.spec.id} is up\n`)
   }
 
