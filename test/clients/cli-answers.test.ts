@@ -98,6 +98,20 @@ test('wait asks again past the API’s own limit, and tells a missed state from 
   assert.equal(late.code, 7)
 })
 
+test('a long answer comes whole, also to a reader that is slower than the command', async (t) => {
+  const lines = 100_000
+  const { socket } = await startStub(t, {
+    'GET /instances/web/logs': (_, response) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' })
+      response.end('data: ""\n\n'.repeat(lines))
+    },
+    'GET /instances': json(Array.from({ length: 2000 }, () => instance())),
+  })
+  assert.equal((await dormouse(['logs', 'web'], { socket })).stdout.length, lines)
+  assert.equal((await dormouse(['logs', '--json', 'web'], { socket })).stdout.length, lines * '""\n'.length)
+  assert.equal(JSON.parse((await dormouse(['ps', '--json'], { socket })).stdout).length, 2000)
+})
+
 test('a log is shown line by line, and a reader that leaves early ends it quietly', async (t) => {
   const { socket } = await startStub(t, {
     'GET /instances/web/logs': (request, response) => {

@@ -1,7 +1,6 @@
 import type { LogSource } from '@dormouse/api/instances.ts'
 import type { Command } from 'commander'
 import { connect, type HostOption } from '../daemon.ts'
-import { printJsonLine } from '../output/print.ts'
 import { writeOut } from '../output/write-out.ts'
 import { parseChoice, parseTail } from '../parse/values.ts'
 
@@ -33,8 +32,5 @@ async function logs(name: string, options: Options): Promise<void> {
   const tail = parseTail(options.tail)
   const daemon = connect(options)
   const lines = daemon.stream('getInstanceLogs', { params: { id: name }, query: { source, tail, ...(options.follow && { follow: true }) } })
-  for await (const line of daemon.follow(lines)) {
-    if (options.json) printJsonLine(line)
-    else await writeOut(process.stdout, `${line}\n`)
-  }
+  for await (const line of daemon.follow(lines)) await writeOut(process.stdout, `${options.json ? JSON.stringify(line) : line}\n`)
 }

@@ -3,3 +3,6 @@ export function writeOut(stream: NodeJS.WriteStream, bytes: string | Uint8Array)
   if (stream.write(bytes)) return undefined
   return new Promise((resolve) => stream.once('drain', resolve))
 }
+
+/** Resolves when the reader has all that was written: an exit drops what a pipe had no room for. */
+export const allOut = (stream: NodeJS.WriteStream): Promise<void> => new Promise((resolve) => stream.write('', () => resolve()))
