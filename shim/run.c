@@ -29,6 +29,7 @@
 #include "launch.h"
 #include "plan.h"
 #include "record.h"
+#include "restart.h"
 
 enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
@@ -43,6 +44,7 @@ struct shim {
     int events, signals, listener, output_fd;
     pid_t vmm, helper;
     int has_ended, vmm_status;
+    long long helper_began_ms;
     long long helper_due_ms; /* when a helper that died is started again; 0: not waiting */
     long long helper_pause_ms;
 };
@@ -115,6 +117,7 @@ static int start_helper(struct shim *shim, int ready_fd) {
     memcpy(fds, plan->helper_fds, sizeof plan->helper_fds);
     fds[plan->helper_fd_count] = (struct descriptor){READY, ready_fd};
     shim->helper_due_ms = 0;
+    shim->helper_began_ms = now_ms();
     shim->helper = launch(&(struct launch){
         .argv = shim->plan.helper_argv,
         .fds = fds,
@@ -182,10 +185,13 @@ static void reap(struct shim *shim) {
             shim->has_ended = 1;
             shim->vmm_status = status;
         } else if (pid == shim->helper) {
+            long long now = now_ms();
             shim->helper = -1;
-            note_in_log(shim->own_log, "the network helper ended (status %d), starting another", status);
-            shim->helper_pause_ms = shim->helper_pause_ms == 0 ? 10 : shim->helper_pause_ms * 4 > 10000 ? 10000 : shim->helper_pause_ms * 4;
-            shim->helper_due_ms = now_ms() + shim->helper_pause_ms;
+            shim->helper_pause_ms = restart_pause_ms(shim->helper_pause_ms, now - shim->helper_began_ms);
+            shim->helper_due_ms = now + shim->helper_pause_ms;
+            const char *what = WIFSIGNALED(status) ? sigabbrev_np(WTERMSIG(status)) : NULL;
+            note_in_log(shim->own_log, "the network helper ended (%s %d), starting another in %lld ms", what == NULL ? "code" : what,
+                        what == NULL ? WEXITSTATUS(status) : WTERMSIG(status), shim->helper_pause_ms);
         }
     }
 }
