@@ -55,37 +55,49 @@ static int find_port(const struct net *net, const char *word) {
     return -1;
 }
 
-/* For the next life of this helper, should the shim have to start another one. */
+/*
+ * For the next life of this helper, should the shim have to start another one. There is room for two lists and a header that says
+ * which of them holds: a life may end between any two writes.
+ */
+struct remembered {
+    uint64_t at, length;
+};
+
+enum { LIST_SIZE = MAX_PORTS * sizeof(struct port), LISTS_AT = 4096 };
+
+static int read_remembered(struct remembered *remembered) {
+    if (pread(PORTS_FD, remembered, sizeof *remembered, 0) != sizeof *remembered) return -1;
+    return remembered->at != 0 && remembered->length < LIST_SIZE ? 0 : -1;
+}
+
 static void remember_ports(const struct net *net) {
-    // The first line is there even when no port is left: an empty memory is the first life.
-    if (ftruncate(PORTS_FD, 0) < 0 || pwrite(PORTS_FD, "ports\n", 6, 0) != 6) return;
-    off_t at = 6;
-    for (int i = 0; i < net->port_count; i++) {
-        char line[sizeof net->ports[i].word + 1];
-        int length = snprintf(line, sizeof line, "%s\n", net->ports[i].word);
-        if (pwrite(PORTS_FD, line, (size_t)length, at) != length) return;
-        at += length;
-    }
+    static char text[LIST_SIZE];
+    size_t length = 0;
+    for (int i = 0; i < net->port_count; i++) length += (size_t)snprintf(text + length, sizeof text - length, "%s\n", net->ports[i].word);
+    struct remembered last, next = {.at = LISTS_AT, .length = length};
+    if (read_remembered(&last) == 0 && last.at == LISTS_AT) next.at += LIST_SIZE;
+    if (pwrite(PORTS_FD, text, length, (off_t)next.at) != (ssize_t)length) return;
+    if (pwrite(PORTS_FD, &next, sizeof next, 0) < 0) fprintf(stderr, "dormouse-net: the ports cannot be kept: %s\n", strerror(errno));
 }
 
 static int port_flags(const struct port *port) {
     return (port->is_udp ? SLIRP_HOSTFWD_UDP : 0) | (port->host.ss_family == AF_INET6 ? SLIRP_HOSTFWD_V6ONLY : 0);
 }
 
-/* The socket that libslirp has just opened for a port: the one that is bound to its address. */
-static int udp_socket_of(const struct port *port) {
+/* The socket that libslirp has just opened for a port: the one that is bound to its address, and no connection of that port's. */
+static int socket_of(const struct port *port) {
     for (int fd = PORTS_FD + 1; fd < MAX_POLLS; fd++) {
         struct sockaddr_storage bound;
-        socklen_t size = sizeof bound;
-        int type;
-        socklen_t type_size = sizeof type;
-        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) < 0 || type != SOCK_DGRAM) continue;
+        socklen_t size = sizeof bound, int_size = sizeof(int);
+        int type, listens;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &int_size) < 0 || type != (port->is_udp ? SOCK_DGRAM : SOCK_STREAM)) continue;
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &int_size) < 0 || listens == port->is_udp) continue;
         if (getsockname(fd, (struct sockaddr *)&bound, &size) == 0 && size == port->host_size && memcmp(&bound, &port->host, size) == 0) return fd;
     }
     return -1;
 }
 
-int add_port(struct net *net, const char *word, char *why, size_t why_size) {
+static int publish(struct net *net, const char *word, char *why, size_t why_size) {
     struct port port;
     if (find_port(net, word) >= 0) return 0;
     if (net->port_count == MAX_PORTS || parse_port(word, &port) < 0) {
@@ -104,8 +116,13 @@ int add_port(struct net *net, const char *word, char *why, size_t why_size) {
         else snprintf(why, why_size, "cannot publish %.120s: %s", word, strerror(errno));
         return -1;
     }
-    port.udp_fd = port.is_udp ? udp_socket_of(&port) : -1;
+    port.fd = socket_of(&port);
     net->ports[net->port_count++] = port;
+    return 0;
+}
+
+int add_port(struct net *net, const char *word, char *why, size_t why_size) {
+    if (publish(net, word, why, why_size) < 0) return -1;
     remember_ports(net);
     return 0;
 }
@@ -123,16 +140,17 @@ static int remove_port(struct net *net, const char *word, char *why, size_t why_
     return 0;
 }
 
-void restore_ports(struct net *net) {
-    static char text[MAX_PORTS * sizeof(struct port)];
+int restore_ports(struct net *net) {
+    static char text[LIST_SIZE];
+    struct remembered remembered;
     char why[256];
-    ssize_t got = pread(PORTS_FD, text, sizeof text - 1, 0);
-    if (got <= 0) return;
-    text[got] = '\0';
-    char *rest;
-    strtok_r(text, "\n", &rest);
-    for (char *word; (word = strtok_r(NULL, "\n", &rest)) != NULL;)
-        if (add_port(net, word, why, sizeof why) < 0) fprintf(stderr, "dormouse-net: %s\n", why);
+    if (read_remembered(&remembered) < 0) return 0;
+    if (pread(PORTS_FD, text, remembered.length, (off_t)remembered.at) != (ssize_t)remembered.length) return 0;
+    char *rest = text;
+    // Not remembered anew: what this life cannot publish, or does not live to, is for the next one to try.
+    for (char *word; (word = strsep(&rest, "\n")) != NULL;)
+        if (*word != '\0' && publish(net, word, why, sizeof why) < 0) fprintf(stderr, "dormouse-net: %s\n", why);
+    return 1;
 }
 
 static void answer(struct net *net, char *line, char *text, size_t size) {
@@ -158,7 +176,7 @@ static void answer(struct net *net, char *line, char *text, size_t size) {
 static int spare = -1;
 
 void keep_spare(void) {
-    if (spare < 0) spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (spare < 0) spare = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
 }
 
 static int accept_daemon(int listener) {

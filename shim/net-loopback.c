@@ -9,7 +9,7 @@
 
 #include "net.h"
 
-enum { ETHERNET = 14, IP_HEADER = 20, UDP_HEADER = 8, UDP = 17, CLIENTS = 128, KEPT_MS = 120 * 1000 };
+enum { IP_HEADER = 20, UDP_HEADER = 8, UDP = 17, CLIENTS = 128, KEPT_MS = 120 * 1000 };
 
 static const uint8_t gateway[4] = {10, 0, 2, 2};
 
@@ -68,7 +68,7 @@ int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t lengt
             const struct port *port = &net->ports[k];
             if (!port->is_udp || port->guest_port != datagram.from || port->host.ss_family != AF_INET) continue;
             struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(datagram.to), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-            if (port->udp_fd >= 0) sendto(port->udp_fd, datagram.data, datagram.length, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&to, sizeof to);
+            if (port->fd >= 0) sendto(port->fd, datagram.data, datagram.length, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&to, sizeof to);
         }
         return 1;
     }

@@ -16,22 +16,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "net.h"
 
-enum { MTU = 65520, FRAME = 65536 + 64, MAX_TIMERS = 16 };
+enum { MTU = 65520, FRAME = 65536 + 64, LONGEST_WAIT_MS = 60 * 1000 };
 
-struct timer {
-    int is_used;
-    SlirpTimerId id;
-    void *opaque;
-    int64_t due_ms;
-};
-
-static struct timer timers[MAX_TIMERS];
 static struct net net;
 
 static int64_t now_ns(void *opaque) {
@@ -54,29 +47,50 @@ static void guest_error(const char *message, void *opaque) {
     (void)opaque;
 }
 
+/* libslirp's one timer advertises a router. A guest is told its addresses, and would give itself another for that: it is never due. */
 static void *timer_new(SlirpTimerId id, void *cb_opaque, void *opaque) {
-    (void)opaque;
-    for (int i = 0; i < MAX_TIMERS; i++) {
-        if (timers[i].is_used) continue;
-        timers[i] = (struct timer){1, id, cb_opaque, -1};
-        return &timers[i];
-    }
-    abort();
+    (void)id;
+    (void)cb_opaque;
+    return opaque;
 }
 
-static void timer_free(void *timer, void *opaque) {
+static void ignore_timer(void *timer, void *opaque) {
+    (void)timer;
     (void)opaque;
-    ((struct timer *)timer)->is_used = 0;
 }
 
-static void timer_mod(void *timer, int64_t due_ms, void *opaque) {
+static void ignore_due(void *timer, int64_t due_ms, void *opaque) {
+    (void)timer;
+    (void)due_ms;
     (void)opaque;
-    ((struct timer *)timer)->due_ms = due_ms;
 }
 
-static void ignore_fd(int fd, void *opaque) {
-    (void)fd;
+/*
+ * Descriptors run out before anything else when guest or clients open connections without end. The guest may use them all; clients of
+ * published ports are let in up to three quarters, so that they do not take the guest's own network from it. Others wait in the
+ * kernel's queue, and their listeners are not looked at: libslirp cannot accept them, and would be woken for them again and again.
+ */
+static int open_flows, max_client_flows;
+static uint8_t is_flow[MAX_POLLS];
+
+static void flow_opened(int fd, void *opaque) {
     (void)opaque;
+    if (fd < 0 || fd >= MAX_POLLS || is_flow[fd]) return;
+    is_flow[fd] = 1;
+    open_flows++;
+}
+
+static void flow_closed(int fd, void *opaque) {
+    (void)opaque;
+    if (fd < 0 || fd >= MAX_POLLS || !is_flow[fd]) return;
+    is_flow[fd] = 0;
+    open_flows--;
+}
+
+static int is_listener(int fd) {
+    for (int i = 0; i < net.port_count; i++)
+        if (net.ports[i].fd == fd) return !net.ports[i].is_udp;
+    return 0;
 }
 
 static void ignore_notice(void *opaque) { (void)opaque; }
@@ -88,7 +102,8 @@ static int add_poll(int fd, int events, void *opaque) {
     if (events & SLIRP_POLL_IN) wanted |= POLLIN;
     if (events & SLIRP_POLL_OUT) wanted |= POLLOUT;
     if (events & SLIRP_POLL_PRI) wanted |= POLLPRI;
-    net.polls[net.poll_count] = (struct pollfd){fd, wanted, 0};
+    int is_let_be = open_flows >= max_client_flows && is_listener(fd);
+    net.polls[net.poll_count] = (struct pollfd){is_let_be ? -1 : fd, wanted, 0};
     return net.poll_count++;
 }
 
@@ -109,10 +124,10 @@ static const SlirpCb callbacks = {
     .guest_error = guest_error,
     .clock_get_ns = now_ns,
     .timer_new_opaque = timer_new,
-    .timer_free = timer_free,
-    .timer_mod = timer_mod,
-    .register_poll_fd = ignore_fd,
-    .unregister_poll_fd = ignore_fd,
+    .timer_free = ignore_timer,
+    .timer_mod = ignore_due,
+    .register_poll_fd = flow_opened,
+    .unregister_poll_fd = flow_closed,
     .notify = ignore_notice,
 };
 
@@ -145,6 +160,7 @@ static Slirp *new_slirp(void) {
         .if_mtu = MTU,
         .if_mru = MTU,
         .disable_host_loopback = true,
+        .disable_dhcp = true,
     };
     return slirp_new(&config, &callbacks, NULL);
 }
@@ -154,68 +170,55 @@ static void take_frames(void) {
     // A few at a time, so that a flooding guest does not keep its own answers from it.
     for (int i = 0; i < 64; i++) {
         ssize_t length = recv(NIC_FD, frame, sizeof frame, MSG_DONTWAIT);
-        if (length == 0 || (length < 0 && errno != EAGAIN && errno != EINTR)) exit(0);
+        if (length < 0 && errno != EAGAIN && errno != EINTR) exit(0);
         if (length < 0) return;
+        int64_t now_ms = now_ns(NULL) / 1000000;
         net.from_guest_bytes += (uint64_t)length;
-        if (answer_on_loopback(&net, frame, (size_t)length, now_ns(NULL) / 1000000)) continue;
+        if (answer_on_loopback(&net, frame, (size_t)length, now_ms)) continue;
         if (may_leave(frame, (size_t)length)) slirp_input(net.slirp, frame, (int)length);
     }
 }
 
-static void run_timers(void) {
-    int64_t now = now_ns(NULL) / 1000000;
-    for (int i = 0; i < MAX_TIMERS; i++) {
-        if (!timers[i].is_used || timers[i].due_ms < 0 || timers[i].due_ms > now) continue;
-        timers[i].due_ms = -1;
-        slirp_handle_timer(net.slirp, timers[i].id, timers[i].opaque);
-    }
-}
-
-static int until_timer(uint32_t limit) {
-    int64_t now = now_ns(NULL) / 1000000, wait = limit == UINT32_MAX ? 60000 : limit;
-    for (int i = 0; i < MAX_TIMERS; i++)
-        if (timers[i].is_used && timers[i].due_ms >= 0 && timers[i].due_ms - now < wait) wait = timers[i].due_ms > now ? timers[i].due_ms - now : 0;
-    return (int)wait;
-}
-
-static void say(const char *what) {
-    char line[512];
-    int length = snprintf(line, sizeof line, "%s\n", what);
-    // The second life has no one who listens.
-    if (write(READY_FD, line, (size_t)length) < 0 && strcmp(what, "ok") != 0) fprintf(stderr, "dormouse-net: %s", line);
-    close(READY_FD);
+/* Nothing, or why there is no network. */
+static const char *set_up(int argc, char **argv) {
+    static char why[256];
+    struct rlimit descriptors;
+    signal(SIGPIPE, SIG_IGN);
+    if (getrlimit(RLIMIT_NOFILE, &descriptors) < 0) return "the limit of descriptors cannot be read";
+    max_client_flows = (int)(descriptors.rlim_cur < MAX_POLLS ? descriptors.rlim_cur : MAX_POLLS) / 4 * 3;
+    net.slirp = new_slirp();
+    if (net.slirp == NULL) return "the network could not be set up";
+    if (!restore_ports(&net))
+        for (int i = 1; i < argc; i++)
+            if (add_port(&net, argv[i], why, sizeof why) < 0) return why;
+    keep_spare();
+    return NULL;
 }
 
 int main(int argc, char **argv) {
-    signal(SIGPIPE, SIG_IGN);
-    net.slirp = new_slirp();
-    if (net.slirp == NULL) {
-        say("the network could not be set up");
-        return 1;
+    // Only the first life has someone who listens; later, the number is one for any socket.
+    int is_first = fcntl(READY_FD, F_GETFD) >= 0;
+    const char *trouble = set_up(argc, argv);
+    if (is_first) {
+        dprintf(READY_FD, "%s\n", trouble == NULL ? "ok" : trouble);
+        close(READY_FD);
+    } else if (trouble != NULL) {
+        fprintf(stderr, "dormouse-net: %s\n", trouble);
     }
-    char why[256];
-    if (lseek(PORTS_FD, 0, SEEK_END) > 0) {
-        restore_ports(&net);
-    } else {
-        for (int i = 1; i < argc; i++) {
-            if (add_port(&net, argv[i], why, sizeof why) == 0) continue;
-            say(why);
-            return 1;
-        }
-    }
-    keep_spare();
-    say("ok");
+    if (trouble != NULL) return 1;
     for (;;) {
         net.poll_count = 0;
-        net.polls[net.poll_count++] = (struct pollfd){NIC_FD, POLLIN, 0};
+        net.polls[net.poll_count++] = (struct pollfd){NIC_FD, POLLIN | POLLRDHUP, 0};
         net.polls[net.poll_count++] = (struct pollfd){CONTROL_FD, POLLIN, 0};
-        uint32_t timeout = UINT32_MAX;
-        slirp_pollfds_fill(net.slirp, &timeout, add_poll, NULL);
-        int ready = poll(net.polls, (nfds_t)net.poll_count, until_timer(timeout));
+        uint32_t wait_ms = LONGEST_WAIT_MS;
+        slirp_pollfds_fill(net.slirp, &wait_ms, add_poll, NULL);
+        int ready = poll(net.polls, (nfds_t)net.poll_count, (int)wait_ms);
         if (ready < 0 && errno != EINTR) return 1;
         slirp_pollfds_poll(net.slirp, ready < 0, get_revents, NULL);
-        run_timers();
-        if (ready > 0 && net.polls[1].revents != 0) serve_control(&net, CONTROL_FD);
-        if (ready > 0 && net.polls[0].revents != 0) take_frames();
+        if (ready <= 0) continue;
+        if (net.polls[1].revents != 0) serve_control(&net, CONTROL_FD);
+        // The end of the VMM. A packet of no length is none, though recv() tells them in the same way.
+        if (net.polls[0].revents & (POLLHUP | POLLRDHUP)) return 0;
+        if (net.polls[0].revents != 0) take_frames();
     }
 }

@@ -5,7 +5,7 @@
 #include <slirp/libslirp.h>
 #include <stdint.h>
 
-enum { NIC_FD = 3, CONTROL_FD = 4, PORTS_FD = 5, READY_FD = 9, MAX_PORTS = 256, MAX_POLLS = 8192 };
+enum { NIC_FD = 3, CONTROL_FD = 4, PORTS_FD = 5, READY_FD = 9, MAX_PORTS = 256, MAX_POLLS = 8192, ETHERNET = 14 };
 
 /* A published port. The addresses are kept as they were written, so that they can be told back. */
 struct port {
@@ -14,7 +14,7 @@ struct port {
     struct sockaddr_storage host;
     socklen_t host_size;
     uint16_t guest_port;
-    int udp_fd; /* libslirp's own socket for it; -1 for TCP */
+    int fd; /* libslirp's own socket for it */
 };
 
 struct net {
@@ -40,9 +40,9 @@ int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t lengt
 /* net-control.c */
 /* Publishes `tcp:127.0.0.1:8080:80`. 0, or -1 with an answer for the daemon in `why`. */
 int add_port(struct net *net, const char *word, char *why, size_t why_size);
-/* Serves one connection of the daemon's: one line, one answer. */
 /* Call it before the first guest frame. */
 void keep_spare(void);
+/* Serves one connection of the daemon's: one line, one answer. */
 void serve_control(struct net *net, int listener);
-/* The ports that an earlier life of this helper had, or none. */
-void restore_ports(struct net *net);
+/* Publishes the ports that an earlier life of this helper had. 0 when this is the first life. */
+int restore_ports(struct net *net);

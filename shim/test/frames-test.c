@@ -67,8 +67,41 @@ static void addresses(void) {
     const uint8_t arp[42] = {[12] = 0x08, [13] = 0x06};
     CHECK(may_leave(arp, sizeof arp));
     CHECK(!may_leave(arp, 13));
+    const uint8_t controller[60] = {[12] = 0x88, [13] = 0xf8};
+    CHECK(!may_leave(controller, sizeof controller));
     uint8_t cut[64];
     CHECK(!may_leave(cut, ipv4_frame(cut, "10.0.2.15", "192.0.2.1", 6, 0) - 1));
+}
+
+static int leaves(const char *to, int protocol, int port_or_type) {
+    uint8_t frame[64] = {0};
+    int is6 = strchr(to, ':') != NULL;
+    size_t length = is6 ? 62 : ipv4_frame(frame, "10.0.2.15", to, protocol, 8);
+    if (is6) {
+        frame[12] = 0x86, frame[13] = 0xdd, frame[14 + 6] = (uint8_t)protocol;
+        inet_pton(AF_INET6, to, frame + 14 + 24);
+    }
+    frame[length - 8] = (uint8_t)port_or_type;
+    frame[length - 5] = (uint8_t)port_or_type;
+    return may_leave(frame, length);
+}
+
+/* What libslirp would serve and no guest needs: addresses, files, advertisements. */
+static void services(void) {
+    CHECK(!leaves("10.0.2.2", 17, 67));
+    CHECK(!leaves("10.0.2.2", 17, 69));
+    CHECK(!leaves("255.255.255.255", 17, 67));
+    CHECK(leaves("10.0.2.3", 17, 53));
+    CHECK(leaves("10.0.2.2", 1, 8));
+    CHECK(!leaves("fdd0:6d05:e000::2", 17, 69));
+    CHECK(!leaves("ff02::1:2", 17, 35));
+    CHECK(leaves("fdd0:6d05:e000::3", 17, 53));
+    CHECK(!leaves("ff02::2", 58, 133));
+    CHECK(leaves("ff02::1:ff00:2", 58, 135));
+    CHECK(leaves("fdd0:6d05:e000::2", 58, 128));
+    CHECK(!leaves("fdd0:6d05:e000::77", 58, 128));
+    CHECK(!leaves("2001:db8::1", 58, 128));
+    CHECK(leaves("2001:db8::1", 17, 7));
 }
 
 static size_t udp_frame(uint8_t *frame, const char *from, const char *to, int from_port, int to_port, const char *text) {
@@ -88,7 +121,7 @@ static void datagrams(void) {
     CHECK(bind(client, (struct sockaddr *)&any, sizeof any) == 0);
     CHECK(getsockname(client, (struct sockaddr *)&any, &size) == 0);
     int client_port = ntohs(any.sin_port);
-    net.ports[0] = (struct port){.is_udp = 1, .guest_port = 7, .udp_fd = socket(AF_INET, SOCK_DGRAM, 0), .host.ss_family = AF_INET};
+    net.ports[0] = (struct port){.is_udp = 1, .guest_port = 7, .fd = socket(AF_INET, SOCK_DGRAM, 0), .host.ss_family = AF_INET};
     net.port_count = 1;
 
     uint8_t frame[256];
@@ -132,6 +165,7 @@ static void noise(void) {
 
 int main(void) {
     addresses();
+    services();
     datagrams();
     noise();
     return failures != 0;
