@@ -192,6 +192,7 @@ static const char *set_up(int argc, char **argv) {
         for (int i = 1; i < argc; i++)
             if (add_port(&net, argv[i], why, sizeof why) < 0) return why;
     keep_spare();
+    if (give_up_calls() < 0) return "the kernel takes no filter of system calls";
     return NULL;
 }
 

@@ -46,3 +46,6 @@ void keep_spare(void);
 void serve_control(struct net *net, int listener);
 /* Publishes the ports that an earlier life of this helper had. 0 when this is the first life. */
 int restore_ports(struct net *net);
+
+/* net-filter.c: gives up every system call but those that the network needs. -1 with errno when that cannot be had. */
+int give_up_calls(void);

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import dgram from 'node:dgram'
 import { once } from 'node:events'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, readFile } from 'node:fs/promises'
 import net from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
@@ -54,6 +54,8 @@ const freePort = async (): Promise<number> => {
 }
 
 const tcp = (hostPort: number, guestPort = 80, hostIp = '127.0.0.1'): PortForward => ({ protocol: 'tcp', hostIp, hostPort, guestPort })
+
+const helperPid = (): number => Number(execFileSync('pgrep', ['-P', `${guest.vm.handle.shim.pid}`, 'dormouse-net'], { encoding: 'utf8' }))
 
 /** What a published port says; the error's code when nobody is there. */
 const call = (port: number, host = '127.0.0.1'): Promise<string> =>
@@ -179,9 +181,21 @@ test('what passes is counted from the guest’s side', async () => {
 test('a network helper that dies comes back with the ports it had', async () => {
   const port = await freePort()
   await guest.vm.setPorts([tcp(port)], makeStep())
-  const pid = Number(execFileSync('pgrep', ['-P', `${guest.vm.handle.shim.pid}`, 'dormouse-net'], { encoding: 'utf8' }))
-  process.kill(pid, 'SIGKILL')
+  process.kill(helperPid(), 'SIGKILL')
   await answers(port)
+  await guest.vm.setPorts([], makeStep())
+})
+
+test('a network helper has given up system calls, and one that dies of making such a call comes back like any other', async () => {
+  const port = await freePort()
+  await guest.vm.setPorts([tcp(port)], makeStep())
+  const pid = helperPid()
+  const status = await readFile(`/proc/${pid}/status`, 'utf8')
+  assert.match(status, /^NoNewPrivs:\t1$/m)
+  assert.match(status, /^Seccomp:\t2$/m)
+  process.kill(pid, 'SIGSYS')
+  await answers(port)
+  assert.match(await readFile(guest.spec.logs.vmm, 'utf8'), /the network helper ended \(SYS 31\), starting another/)
   await guest.vm.setPorts([], makeStep())
 })
 

@@ -1,0 +1,4 @@
+/* Stands in for net-filter.c where the sanitizers' own calls must be let through. */
+#include "../net.h"
+
+int give_up_calls(void) { return 0; }
