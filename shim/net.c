@@ -7,7 +7,7 @@
  * VM runs, what passes can be counted, and a bug in a packet parser is neither in QEMU's address space nor in the shim's. It runs as
  * the VM's user with one capability: to bind the ports below 1024 that it is told to publish.
  *
- *   dormouse-net PORT..      PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT
+ *   dormouse-net [--open-host] PORT..      PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -175,21 +175,23 @@ static void take_frames(void) {
         int64_t now_ms = now_ns(NULL) / 1000000;
         net.from_guest_bytes += (uint64_t)length;
         if (answer_on_loopback(&net, frame, (size_t)length, now_ms)) continue;
-        if (may_leave(frame, (size_t)length)) slirp_input(net.slirp, frame, (int)length);
+        if (may_leave(frame, (size_t)length, now_ms)) slirp_input(net.slirp, frame, (int)length);
     }
 }
 
 /* Nothing, or why there is no network. */
 static const char *set_up(int argc, char **argv) {
     static char why[256];
+    int is_open = argc > 1 && strcmp(argv[1], "--open-host") == 0;
     struct rlimit descriptors;
     signal(SIGPIPE, SIG_IGN);
     if (getrlimit(RLIMIT_NOFILE, &descriptors) < 0) return "the limit of descriptors cannot be read";
     max_client_flows = (int)(descriptors.rlim_cur < MAX_POLLS ? descriptors.rlim_cur : MAX_POLLS) / 4 * 3;
+    if (!is_open && close_host() < 0) return "the kernel cannot be asked for the host's addresses";
     net.slirp = new_slirp();
     if (net.slirp == NULL) return "the network could not be set up";
     if (!restore_ports(&net))
-        for (int i = 1; i < argc; i++)
+        for (int i = is_open ? 2 : 1; i < argc; i++)
             if (add_port(&net, argv[i], why, sizeof why) < 0) return why;
     keep_spare();
     if (give_up_calls() < 0) return "the kernel takes no filter of system calls";

@@ -31,10 +31,19 @@ struct net {
 #define GUEST_ADDRESS6 "fdd0:6d05:e000::15"
 
 /* net-frames.c: whether a frame of the guest's may leave it. */
-int may_leave(const uint8_t *frame, size_t length);
+int may_leave(const uint8_t *frame, size_t length, int64_t now_ms);
 
-/* net-loopback.c: who on the host has sent the guest a datagram, and the guest's answers to them. 1 when that was one. */
+/* net-host.c */
+/* From here on the host's own addresses are told from others. -1 when the kernel cannot be asked. */
+int close_host(void);
+/* Whether a packet to that address would be delivered to the host itself. Never so before close_host. */
+int is_hosts_own(int family, const uint8_t *address, int64_t now_ms);
+
+/* net-loopback.c: clients on the host that have sent the guest a datagram, and the guest's answers to them. */
 void note_to_guest(const uint8_t *frame, size_t length, int64_t now_ms);
+/* Whether the frame is an answer to such a client. */
+int is_answer(const uint8_t *frame, size_t length, int64_t now_ms);
+/* Answers a client on the loopback. 1 when it was such an answer. */
 int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t length, int64_t now_ms);
 
 /* net-control.c */

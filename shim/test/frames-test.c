@@ -29,7 +29,7 @@ static size_t ipv4_frame(uint8_t *frame, const char *from, const char *to, int p
 
 static int leaves4(const char *to) {
     uint8_t frame[64];
-    return may_leave(frame, ipv4_frame(frame, "10.0.2.15", to, 6, 20));
+    return may_leave(frame, ipv4_frame(frame, "10.0.2.15", to, 6, 20), 0);
 }
 
 static int leaves6(const char *to) {
@@ -37,7 +37,7 @@ static int leaves6(const char *to) {
     frame[12] = 0x86;
     frame[13] = 0xdd;
     inet_pton(AF_INET6, to, frame + 14 + 24);
-    return may_leave(frame, 54);
+    return may_leave(frame, 54, 0);
 }
 
 static void addresses(void) {
@@ -65,12 +65,12 @@ static void addresses(void) {
     CHECK(!leaves6("::ffff:127.0.0.1"));
     CHECK(!leaves6("::127.0.0.1"));
     const uint8_t arp[42] = {[12] = 0x08, [13] = 0x06};
-    CHECK(may_leave(arp, sizeof arp));
-    CHECK(!may_leave(arp, 13));
+    CHECK(may_leave(arp, sizeof arp, 0));
+    CHECK(!may_leave(arp, 13, 0));
     const uint8_t controller[60] = {[12] = 0x88, [13] = 0xf8};
-    CHECK(!may_leave(controller, sizeof controller));
+    CHECK(!may_leave(controller, sizeof controller, 0));
     uint8_t cut[64];
-    CHECK(!may_leave(cut, ipv4_frame(cut, "10.0.2.15", "192.0.2.1", 6, 0) - 1));
+    CHECK(!may_leave(cut, ipv4_frame(cut, "10.0.2.15", "192.0.2.1", 6, 0) - 1, 0));
 }
 
 static int leaves(const char *to, int protocol, int port_or_type) {
@@ -83,7 +83,7 @@ static int leaves(const char *to, int protocol, int port_or_type) {
     }
     frame[length - 8] = (uint8_t)port_or_type;
     frame[length - 5] = (uint8_t)port_or_type;
-    return may_leave(frame, length);
+    return may_leave(frame, length, 0);
 }
 
 /* What libslirp would serve and no guest needs: addresses, files, advertisements. */
@@ -133,6 +133,7 @@ static void datagrams(void) {
     length = udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port, "pong");
     CHECK(answer_on_loopback(&net, frame, length, 2000));
     CHECK(recv(client, got, sizeof got - 1, MSG_DONTWAIT) == 4 && strcmp(got, "pong") == 0);
+    CHECK(!is_answer(frame, udp_frame(frame, "10.0.2.15", "10.0.2.3", 7, client_port, "x"), 2000));
     // Another port of the client's host, another port of the guest, a fragment, a lying length, much later: none of these.
     CHECK(!answer_on_loopback(&net, frame, udp_frame(frame, "10.0.2.15", "10.0.2.2", 7, client_port ^ 1, "x"), 2000));
     CHECK(!answer_on_loopback(&net, frame, udp_frame(frame, "10.0.2.15", "10.0.2.2", 8, client_port, "x"), 2000));
@@ -156,7 +157,7 @@ static void noise(void) {
         if (length > 14 && round % 2) frame[12] = 0x08, frame[13] = 0, frame[14] = (uint8_t)(0x40 | rand() % 16);
         if (length > 34 && round % 4 == 1) frame[23] = 17, memcpy(frame + 30, "\x0a\0\2\2", 4), frame[20] = frame[21] = 0;
         uint8_t *exact = realloc(frame, length == 0 ? 1 : length);
-        may_leave(exact, length);
+        may_leave(exact, length, round);
         note_to_guest(exact, length, round);
         answer_on_loopback(&net, exact, length, round);
         free(exact);

@@ -1,7 +1,7 @@
 /*
  * A network helper and a guest that writes its frames itself, in a network namespace that stands for the host:
  *
- *   this, as the guest ◄── frames ──► helper ◄──► the host: lo, 198.51.100.1 ◄── veth ──► 198.51.100.2, the neighbour
+ *   this, as the guest ◄── frames ──► helper ◄──► the host: lo, 192.0.2.7, 198.51.100.1 ◄── veth ──► 198.51.100.2, the neighbour
  *
  *   net-test HELPER
  */
@@ -147,6 +147,12 @@ static int local_port(int fd) {
     return ntohs(here.sin_port);
 }
 
+static int is_called(int listener) {
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd >= 0) close(fd);
+    return fd >= 0;
+}
+
 /* Sends back what comes, on port 7, for ever. */
 static void be_neighbour(int ready) {
     char text[2048];
@@ -191,11 +197,20 @@ static void set_up_host(void) {
     if (read(ends[0], text, 1) != 1) give_up("the neighbour");
     snprintf(text, sizeof text, "%d", (int)pid);
     RUN("ip", "link", "set", "lo", "up");
+    RUN("ip", "address", "add", "192.0.2.7/32", "dev", "lo");
     RUN("ip", "link", "add", "outer", "type", "veth", "peer", "name", "inner", "netns", text);
     RUN("ip", "link", "set", "outer", "up");
     RUN("ip", "address", "add", "198.51.100.1/24", "dev", "outer");
     RUN("ip", "address", "add", "2001:db8::1/64", "dev", "outer", "nodad");
+    RUN("ip", "route", "add", "default", "via", "198.51.100.2");
     if (write(ends[0], "1", 1) != 1 || read(ends[0], text, 1) != 1) give_up("the neighbour");
+    // Its name server is one of its own addresses, as with a resolver that serves a whole house.
+    char file[] = "/tmp/net-test-XXXXXX";
+    int fd = mkstemp(file);
+    if (fd < 0 || fchmod(fd, 0644) < 0) give_up(file);
+    write_file(file, "nameserver 198.51.100.1\n");
+    if (mount(file, "/etc/resolv.conf", NULL, MS_BIND, NULL) < 0) give_up("/etc/resolv.conf");
+    unlink(file);
 }
 
 /* ---- the helper ---- */
@@ -374,6 +389,27 @@ static void send_datagram(const char *to, int from_port, int to_port, const void
 }
 
 static void send_udp(const char *to, int from_port, int to_port, const char *text) { send_datagram(to, from_port, to_port, text, strlen(text)); }
+
+/* The same in two fragments, the ports in the first: the second cannot be judged alone. */
+static void send_fragments(const char *to, int from_port, int to_port) {
+    uint8_t datagram[24] = {0};
+    put16(datagram, (unsigned)from_port), put16(datagram + 2, (unsigned)to_port), put16(datagram + 4, 24);
+    memset(datagram + 8, 'f', 16);
+    send_packet(to, IPPROTO_UDP, datagram, 16, 6, 0x2000);
+    send_packet(to, IPPROTO_UDP, datagram + 16, 8, 6, 2);
+}
+
+/* A connection request whose flags are in its second fragment. */
+static void send_syn_in_fragments(const char *to, int from_port, int to_port) {
+    uint8_t segment[24] = {0}, addresses[8];
+    put16(segment, (unsigned)from_port), put16(segment + 2, (unsigned)to_port), put32(segment + 4, 1000);
+    segment[12] = 6 << 4, segment[13] = SYN;
+    memset(segment + 20, 1, 4);
+    inet_pton(AF_INET, GUEST, addresses), inet_pton(AF_INET, to, addresses + 4);
+    put16(segment + 16, ~sum(segment, sizeof segment, sum(addresses, 8, IPPROTO_TCP + sizeof segment)) & 0xffff);
+    send_packet(to, IPPROTO_TCP, segment, 8, 0, 0x2000);
+    send_packet(to, IPPROTO_TCP, segment + 8, 16, 0, 1);
+}
 
 static void send_ping(const char *to) {
     uint8_t echo[16] = {8};
@@ -595,6 +631,111 @@ static void guests_reach_neighbours(void) {
     }
 }
 
+/* Everything that a guest might send to port 9000 of an address; how much of it arrived. */
+static int knock(const char *to, int listener, int datagrams) {
+    static int port = 20000;
+    char text[64];
+    int is4 = strchr(to, ':') == NULL, arrived = 0;
+    send_tcp(to, port, 9000, SYN, "");
+    send_tcp(to, port + 1, 9000, SYN | PUSH, "");
+    send_udp(to, port, 9000, "knock");
+    if (is4) {
+        send_fragments(to, port + 2, 9000);
+        send_syn_in_fragments(to, port + 2, 9000);
+    }
+    port += 3;
+    settle();
+    while (is_called(listener)) arrived++;
+    while (recv(datagrams, text, sizeof text, 0) >= 0) arrived++;
+    return arrived;
+}
+
+static void published_ports_serve_the_host(const char *from) {
+    struct sockaddr_storage peer;
+    char text[64];
+    socklen_t size;
+    // Over TCP.
+    int client = call(from, 8080), port = local_port(client);
+    SOON(served[port].flags & SYN);
+    const char *seen = strcmp(from, "127.0.0.1") == 0 ? "10.0.2.2" : from;
+    send_tcp(seen, 80, port, SYN | ACK, "");
+    SOON(served[port].flags & ACK);
+    send_tcp(seen, 80, port, ACK | PUSH, "served");
+    memset(text, 0, sizeof text);
+    SOON(recv(client, text, sizeof text - 1, 0) > 0);
+    CHECK(strcmp(text, "served") == 0);
+    close(client);
+    // Over UDP, and only to who has asked.
+    int asking = bound(SOCK_DGRAM, from, 9100), other = bound(SOCK_DGRAM, from, 9101);
+    size = address(&peer, from, 8007);
+    send_udp(seen, 7, 9100, "early");
+    settle();
+    CHECK(recv(asking, text, sizeof text, 0) < 0);
+    CHECK(sendto(asking, "question", 8, 0, (struct sockaddr *)&peer, size) == 8);
+    SOON(strcmp(udp[7].data, "question") == 0);
+    udp[7].data[0] = '\0';
+    send_udp(seen, 7, 9101, "not asked");
+    send_udp(seen, 7, 9100, "answer");
+    memset(text, 0, sizeof text);
+    SOON(recv(asking, text, sizeof text - 1, 0) > 0);
+    CHECK(strcmp(text, "answer") == 0);
+    CHECK(recv(other, text, sizeof text, 0) < 0);
+    close(asking), close(other);
+}
+
+static void the_name_server_answers(void) {
+    int server = bound(SOCK_DGRAM, "198.51.100.1", 53);
+    struct sockaddr_storage from;
+    socklen_t size = sizeof from;
+    char text[64];
+    send_udp("10.0.2.3", 3000, 53, "name?");
+    SOON(recvfrom(server, text, sizeof text, 0, (struct sockaddr *)&from, &size) == 5);
+    CHECK(sendto(server, "name!", 5, 0, (struct sockaddr *)&from, size) == 5);
+    SOON(strcmp(udp[3000].data, "name!") == 0);
+    close(server);
+}
+
+static void the_host_is_closed_unless_it_is_opened(void) {
+    static const char *const loopback[] = {"127.0.0.1", "10.0.2.2", "::1", "fdd0:6d05:e000::2", "::ffff:127.0.0.1"};
+    static const char *const own[] = {"192.0.2.7", "198.51.100.1", "198.51.100.255", "224.0.0.251", "2001:db8::1"};
+    int four = bound(SOCK_STREAM, "0.0.0.0", 9000), four_udp = bound(SOCK_DGRAM, "0.0.0.0", 9000);
+    int six = bound(SOCK_STREAM, "2001:db8::1", 9000), six_udp = bound(SOCK_DGRAM, "2001:db8::1", 9000);
+    struct ip_mreq group = {{inet_addr("224.0.0.251")}, {inet_addr("198.51.100.1")}};
+    CHECK(setsockopt(four_udp, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group) == 0);
+#define KNOCK(to) knock(to, strchr(to, ':') ? six : four, strchr(to, ':') ? six_udp : four_udp)
+    BEGIN("tcp:0.0.0.0:8080:80", "udp:0.0.0.0:8007:7");
+    boot_guest();
+    guests_reach_neighbours();
+    for (size_t i = 0; i < sizeof loopback / sizeof *loopback; i++) CHECK(KNOCK(loopback[i]) == 0);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) CHECK(KNOCK(own[i]) == 0);
+    // Those that come later too, and those that no interface has.
+    RUN("ip", "address", "add", "203.0.113.9/32", "dev", "lo");
+    CHECK(KNOCK("203.0.113.9") == 0);
+    RUN("ip", "route", "add", "local", "203.0.113.64/26", "dev", "lo");
+    CHECK(KNOCK("203.0.113.70") == 0);
+    int before = echoes;
+    send_ping("198.51.100.1");
+    send_ping("2001:db8::1");
+    settle();
+    CHECK(echoes == before + 1);
+    published_ports_serve_the_host("127.0.0.1");
+    published_ports_serve_the_host("198.51.100.1");
+    the_name_server_answers();
+    guests_reach_neighbours();
+    end();
+
+    BEGIN("--open-host", "tcp:0.0.0.0:8080:80", "udp:0.0.0.0:8007:7");
+    boot_guest();
+    for (size_t i = 0; i < sizeof loopback / sizeof *loopback; i++) CHECK(KNOCK(loopback[i]) == 0);
+    CHECK(KNOCK("192.0.2.7") == 5);
+    CHECK(KNOCK("224.0.0.251") == 2);
+    CHECK(KNOCK("2001:db8::1") == 3);
+    published_ports_serve_the_host("127.0.0.1");
+    the_name_server_answers();
+    end();
+    close(four), close(four_udp), close(six), close(six_udp);
+}
+
 static void a_flood_of_connections_is_outlived(void) {
     enum { FIRST = 10000, LAST = FIRST + 1200 };
     BEGIN("tcp:127.0.0.1:8080:80");
@@ -684,6 +825,7 @@ int main(int argc, char **argv) {
         TEST(an_empty_packet_is_no_end),
         TEST(ports_survive_every_life),
         TEST(no_one_hands_out_addresses_or_files),
+        TEST(the_host_is_closed_unless_it_is_opened),
         TEST(a_flood_of_connections_is_outlived),
         TEST(a_flood_of_datagrams_is_outlived),
         TEST(a_flood_of_clients_leaves_the_guest_its_own),

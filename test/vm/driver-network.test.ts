@@ -73,11 +73,15 @@ const call = (port: number, host = '127.0.0.1'): Promise<string> =>
 const answers = (port: number): Promise<unknown> =>
   pollUntil('the guest to answer', async () => (await call(port)) === 'guest', makeStep(10_000))
 
-test('a guest reaches what the host reaches', async (t) => {
+test("the host's own addresses are closed to a guest, unless its driver opens them", async (t) => {
   const address = hostAddress()
   if (address === undefined) return t.skip('this host has no address but its loopback')
   await using server = await hello(address)
-  assert.equal(await guest.sh(`nc -w 5 ${address} ${server.port} </dev/null`), 'hello from the host')
+  await guest.sh(`nc -w 1 ${address} ${server.port} </dev/null`)
+  assert.equal(server.calls(), 0)
+  await using open = await qemuUnderTest('qemu', agentManners, { allowHostAccess: true })
+  await using trusted = await runGuest(open, rootfs)
+  assert.equal(await trusted.sh(`nc -w 5 ${address} ${server.port} </dev/null`), 'hello from the host')
 })
 
 test('a guest has the addresses and the large frames that it was promised, and no others', async () => {

@@ -39,6 +39,7 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
     log,
     shimPath: assets.shim,
     networkHelperPath: assets.networkHelper,
+    allowHostAccess: config.network.allowHostAccess,
     kernelPath: assets.kernel,
     initrdPath: assets.initrd,
     workDir,

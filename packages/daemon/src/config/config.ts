@@ -60,6 +60,8 @@ export interface Config {
     readonly dns: readonly string[]
     /** The host address that published ports listen on. */
     readonly publishAddress: string
+    /** Whether guests reach the host at its own addresses. Its loopback is closed to them either way. */
+    readonly allowHostAccess: boolean
   }
   readonly golden: { readonly enabled: boolean }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
@@ -144,6 +146,7 @@ const SETTINGS = {
   MAX_CONCURRENT_PULLS: integer(1),
   DNS: addresses([]),
   PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
+  ALLOW_HOST_ACCESS: flag(false),
   GOLDEN: flag(true),
   CRASH_AT: optionalText(),
 } as const
@@ -214,7 +217,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       rootfsCompression: s.ROOTFS_COMPRESSION,
       maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
     },
-    network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS },
+    network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS, allowHostAccess: s.ALLOW_HOST_ACCESS },
     golden: { enabled: s.GOLDEN },
     crashAt: s.CRASH_AT,
   }

@@ -18,6 +18,8 @@ export interface QemuUses {
   readonly log: Logger
   readonly shimPath: string
   readonly networkHelperPath: string
+  /** Guests reach the host at its own addresses; for VMs that are started from now on. */
+  readonly allowHostAccess?: boolean
   readonly kernelPath: string
   readonly initrdPath: string
   /** Where golden boots and the KVM probe run while they are made, each in a directory of its own. */

@@ -225,7 +225,7 @@ export class QemuHypervisor implements Hypervisor {
 
   #networkHelper(ports: readonly string[]): ShimPlan['helper'] {
     return {
-      argv: [this.#uses.networkHelperPath, ...ports],
+      argv: [this.#uses.networkHelperPath, ...(this.#uses.allowHostAccess ? ['--open-host'] : []), ...ports],
       descriptors: [
         { number: NET_FD.NIC, kind: 'pair', name: 'nic' },
         { number: NET_FD.CONTROL, kind: 'listen', name: NETWORK_SOCKET },
