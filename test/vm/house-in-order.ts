@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { ApiClient } from '../harness/api-client.ts'
 import { type FoundProcess, processesNaming } from '../harness/processes.ts'
@@ -39,8 +40,8 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
   for (const { id, name } of instances) {
     const own = vmms.filter(({ argv }) => argv.includes(id))
     assert.equal(own.length, running.some((instance) => instance.id === id) ? 1 : 0, `VMMs of ${name}`)
-    assert.ok(existsSync(join(dir, 'data/instances', id, 'overlay.raw')), `the disk of ${name} is gone`)
   }
+  assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
   assert.equal(vmms.length, running.length, 'a VMM runs for no instance')
   assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
   const open = listeningPorts()
@@ -48,6 +49,21 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
     for (const { host_port } of instance.network.ports ?? []) {
       assert.equal(open.has(host_port), running.includes(instance), `port ${host_port} of ${instance.name}, which is ${instance.state}`)
     }
+  }
+}
+
+/** The layers of each instance's disk, from the rows themselves: no answer of the daemon's has them. */
+export function disksOf(dir: string): Map<string, string[]> {
+  const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
+  try {
+    return new Map(
+      db
+        .prepare('SELECT id, disk FROM instances')
+        .all()
+        .map(({ id, disk }) => [String(id), JSON.parse(String(disk))]),
+    )
+  } finally {
+    db.close()
   }
 }
 

@@ -12,7 +12,7 @@ import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { endProcessesNaming, processesNaming } from '../harness/processes.ts'
 import { Scratch } from '../harness/scratch.ts'
-import { assertHostInOrder, atRest, listeningPorts, type ShownInstance } from './house-in-order.ts'
+import { assertHostInOrder, atRest, disksOf, listeningPorts, type ShownInstance } from './house-in-order.ts'
 
 let scratch: Scratch
 let dir: string
@@ -190,7 +190,8 @@ test('each VM runs as a user of its own, which owns its disk and nothing else', 
     const instance = await run(name)
     const [vmm] = await vmmsOf(instance)
     const { uid } = await stat(`/proc/${vmm}`)
-    assert.equal((await stat(join(dir, 'data/instances', instance.id, 'overlay.raw'))).uid, uid)
+    const [disk = ''] = disksOf(dir).get(instance.id) ?? []
+    assert.equal((await stat(join(dir, 'data/disks', disk))).uid, uid)
     owners.push(uid)
   }
   assert.ok(owners.every((uid) => uid >= 2_097_152_000))

@@ -21,6 +21,7 @@ import { Paths } from './paths.ts'
 import { Ballast } from './store/ballast.ts'
 import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
+import { DiskLayers } from './store/disk-layers.ts'
 import { VERSION } from './version.ts'
 
 export interface DaemonOptions {
@@ -91,7 +92,7 @@ export class Daemon implements AsyncDisposable {
       db,
       events,
       images,
-      disks: new Disks({ templatesDir: paths.diskTemplatesDir }),
+      disks: new Disks({ paths, layers: new DiskLayers(db) }),
       paths,
       log,
       config,
@@ -185,7 +186,7 @@ function crashPointOf(at: string | undefined): CrashPoint {
 
 function makeDirectories(paths: Paths): void {
   // A VM's own user goes through these to its disks and sockets, and can list nothing.
-  for (const dir of [paths.dataDir, paths.runDir, paths.instancesDir, paths.vmsDir]) {
+  for (const dir of [paths.dataDir, paths.runDir, paths.instancesDir, paths.disksDir, paths.vmsDir]) {
     mkdirSync(dir, { recursive: true, mode: 0o711 })
     chmodSync(dir, 0o711)
   }

@@ -92,7 +92,14 @@ export class Paths {
 
   // Disks
 
-  /** Empty filesystems, one per size, from which overlays are cloned. */
+  /** Layers of writable disks; the rows say who stands on which. */
+  get disksDir(): string {
+    return join(this.dataDir, 'disks')
+  }
+  disk(layer: string): string {
+    return join(this.disksDir, plainName(layer))
+  }
+  /** What an empty layer is written from, one file per kind and size. */
   get diskTemplatesDir(): string {
     return join(this.cacheDir, 'disks')
   }
@@ -104,9 +111,6 @@ export class Paths {
   }
   instanceDir(id: string): string {
     return join(this.instancesDir, plainName(id))
-  }
-  instanceOverlay(id: string): string {
-    return join(this.instanceDir(id), 'overlay.raw')
   }
   instanceLogsDir(id: string): string {
     return join(this.instanceDir(id), 'logs')

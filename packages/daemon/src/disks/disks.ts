@@ -5,11 +5,15 @@
  * A disk that a guest has had is hostile: only e2fsprogs look into it, as the VM's own user, never the host's kernel.
  */
 import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { Step } from '../lib/step.ts'
+import type { Paths } from '../paths.ts'
+import type { DiskLayers } from '../store/disk-layers.ts'
+import type { InstanceId } from '../store/instance-record.ts'
 import { applyTemplate, packTemplate, readTemplate, type Template } from './template.ts'
 
 export interface DiskOwner {
@@ -20,16 +24,22 @@ export interface DiskOwner {
 const BLOCK = 4096
 const GROWTH = 8
 
+export interface DisksUses {
+  readonly paths: Pick<Paths, 'disk' | 'diskTemplatesDir'>
+  readonly layers: Pick<DiskLayers, 'unnamed' | 'frozen'>
+}
+
 export class Disks {
-  readonly #templatesDir: string
+  readonly #uses: DisksUses
   readonly #templates = new Map<number, Promise<Template>>()
 
-  constructor(uses: { templatesDir: string }) {
-    this.#templatesDir = uses.templatesDir
+  constructor(uses: DisksUses) {
+    this.#uses = uses
   }
 
-  /** An empty filesystem of `bytes` at `path`, which must not exist. Leaves nothing behind when it throws. */
-  async createOverlay(path: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+  /** A layer with an empty filesystem of `bytes`; none of that name may exist. Leaves nothing behind when it throws. */
+  async createOverlay(name: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+    const path = this.#uses.paths.disk(name)
     const template = await this.#templateOf(bytes, options.step)
     try {
       await using file = await open(path, 'wx', 0o600)
@@ -46,7 +56,8 @@ export class Disks {
    * Makes the disk and the filesystem in it `bytes` large. Only while no VM has it. Repeat is harmless, also after a daemon that
    * died in the middle; a smaller size than it has is refused.
    */
-  async grow(path: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+  async grow(name: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+    const path = this.#uses.paths.disk(name)
     {
       await using file = await open(path, 'r+')
       const { size } = await file.stat()
@@ -62,11 +73,32 @@ export class Disks {
     await runCommand([...tied, 'resize2fs', path], run)
   }
 
-  /** Bytes that a file takes on the host's disk; 0 when it is not there. */
-  async allocatedBytes(path: string): Promise<number> {
+  /** Every layer of the chain is there, and it has one. */
+  isWhole(chain: readonly string[]): boolean {
+    return chain.length > 0 && chain.every((name) => existsSync(this.#uses.paths.disk(name)))
+  }
+
+  /**
+   * Removes the files of those layers that no row names, but perhaps that of `except`, and says which they were. Repeat is harmless.
+   */
+  async release(names: readonly string[], except?: InstanceId): Promise<string[]> {
+    if (names.length === 0) return []
+    const unnamed = this.#uses.layers.unnamed(names, except)
+    await Promise.all(unnamed.map((name) => rm(this.#uses.paths.disk(name), { force: true })))
+    return unnamed
+  }
+
+  /** What frozen layers take on the host's disk, each once however many stand on it. */
+  async frozenBytes(): Promise<number> {
+    const bytes = await Promise.all(this.#uses.layers.frozen().map((name) => this.#allocatedBytes(name)))
+    return bytes.reduce((sum, one) => sum + one, 0)
+  }
+
+  async #allocatedBytes(name: string): Promise<number> {
     try {
-      return (await stat(path)).blocks * 512
+      return (await stat(this.#uses.paths.disk(name))).blocks * 512
     } catch {
+      // It went meanwhile.
       return 0
     }
   }
@@ -83,15 +115,15 @@ export class Disks {
   }
 
   async #loadOrMakeTemplate(bytes: number, step: Step): Promise<Template> {
-    const path = join(this.#templatesDir, `ext4-${bytes}`)
+    const path = join(this.#uses.paths.diskTemplatesDir, `ext4-${bytes}`)
     try {
       return readTemplate(await readFile(path), bytes)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
         step.log.warn({ err: error, path }, 'a disk template was unusable and is made anew')
     }
-    await mkdir(this.#templatesDir, { recursive: true, mode: 0o700 })
-    const draft = join(this.#templatesDir, `draft-${randomBytes(6).toString('hex')}`)
+    await mkdir(this.#uses.paths.diskTemplatesDir, { recursive: true, mode: 0o700 })
+    const draft = join(this.#uses.paths.diskTemplatesDir, `draft-${randomBytes(6).toString('hex')}`)
     try {
       {
         await using file = await open(draft, 'wx', 0o600)

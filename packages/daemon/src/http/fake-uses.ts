@@ -165,6 +165,9 @@ class FakeInstances implements InstancesDoor {
     }
     return { state, timedOut: false }
   }
+  diskBytes(): number {
+    return this.rows.reduce((sum, { overlayBytes }) => sum + overlayBytes, 0)
+  }
   async stats(id: InstanceId) {
     const figures = { cpuSeconds: 1.5, memoryRssBytes: 1024, memoryVmsBytes: 2048, networkRxBytes: 1, networkTxBytes: 2 }
     return { instance: this.get(id), ...figures }

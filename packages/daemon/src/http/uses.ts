@@ -43,6 +43,8 @@ export interface InstancesDoor {
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
+  /** What writable disks take of the host's, each up to its full size. */
+  diskBytes(): number | Promise<number>
   /** Lines, in batches. Throws `log_not_found` when there is no such log and none is to come. */
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
   /** Throws `invalid_state` unless Running. */

@@ -21,13 +21,18 @@ export interface VmSpec {
 
 export type DiskRole = 'rootfs' | 'overlay' | 'modules' | `volume-${number}`
 
-export interface DiskSpec {
+export interface DiskSpec extends DiskLayer {
   /** Also the disk's serial: the guest finds it by this, never by letter. */
   readonly role: DiskRole
+  readonly readOnly: boolean
+  /** The layers below, topmost first: only read, and shared with whoever else stands on them. */
+  readonly backing?: readonly DiskLayer[]
+}
+
+export interface DiskLayer {
   readonly path: string
   /** Named, never probed: a guest that writes a qcow2 header onto its raw disk must not gain a backing file. */
   readonly format: 'raw' | 'qcow2'
-  readonly readOnly: boolean
 }
 
 export interface NicSpec {

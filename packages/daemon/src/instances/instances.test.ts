@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { statfsSync } from 'node:fs'
+import { readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { test } from 'node:test'
@@ -501,4 +501,19 @@ test('an Unknown instance counts as long as its VM may run', async () => {
   await assert.rejects(instances.create(request('b')), { code: 'insufficient_resources' })
   await instances.stop(id, { force: true })
   await running(house, 'b')
+})
+
+test('a layer that no row names is removed at the start of the daemon; an instance without all of its own is Unknown', async () => {
+  await using house = new TestHouse()
+  await house.begin()
+  const { id, disk } = await running(house)
+  await house.instances.stop(id)
+  await house.end()
+  for (const name of ['stray.raw', 'draft.qcow2']) writeFileSync(house.paths.disk(name), '')
+  await house.begin()
+  assert.deepEqual(readdirSync(house.paths.disksDir), disk)
+  await house.end()
+  rmSync(house.paths.disk(String(disk[0])))
+  await house.begin()
+  assert.match(house.instances.get(id).stateError ?? '', /its disk is missing/)
 })

@@ -8,6 +8,7 @@ import { admit, isResting, type Transition } from '@dormouse/api/instance-states
 import { createId } from '@paralleldrive/cuid2'
 import type { Config } from '../config/config.ts'
 import type { Disks } from '../disks/disks.ts'
+import { nameLayer } from '../disks/layer.ts'
 import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
@@ -144,6 +145,11 @@ export class Instances implements AsyncDisposable {
   isBusy(id?: InstanceId): boolean {
     if (id !== undefined) return this.#workers.get(id)?.isBusy ?? false
     return [...this.#workers.values()].some((worker) => worker.isBusy)
+  }
+
+  /** What writable disks take of the host's: each up to its full size, and what they share once. */
+  async diskBytes(): Promise<number> {
+    return this.#rows.demand().overlayBytes + (await this.#uses.disks.frozenBytes())
   }
 
   /** True while an instance stands on that image, so that it may not be deleted. */
@@ -415,7 +421,7 @@ export class Instances implements AsyncDisposable {
         skipKernelHeaders: request.skipKernelHeaders ?? false,
         state: 'Created',
         operation: 'create',
-        disk: [],
+        disk: [nameLayer('raw')],
         phases: { current: 'Created', sinceMs: nowMs, durations: {} },
         ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),
@@ -462,7 +468,7 @@ export class Instances implements AsyncDisposable {
     admitDemand(
       name,
       demand,
-      { ...taken, diskBytes: overlayBytes + room.imagesBytes },
+      { ...taken, diskBytes: overlayBytes + room.frozenBytes + room.imagesBytes },
       {
         vcpus: cpus * limits.cpuRatio,
         memoryBytes: memoryBytes * limits.memoryRatio,
@@ -473,9 +479,13 @@ export class Instances implements AsyncDisposable {
   }
 
   async #diskRoom(): Promise<DiskRoom> {
-    const { images, paths } = this.#uses
-    const [{ blocks, bavail, bsize }, imagesBytes] = await Promise.all([statfs(paths.dataDir), images.usage()])
-    return { totalBytes: blocks * bsize, freeBytes: bavail * bsize, imagesBytes }
+    const { images, disks, paths } = this.#uses
+    const [{ blocks, bavail, bsize }, imagesBytes, frozenBytes] = await Promise.all([
+      statfs(paths.dataDir),
+      images.usage(),
+      disks.frozenBytes(),
+    ])
+    return { totalBytes: blocks * bsize, freeBytes: bavail * bsize, imagesBytes, frozenBytes }
   }
 
   #hypervisor(name: HypervisorName): Hypervisor {
@@ -498,6 +508,8 @@ interface DiskRoom {
   readonly totalBytes: number
   readonly freeBytes: number
   readonly imagesBytes: number
+  /** Of layers that are shared or kept: they take what they have, and no more. */
+  readonly frozenBytes: number
 }
 
 /** A create request once it is checked and its defaults are filled in. */

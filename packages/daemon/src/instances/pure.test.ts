@@ -29,7 +29,7 @@ const instance: Instance = {
   skipKernelHeaders: false,
   uid: 2_097_152_000,
   state: 'Stopped',
-  disk: [],
+  disk: ['top.qcow2', 'below.raw'],
   phases: { current: 'Stopped', sinceMs: 0, durations: {} },
 }
 const paths = new Paths({ dataDir: '/data', runDir: '/run/x' })
@@ -37,16 +37,18 @@ const inputs = { image: TEST_IMAGE, paths, modules: '/assets/modules', logMaxByt
 const guest = (more: Partial<Instance> = {}, config = TEST_IMAGE.config) =>
   guestConfigOf({ ...instance, ...more }, { image: { config }, dns: ['192.0.2.1'], hasModules: true })
 
-test('a VM has its rootfs read-only, its overlay writable, and every disk names its format', () => {
+test('a VM has its rootfs read-only, its overlay writable, and every layer of every disk names its format', () => {
   const spec = vmSpecOf(instance, inputs)
   assert.deepEqual(
     spec.disks.map(({ role, readOnly, format }) => [role, readOnly, format]),
     [
       ['rootfs', true, 'raw'],
-      ['overlay', false, 'raw'],
+      ['overlay', false, 'qcow2'],
       ['modules', true, 'raw'],
     ],
   )
+  assert.equal(spec.disks[1]?.path, '/data/disks/top.qcow2')
+  assert.deepEqual(spec.disks[1]?.backing, [{ path: '/data/disks/below.raw', format: 'raw' }])
   assert.equal(spec.memoryMib, 1024)
   assert.deepEqual(spec.user, { uid: 2_097_152_000, gid: 2_097_152_000 })
   assert.deepEqual(spec.nic?.ports, instance.network.ports)

@@ -1,5 +1,5 @@
 /** The start of the daemon: facts are gathered for every instance, `recover()` says what follows, and it is carried out. */
-import { existsSync, readdirSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { readJournal } from '../guest/journal.ts'
@@ -35,6 +35,8 @@ const AT_ONCE = 16
 
 export async function reconcile(uses: ReconcileUses): Promise<Reconciled> {
   const instances = uses.rows.list()
+  // Before anything new is made, which no row may name yet.
+  const layers = namesIn(uses.paths.disksDir)
   const actions: Partial<Record<Recovery['action'], number>> = {}
   const queue = [...instances]
   const look = async (): Promise<void> => {
@@ -44,7 +46,7 @@ export async function reconcile(uses: ReconcileUses): Promise<Reconciled> {
     }
   }
   await Promise.all(Array.from({ length: AT_ONCE }, look))
-  const swept = await sweepStrays(uses)
+  const swept = await sweepStrays(uses, layers)
   uses.log.info({ actions, swept: swept.length }, 'stored state compared with facts')
   return { actions, swept }
 }
@@ -66,7 +68,7 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
 }
 
 async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
-  const hasDisk = existsSync(uses.paths.instanceOverlay(instance.id))
+  const hasDisk = uses.disks.isWhole(instance.disk)
   if (instance.vm === undefined) return { facts: { vm: 'none', hasDisk }, vm: undefined }
   try {
     const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: uses.log }
@@ -133,7 +135,7 @@ async function publishAsRecorded(work: InstanceWork): Promise<void> {
 }
 
 /** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */
-async function sweepStrays(uses: ReconcileUses): Promise<string[]> {
+async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Promise<string[]> {
   const { paths, log } = uses
   const instances = uses.rows.list()
   const stored = new Set(instances.map(({ id }) => basename(paths.instanceDir(id))))
@@ -156,6 +158,11 @@ async function sweepStrays(uses: ReconcileUses): Promise<string[]> {
     swept.push(dir)
     log.warn({ dir }, 'files that belong to no instance are removed')
     await rm(dir, { recursive: true, force: true })
+  }
+  for (const name of await uses.disks.release(layers)) {
+    const file = join(paths.disksDir, name)
+    swept.push(file)
+    log.warn({ file }, 'a layer of a disk that belongs to no one is removed')
   }
   return swept
 }

@@ -6,6 +6,7 @@ import { basename, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { configOf } from '../config/config.ts'
 import { Disks } from '../disks/disks.ts'
+import { isPlain } from '../disks/layer.ts'
 import { Events } from '../events/events.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
@@ -13,6 +14,7 @@ import type { ReadyImage } from '../images/images.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { Paths } from '../paths.ts'
 import { Database } from '../store/database.ts'
+import { DiskLayers } from '../store/disk-layers.ts'
 import type { CrashPoint } from './instance-work.ts'
 import { Instances } from './instances.ts'
 
@@ -52,7 +54,7 @@ export class TestHouse implements AsyncDisposable {
   constructor(options: TestHouseOptions = {}) {
     this.#options = options
     this.log = createLogger({ level: options.logLevel ?? 'silent' })
-    for (const dir of [this.paths.instancesDir, this.paths.vmsDir]) mkdirSync(dir, { recursive: true })
+    for (const dir of [this.paths.instancesDir, this.paths.disksDir, this.paths.vmsDir]) mkdirSync(dir, { recursive: true })
   }
 
   get instances(): Instances {
@@ -106,7 +108,7 @@ export class TestHouse implements AsyncDisposable {
         whenReady: async () => TEST_IMAGE,
         usage: async () => TEST_IMAGE.sizeBytes,
       },
-      disks: new Disks({ templatesDir: this.paths.diskTemplatesDir }),
+      disks: new Disks({ paths: this.paths, layers: new DiskLayers(db) }),
       paths: this.paths,
       log: this.log,
       config,
@@ -176,11 +178,12 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   for (const instance of stored) {
     assert.equal(instance.operation, undefined, `${instance.name} is still in ${instance.operation}`)
     if (instance.state === 'Stopped') assert.equal(instance.vm, undefined)
-    assert.ok(existsSync(house.paths.instanceOverlay(instance.id)), `the disk of ${instance.name} is gone`)
-    assert.equal(statSync(house.paths.instanceOverlay(instance.id)).size, instance.overlayBytes)
+    for (const layer of instance.disk) assert.ok(existsSync(house.paths.disk(layer)), `the disk of ${instance.name} is gone`)
+    if (isPlain(instance.disk)) assert.equal(statSync(house.paths.disk(String(instance.disk[0]))).size, instance.overlayBytes)
   }
   // No disk, directory, socket or port left over.
   assert.deepEqual(readdirSync(house.paths.instancesDir).sort(), stored.map(({ id }) => id).sort())
+  assert.deepEqual(readdirSync(house.paths.disksDir).sort(), [...new Set(stored.flatMap(({ disk }) => disk))].sort())
   const known = [...live, ...unknown].map(({ id }) => basename(house.paths.vmRunDir(id)))
   for (const name of readdirSync(house.paths.vmsDir)) assert.ok(known.includes(name), `the run directory ${name} is left over`)
   const open = running.flatMap(({ ports }) => ports.map(({ hostPort }) => hostPort))

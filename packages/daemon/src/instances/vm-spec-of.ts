@@ -1,4 +1,5 @@
-import { join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { formatOf } from '../disks/layer.ts'
 import type { DiskSpec, VmSpec } from '../hypervisors/vm-spec.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Paths } from '../paths.ts'
@@ -32,9 +33,11 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
 }
 
 function disksOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
+  const [top, ...below] = instance.disk.map((name) => ({ path: paths.disk(name), format: formatOf(name) }))
+  if (top === undefined) throw new AppError('internal_error', `The instance ${instance.name} has no disk on record`)
   const disks: DiskSpec[] = [
     { role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true },
-    { role: 'overlay', path: join(paths.instanceOverlay(instance.id)), format: 'raw', readOnly: false },
+    { role: 'overlay', ...top, readOnly: false, ...(below.length === 0 ? {} : { backing: below }) },
   ]
   if (modules !== undefined) disks.push({ role: 'modules', path: modules, format: 'raw', readOnly: true })
   return disks

@@ -125,8 +125,7 @@ async function resourcesOf({ host, instances, images }: ServerUses): Promise<Res
   const live = all.filter(takesMemory)
   const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
     list.reduce((total, instance) => total + of(instance), 0)
-  const [disk, imagesBytes] = await Promise.all([host.disk(), images.usage()])
-  const overlays = sum(all, (instance) => instance.overlayBytes)
+  const [disk, imagesBytes, overlays] = await Promise.all([host.disk(), images.usage(), instances.diskBytes()])
   return {
     cpu: status(
       'cpu',

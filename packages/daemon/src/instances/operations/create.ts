@@ -33,24 +33,25 @@ export async function create(work: InstanceWork): Promise<void> {
 
 async function makeFiles(work: InstanceWork): Promise<void> {
   const { paths, disks } = work.uses
-  const { id, overlayBytes, uid } = work.instance
+  const { id, disk, overlayBytes, uid } = work.instance
   const step = await work.step('files', FILES_LIMIT_MS)
-  // The VMM's user goes through to its disk and can list nothing.
   await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
   await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
-  await disks.createOverlay(paths.instanceOverlay(id), overlayBytes, { step, ...owner })
+  for (const layer of disk) await disks.createOverlay(layer, overlayBytes, { step, ...owner })
 }
 
-/** Takes away all files of an instance. Repeat is harmless. */
+/** Takes away all files of an instance, but layers of its disk that others stand on. Repeat is harmless. */
 export async function removeFiles(work: InstanceWork): Promise<void> {
-  await rm(work.uses.paths.instanceDir(work.instance.id), { recursive: true, force: true })
+  const { id, disk } = work.instance
+  await work.uses.disks.release(disk, id)
+  await rm(work.uses.paths.instanceDir(id), { recursive: true, force: true })
 }
 
 /** The last thing of an instance: its row, with the name, the ports and the user that it held. */
 export async function forgetInstance(work: InstanceWork): Promise<void> {
-  const { db, rows, events } = work.uses
-  const { id, name } = work.instance
+  const { db, rows, events, disks } = work.uses
+  const { id, name, disk } = work.instance
   db.transaction(
     () => {
       rows.delete(id)
@@ -58,6 +59,8 @@ export async function forgetInstance(work: InstanceWork): Promise<void> {
     },
     { evenWhenFull: true },
   )
+  // Of two that shared a layer and went at the same time, each may have left it to the other. The top was never shared.
+  await disks.release(disk.slice(1)).catch(work.leaveForSweep('layers of its disk'))
   await work.host.letGo()
   work.host.forget()
 }

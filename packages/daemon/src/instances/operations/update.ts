@@ -57,10 +57,10 @@ const GROW_LIMIT_MS = 1_800_000
 
 /** The disk becomes as large as the record says. Repeat is harmless. */
 export async function finishUpdate(work: InstanceWork): Promise<void> {
-  const { id, overlayBytes, uid } = work.instance
+  const { disk, overlayBytes, uid } = work.instance
   const step = await work.step('grow', GROW_LIMIT_MS)
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
-  await work.uses.disks.grow(work.uses.paths.instanceOverlay(id), overlayBytes, { step, ...owner })
+  for (const layer of disk) await work.uses.disks.grow(layer, overlayBytes, { step, ...owner })
   await work.step('settle', 10_000)
   work.change({ operation: undefined })
 }

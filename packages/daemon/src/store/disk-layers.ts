@@ -1,0 +1,35 @@
+import type { Database } from './database.ts'
+import type { InstanceId } from './instance-record.ts'
+
+const NAMED = `
+  SELECT json_each.value AS name, json_each.key AS depth, instances.id AS writer FROM instances, json_each(instances.disk)
+  UNION ALL
+  SELECT json_each.value, json_each.key, NULL FROM snapshots, json_each(snapshots.disk)
+`
+
+/**
+ * Who stands on which layer of a disk, asked of the rows of instances and snapshots: there is no count that could be wrong. A name can
+ * only be learned from a row that has it, so one that no row has will never be named again.
+ */
+export class DiskLayers {
+  readonly #db: Database
+
+  constructor(db: Database) {
+    this.#db = db
+  }
+
+  /** Those of `names` that no row has, but perhaps that of `except`. */
+  unnamed(names: readonly string[], except?: InstanceId): string[] {
+    const others = this.#db.prepare(`SELECT name FROM (${NAMED}) WHERE writer IS NULL OR writer IS NOT ?`).all(except ?? '')
+    const taken = new Set(others.map(({ name }) => String(name)))
+    return names.filter((name) => !taken.has(name))
+  }
+
+  /** Those that are never written again, each once: all below an instance's top, and all of a snapshot. */
+  frozen(): string[] {
+    return this.#db
+      .prepare(`SELECT name FROM (${NAMED}) GROUP BY name HAVING count(*) FILTER (WHERE depth = 0 AND writer IS NOT NULL) = 0`)
+      .all()
+      .map(({ name }) => String(name))
+  }
+}
