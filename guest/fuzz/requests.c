@@ -33,6 +33,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 			need(r.hostname && r.machine_id && strlen(r.machine_id) == 32 && r.cwd && r.cwd[0] == '/');
 			need(r.entropy && r.entropy_length <= 512 && r.signal >= 1 && r.signal <= 64);
 			break;
+		case OP_WAKE:
+			need(r.entropy && r.entropy_length >= 16 && r.entropy_length <= 512 && r.clock_ns >= 1);
+			need(!r.machine_id || strlen(r.machine_id) == 32);
+			break;
 		case OP_PUT: need((r.file_kind == KIND_SYMLINK) == (r.link_target != NULL)); /* fall through */
 		case OP_STAT:
 		case OP_GET: need(r.path && r.path[0] == '/' && strlen(r.path) < 4096); break;

@@ -8,7 +8,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "cgroup.h"
 #include "connection.h"
 #include "errand.h"
 #include "exec.h"
@@ -19,6 +18,7 @@
 #include "root.h"
 #include "stream.h"
 #include "timings.h"
+#include "wake.h"
 #include "workload.h"
 #include "world.h"
 
@@ -34,6 +34,8 @@ void agent_describe(struct tlv_writer *fields)
 {
 	tlv_put(fields, TAG_BOOT_NONCE, agent.boot_nonce, sizeof agent.boot_nonce);
 	tlv_put_number(fields, TAG_PHASE, (uint64_t)agent.phase);
+	if (freeze_holds())
+		tlv_put_number(fields, TAG_FROZEN, 1);
 	if (agent.phase == PHASE_EXITED) {
 		tlv_put_number(fields, TAG_EXIT_CODE, (uint64_t)agent.ending.code);
 		tlv_put_text(fields, TAG_MESSAGE, agent.ending.message);
@@ -168,21 +170,6 @@ static void go(uint32_t id, struct request *r)
 	close(gate[0]);
 }
 
-static void set_identity(uint32_t id, struct request *r)
-{
-	const char *wrong = NULL;
-	if (agent.phase != PHASE_RUNNING)
-		return stream_reply(id, STATUS_WRONG_PHASE, "The workload is not running");
-	/* Its old name is kept where only the network changes: /etc/hosts names both. */
-	if (r->has_network && !r->hostname)
-		r->hostname = agent.config.hostname;
-	if (!world_set_names(r))
-		wrong = "The host's name could not be set";
-	if (!wrong && r->has_network)
-		wrong = net_configure(&r->network);
-	stream_reply(id, wrong ? STATUS_FAILED : STATUS_OK, wrong);
-}
-
 static void shut_down(uint32_t id, const struct request *r)
 {
 	stream_reply(id, STATUS_OK, NULL);
@@ -202,9 +189,10 @@ static void ping(uint32_t id)
 	connection_send_fields(FRAME_REPLY, id, &fields);
 }
 
-static void done(uint32_t id, bool good, const char *what)
+static void thaw(uint32_t id)
 {
-	stream_reply(id, good ? STATUS_OK : STATUS_FAILED, good ? NULL : what);
+	bool done = freeze_end();
+	stream_reply(id, done ? STATUS_OK : STATUS_FAILED, done ? NULL : strerror(errno));
 }
 
 void agent_take(uint32_t id, struct request *r)
@@ -217,10 +205,8 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_PUT:
 	case OP_GET: errand_start(id, r); break;
 	case OP_FREEZE: freeze_start(id, r); break;
-	case OP_THAW: done(id, cgroup_freeze(false), strerror(errno)); break;
-	case OP_SET_CLOCK: done(id, world_set_clock(r->clock_ns), strerror(errno)); break;
-	case OP_ADD_ENTROPY: done(id, world_add_entropy(r->entropy, r->entropy_length), strerror(errno)); break;
-	case OP_SET_IDENTITY: set_identity(id, r); break;
+	case OP_THAW: thaw(id); break;
+	case OP_WAKE: wake(id, r); break;
 	case OP_SHUTDOWN: shut_down(id, r); break;
 	default: stream_reply(id, STATUS_UNSUPPORTED, "This guest does not know that request");
 	}

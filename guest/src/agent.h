@@ -11,7 +11,10 @@
 
 struct agent {
 	int phase;
-	/* Random, only ever in RAM: the same after a restore, another after a boot. Drawn anew at "go", as golden boots share theirs. */
+	/*
+	 * Random, only ever in RAM: the same after a restore, another after a boot. Drawn anew at "go", as golden boots share theirs, and
+	 * at a wake as another machine.
+	 */
 	uint8_t boot_nonce[16];
 	/* What "go" said. */
 	struct request config;

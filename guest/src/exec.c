@@ -15,6 +15,7 @@
 #include "cgroup.h"
 #include "connection.h"
 #include "flow.h"
+#include "freeze.h"
 #include "io.h"
 #include "spawn.h"
 
@@ -273,7 +274,7 @@ void exec_start(uint32_t id, struct request *r)
 		stream_reply(id, STATUS_WRONG_PHASE, "The workload is not running");
 		return;
 	}
-	if (cgroup_is_frozen()) {
+	if (freeze_holds()) {
 		stream_reply(id, STATUS_BUSY, "The workload is frozen");
 		return;
 	}

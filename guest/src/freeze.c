@@ -17,41 +17,74 @@ static struct freeze {
 	struct stream stream;
 	struct watch events;
 	struct timer deadline;
-	bool waiting;
+	bool holds, waiting, best_effort;
 } freeze;
 
-static void settle(uint64_t status, const char *message, bool told)
+static void stop_waiting(void)
 {
 	freeze.waiting = false;
 	watch_set(&freeze.events, 0);
 	timer_clear(&freeze.deadline);
-	if (status != STATUS_OK)
-		cgroup_freeze(false);
-	if (told)
-		return;
-	stream_reply(freeze.stream.id, status, message);
 	stream_close(&freeze.stream);
+}
+
+bool freeze_holds(void)
+{
+	return freeze.holds;
+}
+
+bool freeze_end(void)
+{
+	if (freeze.waiting) {
+		stop_waiting();
+		stream_reply(freeze.stream.id, STATUS_CANCELLED, "It was thawed before all stood still");
+	}
+	freeze.holds = false;
+	return cgroup_freeze(false);
+}
+
+static void succeed(uint32_t id, bool partly)
+{
+	uint8_t bytes[64];
+	struct tlv_writer fields = { bytes, 0, sizeof bytes, false };
+	tlv_put_number(&fields, TAG_STATUS, STATUS_OK);
+	tlv_put_number(&fields, TAG_PARTLY, partly);
+	connection_send_fields(FRAME_REPLY, id, &fields);
 }
 
 static void changed(struct watch *w, uint32_t events)
 {
 	(void)w;
 	(void)events;
-	if (cgroup_is_frozen())
-		settle(STATUS_OK, NULL, false);
+	if (!cgroup_is_frozen())
+		return;
+	stop_waiting();
+	succeed(freeze.stream.id, false);
 }
 
 static void too_late(struct timer *timer)
 {
 	(void)timer;
-	settle(STATUS_TIMED_OUT, "A process did not stop in time; all run on", false);
+	stop_waiting();
+	if (freeze.best_effort) {
+		succeed(freeze.stream.id, true);
+		return;
+	}
+	freeze_end();
+	stream_reply(freeze.stream.id, STATUS_TIMED_OUT, "A process did not stop in time; all run on");
 }
 
 static void abandon(struct stream *stream, bool hung_up)
 {
-	(void)stream;
-	/* A daemon that is gone may have frozen for a capture that will not come: the workload runs on. */
-	settle(STATUS_CANCELLED, "Given up", hung_up);
+	stop_waiting();
+	/*
+	 * Who froze at any price may be capturing at this moment, or this is the copy: it must not run before it was told who it is.
+	 * Otherwise no capture comes, and the workload runs on.
+	 */
+	if (!freeze.best_effort)
+		freeze_end();
+	if (!hung_up)
+		stream_reply(stream->id, STATUS_CANCELLED, "Given up");
 }
 
 static const struct stream_kind kind = { NULL, NULL, NULL, abandon };
@@ -71,11 +104,13 @@ void freeze_start(uint32_t id, const struct request *r)
 		stream_reply(id, STATUS_FAILED, strerror(errno));
 		return;
 	}
+	freeze.holds = true;
 	if (cgroup_is_frozen()) {
-		stream_reply(id, STATUS_OK, NULL);
+		succeed(id, false);
 		return;
 	}
 	freeze.waiting = true;
+	freeze.best_effort = r->best_effort;
 	freeze.deadline.fire = too_late;
 	freeze.events = (struct watch){ .fd = cgroup_events(), .ready = changed };
 	stream_open(&freeze.stream, id, &kind);

@@ -9,6 +9,7 @@
 #include <linux/if_addr.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -166,4 +167,33 @@ const char *net_configure(const struct network *n)
 		say("%s: %s", wrong, strerror(errno));
 	close(fd);
 	return wrong;
+}
+
+bool net_silence(void)
+{
+	unsigned index = find_card();
+	int fd = index ? socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE) : -1;
+	bool done = fd >= 0 && set_link(fd, index, false, NULL, 0);
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+/* The kernel announces by itself when a card that is up takes a MAC, be it the one that it has, if it was told to. */
+bool net_announce(void)
+{
+	struct ifreq card = { 0 };
+	char path[64];
+	unsigned index = find_card();
+	if (index == 0)
+		return true;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	bool done = fd >= 0 && if_indextoname(index, card.ifr_name) && ioctl(fd, SIOCGIFHWADDR, &card) == 0;
+	snprintf(path, sizeof path, "sys/net/ipv4/conf/%.15s/arp_notify", card.ifr_name);
+	done = done && write_at(agent.proc, path, "1");
+	snprintf(path, sizeof path, "sys/net/ipv6/conf/%.15s/ndisc_notify", card.ifr_name);
+	done = done && write_at(agent.proc, path, "1") && set_link(fd, index, true, (const uint8_t *)card.ifr_hwaddr.sa_data, 0);
+	if (fd >= 0)
+		close(fd);
+	return done;
 }

@@ -8,5 +8,9 @@
 bool net_loopback_up(void);
 /* MAC, addresses, routes; what the card had before is taken off first. NULL, or a sentence. */
 const char *net_configure(const struct network *network);
+/* Takes the card off the network until it is configured anew. */
+bool net_silence(void);
+/* Tells the neighbours whose card now has these addresses, by ARP and neighbour advertisement. Without a card there is nothing to tell. */
+bool net_announce(void);
 
 #endif

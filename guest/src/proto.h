@@ -47,10 +47,8 @@
 #define OP_GET 6
 #define OP_FREEZE 7
 #define OP_THAW 8
-#define OP_SET_CLOCK 9
-#define OP_ADD_ENTROPY 10
-#define OP_SET_IDENTITY 11
 #define OP_SHUTDOWN 12
+#define OP_WAKE 13
 
 /* How a request ended. */
 #define STATUS_OK 0
@@ -149,5 +147,11 @@
 #define TAG_FS 74
 #define TAG_NAME 76
 #define TAG_MICROS 77
+#define TAG_FROZEN 78
+#define TAG_BEST_EFFORT 79
+#define TAG_PARTLY 80
+#define TAG_CLOSE_CONNECTIONS 81
+#define TAG_CLOSED 82
+#define TAG_ANNOUNCE 83
 
 #endif

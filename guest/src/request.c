@@ -148,6 +148,9 @@ static bool field(struct request *r, const struct tlv_field *f)
 		return f->length >= 16 && f->length <= 512;
 	case TAG_HOSTNAME: return (r->hostname = text(r, f, 1, 63)) && is_hostname(r->hostname);
 	case TAG_MACHINE_ID: return (r->machine_id = text(r, f, 32, 32)) && is_hex(r->machine_id);
+	case TAG_BEST_EFFORT: return flag(f, &r->best_effort);
+	case TAG_CLOSE_CONNECTIONS: return flag(f, &r->close_connections);
+	case TAG_ANNOUNCE: return flag(f, &r->announce);
 	case TAG_OVERLAY: return flag(f, &r->overlay);
 	case TAG_MODULES: return flag(f, &r->modules);
 	case TAG_VOLUME: return volume(r, f);
@@ -234,8 +237,7 @@ const char *request_decode(struct request *r, const uint8_t *bytes, size_t lengt
 			wrong = "A link needs a target, and nothing else has one";
 		return wrong;
 	case OP_GET: return NEEDS(TAG_PATH, TAG_WINDOW);
-	case OP_SET_CLOCK: return NEEDS(TAG_CLOCK_NS);
-	case OP_ADD_ENTROPY: return NEEDS(TAG_ENTROPY);
+	case OP_WAKE: return NEEDS(TAG_CONFIG_ID, TAG_CLOCK_NS, TAG_ENTROPY);
 	/* Unknown operations are answered as such by whoever dispatches. */
 	default: return NULL;
 	}

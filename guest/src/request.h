@@ -37,7 +37,9 @@ struct request {
 	char *path, *link_target;
 	bool follow, has_mode, has_owner, has_mtime;
 	uint64_t file_kind, mode, uid, gid, mtime;
-	/* go, identity, clock */
+	/* freeze, wake */
+	bool best_effort, close_connections, announce;
+	/* go, wake */
 	char *hostname, *machine_id;
 	char **hosts, **dns;
 	uint64_t clock_ns, grace_ms;

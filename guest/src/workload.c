@@ -14,6 +14,7 @@
 #include "agent.h"
 #include "cgroup.h"
 #include "connection.h"
+#include "freeze.h"
 #include "io.h"
 #include "journal.h"
 #include "log.h"
@@ -242,7 +243,7 @@ void workload_stop(uint64_t grace_ms)
 {
 	grace.fire = grace_is_over;
 	/* A frozen program cannot end. */
-	cgroup_freeze(false);
+	freeze_end();
 	if (grace.at == 0) {
 		int signal = (int)agent.config.signal;
 		/* What systemd takes for "power off": SIGTERM would only make it load itself anew, and a halted machine never ends. */

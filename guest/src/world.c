@@ -65,19 +65,36 @@ static bool keep(const char *name, struct page *page)
 	return done;
 }
 
+/* What it was told last. */
+static char hostname[64], machine_id[33], address[16] = "127.0.1.1";
+static struct page more_hosts;
+/* What the lines before those need, the hostname at its longest. */
+#define HOSTS_HEAD 256
+
 static bool set_hosts(const struct request *r)
 {
 	static struct page page;
-	char address[64] = "127.0.1.1";
 	const struct network *n = &r->network;
-	line(&page, "127.0.0.1\tlocalhost", "", "");
-	line(&page, "::1\tlocalhost ip6-localhost ip6-loopback", "", "");
 	if (r->has_network && n->has4)
 		snprintf(address, sizeof address, "%d.%d.%d.%d", n->address4[0], n->address4[1], n->address4[2], n->address4[3]);
-	line(&page, address, "\t", r->hostname);
+	else if (r->has_network)
+		strcpy(address, "127.0.1.1");
+	if (r->hosts[0])
+		more_hosts.used = 0;
 	for (char **extra = r->hosts; *extra; extra++)
-		line(&page, *extra, "", "");
+		if (more_hosts.used + strlen(*extra) + HOSTS_HEAD < sizeof more_hosts.text)
+			line(&more_hosts, *extra, "", "");
+	line(&page, "127.0.0.1\tlocalhost", "", "");
+	line(&page, "::1\tlocalhost ip6-localhost ip6-loopback", "", "");
+	line(&page, address, "\t", hostname);
+	memcpy(page.text + page.used, more_hosts.text, more_hosts.used);
+	page.used += more_hosts.used;
 	return keep("hosts", &page);
+}
+
+bool world_is_machine(const char *id)
+{
+	return strcmp(machine_id, id) == 0;
 }
 
 bool world_set_names(const struct request *r)
@@ -85,13 +102,17 @@ bool world_set_names(const struct request *r)
 	static struct page page;
 	bool done = true;
 	if (r->hostname) {
+		snprintf(hostname, sizeof hostname, "%s", r->hostname);
 		/* A descriptor of /proc, since sethostname would do too but not tell who waits on the file. */
-		done = write_at(agent.proc, "sys/kernel/hostname", r->hostname);
-		line(&page, r->hostname, "", "");
-		done &= keep("hostname", &page) & set_hosts(r);
+		done = write_at(agent.proc, "sys/kernel/hostname", hostname);
+		line(&page, hostname, "", "");
+		done &= keep("hostname", &page);
 	}
+	if (r->hostname || r->has_network || r->hosts[0])
+		done &= set_hosts(r);
 	if (r->machine_id) {
-		line(&page, r->machine_id, "", "");
+		snprintf(machine_id, sizeof machine_id, "%s", r->machine_id);
+		line(&page, machine_id, "", "");
 		done &= keep("machine-id", &page);
 	}
 	if (r->dns[0]) {

@@ -23,6 +23,7 @@ size_t fixture_bytes(const char *text, uint8_t *bytes, size_t size);
 
 void test_frames(void);
 void test_requests(void);
+void test_tcp(void);
 void test_users(void);
 void test_words(void);
 

@@ -111,6 +111,16 @@ static void answers_are_written_as_the_daemon_reads_them(void)
 			tlv_put_number(&w, TAG_EXIT_CODE, 137);
 			tlv_put_text(&w, TAG_MESSAGE, "killed by signal 9 (SIGKILL) - OOM");
 			tlv_put_number(&w, TAG_STARTED, 1);
+		} else if (strcmp(name, "freeze") == 0) {
+			tlv_put_number(&w, TAG_STATUS, STATUS_OK);
+			tlv_put_number(&w, TAG_PARTLY, 1);
+		} else if (strcmp(name, "wake") == 0) {
+			static const uint8_t nonce[16] = { 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9 };
+			tlv_put_number(&w, TAG_STATUS, STATUS_OK);
+			tlv_put(&w, TAG_BOOT_NONCE, nonce, sizeof nonce);
+			tlv_put_number(&w, TAG_PHASE, PHASE_RUNNING);
+			tlv_put_number(&w, TAG_ALREADY, 0);
+			tlv_put_number(&w, TAG_CLOSED, 3);
 		} else {
 			tlv_put_number(&w, TAG_STATUS, STATUS_WRONG_PHASE);
 			tlv_put_text(&w, TAG_MESSAGE, "The workload is not running");

@@ -71,6 +71,7 @@ int main(void)
 {
 	test_frames();
 	test_requests();
+	test_tcp();
 	test_users();
 	test_words();
 	printf("guest: %u checks, %u failed\n", checked, failed);

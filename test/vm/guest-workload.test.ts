@@ -154,7 +154,7 @@ test('an init as the program is process 1, the agent goes on beside it, and both
   assert.match(await guest.logged(/init is process/), /init is process 1 in 0::\//)
   const { stdout } = await guest.run('cat /proc/1/comm; cat /proc/self/cgroup; ls /sys/fs/cgroup | grep -c cgroup.procs')
   assert.match(stdout, /^(init|sh)\n0::\/exec\/1\n1\n/)
-  await guest.client.freeze(makeStep())
+  await guest.client.freeze({}, makeStep())
   await guest.client.thaw(makeStep())
   await guest.client.shutdown({ graceMs: 20_000 }, makeStep())
   const ending = await guest.client.exited

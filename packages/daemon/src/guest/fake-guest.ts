@@ -4,13 +4,17 @@
  *
  *   as workload  `true`, `echo WORDS`, `false`, `exit N` end at once; `missing` is not found; `stubborn` ignores its stop signal;
  *                anything else runs until it is stopped
- *   by exec      `true`, `false`, `exit N`, `echo WORDS`, `cat`, `sleep SECONDS`; anything else is not found
+ *   by exec      `true`, `false`, `exit N`, `echo WORDS`, `cat`, `sleep SECONDS`; `count` adds one to a number that stands in the
+ *                guest's RAM only, `hostname` and `date` are what they are; anything else is not found
+ *
+ * What it has in RAM can be taken as JSON and become another guest: for a fake of captures.
  */
 import { randomBytes } from 'node:crypto'
 import { basename } from 'node:path'
 import type { Duplex } from 'node:stream'
 import type { Ending } from './answers.ts'
-import { FakeFiles } from './fake-files.ts'
+import { FakeFiles, type FakeFilesState } from './fake-files.ts'
+import { type FakeIdentity, fakeIdentityOf } from './fake-identity.ts'
 import { codeOf, wordsFor } from './fake-programs.ts'
 import { type FakeGuestSide, type FakeStream, openFakeStream } from './fake-streams.ts'
 import { FieldReader, FieldWriter } from './fields.ts'
@@ -25,14 +29,39 @@ export interface FakeGuestUses {
   onPowerOff?(): void
 }
 
+/** All that a fake guest has in RAM. */
+export interface FakeGuestState {
+  readonly bootNonce: string
+  readonly phase: GuestPhase
+  readonly isFrozen: boolean
+  readonly clockMs: number
+  readonly counter: number
+  readonly connections: number
+  readonly identity: FakeIdentity
+  readonly files: FakeFilesState
+  readonly configId: string
+  readonly wakeId: string
+  readonly program: string
+  readonly ending?: Ending
+}
+
 const PHASES = { parked: PHASE.PARKED, starting: PHASE.STARTING, running: PHASE.RUNNING, exited: PHASE.EXITED } as const
 
 export class FakeGuest implements FakeGuestSide {
-  readonly files = new FakeFiles()
+  readonly files: FakeFiles
   /** What it was told, for tests to look at. */
   readonly requests: { readonly op: number; readonly fields: FieldReader }[] = []
   bootNonce = randomBytes(16).toString('hex')
   isFrozen = false
+  /** A process hangs where no freeze reaches it. */
+  hasStuckProcess = false
+  counter = 0
+  /** TCP connections that lead out. */
+  connections = 0
+  identity: FakeIdentity = {}
+  /** Its clock less the host's: what a nap leaves behind until it is woken. */
+  #clockBehindMs = 0
+  #wakeId = ''
   readonly #uses: FakeGuestUses
   #phase: GuestPhase = 'parked'
   #line: Duplex | undefined
@@ -44,8 +73,49 @@ export class FakeGuest implements FakeGuestSide {
   #grace: NodeJS.Timeout | undefined
   #isDead = false
 
-  constructor(uses: FakeGuestUses = {}) {
+  constructor(uses: FakeGuestUses = {}, files = new FakeFiles()) {
     this.#uses = uses
+    this.files = files
+  }
+
+  /** A guest that goes on where that one was captured, its clock too. */
+  static restore(state: FakeGuestState, uses: FakeGuestUses = {}): FakeGuest {
+    const guest = new FakeGuest(uses, FakeFiles.restore(state.files))
+    guest.bootNonce = state.bootNonce
+    guest.isFrozen = state.isFrozen
+    guest.counter = state.counter
+    guest.connections = state.connections
+    guest.identity = state.identity
+    guest.#clockBehindMs = state.clockMs - Date.now()
+    guest.#phase = state.phase
+    guest.#configId = state.configId
+    guest.#wakeId = state.wakeId
+    guest.#program = state.program
+    guest.#ending = state.ending
+    return guest
+  }
+
+  snapshot(): FakeGuestState {
+    const { bootNonce, isFrozen, clockMs, counter, connections, identity } = this
+    return {
+      ...{ bootNonce, isFrozen, clockMs, counter, connections, identity },
+      files: this.files.snapshot(),
+      phase: this.#phase,
+      configId: this.#configId,
+      wakeId: this.#wakeId,
+      program: this.#program,
+      ...(this.#ending && { ending: this.#ending }),
+    }
+  }
+
+  get clockMs(): number {
+    return Date.now() + this.#clockBehindMs
+  }
+
+  tell(program: string): string | undefined {
+    if (program === 'count') return String(++this.counter)
+    if (program === 'hostname') return this.identity.hostname ?? ''
+    return program === 'date' ? new Date(this.clockMs).toISOString() : undefined
   }
 
   get phase(): GuestPhase {
@@ -156,11 +226,10 @@ export class FakeGuest implements FakeGuestSide {
         else setImmediate(() => this.#powerOff())
         break
       case OP.PING:
-        this.send(FRAME.REPLY, 0, id, this.#writeState(new FieldWriter().number(TAG.STATUS, STATUS.OK)).finish())
+        this.send(FRAME.REPLY, 0, id, this.#writeState(ok()).finish())
         break
-      case OP.SET_CLOCK:
-      case OP.ADD_ENTROPY:
-        this.reply(id, STATUS.OK)
+      case OP.WAKE:
+        this.#wake(id, fields)
         break
       default:
         if (this.#phase === 'running') this.#serve(op, id, fields)
@@ -169,14 +238,54 @@ export class FakeGuest implements FakeGuestSide {
   }
 
   #serve(op: number, id: number, fields: FieldReader): void {
-    if (op === OP.FREEZE || op === OP.THAW) this.isFrozen = op === OP.FREEZE
-    if (op === OP.FREEZE || op === OP.THAW || op === OP.SET_IDENTITY) {
-      this.reply(id, STATUS.OK)
+    if (op === OP.FREEZE) {
+      this.#freeze(id, fields.flag(TAG.BEST_EFFORT))
+      return
+    }
+    if (op === OP.THAW) this.isFrozen = false
+    if (op === OP.THAW || (op === OP.EXEC && this.isFrozen)) {
+      this.reply(id, op === OP.THAW ? STATUS.OK : STATUS.BUSY, op === OP.THAW ? undefined : 'The workload is frozen')
       return
     }
     // Before it is opened: what ends at once says so while it is being made.
     const stream = openFakeStream(this, id, op, fields)
     if (stream && !stream.isOver) this.#streams.set(id, stream)
+  }
+
+  #freeze(id: number, bestEffort: boolean): void {
+    this.isFrozen = !this.hasStuckProcess || bestEffort
+    if (!this.isFrozen) this.reply(id, STATUS.TIMED_OUT, 'A process did not stop in time; all run on')
+    else this.send(FRAME.REPLY, 0, id, ok().flag(TAG.PARTLY, this.hasStuckProcess).finish())
+  }
+
+  #wake(id: number, fields: FieldReader): void {
+    const wakeId = fields.bytes(TAG.CONFIG_ID)?.toString('hex') ?? ''
+    if (this.#phase !== 'running' && this.#phase !== 'exited') {
+      this.reply(id, STATUS.WRONG_PHASE, 'The workload has never run: there is nothing to wake')
+      return
+    }
+    const already = wakeId === this.#wakeId
+    const closed = !already && fields.flag(TAG.CLOSE_CONNECTIONS) ? this.connections : 0
+    if (!already) this.#become(fakeIdentityOf(fields))
+    this.#wakeId = wakeId
+    this.connections -= closed
+    this.#setClock(fields)
+    this.isFrozen = false
+    const answer = this.#writeState(ok()).flag(TAG.ALREADY, already).number(TAG.CLOSED, closed)
+    this.send(FRAME.REPLY, 0, id, answer.finish())
+    if (this.#phase === 'exited') setImmediate(() => this.#powerOff())
+    else if (!already) this.#uses.onJournal?.({ event: 'started', atMs: this.clockMs, boot: this.bootNonce })
+  }
+
+  #setClock(fields: FieldReader): void {
+    const ns = fields.bytes(TAG.CLOCK_NS)?.readBigUInt64LE() ?? 0n
+    this.#clockBehindMs = Number(ns / 1_000_000n) - Date.now()
+  }
+
+  /** Another machine-id makes it another machine. */
+  #become(told: FakeIdentity): void {
+    if (told.machineId !== undefined && told.machineId !== this.identity.machineId) this.bootNonce = randomBytes(16).toString('hex')
+    this.identity = { ...this.identity, ...told }
   }
 
   #go(id: number, fields: FieldReader): void {
@@ -187,7 +296,8 @@ export class FakeGuest implements FakeGuestSide {
       return
     }
     this.#configId = configId
-    this.bootNonce = randomBytes(16).toString('hex')
+    this.#become(fakeIdentityOf(fields))
+    this.#setClock(fields)
     const argv = [...fields.all()].filter(({ tag }) => tag === TAG.ARG).map(({ value }) => value.toString())
     this.#program = basename(argv[0] ?? '')
     if (this.#program === 'missing') this.#refuse(id, `command not found: ${argv[0]}`)
@@ -204,7 +314,7 @@ export class FakeGuest implements FakeGuestSide {
     this.#phase = 'running'
     this.#uses.onJournal?.({ event: 'started', atMs: Date.now(), boot: this.bootNonce })
     this.send(FRAME.EVENT, 0, 0, new FieldWriter().number(TAG.EVENT, EVENT.STARTED).finish())
-    this.send(FRAME.REPLY, 0, id, this.#writeState(new FieldWriter().number(TAG.STATUS, STATUS.OK)).finish())
+    this.send(FRAME.REPLY, 0, id, this.#writeState(ok()).finish())
     const code = codeOf(this.#program, argv)
     if (this.#program === 'echo') this.#uses.onLog?.(`${argv.slice(1).join(' ')}\n`)
     if (code !== undefined) setImmediate(() => this.exitWorkload(code, wordsFor(code)))
@@ -222,6 +332,7 @@ export class FakeGuest implements FakeGuestSide {
 
   #writeState(fields: FieldWriter): FieldWriter {
     fields.bytes(TAG.BOOT_NONCE, Buffer.from(this.bootNonce, 'hex')).number(TAG.PHASE, PHASES[this.#phase])
+    if (this.isFrozen) fields.flag(TAG.FROZEN, true)
     return this.#writeEnding(fields)
   }
 
@@ -230,3 +341,5 @@ export class FakeGuest implements FakeGuestSide {
     return fields
   }
 }
+
+const ok = (): FieldWriter => new FieldWriter().number(TAG.STATUS, STATUS.OK)

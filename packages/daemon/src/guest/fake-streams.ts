@@ -10,6 +10,8 @@ import { CHANNEL, FLAG, FRAME, KIND, OP, STATUS, TAG, WINDOW_GUEST } from './wir
 /** What the streams need of their guest. */
 export interface FakeGuestSide {
   readonly files: FakeFiles
+  /** What a program prints that looks at its guest; undefined when it is no such program. */
+  tell(program: string): string | undefined
   send(type: number, flags: number, stream: number, payload: Uint8Array): void
   reply(id: number, status: number, message?: string): void
   /** Its closing frame has been sent. */
@@ -113,9 +115,10 @@ class FakeExec implements FakeStream {
     const limit = timeoutMs === undefined ? undefined : setTimeout(() => this.#end(124, 'timed out'), timeoutMs)
     limit?.unref()
     const code = codeOf(this.#program, argv)
-    if (this.#program === 'echo') this.#out.data(Buffer.from(`${argv.slice(1).join(' ')}\n`), CHANNEL.STDOUT)
+    const told = this.#program === 'echo' ? argv.slice(1).join(' ') : guest.tell(this.#program)
+    if (told !== undefined) this.#out.data(Buffer.from(`${told}\n`), CHANNEL.STDOUT)
     if (this.#program === 'sleep') this.#timer = setTimeout(() => this.#end(0, wordsFor(0)), Number(argv[1] ?? 0) * 1000).unref()
-    else if (code !== undefined) this.#end(code, wordsFor(code))
+    else if (code !== undefined || told !== undefined) this.#end(code ?? 0, wordsFor(code ?? 0))
     else if (this.#program !== 'cat') this.#end(127, `command not found: ${argv[0]}`)
   }
 

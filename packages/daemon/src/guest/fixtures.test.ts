@@ -6,9 +6,10 @@ import { test } from 'node:test'
 import { endingOf, refusalOf } from './answers.ts'
 import { FieldReader, FieldWriter } from './fields.ts'
 import { decodeFrame, encodeFrame, FrameSplitter } from './frames.ts'
-import { encodeConfig, encodeIdentity, type GuestConfig, writeWords } from './guest-config.ts'
+import { encodeConfig, type GuestConfig, writeWords } from './guest-config.ts'
+import { encodeWake } from './guest-wake.ts'
 import { pathInfoOf } from './path-info.ts'
-import { KIND, OP, TAG } from './wire.ts'
+import { KIND, OP, PHASE, TAG } from './wire.ts'
 
 const columnsOf = (name: string): string[][] =>
   readFileSync(join(import.meta.dirname, '../../../../guest/fixtures', name), 'utf8')
@@ -75,13 +76,29 @@ test('requests are written as the guest reads them', () => {
   exec.number(TAG.ROWS, 24).number(TAG.COLS, 80)
   const put = operation(OP.PUT).text(TAG.PATH, '/a/b').number(TAG.FILE_KIND, KIND.FILE).number(TAG.MODE, 0o4755)
   put.number(TAG.UID, 0).number(TAG.GID, 1000).number(TAG.MTIME, 1795462594)
+  const wake = ({ id }: { id: Buffer }) =>
+    operation(OP.WAKE).bytes(TAG.CONFIG_ID, id).bytes(TAG.ENTROPY, Buffer.alloc(64, 7)).number(TAG.CLOCK_NS, 1795462594572000000n).finish()
+  const asBefore = encodeWake({ closeConnections: true, token: 'nap-3' })
+  const asAnother = encodeWake({
+    identity: {
+      hostname: 'fork-2',
+      machineId: 'f'.repeat(32),
+      hosts: ['10.0.0.9 db'],
+      network: { mac: '02:00:00:aa:bb:cd', ipv4: { address: '10.0.0.7', prefix: 24, gateway: '10.0.0.1' }, dns: ['10.0.0.1'] },
+    },
+    closeConnections: true,
+    announce: true,
+    token: 'fork-2',
+  })
   const ours: Record<string, Buffer> = {
     go: Buffer.concat([go.finish(), fields]),
     exec: exec.finish(),
     stat: operation(OP.STAT).text(TAG.PATH, '/bin/sh').flag(TAG.FOLLOW, true).finish(),
     put: put.finish(),
     get: operation(OP.GET).text(TAG.PATH, '/').flag(TAG.FOLLOW, false).number(TAG.WINDOW, 32768).finish(),
-    identity: Buffer.concat([operation(OP.SET_IDENTITY).finish(), encodeIdentity({ hostname: 'fork-2' })]),
+    freeze: operation(OP.FREEZE).number(TAG.TIMEOUT_MS, 2000).flag(TAG.BEST_EFFORT, true).finish(),
+    'wake as before': Buffer.concat([wake(asBefore), asBefore.fields]),
+    'wake as another': Buffer.concat([wake(asAnother), asAnother.fields]),
     shutdown: operation(OP.SHUTDOWN).number(TAG.GRACE_MS, 0).finish(),
     'a field of tomorrow is passed over': operation(OP.PING).text(999, 'later').finish(),
   }
@@ -106,5 +123,10 @@ test('answers are read as the guest writes them', () => {
     size: 7,
   })
   assert.deepEqual(endingOf(of('end')), { code: 137, message: 'killed by signal 9 (SIGKILL) - OOM' })
+  assert.equal(of('freeze').flag(TAG.PARTLY), true)
+  const woken = of('wake')
+  assert.equal(refusalOf(woken, 'It did not work'), undefined)
+  assert.deepEqual([woken.number(TAG.PHASE), woken.flag(TAG.ALREADY), woken.number(TAG.CLOSED)], [PHASE.RUNNING, false, 3])
+  assert.equal(woken.flag(TAG.FROZEN), false)
   assert.equal(refusalOf(of('refusal'), 'It did not work')?.message, 'It did not work: The workload is not running')
 })

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { duplexPair, type Readable } from 'node:stream'
 import { test } from 'node:test'
-import { errorCodeOf } from '@dormouse/api/errors.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import pino from 'pino'
 import { FakeGuest, type FakeGuestUses } from './fake-guest.ts'
 import { GuestClient, type GuestConfig } from './guest-client.ts'
@@ -44,7 +44,7 @@ test('a parked guest is told its configuration and runs', async () => {
   assert.equal(fake.phase, 'running')
   assert.notEqual(client.bootNonce, client.hello.bootNonce)
   await client.started(step())
-  assert.deepEqual(await client.ping(step()), { phase: 'running', bootNonce: fake.bootNonce })
+  assert.deepEqual(await client.ping(step()), { phase: 'running', bootNonce: fake.bootNonce, isFrozen: false })
 })
 
 test('the same configuration a second time changes nothing, another is refused', async () => {
@@ -171,6 +171,89 @@ test('a second daemon finds the guest as it is, and the first one’s programs a
   await second.started(step())
   await client[Symbol.asyncDispose]()
   await assert.rejects(exec.exit)
+})
+
+/** The guest goes on elsewhere, as a capture does it: the one that was captured knows nothing of it. */
+async function awoken(fake: FakeGuest, uses: FakeGuestUses = {}): Promise<{ fake: FakeGuest; client: GuestClient }> {
+  const copy = FakeGuest.restore(JSON.parse(JSON.stringify(fake.snapshot())), uses)
+  const [ours, theirs] = duplexPair()
+  copy.attach(theirs)
+  return { fake: copy, client: await GuestClient.connect(ours, step()) }
+}
+
+const said = async (client: GuestClient, ...command: string[]) => textOf((await client.exec({ command }, step())).stdout)
+
+test('a frozen workload runs no program until it is thawed, and whoever comes is told', async () => {
+  const { fake, client } = await running()
+  assert.deepEqual(await client.freeze({}, step()), { isWhole: true })
+  await assert.rejects(client.exec({ command: ['true'] }, step()), (error) => errorCodeOf(error) === 'conflict')
+  assert.equal((await client.ping(step())).isFrozen, true)
+  const [ours, theirs] = duplexPair()
+  fake.attach(theirs)
+  const next = await GuestClient.connect(ours, step())
+  assert.equal(next.hello.isFrozen, true)
+  await next.thaw(step())
+  assert.equal((await next.ping(step())).isFrozen, false)
+  assert.equal(await said(next, 'count'), '1\n')
+})
+
+test('a process that does not stop lets all run on, or stands aside where that is asked for', async () => {
+  const { fake, client } = await running()
+  fake.hasStuckProcess = true
+  await assert.rejects(client.freeze({ limitMs: 10 }, step()), (error) => errorCodeOf(error) === 'timed_out')
+  assert.equal(fake.isFrozen, false)
+  assert.deepEqual(await client.freeze({ bestEffort: true, limitMs: 10 }, step()), { isWhole: false })
+  assert.equal(fake.isFrozen, true)
+})
+
+test('a guest that wakes as before goes on where it was, with the clock of today', async () => {
+  const { fake, client } = await running()
+  await said(client, 'count')
+  await client.freeze({ bestEffort: true }, step())
+  fake.connections = 3
+  const state = fake.snapshot()
+  const facts: JournalFact[] = []
+  const { fake: copy, client: woken } = await awoken(FakeGuest.restore({ ...state, clockMs: state.clockMs - 3_600_000 }), {
+    onJournal: (fact) => facts.push(fact),
+  })
+  assert.equal(woken.hello.isFrozen, true)
+  const awakening = await woken.wake({ closeConnections: true, token: 'nap-1' }, step())
+  assert.deepEqual(awakening, { bootNonce: fake.bootNonce, phase: 'running', closedConnections: 3 })
+  assert.ok(Math.abs(copy.clockMs - Date.now()) < 1000)
+  assert.equal(await said(woken, 'count'), '2\n')
+  assert.equal(await said(woken, 'hostname'), 'box\n')
+  assert.deepEqual(
+    facts.map(({ event, boot }) => [event, boot]),
+    [['started', fake.bootNonce]],
+  )
+  copy.connections = 1
+  assert.equal((await woken.wake({ closeConnections: true, token: 'nap-1' }, step())).closedConnections, 0)
+  assert.equal((await woken.wake({ closeConnections: true, token: 'nap-2' }, step())).closedConnections, 1)
+})
+
+test('a guest that wakes as another is another machine, once', async () => {
+  const { fake, client } = await running()
+  await client.freeze({ bestEffort: true }, step())
+  const { fake: copy, client: woken } = await awoken(fake)
+  const network = { mac: '02:00:00:00:00:07', ipv4: { address: '10.0.0.7', prefix: 24 }, dns: [] }
+  const identity = { hostname: 'fork', machineId: 'f'.repeat(32), network }
+  const { bootNonce } = await woken.wake({ identity }, step())
+  assert.notEqual(bootNonce, fake.bootNonce)
+  assert.equal(woken.bootNonce, bootNonce)
+  assert.deepEqual(copy.identity, { hostname: 'fork', machineId: 'f'.repeat(32), mac: '02:00:00:00:00:07', address: '10.0.0.7' })
+  assert.equal((await woken.wake({ identity }, step())).bootNonce, bootNonce)
+})
+
+test('a guest that has never run is not woken', async () => {
+  const { client } = await parked()
+  await assert.rejects(client.wake({}, step()), (error) => errorCodeOf(error) === 'invalid_state')
+})
+
+test('who waits for a program when the connection is given up is told why', async () => {
+  const { client } = await running()
+  const exec = await client.exec({ command: ['cat'] }, step())
+  await client.close(new AppError('invalid_state', 'The instance went to sleep'))
+  await assert.rejects(exec.exit, /went to sleep/)
 })
 
 test('a shutdown is understood at once, the end follows', async () => {

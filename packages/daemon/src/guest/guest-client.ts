@@ -6,25 +6,44 @@ import type { Step } from '../lib/step.ts'
 import { type Ending, endingOf, refusalOf } from './answers.ts'
 import { type CopyEntry, type CopyRequest, checkPath, copyFrom, copyTo } from './copies.ts'
 import { type FieldReader, FieldWriter } from './fields.ts'
-import { encodeConfig, encodeIdentity, type GuestConfig, type GuestIdentity } from './guest-config.ts'
+import { encodeConfig, type GuestConfig } from './guest-config.ts'
 import { type ExecRequest, type GuestExec, startExec } from './guest-exec.ts'
 import { GuestLink } from './guest-link.ts'
+import { encodeWake, type WakeRequest } from './guest-wake.ts'
 import { type PathInfo, pathInfoOf } from './path-info.ts'
 import { EVENT, OP, PHASE, TAG } from './wire.ts'
 
 export type { Ending } from './answers.ts'
 export type { CopyEntry, CopyRequest } from './copies.ts'
-export type { GuestConfig, GuestIdentity } from './guest-config.ts'
+export type { GuestConfig } from './guest-config.ts'
 export type { ExecRequest, GuestExec } from './guest-exec.ts'
+export type { WakeRequest } from './guest-wake.ts'
 export type { PathInfo } from './path-info.ts'
 
 export type GuestPhase = 'parked' | 'starting' | 'running' | 'exited'
 
 export interface GuestHello {
   readonly protocol: number
-  /** 32 hex digits that only ever stood in the guest's RAM: the same after a restore, others after a boot. New with "go". */
+  /**
+   * 32 hex digits that only ever stood in the guest's RAM: the same after a restore, others after a boot. New with "go", and with a
+   * wake as another machine.
+   */
   readonly bootNonce: string
   readonly phase: GuestPhase
+  /** Its workload was frozen, and neither thawed nor woken since: whoever finds it so has to do that. */
+  readonly isFrozen: boolean
+}
+
+export interface FreezeOptions {
+  /** Also when a process does not stop. */
+  readonly bestEffort?: boolean
+  readonly limitMs?: number
+}
+
+export interface Awakening {
+  readonly bootNonce: string
+  readonly phase: GuestPhase
+  readonly closedConnections: number
 }
 
 /** What no answer should ever need; the caller's own limit is usually nearer. */
@@ -63,14 +82,16 @@ export class GuestClient implements AsyncDisposable {
       const phase = phaseOf(link.welcome)
       const nonce = nonceOf(link.welcome)
       if (phase === undefined || nonce === undefined) throw new AppError('guest_unavailable', 'The guest agent does not say how it is')
-      return new GuestClient(link, { protocol: link.welcome.number(TAG.VERSION) ?? 0, bootNonce: nonce, phase }, events)
+      const { welcome } = link
+      const hello = { protocol: welcome.number(TAG.VERSION) ?? 0, bootNonce: nonce, phase, isFrozen: welcome.flag(TAG.FROZEN) }
+      return new GuestClient(link, hello, events)
     } catch (error) {
       await link.close()
       throw error
     }
   }
 
-  /** As in `hello`, or what "go" has made of it. */
+  /** As in `hello`, or what "go" or a wake has made of it. */
   get bootNonce(): string {
     return this.#bootNonce
   }
@@ -127,28 +148,39 @@ export class GuestClient implements AsyncDisposable {
     return copyFrom(this.#link, path, options, step)
   }
 
-  /** All processes of the workload stand still, or all run on and this rejects. Repeat is harmless. */
-  async freeze(step: Step, limitMs: number = FREEZE_LIMIT_MS): Promise<void> {
-    const fields = new FieldWriter().number(TAG.OP, OP.FREEZE).number(TAG.TIMEOUT_MS, limitMs)
-    await this.#ask('The workload could not be frozen', fields.finish(), step)
+  /**
+   * All processes of the workload stand still, or all run on and this rejects. With `bestEffort` it resolves when the limit is over
+   * all the same: what then still hangs in the kernel stops before it runs a line of its own. That is the way to freeze for a capture:
+   * once asked for, also when this rejects, only a thaw, a wake or a shutdown lets the workload run on, and no hang-up does.
+   * Repeat is harmless.
+   */
+  async freeze(options: FreezeOptions, step: Step): Promise<{ isWhole: boolean }> {
+    const { bestEffort = false, limitMs = FREEZE_LIMIT_MS } = options
+    const fields = operation(OP.FREEZE)
+      .number(TAG.TIMEOUT_MS, Math.max(1, Math.round(limitMs)))
+      .flag(TAG.BEST_EFFORT, bestEffort)
+    const answer = await this.#ask('The workload could not be frozen', fields.finish(), step)
+    return { isWhole: !answer.flag(TAG.PARTLY) }
   }
 
-  /** Repeat is harmless. */
+  /** The workload of a machine that was only frozen runs on. Repeat is harmless. */
   async thaw(step: Step): Promise<void> {
     await this.#ask('The workload could not be thawed', operation(OP.THAW).finish(), step)
   }
 
-  async setClock(step: Step): Promise<void> {
-    await this.#ask('The clock could not be set', operation(OP.SET_CLOCK).number(TAG.CLOCK_NS, clockNs()).finish(), step)
-  }
-
-  async addEntropy(step: Step): Promise<void> {
-    await this.#ask('Entropy could not be added', operation(OP.ADD_ENTROPY).bytes(TAG.ENTROPY, randomBytes(ENTROPY_BYTES)).finish(), step)
-  }
-
-  async setIdentity(identity: GuestIdentity, step: Step): Promise<void> {
-    const fields = Buffer.concat([operation(OP.SET_IDENTITY).finish(), encodeIdentity(identity)])
-    await this.#ask('The identity could not be changed', fields, step)
+  /**
+   * Makes a guest right that was restored from a capture, then lets its workload run: fresh entropy, the clock, for a fork who it is.
+   * On failure the workload still stands still. Repeat with the same `token` is harmless.
+   */
+  async wake(request: WakeRequest, step: Step): Promise<Awakening> {
+    const { fields, id } = encodeWake(request)
+    // As for "go": the clock last.
+    const head = () =>
+      operation(OP.WAKE).bytes(TAG.CONFIG_ID, id).bytes(TAG.ENTROPY, randomBytes(ENTROPY_BYTES)).number(TAG.CLOCK_NS, clockNs()).finish()
+    const answer = await this.#ask('The guest could not be woken', Buffer.concat([head(), fields]), step)
+    this.#bootNonce = nonceOf(answer) ?? this.#bootNonce
+    step.log.debug({ timings: timingsOf(answer) }, 'guest woken')
+    return { bootNonce: this.#bootNonce, phase: phaseOf(answer) ?? this.hello.phase, closedConnections: answer.number(TAG.CLOSED) ?? 0 }
   }
 
   /** Asks the workload to end, kills it when `graceMs` have passed, powers off. Resolves when the guest has understood. */
@@ -158,13 +190,19 @@ export class GuestClient implements AsyncDisposable {
   }
 
   /** How the guest is now. */
-  async ping(step: Step): Promise<{ phase: GuestPhase; bootNonce: string }> {
+  async ping(step: Step): Promise<{ phase: GuestPhase; bootNonce: string; isFrozen: boolean }> {
     const answer = await this.#ask('The guest does not answer', operation(OP.PING).finish(), step)
-    return { phase: phaseOf(answer) ?? this.hello.phase, bootNonce: nonceOf(answer) ?? this.#bootNonce }
+    const phase = phaseOf(answer) ?? this.hello.phase
+    return { phase, bootNonce: nonceOf(answer) ?? this.#bootNonce, isFrozen: answer.flag(TAG.FROZEN) }
+  }
+
+  /** Ends the connection. Who still waits for a program or a copy is given `reason`. */
+  async close(reason?: AppError): Promise<void> {
+    await this.#link.close(reason)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#link.close()
+    await this.close()
   }
 
   async #ask(what: string, fields: Buffer, step: Step, limitMs: number = ANSWER_LIMIT_MS): Promise<FieldReader> {

@@ -38,7 +38,7 @@ interface GuestNetworkConfig {
   readonly mtu?: number
 }
 
-/** Who a fork becomes, or a guest that woke elsewhere. What is absent stays. */
+/** Who a fork becomes, or a guest that woke elsewhere. What is absent stays; another machine-id makes it another machine. */
 export interface GuestIdentity {
   readonly hostname?: string
   readonly machineId?: string
@@ -72,13 +72,7 @@ export function encodeConfig(config: GuestConfig): { fields: Buffer; id: Buffer 
   return { fields: bytes, id: createHash('sha256').update(bytes).digest() }
 }
 
-export function encodeIdentity(identity: GuestIdentity): Buffer {
-  const fields = new FieldWriter()
-  writeIdentity(fields, identity)
-  return fields.finish()
-}
-
-function writeIdentity(fields: FieldWriter, { hostname, machineId, hosts, network }: GuestIdentity): void {
+export function writeIdentity(fields: FieldWriter, { hostname, machineId, hosts, network }: GuestIdentity): void {
   fields.optional(hostname, (name) => fields.text(TAG.HOSTNAME, name)).optional(machineId, (id) => fields.text(TAG.MACHINE_ID, id))
   for (const line of hosts ?? []) fields.text(TAG.HOSTS_LINE, checkText(line))
   if (!network) return

@@ -143,8 +143,8 @@ export class GuestLink {
     this.#fail(new AppError('guest_unavailable', `The guest agent broke the protocol: ${what}`))
   }
 
-  async close(): Promise<void> {
-    this.#fail(new AppError('guest_unavailable', 'The connection to the guest agent was closed'))
+  async close(reason = new AppError('guest_unavailable', 'The connection to the guest agent was closed')): Promise<void> {
+    this.#fail(reason)
     await this.closed
   }
 

@@ -38,10 +38,8 @@ export const OP = {
   GET: 6,
   FREEZE: 7,
   THAW: 8,
-  SET_CLOCK: 9,
-  ADD_ENTROPY: 10,
-  SET_IDENTITY: 11,
   SHUTDOWN: 12,
+  WAKE: 13,
 } as const
 
 export const STATUS = {
@@ -131,4 +129,10 @@ export const TAG = {
   FS: 74,
   NAME: 76,
   MICROS: 77,
+  FROZEN: 78,
+  BEST_EFFORT: 79,
+  PARTLY: 80,
+  CLOSE_CONNECTIONS: 81,
+  CLOSED: 82,
+  ANNOUNCE: 83,
 } as const
