@@ -1,19 +1,28 @@
 /**
- * Writable disks: sparse raw files that hold an ext4. Making one is on the way of every create, so mkfs runs once per size; what
- * it wrote (some hundred KiB, whatever the size) is kept as a template and written into each new file.
+ * Writable disks. Each is a chain of layers, top first:
  *
- * A disk that a guest has had is hostile: only e2fsprogs look into it, as the VM's own user, never the host's kernel.
+ *     what is written ──► top ─► ... ─► bottom          bottom: a sparse raw file that holds an ext4
+ *                         one's own  ╰─ frozen: shared, never written again by anyone
+ *
+ * A row names the chain; a layer says nothing of it. Making an empty filesystem is on the way of every create, so mkfs runs once per
+ * size; what it wrote (some hundred KiB, whatever the size) is kept as a template and written into each new file.
+ *
+ * A disk that a guest has had is hostile: only e2fsprogs and QEMU look into it, as the VM's own user, never the host's kernel.
  */
 import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
-import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { constants, existsSync } from 'node:fs'
+import { chown, copyFile, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import { syncDirectory, syncFile } from '../host/files.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { Step } from '../lib/step.ts'
 import type { Paths } from '../paths.ts'
 import type { DiskLayers } from '../store/disk-layers.ts'
 import type { InstanceId } from '../store/instance-record.ts'
+import { copyChain, type OpenLayer } from './flatten.ts'
+import { formatOf, isPlain, nameLayer } from './layer.ts'
+import { readQcow2Size, writeEmptyQcow2 } from './qcow2.ts'
 import { applyTemplate, packTemplate, readTemplate, type Template } from './template.ts'
 
 export interface DiskOwner {
@@ -23,6 +32,8 @@ export interface DiskOwner {
 
 const BLOCK = 4096
 const GROWTH = 8
+/** How file systems and kernels say that they cannot share blocks. */
+const NO_REFLINK: ReadonlySet<string> = new Set(['ENOTSUP', 'EOPNOTSUPP', 'EXDEV', 'ENOSYS', 'ENOTTY', 'EINVAL'])
 
 export interface DisksUses {
   readonly paths: Pick<Paths, 'disk' | 'diskTemplatesDir'>
@@ -32,13 +43,14 @@ export interface DisksUses {
 export class Disks {
   readonly #uses: DisksUses
   readonly #templates = new Map<number, Promise<Template>>()
+  #canReflink: boolean | undefined
 
   constructor(uses: DisksUses) {
     this.#uses = uses
   }
 
   /** A layer with an empty filesystem of `bytes`; none of that name may exist. Leaves nothing behind when it throws. */
-  async createOverlay(name: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+  async createOverlay(name: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
     const path = this.#uses.paths.disk(name)
     const template = await this.#templateOf(bytes, options.step)
     try {
@@ -52,11 +64,127 @@ export class Disks {
     }
   }
 
+  /** A layer of a disk of `bytes` in which nothing has been written yet, to be put on top of a chain. Not flushed; see `flush`. */
+  async newLayer(bytes: number, { owner }: { owner?: DiskOwner | undefined }): Promise<string> {
+    const name = nameLayer('qcow2')
+    const path = this.#uses.paths.disk(name)
+    await using file = await open(path, 'wx', 0o600)
+    try {
+      await writeEmptyQcow2(file, bytes)
+      if (owner) await file.chown(owner.uid, owner.gid)
+      return name
+    } catch (error) {
+      await rm(path, { force: true })
+      throw error
+    }
+  }
+
   /**
-   * Makes the disk and the filesystem in it `bytes` large. Only while no VM has it. Repeat is harmless, also after a daemon that
+   * A copy of a layer that shares its blocks, made in a millisecond or so. Undefined where the file system has no such thing, which is
+   * asked once. Not flushed.
+   */
+  async reflink(name: string, { owner }: { owner?: DiskOwner | undefined }): Promise<string | undefined> {
+    if (this.#canReflink === false) return undefined
+    const copy = nameLayer(formatOf(name))
+    const path = this.#uses.paths.disk(copy)
+    try {
+      await copyFile(this.#uses.paths.disk(name), path, constants.COPYFILE_FICLONE_FORCE | constants.COPYFILE_EXCL)
+      this.#canReflink = true
+    } catch (error) {
+      await rm(path, { force: true })
+      if (!NO_REFLINK.has((error as NodeJS.ErrnoException).code ?? '')) throw error
+      this.#canReflink = false
+      return undefined
+    }
+    try {
+      if (owner) await chown(path, owner.uid, owner.gid)
+      return copy
+    } catch (error) {
+      await rm(path, { force: true })
+      throw error
+    }
+  }
+
+  /**
+   * Makes one disk, which no VM has, into two: what its instance goes on with, and a copy for another, or for no one to write when
+   * `copy` is absent. The layers there were become frozen; where the file system shares blocks and there is only one, it is cloned and
+   * stays its owner's. Nothing is in force until rows name the two; what no row names goes at the next start of the daemon. When it
+   * throws, nothing has been made.
+   */
+  async freeze(
+    chain: readonly string[],
+    options: { bytes: number; owner?: DiskOwner | undefined; copy?: { owner?: DiskOwner | undefined } },
+  ): Promise<{ source: readonly string[]; copy: readonly string[] }> {
+    const { bytes, owner, copy } = options
+    const [top] = chain
+    if (top === undefined) throw new AppError('internal_error', 'A disk without a layer cannot be frozen')
+    const clone = isPlain(chain) ? await this.reflink(top, copy ?? { owner }) : undefined
+    if (clone !== undefined) return { source: chain, copy: [clone] }
+    await this.#sizeOf(top)
+    const own = await this.newLayer(bytes, { owner })
+    if (copy === undefined) return { source: [own, ...chain], copy: chain }
+    try {
+      return { source: [own, ...chain], copy: [await this.newLayer(bytes, copy), ...chain] }
+    } catch (error) {
+      await this.release([own])
+      throw error
+    }
+  }
+
+  /**
+   * The contents of a chain, which no VM has, as one raw layer of its own; the chain stays as it is. One that is a raw layer already is
+   * answered as it is. Flushed. When it throws, nothing has been made.
+   */
+  async flatten(chain: readonly string[], options: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
+    const { owner, step } = options
+    const [top] = chain
+    if (top === undefined) throw new AppError('internal_error', 'A disk without a layer cannot be flattened')
+    if (isPlain(chain)) return top
+    if (chain.slice(0, -1).some((name) => formatOf(name) === 'raw')) {
+      throw new AppError('internal_error', 'A raw layer has something below it, which it would hide')
+    }
+    const bytes = await this.#sizeOf(top)
+    for (const name of chain.slice(1)) await this.#sizeOf(name)
+    const name = nameLayer('raw')
+    const path = this.#uses.paths.disk(name)
+    try {
+      await using opened = new AsyncDisposableStack()
+      const layers: OpenLayer[] = []
+      for (const layer of chain) {
+        const { fd } = opened.use(await open(this.#uses.paths.disk(layer), 'r'))
+        layers.push({ fd, format: formatOf(layer) })
+      }
+      const target = opened.use(await open(path, 'wx+', 0o600))
+      await target.truncate(bytes)
+      if (owner) await target.chown(owner.uid, owner.gid)
+      await copyChain(layers, target, { step, ...(owner === undefined ? {} : { user: owner }) })
+      await target.sync()
+    } catch (error) {
+      await rm(path, { force: true })
+      throw error
+    }
+    await syncDirectory(dirname(path))
+    return name
+  }
+
+  /** From here on the layers outlive a power cut, as long as what a guest wrote to them was flushed by it. */
+  async flush(names: readonly string[]): Promise<void> {
+    const paths = names.map((name) => this.#uses.paths.disk(name))
+    await Promise.all(paths.map(syncFile))
+    for (const dir of new Set(paths.map(dirname))) await syncDirectory(dir)
+  }
+
+  /** How large the disk is that a layer is of. Throws when the layer is damaged. */
+  async #sizeOf(name: string): Promise<number> {
+    await using file = await open(this.#uses.paths.disk(name), 'r')
+    return formatOf(name) === 'raw' ? (await file.stat()).size : await readQcow2Size(file)
+  }
+
+  /**
+   * Makes the disk and the filesystem in it `bytes` large: a raw layer, with nothing below it. Only while no VM has it. Repeat is harmless, also after a daemon that
    * died in the middle; a smaller size than it has is refused.
    */
-  async grow(name: string, bytes: number, options: { owner?: DiskOwner; step: Step }): Promise<void> {
+  async grow(name: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
     const path = this.#uses.paths.disk(name)
     {
       await using file = await open(path, 'r+')

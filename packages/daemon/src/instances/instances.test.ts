@@ -4,6 +4,7 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { test } from 'node:test'
 import { pollUntil } from '../host/poll-until.ts'
+import { runCommand } from '../host/run-command.ts'
 import type { CreateInstance, Instance } from './instance.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
@@ -516,4 +517,27 @@ test('a layer that no row names is removed at the start of the daemon; an instan
   rmSync(house.paths.disk(String(disk[0])))
   await house.begin()
   assert.match(house.instances.get(id).stateError ?? '', /its disk is missing/)
+})
+
+test('a disk of several layers becomes one when it grows, also after a daemon that died in the middle', async () => {
+  await using house = new TestHouse()
+  await house.begin()
+  const { id } = await running(house)
+  await house.instances.stop(id)
+  await house.end()
+  const chain = await house.layerDisk(id)
+  assert.equal(chain.length, 2)
+
+  let hasCrashed = false
+  await house.begin({ crashAt: 'update:settle', onCrash: () => (hasCrashed = true) })
+  house.instances.update(id, { overlayBytes: 2 * TEST_OVERLAY }).catch(() => undefined)
+  await pollUntil('the crash', () => hasCrashed, { signal: AbortSignal.timeout(10_000) })
+  house.crash()
+  await house.begin()
+  await settled(house.instances)
+  const { disk, overlayBytes } = house.instances.get(id)
+  assert.deepEqual([disk.length, overlayBytes, chain.includes(String(disk[0]))], [1, 2 * TEST_OVERLAY, false])
+  await runCommand(['e2fsck', '-f', '-n', house.paths.disk(String(disk[0]))], { step: { signal: AbortSignal.timeout(10_000) } })
+  // The old layers are gone with the last who stood on them.
+  await assertInOrder(house)
 })

@@ -15,6 +15,8 @@ import { createLogger, type LogLevel } from '../log.ts'
 import { Paths } from '../paths.ts'
 import { Database } from '../store/database.ts'
 import { DiskLayers } from '../store/disk-layers.ts'
+import { InstanceRows } from '../store/instances.ts'
+import type { InstanceId } from './instance.ts'
 import type { CrashPoint } from './instance-work.ts'
 import { Instances } from './instances.ts'
 
@@ -120,6 +122,18 @@ export class TestHouse implements AsyncDisposable {
     this.#life = Object.assign(life, { instances })
     await instances.recover()
     return instances
+  }
+
+  /** The disk of a Stopped instance becomes a chain, as a fork or a snapshot leaves it, while no daemon lives. Its contents stay. */
+  async layerDisk(id: InstanceId): Promise<readonly string[]> {
+    using db = Database.open(this.paths.database)
+    const disks = new Disks({ paths: this.paths, layers: new DiskLayers(db) })
+    const rows = new InstanceRows(db)
+    const instance = rows.find(id)
+    if (!instance) throw new Error(`There is no instance ${id}`)
+    const { source } = await disks.freeze(instance.disk, { bytes: instance.overlayBytes })
+    rows.update({ ...instance, disk: source })
+    return source
   }
 
   /** The daemon dies at once: its rows stay as they are, its machines run on. */

@@ -3,6 +3,7 @@ import type { PortForward } from '../../hypervisors/hypervisor.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
+import { flattenDisk } from './flatten-disk.ts'
 
 export interface UpdateInputs {
   readonly patch: Omit<UpdateInstance, 'network'>
@@ -57,8 +58,10 @@ const GROW_LIMIT_MS = 1_800_000
 
 /** The disk becomes as large as the record says. Repeat is harmless. */
 export async function finishUpdate(work: InstanceWork): Promise<void> {
-  const { disk, overlayBytes, uid } = work.instance
   const step = await work.step('grow', GROW_LIMIT_MS)
+  // The tools of a filesystem know files and devices, not layers.
+  await flattenDisk(work, step)
+  const { disk, overlayBytes, uid } = work.instance
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
   for (const layer of disk) await work.uses.disks.grow(layer, overlayBytes, { step, ...owner })
   await work.step('settle', 10_000)
