@@ -1,4 +1,7 @@
-/** Writes the figures of the last bench into docs/promises.md, between its two marks, with the day and what they were measured on. */
+/**
+ * Writes the figures of the last bench into docs/promises.md, between its two marks, with the day and what they were measured on.
+ * Of promises that it did not measure the figures stay as they are.
+ */
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { cpus, release } from 'node:os'
 import { join } from 'node:path'
@@ -17,16 +20,19 @@ if (!text.includes(BEGIN) || !text.includes(END)) throw new Error(`${page} has l
 await writeFile(page, `${before}${BEGIN}\n${tableOf(outcomes)}\n${after}`)
 
 function tableOf(outcomes: readonly Outcome[]): string {
-  const rows = outcomes.map(({ id, ours, anchor, unit, ratio, target, met, runs }) => {
+  const measured = outcomes.map(({ id, ours, anchor, unit, ratio, target, met, runs }) => {
     const cells = [`\`${id}\``, `${ours} ${unit}`, anchor === null ? '' : `${anchor} ${unit}`, ratio === null ? '' : `${ratio}`]
-    return `| ${[...cells, target, met ? 'met' : '**missed**', runs].join(' | ')} |`
+    return `| ${[...cells, target, met ? 'met' : '**missed**', runs, day].join(' | ')} |`
   })
+  const idOf = (row: string): string => row.split('`')[1] ?? ''
+  const known = text.slice(before.length, -after.length).match(/^\| `.*$/gm) ?? []
+  const rows = new Map([...known, ...measured].map((row) => [idOf(row), row]))
   return [
-    `\`make bench\` on ${day}: ${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}, Linux ${release()}.`,
+    `\`make bench\` on ${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}, Linux ${release()}.`,
     '',
-    '| Promise | Ours | Anchor | Anchor / ours | Target | | Runs |',
-    '|---|---|---|---|---|---|---|',
-    ...rows,
+    '| Promise | Ours | Anchor | Anchor / ours | Target | | Runs | Day |',
+    '|---|---|---|---|---|---|---|---|',
+    ...rows.values(),
     '',
   ].join('\n')
 }
