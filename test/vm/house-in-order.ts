@@ -1,11 +1,12 @@
 /** For tests with a real daemon: what must be true of its host when it is at rest, read from the host itself and not from the daemon. */
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { ApiClient } from '../harness/api-client.ts'
 import { type FoundProcess, processesNaming } from '../harness/processes.ts'
+import { artefacts } from '../harness/qemu-driver.ts'
 
 export interface ShownInstance {
   readonly id: string
@@ -14,7 +15,8 @@ export interface ShownInstance {
   readonly operation?: string
   readonly exit_code: number | null
   readonly exit_message?: string
-  readonly network: { readonly ports?: readonly { readonly host_port: number }[] }
+  readonly hypervisor: string
+  readonly network: { readonly enabled?: boolean; readonly ports?: readonly { readonly host_port: number; readonly protocol?: string }[] }
 }
 
 const MOVING = ['Created', 'Initializing', 'Paused', 'Shutdown']
@@ -30,26 +32,35 @@ export async function atRest(client: ApiClient): Promise<ShownInstance[]> {
   return instances
 }
 
-/** No VM lost, none running twice, no disk, socket, process or port left over, every instance in a true state. */
+/** No VM lost, none running twice, no disk, draft, socket, process or port left over, every instance in a true state. */
 export async function assertHostInOrder(dir: string, instances: readonly ShownInstance[]): Promise<void> {
   const running = instances.filter(({ state }) => state === 'Running')
-  const runDirs = running.map(({ id }) => join(dir, 'run/vm', id.slice(0, 12)))
-  await untilGone(dir, runDirs)
+  await untilGone(dir, running.map(runDirOf(dir)))
 
-  const vmms = await vmmsHolding(dir)
-  for (const { id, name } of instances) {
-    const own = vmms.filter(({ argv }) => argv.includes(id))
-    assert.equal(own.length, running.some((instance) => instance.id === id) ? 1 : 0, `VMMs of ${name}`)
-  }
-  assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
-  assert.equal(vmms.length, running.length, 'a VMM runs for no instance')
-  assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
-  const open = listeningPorts()
+  const { shims, vmms, helpers } = await processesOf(dir)
   for (const instance of instances) {
-    for (const { host_port } of instance.network.ports ?? []) {
-      assert.equal(open.has(host_port), running.includes(instance), `port ${host_port} of ${instance.name}, which is ${instance.state}`)
-    }
+    const { id, name } = instance
+    const isRunning = running.includes(instance)
+    const own = shims.filter(({ argv }) => argv[argv.indexOf('--dir') + 1] === runDirOf(dir)(instance))
+    assert.equal(own.length, isRunning ? 1 : 0, `shims of ${name}`)
+    const children = [vmms, helpers].map((found) => found.filter(({ parent }) => parent === own[0]?.pid))
+    assert.deepEqual(
+      children.map(({ length }) => length),
+      isRunning ? [1, instance.network.enabled === false ? 0 : 1] : [0, 0],
+      `VMM and network helper of ${name}`,
+    )
+    assert.ok(!isRunning || children[0]?.[0]?.argv.includes(id), `the VMM of ${name} is another's`)
+    assertPorts(instance, isRunning, children[1]?.[0]?.pid)
   }
+  assert.deepEqual(
+    [shims.length, vmms.length, helpers.length],
+    [running.length, running.length, running.filter(({ network }) => network.enabled !== false).length],
+    'a shim, a VMM or a network helper runs for no instance',
+  )
+  assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
+  assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
+  const drafts = ['data/golden', 'data/images/drafts'].flatMap((name) => namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)))
+  assert.deepEqual(drafts, [])
 }
 
 /** The layers of each instance's disk, from the rows themselves: no answer of the daemon's has them. */
@@ -67,22 +78,74 @@ export function disksOf(dir: string): Map<string, string[]> {
   }
 }
 
+/** The ports of an instance that runs are open, and its helper has no others; those of one that does not are closed. */
+function assertPorts({ name, state, network }: ShownInstance, isRunning: boolean, helper: number | undefined): void {
+  const recorded = (network.ports ?? []).filter(({ protocol }) => protocol !== 'udp').map(({ host_port }) => host_port)
+  const open = listeningSockets()
+  for (const port of recorded) {
+    const isOpen = open.some((socket) => socket.port === port)
+    assert.equal(isOpen, isRunning, `port ${port} of ${name}, which is ${state}`)
+  }
+  if (helper === undefined) return
+  const files = openFiles(helper)
+  const held = open.filter(({ inode }) => files.includes(`socket:[${inode}]`)).map(({ port }) => port)
+  assert.deepEqual(held.sort(), recorded.sort(), `ports that the network helper of ${name} listens on`)
+}
+
+const runDirOf =
+  (dir: string) =>
+  ({ id }: Pick<ShownInstance, 'id'>): string =>
+    join(dir, 'run/vm', id.slice(0, 12))
+
 /** Run directories and processes of VMs that are no more may take a moment to go. */
 async function untilGone(dir: string, runDirs: readonly string[]): Promise<void> {
-  const strangers = async () =>
-    [
-      ...readdirSync(join(dir, 'run/vm')).map((name) => join(dir, 'run/vm', name)),
-      ...readdirSync(join(dir, 'run/golden')).map((name) => join(dir, 'run/golden', name)),
-    ].filter((path) => !runDirs.includes(path))
-  await pollUntil('run directories of VMs that are gone to be removed', async () => (await strangers()).length === 0, {
+  const strangers = async () => {
+    const dirs = ['run/vm', 'run/golden'].flatMap((name) => namesIn(join(dir, name)).map((it) => join(dir, name, it)))
+    const { shims, vmms, helpers } = await processesOf(dir)
+    const known = shims.filter(({ argv }) => runDirs.includes(argv[argv.indexOf('--dir') + 1] ?? ''))
+    const isKnown = ({ parent }: FoundChild): boolean => known.some(({ pid }) => pid === parent)
+    return dirs.some((it) => !runDirs.includes(it)) || known.length < shims.length || ![...vmms, ...helpers].every(isKnown)
+  }
+  await pollUntil('run directories and processes of VMs that are gone to go', async () => !(await strangers()), {
     signal: AbortSignal.timeout(10_000),
   })
 }
 
-/** VMMs that have a file below `dir` open, deleted or not. Their command lines name descriptors, not files. */
-async function vmmsHolding(dir: string): Promise<FoundProcess[]> {
-  const vmms = await processesNaming('qemu-system')
-  return vmms.filter(({ pid, argv }) => argv[0]?.includes('qemu-system') && openFiles(pid).some((path) => path.startsWith(dir)))
+interface FoundChild extends FoundProcess {
+  readonly parent: number
+}
+
+/**
+ * Shims that were started for a directory below `dir`, and what is or was theirs: VMMs that they hold or that hold a file below it (their
+ * command lines name descriptors, not files), network helpers of this repository that they hold or that no shim holds any more.
+ */
+export async function processesOf(dir: string): Promise<{ shims: FoundProcess[]; vmms: FoundChild[]; helpers: FoundChild[] }> {
+  const called = async (name: string): Promise<FoundChild[]> =>
+    (await processesNaming(name))
+      .filter(({ argv }) => basename(argv[0] ?? '').startsWith(name))
+      .map((it) => ({ ...it, parent: parentOf(it.pid) }))
+  const [allShims, allVmms, allHelpers] = await Promise.all(['dormouse-shim', 'qemu-system', 'dormouse-net'].map(called))
+  const shims = allShims?.filter(({ argv }) => argv[argv.indexOf('--dir') + 1]?.startsWith(`${dir}/`)) ?? []
+  const isOurs = (argv: readonly string[]): boolean => argv[0] === artefacts.networkHelperPath
+  const isIn = (found: readonly FoundProcess[], pid: number): boolean => found.some((it) => it.pid === pid)
+  return {
+    shims,
+    vmms: allVmms?.filter(({ pid, parent }) => isIn(shims, parent) || openFiles(pid).some((path) => path.startsWith(dir))) ?? [],
+    helpers: allHelpers?.filter(({ parent, argv }) => isIn(shims, parent) || (isOurs(argv) && !isIn(allShims ?? [], parent))) ?? [],
+  }
+}
+
+function parentOf(pid: number): number {
+  try {
+    return Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1])
+  } catch {
+    // It ended while it was looked at.
+    return 0
+  }
+}
+
+function namesIn(dir: string): string[] {
+  return existsSync(dir) ? readdirSync(dir) : []
 }
 
 function openFiles(pid: number): string[] {
@@ -95,16 +158,18 @@ function openFiles(pid: number): string[] {
 }
 
 /** TCP ports that something on this host listens on. */
-export function listeningPorts(): Set<number> {
-  const ports = new Set<number>()
+export const listeningPorts = (): Set<number> => new Set(listeningSockets().map(({ port }) => port))
+
+function listeningSockets(): { port: number; inode: string }[] {
+  const sockets: { port: number; inode: string }[] = []
   for (const file of ['/proc/net/tcp', '/proc/net/tcp6']) {
     if (!existsSync(file)) continue
     for (const line of readFileSync(file, 'utf8').trim().split('\n').slice(1)) {
-      const [, local = '', , state] = line.trim().split(/\s+/)
-      if (state === LISTEN) ports.add(Number.parseInt(local.split(':')[1] ?? '', 16))
+      const [, local = '', , state, , , , , , inode = ''] = line.trim().split(/\s+/)
+      if (state === LISTEN) sockets.push({ port: Number.parseInt(local.split(':')[1] ?? '', 16), inode })
     }
   }
-  return ports
+  return sockets
 }
 
 // TCP_LISTEN in the kernel's tcp_states.h, as /proc/net/tcp writes it.
