@@ -186,18 +186,18 @@ export class Disks {
    */
   async grow(name: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
     const path = this.#uses.paths.disk(name)
-    {
-      await using file = await open(path, 'r+')
-      const { size } = await file.stat()
-      if (size > bytes) throw new AppError('invalid_overlay_size', 'A disk cannot be made smaller')
-      if (size < bytes) await file.truncate(bytes)
-      await file.sync()
-    }
+    const { size } = await stat(path)
+    if (size > bytes) throw new AppError('invalid_overlay_size', 'A disk cannot be made smaller')
+    await resizeFile(path, bytes)
     const run = { step: options.step, ...(options.owner === undefined ? {} : { user: options.owner }) }
     // Neither locks the file, so neither may outlive the daemon: the next one does the same again.
     const tied = ['setpriv', '--pdeathsig', 'KILL'] as const
     // resize2fs refuses a filesystem that was not checked since it was last mounted. 1: errors were corrected.
-    await runCommand([...tied, 'e2fsck', '-f', '-p', path], { ...run, okCodes: [0, 1] })
+    await runCommand([...tied, 'e2fsck', '-f', '-p', path], { ...run, okCodes: [0, 1] }).catch(async (error) => {
+      // The filesystem has not been touched: a later growth, to less than this one wanted, shall not find a file too large.
+      await resizeFile(path, size)
+      throw error
+    })
     await runCommand([...tied, 'resize2fs', path], run)
   }
 
@@ -275,4 +275,10 @@ export class Disks {
       await rm(draft, { force: true })
     }
   }
+}
+
+async function resizeFile(path: string, bytes: number): Promise<void> {
+  await using file = await open(path, 'r+')
+  await file.truncate(bytes)
+  await file.sync()
 }

@@ -1,6 +1,6 @@
 /** What fails in the middle, row by row: the failure table of docs/lifecycle.md. */
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, statSync, truncateSync } from 'node:fs'
 import { test } from 'node:test'
 import type { Instance } from './instance.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
@@ -150,6 +150,23 @@ test('a VM that cannot be looked at after a restart makes its instance Unknown, 
   await instances.stop(id)
   assert.equal(instances.get(id).state, 'Stopped')
   await assertInOrder(house)
+})
+
+test('a disk that cannot be grown leaves all that the update named as it was', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  await instances.stop(id)
+  const before = instances.get(id)
+  const disk = house.paths.disk(String(before.disk[0]))
+  // What a guest made of its disk is no file system any more.
+  truncateSync(disk, 0)
+  truncateSync(disk, TEST_OVERLAY)
+  const patch = { name: 'b', env: { A: '1' }, tags: { a: 'b' }, vcpus: 1, network: { ports: [{ hostPort: 0, guestPort: 80 }] } }
+  await assert.rejects(instances.update(id, { ...patch, overlayBytes: 2 * TEST_OVERLAY }))
+  assert.deepEqual(instances.get(id), before)
+  assert.equal(statSync(disk).size, TEST_OVERLAY)
+  await settled(instances)
 })
 
 test('ports that cannot be opened on a running VM leave its ports as they were', async () => {

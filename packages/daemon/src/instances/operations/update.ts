@@ -19,7 +19,10 @@ export interface UpdateInputs {
 export async function update(work: InstanceWork, { patch, ports, limits }: UpdateInputs): Promise<void> {
   await work.step('intent', 10_000)
   const before = work.instance
-  const change = changeOf(before, patch, limits)
+  const change: Partial<Instance> = {
+    ...changeOf(before, patch, limits),
+    ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
+  }
   if (ports !== undefined) assertPortsFree(work, ports)
   if (patch.name !== undefined) assertNameFree(work, patch.name)
 
@@ -32,14 +35,7 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
   }
   const grows = change.overlayBytes !== undefined && change.overlayBytes > before.overlayBytes
   await work.step('record', 10_000)
-  work.change(
-    {
-      ...change,
-      ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
-      ...(grows ? { operation: 'update' } : {}),
-    },
-    { evenWhenFull: false },
-  )
+  work.change({ ...change, ...(grows ? { operation: 'update' } : {}) }, { evenWhenFull: false })
   undo.move()
   if (!grows) return
   try {
@@ -47,9 +43,20 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
   } catch (error) {
     // Cut short, not refused: the intent stays, and the disk is grown before anything else is done with it.
     if (work.isEnding) throw error
-    // The filesystem is as large as it was; a file that is larger does no harm.
-    work.change({ overlayBytes: before.overlayBytes, operation: undefined })
+    takeBack(work, before, change)
     throw error
+  }
+}
+
+/** The record as it was: the filesystem is as large as before, and a file that is larger does no harm. */
+function takeBack(work: InstanceWork, before: Instance, change: Partial<Instance>): void {
+  const kept = Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof Instance]]))
+  try {
+    work.change({ ...kept, operation: undefined })
+  } catch (error) {
+    // Someone has been given the name or a port that it had.
+    work.log.warn({ err: error }, 'a part of a failed update stays: what was there before is taken')
+    work.change({ overlayBytes: before.overlayBytes, operation: undefined })
   }
 }
 
