@@ -124,10 +124,16 @@ static void add_descriptor(struct plan *plan, struct pair *pairs, size_t *pair_c
     list[(*count)++] = (struct descriptor){wanted, open_kind(plan, pairs, pair_count, equals + 1)};
 }
 
+static int vmm_descriptor(const struct plan *plan, long long wanted) {
+    for (size_t i = 0; i < plan->vmm_fd_count; i++)
+        if (plan->vmm_fds[i].number == wanted) return plan->vmm_fds[i].fd;
+    fail("the VMM has no descriptor %lld", wanted);
+}
+
 void read_plan(struct plan *plan, int argc, char **argv) {
     struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
-    plan->blank_fd = -1;
+    plan->blank_fd = plan->memory_fd = -1;
     int i = 0;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];
@@ -156,6 +162,8 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             if (strcmp(value + strlen(value) + 1, "blank:") == 0) plan->blank_fd = plan->vmm_fds[plan->vmm_fd_count - 1].fd;
         } else if (IS("--helper-fd")) {
             add_descriptor(plan, pairs, &pair_count, value, plan->helper_fds, &plan->helper_fd_count);
+        } else if (IS("--memory")) {
+            plan->memory_fd = vmm_descriptor(plan, number(value, OWN_DESCRIPTORS - 1));
         } else if (IS("--isolate-network")) {
             plan->isolates_network = strcmp(value, "yes") == 0;
         } else if (IS("--helper")) {

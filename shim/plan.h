@@ -37,7 +37,8 @@ struct plan {
     size_t source_count;
     struct descriptor vmm_fds[MAX_DESCRIPTORS];
     size_t vmm_fd_count;
-    int blank_fd; /* -1: none was asked for */
+    int blank_fd;  /* -1: none was asked for */
+    int memory_fd; /* what the VMM maps as its guest's memory; -1: not named */
     char **vmm_argv;
     int isolates_network; /* the VMM itself gets an empty network namespace */
     struct descriptor helper_fds[MAX_DESCRIPTORS];
@@ -65,6 +66,7 @@ struct plan {
  *       write:FILE    FILE, opened by the shim for reading and writing
  *       blank:        an empty memfd, which the shim keeps and names in its `ready` line
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
+ *   --memory N                descriptor N of the VMM is its guest's memory, which it maps privately
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
  *   --helper ARG              a word of the helper's command line; repeated
  *   -- VMM ARGS

@@ -163,10 +163,15 @@ static void start_vmm(struct shim *shim) {
     if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
 }
 
-/* Locks on disks belong to the VMM: a descriptor left open here would hold them after it has let go. Blank memory is kept to be read. */
+/*
+ * Locks on disks belong to the VMM: a descriptor left open here would hold them after it has let go. What a capture needs is kept: the
+ * blank memory that device state is saved to, and the guest's memory, by which its mapping is known.
+ */
 static void let_go_of_descriptors(const struct plan *plan) {
-    for (size_t i = 0; i < plan->vmm_fd_count; i++)
-        if (plan->vmm_fds[i].fd != plan->blank_fd) close(plan->vmm_fds[i].fd);
+    for (size_t i = 0; i < plan->vmm_fd_count; i++) {
+        int fd = plan->vmm_fds[i].fd;
+        if (fd != plan->blank_fd && fd != plan->memory_fd) close(fd);
+    }
 }
 
 static void say_ready(int blank, pid_t vmm) {

@@ -12,6 +12,7 @@ import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
 import type { ProcessIdentity, VmExit } from './hypervisor.ts'
 import { portError } from './network-helper.ts'
+import { ShimJob } from './shim-job.ts'
 
 export interface ShimPlan {
   readonly shimPath: string
@@ -22,6 +23,8 @@ export interface ShimPlan {
   readonly groups?: readonly number[]
   readonly logs: readonly ShimLog[]
   readonly vmm: ShimChild
+  /** Which of the VMM's descriptors is the memory that it maps privately; without it the VM's memory can be neither captured nor loaded. */
+  readonly memory?: number
   /** The VMM needs no network of its own: its traffic goes to the helper. */
   readonly isolateNetwork: boolean
   readonly helper?: ShimChild
@@ -47,6 +50,28 @@ export type Descriptor = { readonly number: number } & (
   | { readonly kind: 'blank' }
   | { readonly kind: 'daemon'; readonly fd: number }
 )
+
+/** What a capture has read: from then on the VM may run. */
+export interface CaptureRead {
+  /** Pages that the VM has written since it mapped its base, those that are all zero included. */
+  readonly pages: number
+  readonly bytes: number
+  /** Settles when both files are flushed to disk; when it rejects, neither is left. */
+  readonly stored: Promise<StoredCapture>
+}
+
+export interface StoredCapture extends LoadedDelta {
+  readonly zeroPages: number
+  readonly deltaBytes: number
+  readonly stateBytes: number
+}
+
+/** What a delta holds: enough to see that it is the one that was stored. */
+export interface LoadedDelta {
+  /** Zero pages included, in both. */
+  readonly pages: number
+  readonly sum: string
+}
 
 const SHIM_SOCKET = 'shim.sock'
 const EXIT_RECORD = 'exit'
@@ -78,6 +103,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.user === undefined ? [] : (plan.groups ?? []).flatMap((group) => ['--group', `${group}`])),
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
     ...descriptors('--fd', plan.vmm),
+    ...(plan.memory === undefined ? [] : ['--memory', `${plan.memory}`]),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
     ...(plan.helper === undefined
       ? []
@@ -144,6 +170,39 @@ export class Shim implements Disposable {
     }
   }
 
+  /**
+   * Writes what a paused VM has changed of its memory to `dir/delta`, and the device state that was saved last to `dir/state`. Resolves
+   * when all is read and the VM may run on; `stored` when it is on disk. Whatever fails, no file is left. The step holds for both.
+   */
+  async capture(dir: string, step: Step): Promise<CaptureRead> {
+    const job = await this.#begin(['capture', dir], 'capture the VM', step)
+    const [, pages, bytes] = await job.answer(/^read (\d+) (\d+)$/)
+    const stored = storedBy(job)
+    // Whoever asks hears of it; who has given up on the capture by then need not.
+    stored.catch(() => undefined)
+    return { pages: Number(pages), bytes: Number(bytes), stored }
+  }
+
+  /**
+   * Writes a delta over the base that the VMM has mapped and not yet touched: it must have greeted, and must not run. A VM whose load
+   * failed has part of it and is to be killed.
+   */
+  async load(file: string, step: Step): Promise<LoadedDelta> {
+    using job = await this.#begin(['load', file], "load the VM's memory", step)
+    const [, pages, sum = ''] = await job.answer(/^loaded (\d+) ([0-9a-f]{16})$/)
+    return { pages: Number(pages), sum }
+  }
+
+  /** Adds `file` to QEMU's descriptor set `set`. No one else may hold its control connection. */
+  async give(file: string, access: 'ro' | 'rw', set: number, step: Step): Promise<void> {
+    using job = await this.#begin(['give', file, access, `${set}`], `hand ${path.basename(file)} to the VM`, step)
+    await job.answer(/^gave \d+$/)
+  }
+
+  #begin(words: readonly string[], what: string, step: Step): Promise<ShimJob> {
+    return ShimJob.start(path.join(this.runDir, SHIM_SOCKET), words, what, step)
+  }
+
   /** Ends the VMM, whatever state it is in, and with it the shim. Repeat is harmless. */
   async kill(): Promise<VmExit> {
     this.#socket.ref()
@@ -162,6 +221,13 @@ export class Shim implements Disposable {
   [Symbol.dispose](): void {
     this.#socket.destroy()
   }
+}
+
+async function storedBy(held: ShimJob): Promise<StoredCapture> {
+  using job = held
+  const [, sum = '', ...counts] = await job.answer(/^stored ([0-9a-f]{16}) (\d+) (\d+) (\d+) (\d+)$/)
+  const [pages = 0, zeroPages = 0, deltaBytes = 0, stateBytes = 0] = counts.map(Number)
+  return { sum, pages, zeroPages, deltaBytes, stateBytes }
 }
 
 const KILL_LIMIT_MS = 10_000
