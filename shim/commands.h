@@ -5,4 +5,5 @@ int command_run(int argc, char **argv);
 int command_base(const char *file);
 int command_blank(const char *bytes);
 int command_store(const char *file);
+int command_consolidate(int argc, char **argv);
 int command_tsc(void);

@@ -5,6 +5,8 @@
  *   base FILE                   fills a write-sealed memfd from a memory file and holds it until standard input ends (memory.c)
  *   blank BYTES                 holds an empty memfd of that size
  *   store FILE                  seals the memfd given as descriptor 3 and writes what is in it to FILE
+ *   consolidate BASE|- DELTA OUT [MAX_BYTES_PER_SECOND [SUM PAGES]]
+ *                               writes a base with a delta laid over it to OUT (consolidate.c)
  *   tsc                         prints the frequency of the time stamp counter in kHz
  */
 #include <stdio.h>
@@ -18,7 +20,8 @@ int main(int argc, char **argv) {
     if (strcmp(command, "base") == 0 && argc == 3) return command_base(argv[2]);
     if (strcmp(command, "blank") == 0 && argc == 3) return command_blank(argv[2]);
     if (strcmp(command, "store") == 0 && argc == 3) return command_store(argv[2]);
+    if (strcmp(command, "consolidate") == 0 && argc >= 5) return command_consolidate(argc - 2, argv + 2);
     if (strcmp(command, "tsc") == 0) return command_tsc();
-    fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | tsc\n");
+    fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | tsc\n");
     return 64;
 }

@@ -1,0 +1,59 @@
+#pragma once
+/*
+ * What a VM has changed of its memory, as a file. Little endian:
+ *
+ *   0   header, 64 bytes (struct delta_header)
+ *   64  runs of pages in ascending order, 16 bytes each: number of the first page; count, its top bit set when all of them are zero
+ *       and therefore not stored
+ *   …   from `data_at` on, a multiple of 4096: the stored pages in the order of the runs, to the end of the file
+ *
+ * `sum` is that of every page of the delta, with its number, zero pages included: a run that was flipped is seen too.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pages.h"
+
+struct delta_header {
+    char magic[8]; /* DMDELTA1 */
+    uint32_t page_size;
+    uint32_t zero;
+    uint64_t memory_bytes; /* of the whole memory that this is laid over */
+    uint64_t run_count;
+    uint64_t stored_pages;
+    uint64_t zero_pages;
+    uint64_t sum;
+    uint64_t data_at;
+};
+
+struct delta_run {
+    uint64_t first;
+    uint64_t count; /* with DELTA_ZERO */
+};
+
+#define DELTA_ZERO (1ULL << 63)
+
+struct delta {
+    int fd;
+    struct delta_header header;
+    struct delta_run *runs;
+    size_t run_capacity;  /* while it is written */
+    const char *held;     /* pages that are side by side and wait to be written in one go */
+    size_t held_bytes;
+    off_t end;
+};
+
+/* Begins to write a delta of at most `most_pages` pages to an empty file. What cannot be written ends the program. */
+void begin_delta(struct delta *delta, int fd, uint64_t memory_bytes, uint64_t most_pages);
+/* In ascending order. The pages are read again until `flush_delta`. */
+void add_to_delta(struct delta *delta, const char *pages, uint64_t first, size_t count);
+void flush_delta(struct delta *delta);
+void finish_delta(struct delta *delta);
+
+/* Reads header and runs, and checks them against each other and the file's size. NULL, or what is wrong, in words. */
+const char *open_delta(struct delta *delta, int fd);
+/* Gives all its pages in order, zero ones too. NULL when their sum is right; else what is wrong, after some may have been given. */
+const char *read_delta(const struct delta *delta, take_pages *take, void *context);
+void close_delta(struct delta *delta);
+
+static inline uint64_t delta_pages(const struct delta *delta) { return delta->header.stored_pages + delta->header.zero_pages; }
