@@ -19,24 +19,30 @@ static int signal_named(const char *name) {
     return 0;
 }
 
-static int obey(const struct client *client, const char *line, pid_t vmm) {
+static int obey(const struct client *client, char *line, const struct vmm *vmm) {
     char text[LINE_SIZE];
     if (strcmp(line, "status") == 0) {
-        snprintf(text, sizeof text, "running %d\n", (int)vmm);
+        snprintf(text, sizeof text, "running %d\n", (int)vmm->pid);
         return answer(client, text);
     }
     if (strncmp(line, "signal ", 7) == 0) {
         int number = signal_named(line + 7);
         if (number == 0) return answer(client, "error no such signal\n");
         // The VMM is our child and not reaped yet, so the pid is its own.
-        if (kill(vmm, number) == 0) return answer(client, "ok\n");
+        if (kill(vmm->pid, number) == 0) return answer(client, "ok\n");
         snprintf(text, sizeof text, "error %s\n", strerror(errno));
         return answer(client, text);
     }
-    return answer(client, "error no such request\n");
+    switch (start_job(client->fd, line, vmm)) {
+        case 0: return answer(client, "error no such request\n");
+        case 1: return -1;
+    }
+    snprintf(text, sizeof text, "error the VM cannot be worked on: %s\n", strerror(errno));
+    answer(client, text);
+    return -1;
 }
 
-int serve_client(struct client *client, pid_t vmm) {
+int serve_client(struct client *client, const struct vmm *vmm) {
     ssize_t got = recv(client->fd, client->line + client->length, LINE_SIZE - client->length, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (got <= 0) return -1;

@@ -2,7 +2,10 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_CLIENTS = 8, LINE_SIZE = 256 };
+#include "job.h"
+
+/* A line has room for a path. */
+enum { MAX_CLIENTS = 8, LINE_SIZE = 4096 + 64 };
 
 /* A connection of the daemon's. What it asks is one line, what it hears is one line. */
 struct client {
@@ -15,7 +18,8 @@ struct client {
  * Reads what is there and answers every whole line:
  *   status      →  running PID
  *   signal NAME →  ok | error WHY       NAME without SIG: KILL, TERM, STOP, CONT
+ *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
  * Returns -1 when the client is to be let go.
  */
-int serve_client(struct client *client, pid_t vmm);
+int serve_client(struct client *client, const struct vmm *vmm);

@@ -93,6 +93,12 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
         if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a memfd");
         return raise_fd(fd);
     }
+    if (IS("hold")) {
+        // Our end is never closed and never read.
+        int ends[2];
+        socket_pair(SOCK_STREAM, ends);
+        return ends[1];
+    }
     if (IS("pair")) {
         for (size_t i = 0; i < *pair_count; i++)
             if (strcmp(pairs[i].name, value) == 0) return pairs[i].other;

@@ -34,7 +34,7 @@
 enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
-enum { READY = 9, HELPER_LIMIT_MS = 5000 };
+enum { READY = 9, HELPER_LIMIT_MS = 5000, JOB_LIMIT_S = 5 };
 
 struct shim {
     struct plan plan;
@@ -228,7 +228,7 @@ static void on_event(struct shim *shim, unsigned what) {
         accept_client(shim);
     } else if (what >= ON_CLIENT) {
         struct client *client = &shim->clients[what - ON_CLIENT];
-        if (client->fd >= 0 && serve_client(client, shim->vmm) < 0) {
+        if (client->fd >= 0 && serve_client(client, &(struct vmm){shim->vmm, shim->plan.memory_fd, shim->plan.blank_fd}) < 0) {
             close(client->fd);
             client->fd = -1;
         }
@@ -249,6 +249,20 @@ static void drain_the_rest(struct shim *shim) {
     }
 }
 
+static void give_up_waiting(int number) { (void)number; }
+
+/* What has been read of a VM can be stored without it. A worker that takes too long ends with us (PDEATHSIG). */
+static void wait_for_jobs(void) {
+    sigset_t alarms;
+    sigemptyset(&alarms);
+    sigaddset(&alarms, SIGALRM);
+    sigprocmask(SIG_UNBLOCK, &alarms, NULL);
+    sigaction(SIGALRM, &(struct sigaction){.sa_handler = give_up_waiting}, NULL);
+    alarm(JOB_LIMIT_S);
+    while (waitpid(-1, NULL, 0) > 0) continue;
+    alarm(0);
+}
+
 static void end(struct shim *shim) {
     char line[LINE_SIZE];
     drain_the_rest(shim);
@@ -259,6 +273,7 @@ static void end(struct shim *shim) {
     if (record_exit(shim->vmm_status, line, sizeof line) < 0) note_in_log(shim->own_log, "the exit record could not be written: %s", strerror(errno));
     for (size_t i = 0; i < shim->plan.socket_count; i++) unlink(shim->plan.sockets[i]);
     unlink("shim.sock");
+    wait_for_jobs();
     for (size_t i = 0; i < MAX_CLIENTS; i++)
         if (shim->clients[i].fd >= 0) send(shim->clients[i].fd, line, strlen(line), MSG_DONTWAIT | MSG_NOSIGNAL);
 }

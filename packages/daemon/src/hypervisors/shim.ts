@@ -47,7 +47,7 @@ export interface ShimChild {
 export type Descriptor = { readonly number: number } & (
   | { readonly kind: 'listen' | 'log' | 'pair'; readonly name: string }
   | { readonly kind: 'read' | 'write'; readonly file: string }
-  | { readonly kind: 'blank' }
+  | { readonly kind: 'blank' | 'hold' }
   | { readonly kind: 'daemon'; readonly fd: number }
 )
 
@@ -89,7 +89,8 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
       case 'write':
         return `${descriptor.kind}:${descriptor.file}`
       case 'blank':
-        return 'blank:'
+      case 'hold':
+        return `${descriptor.kind}:`
       case 'daemon':
         return `inherit:${inherited.push(descriptor.fd) + 2}`
     }
@@ -193,7 +194,10 @@ export class Shim implements Disposable {
     return { pages: Number(pages), sum }
   }
 
-  /** Adds `file` to QEMU's descriptor set `set`. No one else may hold its control connection. */
+  /**
+   * Adds `file` to QEMU's descriptor set `set`. No one else may hold its control connection. A set that is not wanted any more is to be
+   * removed (`remove-fd`), or the file stays open.
+   */
   async give(file: string, access: 'ro' | 'rw', set: number, step: Step): Promise<void> {
     using job = await this.#begin(['give', file, access, `${set}`], `hand ${path.basename(file)} to the VM`, step)
     await job.answer(/^gave \d+$/)

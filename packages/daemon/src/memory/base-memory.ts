@@ -32,9 +32,33 @@ export const makeBlank = (shimPath: string, bytes: number, step: Step): Promise<
 /** Seals what a golden boot has left in `memory` and writes it, flushed, to `file`. No VMM may still map it for writing. */
 export async function storeBase(shimPath: string, memory: FileHandle, file: string, step: Step): Promise<MemorySum> {
   const { stdout } = await runCommand([shimPath, 'store', file], { step, inherit: [memory.fd] })
-  const match = /^stored ([0-9a-f]{16}) (\d+)$/m.exec(stdout)
-  if (match === null) throw new AppError('internal_error', `The memory of a golden boot could not be stored: ${stdout.trim()}`)
+  return storedSum(stdout, 'The memory of a golden boot could not be stored')
+}
+
+function storedSum(said: string, otherwise: string): MemorySum {
+  const match = /^stored ([0-9a-f]{16}) (\d+)$/m.exec(said)
+  if (match === null) throw new AppError('internal_error', `${otherwise}: ${said.trim().replace(/^error /, '')}`)
   return { sum: match[1] ?? '', pages: Number(match[2]) }
+}
+
+export interface Consolidation {
+  /** Without one the delta is laid over zeros. */
+  readonly base: string | undefined
+  /** What the base is said to hold; one that holds something else is refused. */
+  readonly baseSum?: MemorySum
+  readonly delta: string
+  /** Must not exist. Anyone may write it, so that any VMM's user may: whoever is not meant to is kept out by the directory. */
+  readonly out: string
+  readonly maxBytesPerSecond?: number
+}
+
+/** A new base: `base` with the pages of `delta` laid over it, flushed. A copy that shares its blocks where the file system can. */
+export async function consolidateBase(shimPath: string, what: Consolidation, step: Step): Promise<MemorySum> {
+  const { base, baseSum, delta, out, maxBytesPerSecond } = what
+  const argv = ['consolidate', base ?? '-', delta, out, `${maxBytesPerSecond ?? 0}`]
+  const expected = baseSum === undefined ? [] : [baseSum.sum, `${baseSum.pages}`]
+  const { stdout } = await runCommand([shimPath, ...argv, ...expected], { step, okCodes: [0, 1] })
+  return storedSum(stdout, 'A base could not be made of what a VM has written')
 }
 
 /** Opens the memfd that a helper offers, after which the helper may go. */

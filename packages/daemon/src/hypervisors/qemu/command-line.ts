@@ -31,6 +31,7 @@ export interface Wiring {
 
 /** Descriptors that the shim gives to QEMU under these numbers. Disks follow from `DISKS` on, in slot order. */
 export const FD = {
+  HELD: 9,
   QMP: 10,
   AGENT: 11,
   APP: 12,
@@ -75,6 +76,8 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
       ? []
       : ['-kernel', machine.kernelPath, '-initrd', machine.initrdPath, '-append', kernelCommandLine(machine)]),
     ...['-chardev', `socket,id=qmp,fd=${FD.QMP},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    // QEMU closes descriptors that it was handed as soon as its last control connection is gone. This one, which no one speaks on, never is.
+    ...['-chardev', `socket,id=held,fd=${FD.HELD}`, '-mon', 'chardev=held,mode=control'],
     ...['-chardev', `socket,id=agent,fd=${FD.AGENT},server=on,wait=off`],
     ...['-chardev', `socket,id=app,fd=${FD.APP}`, '-chardev', `socket,id=journal,fd=${FD.JOURNAL}`],
     ...['-chardev', `socket,id=console,fd=${FD.CONSOLE}`, '-serial', 'chardev:console'],

@@ -105,6 +105,7 @@ async function parkAndWork(
 /** What every machine of ours has, whoever it is for. */
 export const COMMON_DESCRIPTORS: readonly Descriptor[] = [
   { number: FD.QMP, kind: 'listen', name: QMP_SOCKET },
+  { number: FD.HELD, kind: 'hold' },
   { number: FD.AGENT, kind: 'listen', name: AGENT_SOCKET },
   { number: FD.APP, kind: 'log', name: 'app' },
   { number: FD.JOURNAL, kind: 'log', name: 'journal' },

@@ -1,0 +1,37 @@
+#pragma once
+/*
+ * What takes longer than a word, or may wait for a disk, is done by a worker: a fork of the shim that has the client's connection for
+ * its standard output and ends with it. The shim goes on draining logs.
+ */
+#include <sys/types.h>
+
+#include "vmm-memory.h"
+
+/* What the shim knows of its VMM. */
+struct vmm {
+    pid_t pid;
+    int memory_fd; /* of its guest; -1: not known */
+    int state_fd;  /* what it saves device state to; -1: none */
+};
+
+struct job {
+    const struct vmm *vmm;
+    struct vmm_files files;
+    char *words; /* of the request, after its first */
+};
+
+/*
+ *   capture DIR          →  read PAGES BYTES, stored SUM PAGES ZERO_PAGES DELTA_BYTES STATE_BYTES
+ *   load FILE            →  loaded PAGES SUM
+ *   give FILE ro|rw SET  →  gave FD
+ * and `error WHY` at any point, after which nothing is left of what it was about to make.
+ */
+void capture(const struct job *job);
+void load(const struct job *job);
+void give(const struct job *job);
+
+/* 1: the line names a job, and the client is the worker's now; 0: it does not; -1 with errno: the job could not be started. */
+int start_job(int client, char *line, const struct vmm *vmm);
+
+/* One line to the client, at once. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -1,0 +1,26 @@
+/* A delta over the base that a VMM has mapped: writing to a private mapping copies the page, so the base stays as it is. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "delta.h"
+#include "fail.h"
+#include "job.h"
+
+static void write_pages(void *context, const char *pages, uint64_t first, size_t count) {
+    if (write_memory(context, pages, first, count) < 0) fail_errno("cannot write the VM's memory");
+}
+
+void load(const struct job *job) {
+    struct vmm_memory memory;
+    const char *wrong = find_memory(&memory, job->vmm->pid, &job->files, job->vmm->memory_fd);
+    if (wrong != NULL) fail("%s", wrong);
+    int fd = open(job->words, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) fail_errno("cannot open %s", job->words);
+    struct delta delta;
+    wrong = open_delta(&delta, fd);
+    if (wrong == NULL && delta.header.memory_bytes != memory.bytes) wrong = "it belongs to a memory of another size";
+    if (wrong == NULL) wrong = read_delta(&delta, write_pages, &memory);
+    if (wrong != NULL) fail("the delta %s cannot be used: %s", job->words, wrong);
+    say("loaded %llu %016llx", (unsigned long long)delta_pages(&delta), (unsigned long long)delta.header.sum);
+}
