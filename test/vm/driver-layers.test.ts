@@ -372,7 +372,9 @@ test('an ordinary user captures and loads the VMs of its own, after a restart of
   const canRead = await runCommand(['test', '-r', import.meta.filename], { step: makeStep(), user, okCodes: [0, 1] })
   if (canRead.code !== 0) return t.skip('another user cannot read this clone')
   const child: ChildProcess = fork(script, { ...user, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
-  const [message] = (await once(child, 'message', { signal: AbortSignal.timeout(60_000) })) as [{ uid: number; done: StoredCapture; loaded: { sum: string } }]
+  const [message] = (await once(child, 'message', { signal: AbortSignal.timeout(60_000) })) as [
+    { uid: number; done: StoredCapture; loaded: { sum: string } },
+  ]
   assert.equal(message.uid, user.uid)
   assert.equal(message.done.pages, 900)
   assert.equal(message.loaded.sum, message.done.sum)
