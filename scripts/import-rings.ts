@@ -25,9 +25,11 @@ const RINGS: readonly (readonly string[])[] = [
 /** Where a room's head is more than the file with its name, and why. */
 const HEADS: Readonly<Record<string, readonly string[]>> = {
   // The database, and one file of rows for each noun: every noun stands on its own.
-  store: ['database.ts', 'events.ts', 'images.ts', 'instances.ts', 'instance-record.ts', 'disk-layers.ts'],
+  store: ['database.ts', 'events.ts', 'images.ts', 'instances.ts', 'instance-record.ts', 'snapshots.ts', 'disk-layers.ts'],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone.
   hypervisors: ['hypervisor.ts', 'vm-spec.ts'],
+  // The layers, and what a capture consists of on disk.
+  memory: ['memory.ts', 'capture-files.ts'],
   // The client, what a guest wrote down on its own, and the made-up guest of made-up VMs.
   guest: ['guest-client.ts', 'journal.ts', 'fake-guest.ts'],
 }

@@ -93,6 +93,12 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
         if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a memfd");
         return raise_fd(fd);
     }
+    if (IS("scratch")) {
+        int fd = open(value, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        // The VMM opens it anew by its descriptor, as a user of its own; it has no name that another could find.
+        if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a file in %s", value);
+        return raise_fd(fd);
+    }
     if (IS("hold")) {
         // Our end is never closed and never read.
         int ends[2];

@@ -65,6 +65,7 @@ struct plan {
  *       read:FILE     FILE, opened by the shim
  *       write:FILE    FILE, opened by the shim for reading and writing
  *       blank:        an empty memfd, which the shim keeps and names in its `ready` line
+ *       scratch:DIR   an empty file without a name on the file system of DIR: memory that the kernel can write back and drop
  *       hold:         one end of a stream whose other end the shim holds open and does nothing with
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
  *   --memory N                descriptor N of the VMM is its guest's memory, which it maps privately

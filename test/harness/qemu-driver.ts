@@ -42,7 +42,13 @@ export const makeStep = (ms = 60_000): Step => ({ signal: AbortSignal.timeout(ms
 export async function qemuUnderTest(name: HypervisorName, guest: GuestManners, changes: Partial<QemuUses> = {}): Promise<QemuUnderTest> {
   const scratch = await Scratch.make()
   const dir = scratch.path
-  const memory = new Memory({ dir: join(dir, 'golden'), shimPath: artefacts.shimPath, log })
+  const memory = new Memory({
+    goldenDir: join(dir, 'golden'),
+    basesDir: join(dir, 'memory'),
+    shimPath: artefacts.shimPath,
+    log,
+    isNeeded: () => true,
+  })
   const drivers = createQemuDrivers({
     ...artefacts,
     memory,
@@ -56,6 +62,7 @@ export async function qemuUnderTest(name: HypervisorName, guest: GuestManners, c
   const hypervisor = drivers.find((driver) => driver.name === name)
   if (hypervisor === undefined) throw new Error(`no driver is called ${name}`)
   await mkdir(join(dir, 'run'), { mode: 0o711 })
+  await mkdir(join(dir, 'memory'), { mode: 0o700 })
   let count = 0
   return {
     hypervisor,

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { pino } from 'pino'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
-import { type CaptureGolden, type GoldenShape, Memory, type MemoryUses } from '../../packages/daemon/src/memory/memory.ts'
+import { type CaptureGolden, GoldenBoots, type GoldenBootsUses, type GoldenShape } from '../../packages/daemon/src/memory/golden-boots.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
 
@@ -28,8 +28,8 @@ function machine(content = 'guest'): { capture: CaptureGolden; boots: () => numb
   }
 }
 
-function memoryIn(t: TestContext, dir: string, changes: Partial<MemoryUses> = {}): Memory {
-  const memory = new Memory({ dir, shimPath: artefacts.shimPath, log, ...changes })
+function memoryIn(t: TestContext, dir: string, changes: Partial<GoldenBootsUses> = {}): GoldenBoots {
+  const memory = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log, ...changes })
   t.after(() => memory[Symbol.asyncDispose]())
   return memory
 }
@@ -76,7 +76,7 @@ test('the next daemon loads it from disk, where it takes only what is not zero',
   const dir = await scratchDir(t)
   const { capture, boots } = machine()
   {
-    await using first = new Memory({ dir, shimPath: artefacts.shimPath, log })
+    await using first = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log })
     ;(await first.goldenBoot(shape(), capture, makeStep()))[Symbol.dispose]()
   }
   const second = memoryIn(t, dir)
@@ -111,7 +111,7 @@ for (const [what, harm] of Object.entries(harms)) {
     const dir = await scratchDir(t)
     const { capture, boots } = machine()
     {
-      await using first = new Memory({ dir, shimPath: artefacts.shimPath, log })
+      await using first = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log })
       using golden = await first.goldenBoot(shape(), capture, makeStep())
       await harm(join(dir, golden.key))
     }
@@ -168,7 +168,7 @@ test('a sweep removes drafts of a dead daemon and what has gone stale, and nothi
   const dir = await scratchDir(t)
   const { capture } = machine()
   {
-    await using first = new Memory({ dir, shimPath: artefacts.shimPath, log })
+    await using first = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log })
     for (const name of ['old', 'new']) (await first.goldenBoot(shape(name), capture, makeStep()))[Symbol.dispose]()
   }
   await mkdir(join(dir, `${'0'.repeat(32)}.abcd.draft`, 'deep'), { recursive: true })

@@ -374,6 +374,7 @@ export const ForkInstanceRequest = Type.Object(
   },
   { $id: 'ForkInstanceRequest', ...strict },
 )
+export type ForkInstanceRequest = Static<typeof ForkInstanceRequest>
 
 export const AttachVolumeRequest = Type.Object(
   { mount_path: MountPath, readonly: Type.Optional(Type.Boolean({ default: false })) },

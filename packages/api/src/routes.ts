@@ -202,8 +202,7 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_snapshot_compression', 'invalid_compression_delay'],
   },
   restoreInstance: {
     tag: 'instances',
@@ -215,8 +214,7 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'insufficient_resources'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'insufficient_resources', 'snapshot_unusable', 'port_in_use'],
   },
   forkInstance: {
     tag: 'instances',
@@ -227,8 +225,7 @@ export const routes = {
     body: ForkInstanceRequest,
     status: 201,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'name_conflict', 'insufficient_resources'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'name_conflict', 'insufficient_resources', 'snapshot_unusable', 'port_in_use'],
   },
   getInstanceLogs: {
     tag: 'instances',
@@ -396,8 +393,7 @@ export const routes = {
     body: CreateSnapshotRequest,
     status: 201,
     answer: Snapshot,
-    errors: ['not_found', 'conflict'],
-    later: snapshotsLater,
+    errors: ['not_found', 'conflict', 'invalid_snapshot_compression'],
   },
   restoreSnapshot: {
     tag: 'snapshots',
@@ -408,8 +404,7 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'invalid_state'],
-    later: snapshotsLater,
+    errors: ['not_found', 'invalid_state', 'snapshot_unusable', 'insufficient_resources', 'not_supported'],
   },
   listSnapshots: {
     tag: 'snapshots',
@@ -427,7 +422,6 @@ export const routes = {
     ),
     status: 200,
     answer: Type.Array(Snapshot),
-    later: snapshotsLater,
   },
   getSnapshot: {
     tag: 'snapshots',
@@ -437,7 +431,6 @@ export const routes = {
     status: 200,
     answer: Snapshot,
     errors: ['not_found'],
-    later: snapshotsLater,
   },
   deleteSnapshot: {
     tag: 'snapshots',
@@ -446,7 +439,6 @@ export const routes = {
     params: snapshotId,
     status: 204,
     errors: ['not_found', 'in_use'],
-    later: snapshotsLater,
   },
   forkSnapshot: {
     tag: 'snapshots',
@@ -457,8 +449,7 @@ export const routes = {
     body: ForkSnapshotRequest,
     status: 201,
     answer: Instance,
-    errors: ['not_found', 'name_conflict', 'insufficient_resources'],
-    later: snapshotsLater,
+    errors: ['not_found', 'name_conflict', 'insufficient_resources', 'snapshot_unusable', 'not_supported'],
   },
 
   // images

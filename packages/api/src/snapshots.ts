@@ -45,3 +45,4 @@ export const ForkSnapshotRequest = Type.Object(
   { name: Name, target_state: Type.Optional(TargetState), target_hypervisor: Type.Optional(HypervisorKind) },
   { $id: 'ForkSnapshotRequest', ...strict },
 )
+export type ForkSnapshotRequest = Static<typeof ForkSnapshotRequest>

@@ -10,14 +10,15 @@ import { Events } from './events/events.ts'
 import { readHostFacts } from './host/host-facts.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors, type DriverUses } from './hypervisor-set.ts'
-import type { Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
+import { createHypervisors, noMemory } from './hypervisor-set.ts'
+import type { BaseRef, Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
 import { Instances } from './instances/instances.ts'
 import { Reaper } from './instances/reaper.ts'
 import type { Logger } from './log.ts'
 import { Paths } from './paths.ts'
+import { Snapshots } from './snapshots/snapshots.ts'
 import { Ballast } from './store/ballast.ts'
 import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
@@ -81,23 +82,29 @@ export class Daemon implements AsyncDisposable {
     const events = new Events({ db })
     const host = readHostFacts()
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
-    const drivers =
-      given ?? (await recoveredDrivers({ config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir }))
+    const isNeeded = (base: BaseRef): boolean => instances.standsOn(base)
+    const uses = { config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir, isNeeded }
+    const set = given === undefined ? createHypervisors(uses) : { drivers: given, memory: noMemory, recover: async () => undefined }
+    const { drivers } = set
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
 
     const images = stack.use(
       new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
     )
+    const { memory } = set
+    const disks = new Disks({ paths, layers: new DiskLayers(db) })
+    const snapshots = new Snapshots({ db, events, disks, memory, paths })
     const instances: Instances = new Instances({
       db,
       events,
       images,
-      disks: new Disks({ paths, layers: new DiskLayers(db) }),
+      disks,
       paths,
       log,
       config,
       host,
       hypervisors,
+      memory,
       crashPoint,
       settings: {
         modules: existsSync(assets.modules) ? assets.modules : undefined,
@@ -106,6 +113,7 @@ export class Daemon implements AsyncDisposable {
       },
     })
     stack.defer(() => instances.close(0))
+    await set.recover()
     await images.recover()
     await instances.recover()
     stack.use(new Reaper(instances))
@@ -114,6 +122,7 @@ export class Daemon implements AsyncDisposable {
       new HttpServer({
         instances,
         images,
+        snapshots,
         events,
         host: {
           facts: host,
@@ -167,12 +176,6 @@ export class Daemon implements AsyncDisposable {
   }
 }
 
-async function recoveredDrivers(uses: DriverUses): Promise<readonly Hypervisor[]> {
-  const { drivers, recover } = createHypervisors(uses)
-  await recover()
-  return drivers
-}
-
 /** Dies at one named step: how the crash tests see what a restart makes of it. */
 function crashPointOf(at: string | undefined): CrashPoint {
   if (at === undefined) return async () => undefined
@@ -191,4 +194,6 @@ function makeDirectories(paths: Paths): void {
     chmodSync(dir, 0o711)
   }
   mkdirSync(paths.cacheDir, { recursive: true, mode: 0o711 })
+  // Memory: no user but ours gets through to any of it.
+  for (const dir of [paths.basesDir, paths.pointsDir, paths.snapshotsDir]) mkdirSync(dir, { recursive: true, mode: 0o700 })
 }

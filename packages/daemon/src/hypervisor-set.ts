@@ -6,10 +6,10 @@ import type { Assets } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { GuestClient } from './guest/guest-client.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
-import type { Hypervisor } from './hypervisors/hypervisor.ts'
+import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
 import { createQemuDrivers, dropStaleGoldenBoots } from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
-import { Memory } from './memory/memory.ts'
+import { type LayeredMemory, Memory } from './memory/memory.ts'
 import type { Paths } from './paths.ts'
 
 export interface DriverUses {
@@ -21,18 +21,22 @@ export interface DriverUses {
   readonly stack: AsyncDisposableStack
   /** Where golden boots and the KVM probe run while they are made. */
   readonly workDir: string
+  /** Does a VM, a sleeping state or a snapshot stand on it? */
+  readonly isNeeded: (base: BaseRef) => boolean
 }
 
 export interface HypervisorSet {
   readonly drivers: readonly Hypervisor[]
+  readonly memory: LayeredMemory
   /** Removes what a daemon left that died while it made a golden boot. Only for the daemon that holds the data directory: it ends what runs. */
   recover(): Promise<void>
 }
 
 /** The drivers of this configuration. What they hold open goes on the stack. Touches nothing of a daemon that runs. */
-export function createHypervisors({ config, log, paths, assets, isRoot, stack, workDir }: DriverUses): HypervisorSet {
-  if (config.hypervisor === 'fake') return { drivers: [new FakeHypervisor()], recover: async () => undefined }
-  const memory = stack.use(new Memory({ dir: paths.goldenDir, shimPath: assets.shim, log }))
+export function createHypervisors({ config, log, paths, assets, isRoot, stack, workDir, isNeeded }: DriverUses): HypervisorSet {
+  if (config.hypervisor === 'fake') return { drivers: [new FakeHypervisor()], memory: noMemory, recover: async () => undefined }
+  const { goldenDir, basesDir } = paths
+  const memory = stack.use(new Memory({ goldenDir, basesDir, shimPath: assets.shim, log, isNeeded }))
   const goldenUid = config.instances.uidBase + config.instances.uidCount
   const drivers = createQemuDrivers({
     memory,
@@ -54,14 +58,21 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
   })
   return {
     drivers,
+    memory,
     recover: async () => {
-      await memory.sweep(() => false)
+      await memory.sweepGoldenBoots(() => false)
       const [first] = drivers
       for (const name of namesIn(workDir)) await first?.sweep(join(workDir, name))
       // It has to ask the host first, which takes longer than a start of the daemon may.
       void dropStaleGoldenBoots(drivers, { memory, log })
     },
   }
+}
+
+/** For drivers without layers: there is nothing to consolidate, and nothing to sweep. */
+export const noMemory: LayeredMemory = {
+  consolidate: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory layers')),
+  sweepBases: async () => undefined,
 }
 
 function namesIn(dir: string): string[] {

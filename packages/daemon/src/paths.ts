@@ -77,6 +77,11 @@ export class Paths {
     return join(this.dataDir, 'golden')
   }
 
+  /** Bases that were consolidated from captures. */
+  get basesDir(): string {
+    return join(this.dataDir, 'memory')
+  }
+
   /** Where golden boots and the KVM probe run while they are made. */
   get goldenRunDir(): string {
     return join(this.runDir, 'golden')
@@ -104,6 +109,19 @@ export class Paths {
     return join(this.cacheDir, 'disks')
   }
 
+  // Captures that are being handed on, and those that are kept
+
+  /** Emptied at every start. */
+  get pointsDir(): string {
+    return join(this.dataDir, 'points')
+  }
+  get snapshotsDir(): string {
+    return join(this.dataDir, 'snapshots')
+  }
+  snapshotDir(id: string): string {
+    return join(this.snapshotsDir, plainName(id))
+  }
+
   // Instances
 
   get instancesDir(): string {
@@ -111,6 +129,13 @@ export class Paths {
   }
   instanceDir(id: string): string {
     return join(this.instancesDir, plainName(id))
+  }
+  /** Its sleeping states, one directory for each generation; the row says which counts. */
+  instanceSleepDir(id: string): string {
+    return join(this.instanceDir(id), 'sleep')
+  }
+  instanceSleep(id: string, generation: string): string {
+    return join(this.instanceSleepDir(id), plainName(generation))
   }
   instanceLogsDir(id: string): string {
     return join(this.instanceDir(id), 'logs')

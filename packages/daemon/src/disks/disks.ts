@@ -217,8 +217,13 @@ export class Disks {
   }
 
   /** What frozen layers take on the host's disk, each once however many stand on it. */
-  async frozenBytes(): Promise<number> {
-    const bytes = await Promise.all(this.#uses.layers.frozen().map((name) => this.#allocatedBytes(name)))
+  frozenBytes(): Promise<number> {
+    return this.allocatedBytes(this.#uses.layers.frozen())
+  }
+
+  /** What these layers take on the host's disk. */
+  async allocatedBytes(names: readonly string[]): Promise<number> {
+    const bytes = await Promise.all(names.map((name) => this.#allocatedBytes(name)))
     return bytes.reduce((sum, one) => sum + one, 0)
   }
 

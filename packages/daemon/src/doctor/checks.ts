@@ -95,7 +95,16 @@ export const checkHypervisors: Check = async (config) => {
     // Its own, so that it and a daemon that runs do not end each other's probes.
     const workDir = paths.doctorRunDir
     stack.defer(() => rm(workDir, { recursive: true, force: true }))
-    const { drivers } = createHypervisors({ config, log: silentLogger, paths, assets, isRoot: readHostFacts().isRoot, stack, workDir })
+    const { drivers } = createHypervisors({
+      config,
+      log: silentLogger,
+      paths,
+      assets,
+      isRoot: readHostFacts().isRoot,
+      stack,
+      workDir,
+      isNeeded: () => true,
+    })
     const findings: Finding[] = []
     for (const driver of drivers) {
       const probe = await driver.probe({ signal: AbortSignal.timeout(60_000), log: silentLogger })

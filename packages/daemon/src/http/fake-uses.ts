@@ -6,8 +6,19 @@ import { matchesTags } from '@dormouse/api/names.ts'
 import { createId } from '@paralleldrive/cuid2'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import { silentLogger } from '../log.ts'
+import type { Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
-import type { CopyAsked, CopyEntryDoor, ExecAsked, GuestDoor, GuestExecDoor, ImagesDoor, InstancesDoor, ServerUses } from './uses.ts'
+import type {
+  CopyAsked,
+  CopyEntryDoor,
+  ExecAsked,
+  GuestDoor,
+  GuestExecDoor,
+  ImagesDoor,
+  InstancesDoor,
+  ServerUses,
+  SnapshotsDoor,
+} from './uses.ts'
 
 export class FakeExec implements GuestExecDoor {
   readonly asked: ExecAsked
@@ -86,6 +97,7 @@ class FakeGuest implements GuestDoor {
 class FakeInstances implements InstancesDoor {
   readonly rows: Instance[] = []
   readonly oneGuest = new FakeGuest()
+  readonly kept = new FakeSnapshots()
   lines: string[] = ['one', 'two']
   readonly followed = Promise.withResolvers<void>()
   readonly waiting = Promise.withResolvers<void>()
@@ -149,6 +161,30 @@ class FakeInstances implements InstancesDoor {
   async stop(id: InstanceId) {
     return this.#change(id, { state: 'Stopped', exitCode: 0, exitMessage: 'ended' })
   }
+  async standby(id: InstanceId) {
+    return this.#change(id, { state: 'Standby', sleep: { generation: 'one', base: 'zero' } })
+  }
+  async restore(id: InstanceId) {
+    return this.#change(id, { state: 'Running' })
+  }
+  async fork(id: InstanceId, { name, target = 'Running' }: Parameters<InstancesDoor['fork']>[1]) {
+    const { id: _, ...source } = this.get(id)
+    return this.add({ ...source, name, state: target })
+  }
+  async forkSnapshot({ instance }: Snapshot, { name, target = 'Running' }: Parameters<InstancesDoor['forkSnapshot']>[1]) {
+    const { id: _, ...source } = instance
+    return this.add({ ...source, name, state: target })
+  }
+  async snapshot(id: InstanceId, request: Parameters<InstancesDoor['snapshot']>[1]) {
+    const { compression, ...rest } = request
+    const fixed = { id: createId(), createdAtMs: Date.now(), disk: [], bytes: 4096, compressionState: 'none' } as const
+    const snapshot: Snapshot = { ...fixed, ...rest, instance: this.get(id), ...(compression && { compression }) }
+    this.kept.rows.unshift(snapshot)
+    return snapshot
+  }
+  async restoreSnapshot(id: InstanceId, _: Snapshot, target: 'Stopped' | 'Standby' | 'Running' = 'Running') {
+    return this.#change(id, { state: target })
+  }
   async update(id: InstanceId, change: Parameters<InstancesDoor['update']>[1]) {
     const { network: _, expiresAtMs, ...rest } = change
     return this.#change(id, { ...rest, ...(typeof expiresAtMs === 'number' && { expiresAtMs }) })
@@ -186,6 +222,31 @@ class FakeInstances implements InstancesDoor {
     const { state, name } = this.get(id)
     if (state !== 'Running') throw new AppError('invalid_state', `The instance ${name} is ${state}: it must be Running`)
     return this.oneGuest
+  }
+}
+
+class FakeSnapshots implements SnapshotsDoor {
+  readonly rows: Snapshot[] = []
+
+  list({ sourceId, kind, name, tags }: Parameters<SnapshotsDoor['list']>[0]) {
+    return this.rows.filter(
+      (row) =>
+        (sourceId === undefined || row.instance.id === sourceId) &&
+        (kind === undefined || row.kind === kind) &&
+        (name === undefined || row.name === name) &&
+        matchesTags(row.tags, tags ?? {}),
+    )
+  }
+  get(id: string): Snapshot {
+    const found = this.rows.find((row) => row.id === id)
+    if (!found) throw new AppError('not_found', `There is no snapshot ${id}`)
+    return found
+  }
+  hold(id: string) {
+    return { snapshot: this.get(id), [Symbol.dispose]: () => undefined }
+  }
+  async delete(id: string) {
+    this.rows.splice(this.rows.indexOf(this.get(id)), 1)
   }
 }
 
@@ -250,8 +311,10 @@ export interface FakeUses extends ServerUses {
 }
 
 export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
+  const instances = new FakeInstances()
   return {
-    instances: new FakeInstances(),
+    instances,
+    snapshots: instances.kept,
     images: new FakeImages(),
     events: {
       async *subscribe({ after = 0, signal }) {

@@ -1,10 +1,11 @@
 /** What callers write, as the instances room takes it: texts become numbers here, each with its own error code. */
 import { isIP } from 'node:net'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import type { CreateInstanceRequest, PortMapping, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+import type { CreateInstanceRequest, ForkInstanceRequest, PortMapping, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
 import { WAIT_MAX_MS } from '@dormouse/api/routes.ts'
+import type { ForkSnapshotRequest } from '@dormouse/api/snapshots.ts'
 import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
-import type { CreateInstance, PortRequest, UpdateInstance } from '../instances/instance.ts'
+import type { CreateInstance, ForkInstance, PortRequest, UpdateInstance } from '../instances/instance.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 
@@ -51,6 +52,16 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('vcpus', body.vcpus),
     ...present('memoryBytes', memoryBytes),
     ...present('overlayBytes', overlayBytes),
+  }
+}
+
+export function toForkInstance(body: ForkInstanceRequest | ForkSnapshotRequest): ForkInstance {
+  const ports = 'network' in body ? body.network?.ports?.map(toPortRequest) : undefined
+  return {
+    name: body.name,
+    ...('from_running' in body ? present('fromRunning', body.from_running) : {}),
+    ...present('target', body.target_state),
+    ...present('ports', ports),
   }
 }
 

@@ -23,6 +23,7 @@ import { statusOf } from './problems.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { serverRoutes } from './routes/server.ts'
+import { snapshotRoutes } from './routes/snapshots.ts'
 import type { ServerUses } from './uses.ts'
 import { WebSocketGate } from './web-socket-gate.ts'
 
@@ -45,7 +46,12 @@ export class HttpServer implements AsyncDisposable {
   constructor(uses: ServerUses, options: { bodyLimits?: BodyLimits } = {}) {
     this.authority = new Authority(uses.secret)
     const metrics = new Metrics(uses)
-    const handlers: Handlers = { ...instanceRoutes(uses), ...imageRoutes(uses), ...serverRoutes(uses, this.authority, metrics) }
+    const handlers: Handlers = {
+      ...instanceRoutes(uses),
+      ...snapshotRoutes(uses),
+      ...imageRoutes(uses),
+      ...serverRoutes(uses, this.authority, metrics),
+    }
     let openApi: string | undefined
     const shared = {
       handlers,

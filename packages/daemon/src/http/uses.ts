@@ -7,6 +7,7 @@ import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
 import type {
   CreateInstance,
+  ForkInstance,
   Instance,
   InstanceId,
   InstanceStats,
@@ -17,11 +18,14 @@ import type {
 } from '../instances/instance.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
+import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
+import type { SnapshotCompression } from '../store/snapshots.ts'
 
 export interface ServerUses {
   readonly instances: InstancesDoor
   readonly images: ImagesDoor
+  readonly snapshots: SnapshotsDoor
   readonly events: EventsDoor
   readonly host: HostDoor
   /** What tokens are signed with. */
@@ -39,6 +43,12 @@ export interface InstancesDoor {
   get(id: InstanceId): Instance
   start(id: InstanceId, options: { entrypoint?: readonly string[]; cmd?: readonly string[] }): Promise<Instance>
   stop(id: InstanceId, options: { force?: boolean; graceMs?: number }): Promise<Instance>
+  standby(id: InstanceId, options: StandbyAsked): Promise<Instance>
+  restore(id: InstanceId): Promise<Instance>
+  fork(id: InstanceId, request: ForkInstance): Promise<Instance>
+  forkSnapshot(snapshot: Snapshot, request: ForkInstance): Promise<Instance>
+  snapshot(id: InstanceId, request: SnapshotAsked): Promise<Snapshot>
+  restoreSnapshot(id: InstanceId, snapshot: Snapshot, target: ForkInstance['target']): Promise<Instance>
   update(id: InstanceId, change: UpdateInstance): Promise<Instance>
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
@@ -49,6 +59,26 @@ export interface InstancesDoor {
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
+}
+
+export interface StandbyAsked {
+  readonly compression?: SnapshotCompression
+  readonly compressionDelayMs?: number
+}
+
+export interface SnapshotAsked {
+  readonly kind: Snapshot['kind']
+  readonly name?: string
+  readonly tags: Readonly<Record<string, string>>
+  readonly isScheduled: boolean
+  readonly compression?: SnapshotCompression
+}
+
+export interface SnapshotsDoor {
+  list(filter: ListSnapshots): readonly Snapshot[]
+  get(id: string): Snapshot
+  hold(id: string): { readonly snapshot: Snapshot } & Disposable
+  delete(id: string): Promise<void>
 }
 
 export interface LogOptions {

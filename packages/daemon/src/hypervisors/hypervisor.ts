@@ -11,7 +11,7 @@ import type { Duplex } from 'node:stream'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { ProcessIdentity } from '../host/process-identity.ts'
 import type { Step } from '../lib/step.ts'
-import type { VmSpec } from './vm-spec.ts'
+import type { DiskRole, VmSpec } from './vm-spec.ts'
 
 export type { ProcessIdentity }
 
@@ -67,6 +67,17 @@ export interface Vm {
    * Resolves when everything has been read, so that the VM may go on; `stored` settles when the files are whole and flushed.
    */
   capture(into: string, step: Step): Promise<CaptureUnderWay>
+  /**
+   * Gives the VM a new top for the disk of `role`: an empty qcow2 layer as large as the disk, made and kept by the caller. Done while it
+   * runs, as this takes the longest; from the commit on the layers there were are frozen for ever. When it throws, the VM has let go of
+   * the layer. Of one disk one pivot is prepared at a time; it is committed or discarded before the next.
+   */
+  preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot>
+  /**
+   * What lies below the top of a disk is copied into the top, while the VM runs; then the VM has let go of the layers below. May take
+   * minutes; when the signal ends it, the disk is as it was. Repeat is harmless, also after a daemon that died over it.
+   */
+  flatten(role: DiskRole, step: Step): Promise<void>
   /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */
   requestShutdown(step: Step): Promise<void>
   /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */
@@ -79,6 +90,20 @@ export interface Vm {
   usage(): Promise<VmUsage | undefined>
 }
 
+/** A new top for a disk, which the VM holds open and does not use yet. */
+export interface Pivot {
+  /**
+   * What the guest writes goes to the new layer from now on. Needs a paused VM, so that disk and memory are of one moment, and is as
+   * quick as a pause wants it. Repeat is harmless. When it throws, `discard` tells whether it happened.
+   */
+  commit(step: Step): Promise<void>
+  /**
+   * The VM lets go of the layer, which may then be removed. False when it writes to the layer already: then the disk is as after the
+   * commit. Repeat is harmless.
+   */
+  discard(step: Step): Promise<boolean>
+}
+
 /** Enough to find the VM again after a restart of the daemon, and to know that it is the same one. Stored with the instance. */
 export interface VmHandle {
   readonly hypervisor: HypervisorName
@@ -88,8 +113,17 @@ export interface VmHandle {
   /** Of the host; a pid and its start time of another boot mean nothing. */
   readonly bootId: string
   readonly startedAtMs: number
-  /** What its memory stands on; absent where the driver has no layers. */
-  readonly base?: BaseRef
+  /** What a capture of it is of; absent where the driver has no layers. */
+  readonly machine?: MachineRecord
+}
+
+export interface MachineRecord {
+  readonly base: BaseRef
+  /** Of the base's pages. */
+  readonly baseSum: string
+  readonly memoryBytes: number
+  /** What a machine must be like to wake from a capture of it. */
+  readonly facts: Readonly<Record<string, string | number>>
 }
 
 /** `lost`: it is gone and no one saw how (the host rebooted, the shim was killed). */

@@ -46,7 +46,8 @@ export interface ShimChild {
 /** What a child of the shim finds under a descriptor number. `daemon`: a descriptor that this process holds open. */
 export type Descriptor = { readonly number: number } & (
   | { readonly kind: 'listen' | 'log' | 'pair'; readonly name: string }
-  | { readonly kind: 'read' | 'write'; readonly file: string }
+  /** `scratch`: an empty file without a name, on the file system of the directory `file`. */
+  | { readonly kind: 'read' | 'write' | 'scratch'; readonly file: string }
   | { readonly kind: 'blank' | 'hold' }
   | { readonly kind: 'daemon'; readonly fd: number }
 )
@@ -87,6 +88,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
         return `${descriptor.kind}:${descriptor.name}`
       case 'read':
       case 'write':
+      case 'scratch':
         return `${descriptor.kind}:${descriptor.file}`
       case 'blank':
       case 'hold':

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { GuestConfig } from '../guest/guest-client.ts'
+import type { GuestConfig, WakeRequest } from '../guest/guest-client.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { guestNetworkOf } from '../network/network.ts'
 import type { Instance } from './instance.ts'
@@ -42,6 +42,12 @@ export function guestConfigOf(instance: Instance, { image, dns, hasModules }: Gu
     disks: { overlay: true, modules: hasModules, volumes: [] },
     ...(instance.network.enabled && instance.network.mac !== undefined ? { network: guestNetworkOf(instance.network.mac, dns) } : {}),
   }
+}
+
+/** By what a guest is told from its kin: all that a fork's differs in from what it was made of. */
+export function guestIdentityOf({ id, name, network }: Instance, dns: readonly string[]): NonNullable<WakeRequest['identity']> {
+  const mac = network.enabled ? network.mac : undefined
+  return { hostname: name, machineId: machineIdOf(id), ...(mac === undefined ? {} : { network: guestNetworkOf(mac, dns) }) }
 }
 
 /** The program and its arguments. As with Docker, an entrypoint of one's own leaves the image's arguments out. */

@@ -3,17 +3,25 @@
  * a crash point; the name is what errors, logs and the crash tests call it by.
  */
 import { AppError } from '@dormouse/api/errors.ts'
+import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
-import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
+import type { WakeRequest } from '../guest/guest-client.ts'
+import type { BaseRef, Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
+import type { VmSpec } from '../hypervisors/vm-spec.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
+import type { LayeredMemory } from '../memory/memory.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
+import type { InstanceId } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
+import type { SnapshotRows } from '../store/snapshots.ts'
+import type { Consolidations } from './consolidations.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
+import { vmSpecOf } from './vm-spec-of.ts'
 
 /** Called at the beginning of each step. One that never resolves stands for the daemon's death there; see docs/lifecycle.md. */
 export type CrashPoint = (operation: string, step: string) => Promise<void>
@@ -21,13 +29,18 @@ export type CrashPoint = (operation: string, step: string) => Promise<void>
 export interface WorkUses {
   readonly db: Database
   readonly rows: InstanceRows
+  readonly snapshots: SnapshotRows
   readonly events: Events
   readonly images: Pick<Images, 'byDigest'>
   readonly disks: Disks
   readonly paths: Paths
+  readonly memory: LayeredMemory
+  readonly consolidations: Pick<Consolidations, 'begin' | 'cancel'>
   readonly crashPoint: CrashPoint
   readonly settings: WorkSettings
   hypervisorOf(name: HypervisorName): Hypervisor
+  /** Does anything but this instance stand on the base? */
+  isBaseShared(base: BaseRef, id: InstanceId): boolean
 }
 
 export interface WorkSettings {
@@ -46,8 +59,8 @@ export interface WorkHost {
   readonly log: Logger
   instance: Instance
   live: LiveVm | undefined
-  /** Takes a VM under its care: connects to its guest, boots it if it still has to be, watches for its end. */
-  hold(vm: Vm): void
+  /** Takes a VM under its care: connects to its guest, boots or wakes it if it still has to be, watches for its end. */
+  hold(vm: Vm, wake?: WakeRequest): LiveVm
   /** Lets go of the VM without touching it. */
   letGo(): Promise<void>
   /** The instance is no more. */
@@ -134,12 +147,14 @@ export class InstanceWork {
 
   /**
    * Writes the change and its event in one transaction. Only here does an instance's record change. What ends something or tells what
-   * has happened is written on a full disk too; what begins something says that it need not be.
+   * has happened is written on a full disk too; what begins something says that it need not be. `via` is a state that it was in for a
+   * moment, without a row of its own.
    */
-  change(patch: Partial<Instance>, { evenWhenFull = true } = {}): void {
+  change(patch: Partial<Instance>, { evenWhenFull = true, via }: { evenWhenFull?: boolean; via?: Passing } = {}): void {
     const before = this.instance
     const merged = { ...before, ...patch }
-    const after: Instance = { ...merged, phases: enterPhase(before.phases, merged.state, Date.now()) }
+    const passed = via === undefined ? before.phases : enterPhase(before.phases, via.state, via.sinceMs)
+    const after: Instance = { ...merged, phases: enterPhase(passed, merged.state, Date.now()) }
     this.uses.db.transaction(
       () => {
         this.uses.rows.update(after)
@@ -165,10 +180,22 @@ export class InstanceWork {
     return ready
   }
 
+  /** What its driver needs to run it. Throws `not_found` when its image is gone. */
+  vmSpec(): VmSpec {
+    const { paths, settings } = this.uses
+    const { modules, logMaxBytes, freshBoot } = settings
+    return vmSpecOf(this.instance, { image: this.image(), paths, modules, logMaxBytes, freshBoot })
+  }
+
   /** For what may be left to the next start of the daemon: logs it and goes on. */
   leaveForSweep(what: string): (error: unknown) => void {
     return (error) => this.log.warn({ err: error, what }, 'left for the next sweep')
   }
+}
+
+export interface Passing {
+  readonly state: InstanceState
+  readonly sinceMs: number
 }
 
 export const eventDataOf = (instance: Instance): Readonly<Record<string, unknown>> => ({

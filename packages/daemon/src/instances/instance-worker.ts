@@ -8,6 +8,7 @@
  */
 import { AppError } from '@dormouse/api/errors.ts'
 import { type Access, admit, type Capability, OPERATIONS, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
+import type { WakeRequest } from '../guest/guest-client.ts'
 import type { Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
 import { guestConfigOf } from './guest-config-of.ts'
@@ -112,7 +113,7 @@ export class InstanceWorker implements WorkHost {
     return this.#enqueue({ name, transition, request: undefined, story, done: Promise.withResolvers<void>() }, { first: true })
   }
 
-  hold(vm: Vm): void {
+  hold(vm: Vm, wake?: WakeRequest): LiveVm {
     const { work } = this.#uses
     const live: LiveVm = new LiveVm(vm, {
       log: this.log,
@@ -124,9 +125,11 @@ export class InstanceWorker implements WorkHost {
         return guestConfigOf(this.instance, { image, dns: work.settings.dns, hasModules: work.settings.modules !== undefined })
       },
       report: (report) => this.#conclude(live, report),
+      ...(wake === undefined ? {} : { wake }),
     })
     this.live = live
     live.attend()
+    return live
   }
 
   async letGo(): Promise<void> {

@@ -87,3 +87,13 @@ export interface InstanceStats {
 }
 
 export type LogSource = 'app' | 'vmm' | 'daemon'
+
+/** A request to make one that goes on from another, or from a snapshot. */
+export interface ForkInstance {
+  readonly name: string
+  /** A source that runs is forked only by who says so. */
+  readonly fromRunning?: boolean
+  /** The source's own state when absent. */
+  readonly target?: 'Stopped' | 'Standby' | 'Running'
+  readonly ports?: readonly PortRequest[]
+}

@@ -4,7 +4,7 @@
  */
 import { statfs } from 'node:fs/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
-import { admit, isResting, type Transition } from '@dormouse/api/instance-states.ts'
+import { admit, type Capability, isResting, type Operation, type Transition } from '@dormouse/api/instance-states.ts'
 import { createId } from '@paralleldrive/cuid2'
 import type { Config } from '../config/config.ts'
 import type { Disks } from '../disks/disks.ts'
@@ -13,19 +13,24 @@ import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import { overlaps } from '../host/host-ports.ts'
-import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
+import type { BaseRef, Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
 import { formatPlatform, parsePlatform } from '../images/platform.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
+import type { LayeredMemory } from '../memory/memory.ts'
 import { macOf, USER_NET } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
+import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import { admitDemand, type Demand } from './admission.ts'
+import { Consolidations } from './consolidations.ts'
+import { defaultTargetOf, forkOf } from './fork-of.ts'
 import { probeHostPort } from './host-ports.ts'
 import type {
   CreateInstance,
+  ForkInstance,
   Instance,
   InstanceId,
   InstanceStats,
@@ -40,11 +45,17 @@ import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, typ
 import { InstanceWorker, type RequestOptions, type Story } from './instance-worker.ts'
 import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { isLogThere, readLog } from './log-lines.ts'
-import { create } from './operations/create.ts'
+import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
+import { fork, type TargetState } from './operations/fork.ts'
+import { restore } from './operations/restore.ts'
+import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
+import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
+import { type StandbyOptions, standby } from './operations/standby.ts'
 import { type StartOverrides, start } from './operations/start.ts'
 import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
+import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
 import { type WaitFor, waitForState } from './wait.ts'
 
@@ -59,6 +70,7 @@ export interface InstancesUses {
   readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes' | 'isRoot' | 'architecture'>
   readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
   readonly settings: Pick<WorkSettings, 'modules' | 'dns' | 'freshBoot'>
+  readonly memory: LayeredMemory
   readonly crashPoint?: CrashPoint
 }
 
@@ -69,6 +81,9 @@ const IMAGE_WAIT_MS = 5000
 export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
   readonly #rows: InstanceRows
+  readonly #snapshots: SnapshotRows
+  readonly #points: Points
+  readonly #consolidations: Consolidations
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
@@ -78,17 +93,35 @@ export class Instances implements AsyncDisposable {
   constructor(uses: InstancesUses) {
     this.#uses = uses
     this.#rows = new InstanceRows(uses.db)
+    this.#snapshots = new SnapshotRows(uses.db)
+    this.#points = new Points({
+      paths: uses.paths,
+      request: (id, story) => this.#workerOf(this.get(id)).request('fork', story),
+      claim: ({ disk }, takers) => this.#claim(disk, takers),
+      sweep: ({ disk }) => this.#sweepUnused(disk),
+    })
+    this.#consolidations = new Consolidations({
+      memory: uses.memory,
+      paths: uses.paths,
+      log: uses.log,
+      find: (id) => this.find(id),
+      perform: (id, name, story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
+    })
     const { stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes } = uses.config.instances
     this.#work = {
       db: uses.db,
       rows: this.#rows,
+      snapshots: this.#snapshots,
       events: uses.events,
       images: uses.images,
       disks: uses.disks,
       paths: uses.paths,
+      memory: uses.memory,
+      consolidations: this.#consolidations,
       crashPoint: uses.crashPoint ?? (async () => undefined),
       settings: { ...uses.settings, stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes },
       hypervisorOf: (name) => this.#hypervisor(name),
+      isBaseShared: (base, id) => this.#standsOn(base, id),
     }
   }
 
@@ -154,7 +187,12 @@ export class Instances implements AsyncDisposable {
 
   /** True while an instance stands on that image, so that it may not be deleted. */
   isImageInUse(digest: string): boolean {
-    return this.#rows.hasImage(digest)
+    return this.#rows.hasImage(digest) || this.#snapshots.hasImage(digest)
+  }
+
+  /** Does a VM, a sleeping state, a snapshot or a fork that is under way stand on the memory base? */
+  standsOn(base: BaseRef): boolean {
+    return this.#standsOn(base)
   }
 
   // Changing
@@ -179,12 +217,7 @@ export class Instances implements AsyncDisposable {
 
   async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
     const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
-    // Its disk is counted already, in every state.
-    const admitCapacity = async ({ instance }: InstanceWork) => {
-      const room = await this.#diskRoom()
-      return () => this.#admitDemand(instance.name, { ...instance, diskBytes: 0 }, room)
-    }
-    return this.#request(id, 'start', (work) => start(work, overrides, admitCapacity), {
+    return this.#request(id, 'start', (work) => start(work, overrides, this.#admitAgain), {
       ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),
     })
   }
@@ -192,6 +225,74 @@ export class Instances implements AsyncDisposable {
   async stop(id: InstanceId, options: StopOptions = {}): Promise<Instance> {
     const graceMs = options.force ? 0 : options.graceMs
     return this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
+  }
+
+  /** Resolves when its memory is on disk and its VM is gone. Options are refused when it sleeps already. */
+  async standby(id: InstanceId, options: StandbyOptions = {}): Promise<Instance> {
+    const refuse =
+      Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
+    const instance = await this.#request(id, 'standby', (work) => standby(work), refuse)
+    this.#consolidations.begin(id)
+    return instance
+  }
+
+  /** Resolves when the agent has answered. */
+  async restore(id: InstanceId): Promise<Instance> {
+    return this.#request(id, 'restore', (work) => restore(work, this.#admitAgain))
+  }
+
+  /** A second instance that goes on from where this one is. Resolves when it is in its target state. */
+  async fork(id: InstanceId, request: ForkInstance): Promise<Instance> {
+    this.#assertOpen()
+    const source = this.get(id)
+    const target = request.target ?? defaultTargetOf(source.state)
+    const admission = admit('fork', {
+      state: source.state,
+      capabilities: this.#hypervisor(source.hypervisor).capabilities,
+      pending: this.#workerOf(source).pending,
+    })
+    if (admission.answer === 'denied') throw this.#denied(source, 'fork', admission.reason)
+    const child = await this.#reserveFork(source, request, target)
+    return this.#goOn(child, target, () => this.#points.take(source, child.id, { fromRunning: request.fromRunning === true }))
+  }
+
+  /** A new instance that goes on from a snapshot, whose source may be gone. */
+  async forkSnapshot(snapshot: Snapshot, request: ForkInstance): Promise<Instance> {
+    this.#assertOpen()
+    const target = targetOf(snapshot, request.target)
+    const child = await this.#reserveFork(snapshot.instance, request, target)
+    const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id))
+    return this.#goOn(child, target, async () => {
+      // What was deleted meanwhile cannot be claimed.
+      if (this.#snapshots.find(snapshot.id) === undefined) throw new AppError('not_found', `There is no snapshot ${snapshot.id} any more`)
+      this.#claim(point.disk, [child.id])
+      return { point, [Symbol.asyncDispose]: async () => this.#sweepUnused(point.disk) }
+    })
+  }
+
+  /** A kept point of the instance. Resolves when it is whole on disk. */
+  async snapshot(id: InstanceId, request: Omit<SnapshotRequest, 'id'>): Promise<Snapshot> {
+    this.#assertOpen()
+    const snapshotId = createId()
+    const { state, name } = this.get(id)
+    const admission = admit('snapshot', { state, capabilities: this.#capabilitiesOf(id), pending: this.#workerOf(this.get(id)).pending })
+    if (admission.answer === 'denied') throw new AppError('conflict', `A snapshot of ${name} cannot be taken now: ${admission.reason}`)
+    await this.#request(id, 'snapshot', (work) => snapshot(work, { ...request, id: snapshotId }))
+    const taken = this.#snapshots.find(snapshotId)
+    if (taken === undefined) throw new AppError('not_found', `The snapshot of ${name} was deleted as soon as it was taken`)
+    return taken
+  }
+
+  /** Takes an instance that does not run back to a snapshot of its own. */
+  async restoreSnapshot(id: InstanceId, kept: Snapshot, wanted: TargetState | undefined): Promise<Instance> {
+    if (kept.instance.id !== id)
+      throw new AppError('invalid_request', `The snapshot ${kept.id} is of another instance, ${kept.instance.name}`)
+    const target = targetOf(kept, wanted)
+    return this.#request(id, 'restore_snapshot', async (work) => {
+      const judge = await this.#admitAgain(work)
+      if (target === 'Running') judge()
+      await restoreSnapshot(work, kept, target)
+    })
   }
 
   async delete(id: InstanceId, options: DeleteOptions = {}): Promise<void> {
@@ -259,11 +360,7 @@ export class Instances implements AsyncDisposable {
     const worker = this.#workerOf(instance)
     const { capabilities } = this.#hypervisor(instance.hypervisor)
     const admission = admit(operation, { state: instance.state, capabilities, pending: worker.pending })
-    if (admission.answer === 'denied') {
-      throw new AppError('invalid_state', `The instance ${instance.name} cannot take ${operation} now: ${admission.reason}`, {
-        detail: { state: instance.state },
-      })
-    }
+    if (admission.answer === 'denied') throw this.#denied(instance, operation, admission.reason)
     if (!worker.live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
     return worker.live.connected(step)
   }
@@ -304,12 +401,93 @@ export class Instances implements AsyncDisposable {
   async close(graceMs: number): Promise<void> {
     this.#isClosed = true
     const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
+    await this.#consolidations[Symbol.asyncDispose]()
     await Promise.all([...this.#workers.values()].map((worker) => worker.close()))
     clearTimeout(limit)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close(10_000)
+  }
+
+  /** For an instance whose disk is counted already, as it is in every state. */
+  readonly #admitAgain = async ({ instance }: InstanceWork): Promise<() => void> => {
+    const room = await this.#diskRoom()
+    return () => this.#admitDemand(instance.name, { ...instance, diskBytes: 0 }, room)
+  }
+
+  /** A fork's row and its way to `target`; what cannot be taken leaves nothing. */
+  async #goOn(child: Instance, target: TargetState, take: () => Promise<HeldPoint>): Promise<Instance> {
+    let held: HeldPoint
+    try {
+      held = await take()
+    } catch (error) {
+      await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) => undoCreate(work, error))
+      throw error
+    }
+    await using point = held
+    await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) => fork(work, point.point, target))
+    return this.get(child.id)
+  }
+
+  async #reserveFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
+    checkName(request.name)
+    if (!source.network.enabled && request.ports?.length) throw portsWithoutNetwork()
+    const demand = target === 'Running' ? source : { vcpus: 0, memoryBytes: 0 }
+    const ports = await this.#choosePorts(request.ports ?? [])
+    const room = await this.#diskRoom()
+    this.#assertOpen()
+    this.#admitDemand(request.name, { ...demand, diskBytes: source.overlayBytes }, room)
+    const { db, config, host, events } = this.#uses
+    const id = createId() as InstanceId
+    const nowMs = Date.now()
+    return db.transaction(() => {
+      if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
+      this.#assertPortsFree(ports)
+      const uid = this.#takeUid(config, host.isRoot)
+      const instance: Instance = { ...forkOf(source, { id, name: request.name, ports, nowMs }), ...(uid === undefined ? {} : { uid }) }
+      this.#rows.insert(instance)
+      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(instance) })
+      return instance
+    })
+  }
+
+  /** Rows of forks that have no worker yet name the layers that they will stand on. */
+  #claim(disk: readonly string[], takers: readonly InstanceId[]): void {
+    this.#uses.db.transaction(() => {
+      for (const id of takers) {
+        const taker = this.#rows.find(id)
+        if (taker) this.#rows.update({ ...taker, disk })
+      }
+    })
+  }
+
+  async #sweepUnused(disk: readonly string[]): Promise<void> {
+    await this.#uses.disks.release(disk)
+    await this.#uses.memory.sweepBases()
+  }
+
+  #standsOn(base: BaseRef, except?: InstanceId): boolean {
+    return (
+      this.#rows.list().some(({ id, vm, sleep }) => id !== except && (vm?.machine?.base === base || sleep?.base === base)) ||
+      this.#snapshots.standsOn(base) ||
+      this.#points.standsOn(base)
+    )
+  }
+
+  #capabilitiesOf(id: InstanceId): ReadonlySet<Capability> {
+    return this.#hypervisor(this.get(id).hypervisor).capabilities
+  }
+
+  #denied({ name, state }: Instance, operation: Operation, reason: string): AppError {
+    return new AppError('invalid_state', `The instance ${name} cannot take ${operation} now: ${reason}`, { detail: { state } })
+  }
+
+  #takeUid(config: InstancesUses['config'], isRoot: boolean): number | undefined {
+    if (!isRoot) return undefined
+    const uid = this.#rows.findFreeUid(config.instances.uidBase, config.instances.uidCount)
+    if (uid === undefined) throw new AppError('insufficient_resources', 'Every user id of the configured range is taken')
+    return uid
   }
 
   async #request(id: InstanceId, verb: Transition | 'update', story: Story, options: RequestOptions = {}): Promise<Instance> {
@@ -401,8 +579,7 @@ export class Instances implements AsyncDisposable {
       if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
       if (!images.byDigest(image.digest)) throw new AppError('image_not_ready', `The image ${request.image} was deleted meanwhile`)
       this.#assertPortsFree(ports)
-      const uid = host.isRoot ? this.#rows.findFreeUid(config.instances.uidBase, config.instances.uidCount) : undefined
-      if (host.isRoot && uid === undefined) throw new AppError('insufficient_resources', 'Every user id of the configured range is taken')
+      const uid = this.#takeUid(config, host.isRoot)
       const isNetworked = request.network?.enabled !== false
       const instance: Instance = {
         id,

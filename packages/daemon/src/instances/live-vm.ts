@@ -7,7 +7,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError } from '@dormouse/api/errors.ts'
-import { GuestClient, type GuestConfig } from '../guest/guest-client.ts'
+import { GuestClient, type GuestConfig, type WakeRequest } from '../guest/guest-client.ts'
 import type { Vm, VmExit } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -27,6 +27,8 @@ export interface LiveVmUses {
   readonly bootLimitMs: number
   /** Made when it is needed: an adopted VM that runs needs none. */
   guestConfig(): GuestConfig
+  /** For a guest that was asleep: what it is told before anything else. */
+  readonly wake?: WakeRequest
   report(report: VmReport): void
 }
 
@@ -44,6 +46,8 @@ export class LiveVm {
   readonly #bootDeadline: number
   #guest: GuestClient | undefined
   #isUp = false
+  #wake: WakeRequest | undefined
+  readonly #up = Promise.withResolvers<void>()
   #attending: Promise<void> = Promise.resolve()
   #waiting: ((guest: GuestClient) => void)[] = []
   #exit: VmExit | undefined
@@ -52,6 +56,8 @@ export class LiveVm {
     this.vm = vm
     this.#uses = uses
     this.#bootDeadline = Date.now() + uses.bootLimitMs
+    this.#wake = uses.wake
+    this.#up.promise.catch(() => undefined)
   }
 
   /** Begins to attend to it. Once. */
@@ -67,6 +73,19 @@ export class LiveVm {
   /** True once the workload has been started. */
   get isUp(): boolean {
     return this.#isUp
+  }
+
+  /** Resolves once the workload runs and the agent answers. Rejects with `guest_unavailable` when it will not, or not in time. */
+  async whenUp(step: Pick<Step, 'signal'>): Promise<void> {
+    const { promise, reject } = Promise.withResolvers<never>()
+    const giveUp = () => reject(new AppError('guest_unavailable', 'The guest does not answer', { cause: step.signal.reason }))
+    if (step.signal.aborted) giveUp()
+    else step.signal.addEventListener('abort', giveUp, { once: true })
+    try {
+      await Promise.race([this.#up.promise, promise])
+    } finally {
+      step.signal.removeEventListener('abort', giveUp)
+    }
   }
 
   get exit(): VmExit | undefined {
@@ -138,6 +157,10 @@ export class LiveVm {
       () => undefined,
     )
     this.#guest = guest
+    // A workload that stands still was left so by a daemon that died over a capture.
+    const wake = this.#wake ?? (guest.hello.isFrozen ? {} : undefined)
+    if (wake !== undefined) await guest.wake(wake, step)
+    this.#wake = undefined
     for (const resolve of this.#waiting.splice(0)) resolve(guest)
     return guest
   }
@@ -164,6 +187,7 @@ export class LiveVm {
     }
     await this.#uses.crashPoint('boot', 'running')
     this.#isUp = true
+    this.#up.resolve()
     // An adopted guest whose workload has ended already says so by its exit alone.
     if (phase !== 'exited') this.#report({ kind: 'running' })
     return true
@@ -180,6 +204,9 @@ export class LiveVm {
   }
 
   #report(report: VmReport): void {
+    if (report.kind === 'vm_exited' || report.kind === 'boot_failed') {
+      this.#up.reject(new AppError('guest_unavailable', 'The VM ended before its guest answered'))
+    }
     if (!this.#released.signal.aborted) this.#uses.report(report)
   }
 }

@@ -1,5 +1,5 @@
 /** The start of the daemon: facts are gathered for every instance, `recover()` says what follows, and it is carried out. */
-import { readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { readJournal } from '../guest/journal.ts'
@@ -12,9 +12,11 @@ import type { InstanceWorker } from './instance-worker.ts'
 import { settleStopped } from './operations/conclusions.ts'
 import { forgetInstance, removeFiles } from './operations/create.ts'
 import { finishDelete } from './operations/delete.ts'
+import { finishRestore, wakeRequestOf } from './operations/restore.ts'
 import { finishStop } from './operations/stop.ts'
 import { finishUpdate } from './operations/update.ts'
 import { type Facts, type Recovery, recover } from './recovery.ts'
+import { removeSleepBut } from './sleep-files.ts'
 
 export interface ReconcileUses extends WorkUses {
   readonly log: Logger
@@ -58,7 +60,7 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
   if (recovery.action === 'rest') return recovery
   const worker = uses.workerOf(instance)
   worker.log.info({ action: recovery.action, state: instance.state, operation: instance.operation, vm: facts.vm }, 'instance recovered')
-  if (vm) worker.hold(vm)
+  if (vm) await hold(worker, vm, recovery, uses)
   // The worker's queue holds it, and requests that come meanwhile wait behind it; what fails is logged there.
   const done = worker.perform('recover', transitionOf(recovery), (work) => carryOut(work, recovery))
   // Ending a VM may take its grace period; all else is short, and the first request should find it done.
@@ -67,9 +69,24 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
   return recovery
 }
 
+/**
+ * A daemon that died over a capture may have left the VM paused; no one else pauses, so it is resumed whatever there was, and its guest
+ * says itself that it stands still. One that died over a restore may have left it without its name.
+ */
+async function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: ReconcileUses): Promise<void> {
+  if (action === 'adopt') {
+    const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: worker.log }
+    await vm.resume(step).catch((err: unknown) => worker.log.error({ err }, 'a VM that may be paused could not be resumed'))
+  }
+  if (action === 'finish_restore') worker.hold(vm, wakeRequestOf(worker.instance, uses.settings.dns, { isForeign: true }))
+  else worker.hold(vm)
+}
+
 async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
   const hasDisk = uses.disks.isWhole(instance.disk)
-  if (instance.vm === undefined) return { facts: { vm: 'none', hasDisk }, vm: undefined }
+  const { sleep } = instance
+  const hasSleep = sleep === undefined || existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
+  if (instance.vm === undefined) return { facts: { vm: 'none', hasDisk, hasSleep }, vm: undefined }
   try {
     const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: uses.log }
     const vm = await uses.hypervisorOf(instance.hypervisor).reconnect(instance.vm, step)
@@ -109,6 +126,9 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       return finishDelete(work, {})
     case 'finish_update':
       return finishUpdate(work)
+    case 'finish_restore':
+      if (work.live) await finishRestore(work, work.live)
+      return
     case 'adopt':
       if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
       return await publishAsRecorded(work)
@@ -116,7 +136,9 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       await work.step('collect', 10_000)
       const journal = await readJournal(work.uses.paths.instanceLogs(work.instance.id).journal)
       const exit = (await work.hypervisor.lastExit(work.runDir)) ?? ({ kind: 'lost', atMs: Date.now() } as const)
-      return settleStopped(work, exitOf(journal, exit))
+      const told = exitOf(journal, exit)
+      const isLost = work.instance.operation === 'restore'
+      return settleStopped(work, isLost ? { message: 'its memory was lost: its VM ended while it woke', atMs: told.atMs } : told)
     }
     case 'mark_unknown':
       work.change({ state: 'Unknown', stateError: recovery.why })
@@ -164,6 +186,18 @@ async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Prom
     swept.push(file)
     log.warn({ file }, 'a layer of a disk that belongs to no one is removed')
   }
+  for (const [parent, isKept] of [
+    [paths.pointsDir, () => false],
+    [paths.snapshotsDir, (name: string) => uses.snapshots.find(name) !== undefined],
+  ] as const) {
+    for (const name of namesIn(parent)) {
+      if (isKept(name)) continue
+      swept.push(join(parent, name))
+      await rm(join(parent, name), { recursive: true, force: true })
+    }
+  }
+  for (const { id, sleep } of instances) await removeSleepBut(paths, id, sleep?.generation)
+  await uses.memory.sweepBases()
   return swept
 }
 

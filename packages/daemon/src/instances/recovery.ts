@@ -4,7 +4,7 @@
  *
  * Work that was cut short is undone when its commit point had not been reached and finished when it had. The commit point of
  * create and start is the record of the VM, which also ends the operation; that of stop, delete and update is the record of the
- * intent, which begins it.
+ * intent, which begins it. That of standby is the record of the sleeping state, that of restore the record that it is consumed.
  */
 import type { Instance } from './instance.ts'
 
@@ -21,6 +21,8 @@ export type VmFact =
 export interface Facts {
   readonly vm: VmFact
   readonly hasDisk: boolean
+  /** The sleeping state that its row names is there. */
+  readonly hasSleep?: boolean
   /** Why `vm` is unclear. */
   readonly why?: string
 }
@@ -37,6 +39,8 @@ export type Recovery =
   | { readonly action: 'finish_update' }
   /** Hold the VM again; its guest says how far it has come. */
   | { readonly action: 'adopt' }
+  /** Its memory is loaded and its sleeping state consumed: let it run, and wake its guest. */
+  | { readonly action: 'finish_restore' }
   /** The VM ended while no daemon was there: keep its disk, say how it ended. */
   | { readonly action: 'settle_ended' }
   | { readonly action: 'mark_unknown'; readonly why: string }
@@ -53,9 +57,10 @@ export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Fa
       return { action: 'finish_stop' }
     case 'update':
       return { action: 'finish_update' }
-    // Later issues write their intents with their own rows in this table.
-    case 'standby':
     case 'restore':
+      return facts.vm === 'running' ? { action: 'finish_restore' } : settle(stored.state, facts)
+    // These write no intent: before their commit point nothing of the instance has changed, and behind it they are done.
+    case 'standby':
     case 'fork':
     case 'snapshot':
     case 'restore_snapshot':
@@ -70,8 +75,9 @@ function settle(state: Instance['state'], facts: Facts): Recovery {
   if (!facts.hasDisk) return { action: 'mark_unknown', why: 'its disk is missing' }
   if (facts.vm === 'ended') return { action: 'settle_ended' }
   switch (state) {
-    case 'Stopped':
     case 'Standby':
+      return facts.hasSleep === false ? { action: 'mark_unknown', why: 'its sleeping state is missing' } : { action: 'rest' }
+    case 'Stopped':
       return { action: 'rest' }
     case 'Unknown':
     case 'Created':

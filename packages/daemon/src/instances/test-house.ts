@@ -13,6 +13,7 @@ import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { Paths } from '../paths.ts'
+import { Snapshots } from '../snapshots/snapshots.ts'
 import { Database } from '../store/database.ts'
 import { DiskLayers } from '../store/disk-layers.ts'
 import { InstanceRows } from '../store/instances.ts'
@@ -36,6 +37,9 @@ export const TEST_IMAGE: ReadyImage = {
   },
   sizeBytes: 4096,
 }
+
+/** A fake VM's memory is a JSON value. */
+const NO_LAYERS = { consolidate: () => Promise.reject(new Error('a fake VM has no layers')), sweepBases: async () => undefined }
 
 /** A template of this size is quick to make, and small. */
 export const TEST_OVERLAY = 32 * 2 ** 20
@@ -64,6 +68,11 @@ export class TestHouse implements AsyncDisposable {
   }
   get events(): Events {
     return this.#alive.events
+  }
+  get snapshots(): Snapshots {
+    const { db, events } = this.#alive
+    const disks = new Disks({ paths: this.paths, layers: new DiskLayers(db) })
+    return new Snapshots({ db, events, disks, memory: NO_LAYERS, paths: this.paths })
   }
 
   /**
@@ -116,6 +125,7 @@ export class TestHouse implements AsyncDisposable {
       config,
       host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
       hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
+      memory: NO_LAYERS,
       settings: { modules: undefined, dns: [], freshBoot: false },
       crashPoint,
     })

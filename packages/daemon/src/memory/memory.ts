@@ -1,366 +1,109 @@
 /**
- * Guest memory as layers. For now the lowest one: golden boots, made once per shape of machine and woken ever after.
+ * Guest memory as layers: a base that VMs map and never write, and what each has written since.
  *
- *     dir/<key>/memory         the machine's RAM, sparse
- *     dir/<key>/state          its devices and CPUs
- *     dir/<key>/manifest.json  what it was made from, sizes and checksums; without it the directory counts for nothing
- *     dir/<key>.<n>.draft/     one in the making; only a rename makes it count
+ *     golden boot ──┐                      ┌── delta of a nap ── consolidated ──► base of its own ── delta of the next nap …
+ *     zero (none) ──┴─ mapped privately by a VM
  *
- * A base is loaded into a sealed memfd when it is first asked for and stays loaded while it is used; its state is held open beside it.
- * VMs keep their own mapping and whoever is about to start one is given descriptors, so neither letting a base go nor deleting its
- * files ever harms one that runs or starts.
+ * docs/memory.md explains it with a drawing. Who stands on what is in the rows; `isNeeded` asks them.
  */
-import { createHash, randomBytes } from 'node:crypto'
-import type { FileHandle } from 'node:fs/promises'
-import { mkdir, open, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
-import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { Logger } from 'pino'
-import { publishDirectory } from '../host/files.ts'
+import type { BaseRef, Capture } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
-import { type HeldMemory, loadBase, type MemorySum, makeBlank, storeBase } from './base-memory.ts'
+import type { Logger } from '../log.ts'
+import { Bases, type FreshBase } from './bases.ts'
+import { readManifest } from './capture-files.ts'
+import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
+
+export type { FreshBase } from './bases.ts'
+export type { CaptureGolden, GoldenBoot, GoldenShape } from './golden-boots.ts'
 
 export interface MemoryUses {
-  readonly dir: string
+  readonly goldenDir: string
+  readonly basesDir: string
   readonly shimPath: string
   readonly log: Logger
-  /** Disk that all golden boots together may take; the least recently used ones go first. */
-  readonly maxBytes?: number
-  /** Bases kept in memory though no VM is being started from them. */
-  readonly maxLoaded?: number
+  /** Does a VM, a sleeping state or a snapshot stand on it? */
+  readonly isNeeded: (ref: BaseRef) => boolean
 }
 
-/** Everything that a golden boot depends on. Two shapes with the same facts wake from the same one. */
-export interface GoldenShape {
-  readonly memoryBytes: number
-  readonly facts: Readonly<Record<string, string | number>>
-}
+/** A base as a shim hands it to its VMM. Dispose it when the shim has been started. */
+export type HeldBase = Disposable &
+  (
+    | { readonly kind: 'descriptor'; readonly fd: number }
+    | { readonly kind: 'file'; readonly path: string }
+    /** Nothing but zeros: a file that the shim makes in `dir`. Pages of a memfd would count twice, there and in the VM's own. */
+    | { readonly kind: 'scratch'; readonly dir: string }
+  )
 
-/** Boots a machine on `memory`, parks it, writes its device state to `stateFile` and ends it. Must leave no process when it throws. */
-export type CaptureGolden = (memory: FileHandle, stateFile: string, step: Step) => Promise<void>
-
-/** A golden boot in use. Dispose it when the shim has been started. */
-export interface GoldenBoot extends Disposable {
-  readonly key: string
-  readonly base: FileHandle
-  /** Opens the device state anew, from its beginning; also when its file is deleted or replaced meanwhile. */
-  readonly stateFile: string
-  /** Forgets it, as one that cannot be used: the next one who asks has it made anew. Those who hold it may go on holding it. Repeat is harmless. */
-  discard(): Promise<void>
-}
-
-interface Manifest {
-  readonly version: 1
-  readonly facts: GoldenShape['facts']
-  readonly memory: MemorySum & { readonly bytes: number }
-  readonly state: { readonly bytes: number; readonly sha256: string }
-  readonly createdAt: string
-}
-
-interface Loaded {
-  readonly key: string
-  readonly base: HeldMemory
-  readonly state: FileHandle
-  users: number
-  usedAtMs: number
-}
-
-const MAKE_LIMIT_MS = 180_000
-/** After a failure no one tries again for so long: a boot that does not come up takes its whole time limit. */
-const FAILURE_KEPT_MS = 60_000
+/** What is done with captures at rest. */
+export type LayeredMemory = Pick<Memory, 'consolidate' | 'sweepBases'>
 
 export class Memory implements AsyncDisposable {
-  readonly #uses: Required<MemoryUses>
-  readonly #loaded = new Map<string, Loaded>()
-  readonly #underWay = new Map<string, Promise<Loaded>>()
-  readonly #failures = new Map<string, { error: unknown; untilMs: number }>()
-  /** Forgotten, and still held by someone. */
-  readonly #discarded = new Set<Loaded>()
-  /** Whose files are being removed: none may be read or made under that name meanwhile. */
-  readonly #removals = new Map<string, Promise<void>>()
-  readonly #closing = new AbortController()
+  readonly #golden: GoldenBoots
+  readonly #bases: Bases
+  readonly #scratchDir: string
 
-  constructor(uses: MemoryUses) {
-    this.#uses = { maxBytes: 8 * 2 ** 30, maxLoaded: 4, ...uses }
+  constructor({ goldenDir, basesDir, shimPath, log, isNeeded }: MemoryUses) {
+    this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: (key) => isNeeded(`golden/${key}`) })
+    this.#bases = new Bases({ dir: basesDir, shimPath, isNeeded })
+    this.#scratchDir = basesDir
   }
 
-  /**
-   * The golden boot of `shape`: loaded, read from disk, or made by `capture`. Any number may ask at once, it is made once; who stops
-   * waiting does not stop the making.
-   */
-  async goldenBoot(shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<GoldenBoot> {
-    const key = keyOf(shape)
-    let loaded = this.#loaded.get(key)
-    // What has been waited for may have been let go again by the time we are told.
-    while (loaded === undefined) {
-      await this.#waitFor(this.#begin(key, shape, capture), step)
-      loaded = this.#loaded.get(key)
-    }
-    loaded.users++
-    loaded.usedAtMs = Date.now()
-    let isHeld = true
-    return {
-      key,
-      base: loaded.base.handle,
-      stateFile: `/proc/${process.pid}/fd/${loaded.state.fd}`,
-      discard: () => this.#discard(loaded),
-      [Symbol.dispose]: () => {
-        if (!isHeld) return
-        isHeld = false
-        loaded.users--
-        this.#unloadSome()
-      },
-    }
+  goldenBoot(shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<GoldenBoot> {
+    return this.#golden.goldenBoot(shape, capture, step)
   }
 
-  /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
-  async sweep(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
-    for (const name of await this.#names()) {
-      const manifest = name.endsWith('.draft') ? undefined : await this.#readManifest(name)
-      if (manifest !== undefined && !(await isStale(manifest.facts))) continue
-      // Someone has begun to make or to use one meanwhile: what is left can wait for the next daemon.
-      if (this.#underWay.size > 0 || (this.#loaded.get(name)?.users ?? 0) > 0) return
-      await this.#remove(name)
+  /** Golden boots for which `isStale` says so, unless something stands on them. */
+  sweepGoldenBoots(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
+    return this.#golden.sweep(isStale)
+  }
+
+  /** Removes bases that no one stands on any more. */
+  sweepBases(): Promise<void> {
+    return this.#bases.sweep()
+  }
+
+  /** What `capture` stands on, for a VM that is to map it. Throws `snapshot_unusable` when it is gone, damaged or another one. */
+  async holdBase({ base, isShared }: Pick<Capture, 'base' | 'isShared'>, sum: string, step: Step): Promise<HeldBase> {
+    const [kind, id = ''] = base.split('/')
+    switch (kind) {
+      case 'golden': {
+        const golden = await this.#golden.standing(id, step)
+        if (golden.sum === sum) return { kind: 'descriptor', fd: golden.base.fd, [Symbol.dispose]: golden[Symbol.dispose] }
+        golden[Symbol.dispose]()
+        throw new AppError('snapshot_unusable', 'The golden boot that it stands on was damaged, and has been made anew since')
+      }
+      case 'base': {
+        if (isShared !== true) {
+          const { file } = await this.#bases.memoryOf(id, sum)
+          return { kind: 'file', path: file, [Symbol.dispose]: () => undefined }
+        }
+        const held = await this.#bases.hold(id, sum, step)
+        return { kind: 'descriptor', fd: held.fd, [Symbol.dispose]: held[Symbol.dispose] }
+      }
+      default:
+        return { kind: 'scratch', dir: this.#scratchDir, [Symbol.dispose]: () => undefined }
     }
   }
 
-  /** Bytes that golden boots take on disk. */
-  async diskUsage(): Promise<number> {
-    let bytes = 0
-    for (const name of await this.#names()) bytes += await this.#bytesOf(name)
-    return bytes
+  /** Base and delta of a capture as one new base. What becomes of the capture is the caller's affair. */
+  async consolidate(capture: Capture, step: Step): Promise<FreshBase> {
+    const manifest = await readManifest(capture.dir)
+    const [kind, id = ''] = capture.base.split('/')
+    const from =
+      kind === 'golden' ? await this.#golden.memoryOf(id) : kind === 'base' ? await this.#bases.memoryOf(id, manifest.baseSum) : undefined
+    if (from !== undefined && from.sum.sum !== manifest.baseSum) {
+      throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
+    }
+    return this.#bases.consolidate(from, capture.dir, manifest.memoryBytes, step)
+  }
+
+  async diskUsage(): Promise<{ readonly goldenBytes: number; readonly basesBytes: number }> {
+    return { goldenBytes: await this.#golden.diskUsage(), basesBytes: await this.#bases.diskUsage() }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
-    await Promise.allSettled(this.#underWay.values())
-    await Promise.allSettled(this.#removals.values())
-    for (const loaded of [...this.#loaded.values(), ...this.#discarded]) await close(loaded)
-    this.#loaded.clear()
-    this.#discarded.clear()
-  }
-
-  async #discard(loaded: Loaded): Promise<void> {
-    // Someone has discarded it already, and what has its name now is another one.
-    if (this.#loaded.get(loaded.key) !== loaded) return
-    this.#loaded.delete(loaded.key)
-    this.#discarded.add(loaded)
-    await this.#remove(loaded.key)
-  }
-
-  #begin(key: string, shape: GoldenShape, capture: CaptureGolden): Promise<Loaded> {
-    const underWay = this.#underWay.get(key)
-    if (underWay !== undefined) return underWay
-    const failure = this.#failures.get(key)
-    if (failure !== undefined && failure.untilMs > Date.now()) return Promise.reject(failure.error)
-    // Its own limit: many may be waiting for it, and none of them owns it.
-    const step = { signal: AbortSignal.any([AbortSignal.timeout(MAKE_LIMIT_MS), this.#closing.signal]), log: this.#uses.log }
-    const work = this.#load(key, shape, capture, step)
-      .then((loaded) => {
-        this.#failures.delete(key)
-        this.#loaded.set(key, loaded)
-        return loaded
-      })
-      .catch((error) => {
-        if (!this.#closing.signal.aborted) this.#failures.set(key, { error, untilMs: Date.now() + FAILURE_KEPT_MS })
-        throw error
-      })
-      .finally(() => this.#underWay.delete(key))
-    // Everyone may have stopped waiting by the time it fails.
-    work.catch(() => undefined)
-    this.#underWay.set(key, work)
-    return work
-  }
-
-  async #waitFor(work: Promise<Loaded>, step: Step): Promise<Loaded> {
-    const { promise: gaveUp, reject } = Promise.withResolvers<never>()
-    const onAbort = (): void => reject(new AppError('timed_out', 'The golden boot was not ready in time', { cause: step.signal.reason }))
-    if (step.signal.aborted) onAbort()
-    else step.signal.addEventListener('abort', onAbort, { once: true })
-    try {
-      return await Promise.race([work, gaveUp])
-    } finally {
-      step.signal.removeEventListener('abort', onAbort)
-    }
-  }
-
-  async #load(key: string, shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<Loaded> {
-    const dir = path.join(this.#uses.dir, key)
-    await this.#removalOf(key)
-    const manifest = await this.#readManifest(key)
-    if (manifest !== undefined) {
-      const broken = await this.#tryLoad(key, manifest, step)
-      if (typeof broken !== 'string') return broken
-      this.#uses.log.warn({ golden: key, why: broken }, 'a golden boot is broken and will be made anew')
-    }
-    await this.#remove(key)
-    const made = await this.#make(key, shape, capture, step)
-    await this.#makeRoom(key)
-    this.#uses.log.info({ golden: key, dir }, 'golden boot made')
-    return made
-  }
-
-  /** The loaded base, or in words why the files are no good. */
-  async #tryLoad(key: string, manifest: Manifest, step: Step): Promise<Loaded | string> {
-    const dir = path.join(this.#uses.dir, key)
-    await using undo = new AsyncDisposableStack()
-    let state: FileHandle
-    try {
-      if ((await stat(path.join(dir, 'memory'))).size !== manifest.memory.bytes) return 'its memory has another size'
-      state = undo.use(await open(path.join(dir, 'state'), 'r'))
-      if ((await sha256Of(state)) !== manifest.state.sha256) return 'its device state has another checksum'
-    } catch (error) {
-      return `a file cannot be read (${error instanceof Error ? error.message : String(error)})`
-    }
-    const base = await loadBase(this.#uses.shimPath, path.join(dir, 'memory'), step)
-    undo.use(base.handle)
-    if (base.sum !== manifest.memory.sum || base.pages !== manifest.memory.pages) return 'its memory has another checksum'
-    const now = new Date()
-    await utimes(path.join(dir, 'manifest.json'), now, now).catch(() => undefined)
-    undo.move()
-    return { key, base, state, users: 0, usedAtMs: Date.now() }
-  }
-
-  async #make(key: string, shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<Loaded> {
-    const draft = path.join(this.#uses.dir, `${key}.${randomBytes(4).toString('hex')}.draft`)
-    await using undo = new AsyncDisposableStack()
-    await mkdir(draft, { recursive: true, mode: 0o700 })
-    undo.defer(() => rm(draft, { recursive: true, force: true }))
-    const memory = await makeBlank(this.#uses.shimPath, shape.memoryBytes, step)
-    undo.defer(() => memory.handle.close())
-
-    const stateFile = path.join(draft, 'state')
-    await capture(memory.handle, stateFile, step)
-    const state = undo.use(await open(stateFile, 'r'))
-    const sum = await storeBase(this.#uses.shimPath, memory.handle, path.join(draft, 'memory'), step)
-    const manifest: Manifest = {
-      version: 1,
-      facts: shape.facts,
-      memory: { ...sum, bytes: shape.memoryBytes },
-      state: { bytes: (await state.stat()).size, sha256: await sha256Of(state) },
-      createdAt: new Date().toISOString(),
-    }
-    await writeFile(path.join(draft, 'manifest.json'), `${JSON.stringify(manifest, undefined, 2)}\n`, { flush: true })
-    await state.sync()
-    await publishDirectory(draft, path.join(this.#uses.dir, key))
-    undo.move()
-    return { key, base: { ...memory, ...sum }, state, users: 0, usedAtMs: Date.now() }
-  }
-
-  /** Deletes the least recently used golden boots until the rest fit; never `keep`. */
-  async #makeRoom(keep: string): Promise<void> {
-    const all = []
-    for (const name of await this.#names()) {
-      if (name.endsWith('.draft')) continue
-      const usedAtMs = await stat(path.join(this.#uses.dir, name, 'manifest.json')).then(
-        (facts) => facts.mtimeMs,
-        () => 0,
-      )
-      all.push({ name, usedAtMs: this.#loaded.get(name)?.usedAtMs ?? usedAtMs, bytes: await this.#bytesOf(name) })
-    }
-    let bytes = all.reduce((sum, { bytes }) => sum + bytes, 0)
-    for (const { name, bytes: freed } of all.sort((a, b) => a.usedAtMs - b.usedAtMs)) {
-      if (bytes <= this.#uses.maxBytes) break
-      if (name === keep || this.#underWay.has(name) || (this.#loaded.get(name)?.users ?? 0) > 0) continue
-      await this.#remove(name)
-      bytes -= freed
-      this.#uses.log.info({ golden: name }, 'golden boot dropped to make room')
-    }
-  }
-
-  async #remove(name: string): Promise<void> {
-    const loaded = this.#loaded.get(name)
-    this.#loaded.delete(name)
-    const removal = this.#removalOf(name)
-      .then(() => this.#removeFiles(name))
-      .finally(() => {
-        if (this.#removals.get(name) === removal) this.#removals.delete(name)
-      })
-    this.#removals.set(name, removal)
-    if (loaded !== undefined) await close(loaded)
-    await removal
-  }
-
-  /** Resolves when no one removes it any more. */
-  async #removalOf(name: string): Promise<void> {
-    // Who removes it is told when it fails.
-    await this.#removals.get(name)?.catch(() => undefined)
-  }
-
-  async #removeFiles(name: string): Promise<void> {
-    const dir = path.join(this.#uses.dir, name)
-    // The manifest first: what is half removed must not look whole.
-    await rm(path.join(dir, 'manifest.json'), { force: true })
-    await rm(dir, { recursive: true, force: true })
-  }
-
-  #unloadSome(): void {
-    for (const gone of this.#discarded) {
-      if (gone.users > 0) continue
-      this.#discarded.delete(gone)
-      close(gone).catch(() => undefined)
-    }
-    const idle = [...this.#loaded.values()].filter(({ users }) => users === 0).sort((a, b) => a.usedAtMs - b.usedAtMs)
-    for (const loaded of idle.slice(0, Math.max(0, idle.length - this.#uses.maxLoaded))) {
-      this.#loaded.delete(loaded.key)
-      close(loaded).catch(() => undefined)
-    }
-  }
-
-  async #names(): Promise<string[]> {
-    try {
-      return (await readdir(this.#uses.dir)).filter((name) => /^[0-9a-f]{32}(\.[0-9a-f]+\.draft)?$/.test(name))
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
-      throw error
-    }
-  }
-
-  async #readManifest(key: string): Promise<Manifest | undefined> {
-    try {
-      const manifest: unknown = JSON.parse(await readFile(path.join(this.#uses.dir, key, 'manifest.json'), 'utf8'))
-      return isManifest(manifest) ? manifest : undefined
-    } catch {
-      return undefined
-    }
-  }
-
-  async #bytesOf(name: string): Promise<number> {
-    let bytes = 0
-    for (const file of ['memory', 'state', 'manifest.json']) {
-      bytes += await stat(path.join(this.#uses.dir, name, file)).then(
-        (facts) => facts.blocks * 512,
-        () => 0,
-      )
-    }
-    return bytes
+    await this.#golden[Symbol.asyncDispose]()
+    await this.#bases[Symbol.asyncDispose]()
   }
 }
-
-/** The same facts in any order give the same key. */
-function keyOf(shape: GoldenShape): string {
-  const facts = Object.entries(shape.facts).sort(([a], [b]) => (a < b ? -1 : 1))
-  return createHash('sha256')
-    .update(JSON.stringify([1, shape.memoryBytes, facts]))
-    .digest('hex')
-    .slice(0, 32)
-}
-
-async function close({ base, state }: Loaded): Promise<void> {
-  await Promise.all([base.handle.close(), state.close()])
-}
-
-/** Of a file that has just been opened. */
-const sha256Of = async (file: FileHandle): Promise<string> =>
-  createHash('sha256')
-    .update(await file.readFile())
-    .digest('hex')
-
-const isManifest = (value: unknown): value is Manifest =>
-  typeof value === 'object' &&
-  value !== null &&
-  'version' in value &&
-  value.version === 1 &&
-  'facts' in value &&
-  'memory' in value &&
-  'state' in value

@@ -61,6 +61,8 @@ export interface Sleep {
   /** Names its directory; a new one with every nap, and with every change of how it is kept. */
   readonly generation: string
   readonly base: BaseRef
+  /** It was another instance's: the guest has to be given its name and addresses before it goes on. */
+  readonly isForeign?: boolean
 }
 
 export interface InstanceNetwork {

@@ -3,9 +3,10 @@ import type { Instance as Shown } from '@dormouse/api/instances.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { Handlers } from '../handler.ts'
 import { InstanceLists } from '../instance-list.ts'
-import { graceMs, toCreateInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
+import { graceMs, toCreateInstance, toForkInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
 import { presentInstance } from '../present-instance.ts'
+import { toCompression, toCompressionDelay } from '../snapshot-requests.ts'
 import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
@@ -18,6 +19,9 @@ type InstanceRoutes = Pick<
   | 'deleteInstance'
   | 'startInstance'
   | 'stopInstance'
+  | 'standbyInstance'
+  | 'restoreInstance'
+  | 'forkInstance'
   | 'getInstanceLogs'
   | 'statInstancePath'
   | 'getInstanceStats'
@@ -71,6 +75,23 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
       const grace = graceMs(body.timeout)
       const options = { ...(body.force === true && { force: true }), ...(grace !== undefined && { graceMs: grace }) }
       return show(await instances.stop(instances.resolve(params.id).id, options))
+    },
+
+    standbyInstance: async ({ params, body }) => {
+      const compression = toCompression(body.compression, 'Standby')
+      const compressionDelayMs = toCompressionDelay(body.compression_delay)
+      const options = { ...(compression && { compression }), ...(compressionDelayMs !== undefined && { compressionDelayMs }) }
+      return show(await instances.standby(instances.resolve(params.id).id, options))
+    },
+
+    restoreInstance: async ({ params, query, signal }) => {
+      waitLimitMs(query.timeout)
+      return settled(await instances.restore(instances.resolve(params.id).id), query, signal)
+    },
+
+    forkInstance: async ({ params, body, query, signal }) => {
+      waitLimitMs(query.timeout)
+      return settled(await instances.fork(instances.resolve(params.id).id, toForkInstance(body)), query, signal)
     },
 
     getInstanceLogs: async ({ params, query, signal }) => {

@@ -3,15 +3,31 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Duplex, duplexPair } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import { FakeGuest } from '../../guest/fake-guest.ts'
+import { FakeGuest, type FakeGuestState, type FakeGuestUses } from '../../guest/fake-guest.ts'
 import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { PortForward, VmExit, VmHandle } from '../hypervisor.ts'
-import type { VmSpec } from '../vm-spec.ts'
+import type { DiskRole, VmSpec } from '../vm-spec.ts'
 
 /** Calls that can be made to fail, or to hang until their step's limit. */
-export type FaultPoint = 'start' | 'start_late' | 'reconnect' | 'connect_guest' | 'request_shutdown' | 'kill' | 'set_ports' | 'sweep'
+export type FaultPoint =
+  | 'start'
+  | 'start_late'
+  | 'restore'
+  | 'reconnect'
+  | 'connect_guest'
+  | 'pause'
+  | 'resume'
+  | 'capture'
+  | 'store'
+  | 'prepare_pivot'
+  | 'commit_pivot'
+  | 'flatten'
+  | 'request_shutdown'
+  | 'kill'
+  | 'set_ports'
+  | 'sweep'
 export type Fault = 'fail' | 'hang'
 
 /** What a host holds: machines and the ports they have open. Outlives drivers and daemons of this process. */
@@ -52,6 +68,8 @@ let lastTick = 0
 /** What runs: a guest, its open ports, its exit. Belongs to the host, not to a driver. */
 export class FakeMachine {
   readonly spec: VmSpec
+  /** The layers of each disk as they are now, top first, by role. */
+  readonly chains: Map<DiskRole, readonly string[]>
   readonly handle: VmHandle
   readonly exited: Promise<VmExit>
   readonly guest: FakeGuest
@@ -64,23 +82,35 @@ export class FakeMachine {
   readonly #settle: (exit: VmExit) => void
   #ending: Promise<void> | undefined
 
-  constructor(spec: VmSpec, host: FakeHost) {
+  /** With `asleep` it goes on from where that guest was captured. */
+  constructor(spec: VmSpec, host: FakeHost, asleep?: FakeGuestState) {
     this.spec = spec
+    this.chains = new Map(spec.disks.map(({ role, path, backing = [] }) => [role, [path, ...backing.map((layer) => layer.path)]]))
     this.#host = host
     const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }
-    this.handle = { hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, bootId: readBootId(), startedAtMs: Date.now() }
+    this.handle = {
+      ...{ hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, bootId: readBootId(), startedAtMs: Date.now() },
+      machine: { base: 'zero', baseSum: '0'.repeat(16), memoryBytes: spec.memoryMib * 2 ** 20, facts: { vcpus: spec.vcpus } },
+    }
     const { promise, resolve } = Promise.withResolvers<VmExit>()
     this.exited = promise
     this.#settle = resolve
-    this.guest = new FakeGuest({
+    const uses: FakeGuestUses = {
       onJournal: (fact) => this.#write(spec.logs.journal, `${JSON.stringify(fact)}\n`),
       onLog: (text) => this.#write(spec.logs.app, text),
       onPowerOff: () => void this.end({ kind: 'exited', code: 0, atMs: Date.now() }),
-    })
+    }
+    this.guest = asleep === undefined ? new FakeGuest(uses) : FakeGuest.restore(asleep, uses)
+    this.isPaused = asleep !== undefined
   }
 
   get runDir(): string {
     return this.spec.runDir
+  }
+
+  /** What it writes to. */
+  get tops(): string[] {
+    return this.spec.disks.filter(({ readOnly }) => !readOnly).flatMap(({ role }) => this.chains.get(role)?.[0] ?? [])
   }
 
   async boot(): Promise<void> {
@@ -104,8 +134,20 @@ export class FakeMachine {
     this.hangUp()
     const [ours, theirs] = duplexPair()
     this.#line = [ours, theirs]
-    if (!this.#host.muteGuests) this.guest.attach(theirs)
+    if (!this.#host.muteGuests && !this.isPaused) this.guest.attach(theirs)
     return ours
+  }
+
+  pause(): void {
+    this.isPaused = true
+  }
+
+  /** Who dialled while it was paused is answered now. */
+  resume(): void {
+    if (!this.isPaused) return
+    this.isPaused = false
+    const theirs = this.#line[1]
+    if (theirs !== undefined && !this.#host.muteGuests) this.guest.attach(theirs)
   }
 
   /** The line to the guest is cut. The machine goes on. */

@@ -1,7 +1,11 @@
+import { access, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
-import type { CaptureUnderWay, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import { describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
+import type { Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { DiskRole } from '../vm-spec.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
 
 /** A machine as one daemon holds it. */
@@ -23,16 +27,55 @@ export class FakeVm implements Vm {
     return this.#machine.exited
   }
 
-  async pause(): Promise<void> {
-    this.#machine.isPaused = true
+  async pause(step: Step): Promise<void> {
+    await this.#host.reach('pause', step)
+    this.#machine.pause()
   }
 
-  async resume(): Promise<void> {
-    this.#machine.isPaused = false
+  async resume(step: Step): Promise<void> {
+    await this.#host.reach('resume', step)
+    this.#machine.resume()
   }
 
-  async capture(_into: string, _step: Step): Promise<CaptureUnderWay> {
-    throw new AppError('not_supported', 'The fake hypervisor cannot capture')
+  async capture(into: string, step: Step): Promise<CaptureUnderWay> {
+    await this.#host.reach('capture', step)
+    if (!this.#machine.isPaused) this.#host.violations.push(`${this.#machine.spec.id} was captured while it ran`)
+    const state = JSON.stringify(this.#machine.guest.snapshot())
+    const stored = this.#store(into, state, step)
+    stored.catch(() => undefined)
+    return { bytes: state.length, stored }
+  }
+
+  async #store(into: string, text: string, step: Step): Promise<Capture> {
+    await this.#host.reach('store', step)
+    const { machine } = this.#machine.handle
+    if (machine === undefined) throw new Error('A fake machine has a record')
+    await writeFile(join(into, STATE), text)
+    const { base, baseSum, memoryBytes, facts } = machine
+    const createdAt = new Date().toISOString()
+    await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state: await describeState(into), createdAt })
+    return { dir: into, base }
+  }
+
+  async preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot> {
+    const machine = this.#machine
+    await this.#host.reach('prepare_pivot', step)
+    const chain = (): readonly string[] => machine.chains.get(role) ?? []
+    if (chain().length === 0) throw new AppError('not_found', `The VM has no disk ${role}`)
+    await access(layer.path)
+    return {
+      commit: async (step) => {
+        await this.#host.reach('commit_pivot', step)
+        if (!machine.isPaused) this.#host.violations.push(`a disk of ${machine.spec.id} was pivoted while it ran`)
+        if (chain()[0] !== layer.path) machine.chains.set(role, [layer.path, ...chain()])
+      },
+      discard: async () => chain()[0] !== layer.path,
+    }
+  }
+
+  async flatten(role: DiskRole, step: Step): Promise<void> {
+    await this.#host.reach('flatten', step)
+    this.#machine.chains.set(role, (this.#machine.chains.get(role) ?? []).slice(0, 1))
   }
 
   async requestShutdown(step: Step): Promise<void> {

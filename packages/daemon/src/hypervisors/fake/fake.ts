@@ -8,7 +8,9 @@ import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
+import type { FakeGuestState } from '../../guest/fake-guest.ts'
 import type { Step } from '../../lib/step.ts'
+import { checkState, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { Capture, Hypervisor, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { EXIT_RECORD, FakeHost, FakeMachine } from './fake-host.ts'
@@ -18,7 +20,7 @@ export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
   readonly name = 'fake'
-  readonly capabilities: ReadonlySet<Capability> = new Set()
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
   readonly #host: FakeHost
 
   constructor(host: FakeHost = new FakeHost()) {
@@ -31,16 +33,28 @@ export class FakeHypervisor implements Hypervisor {
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     await this.#host.reach('start', step)
+    return this.#run(spec, step)
+  }
+
+  async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
+    await this.#host.reach('restore', step)
+    const manifest = await readManifest(capture.dir)
+    await checkState(capture.dir, manifest)
+    const asleep = JSON.parse(await readFile(join(capture.dir, STATE), 'utf8')) as FakeGuestState
+    return this.#run(spec, step, asleep)
+  }
+
+  async #run(spec: VmSpec, step: Step, asleep?: FakeGuestState): Promise<Vm> {
     step.signal.throwIfAborted()
     if (this.#host.machines.get(spec.runDir)?.exit === undefined && this.#host.machines.has(spec.runDir)) {
       throw new AppError('conflict', `A VM still runs in ${spec.runDir}`)
     }
-    const rival = this.#host.running().find((machine) => shareDisk(machine.spec, spec))
+    const machine = new FakeMachine(spec, this.#host, asleep)
+    const rival = this.#host.running().find((other) => getInEachOthersWay(other, machine))
     if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
-    for (const { path } of spec.disks) await access(path)
+    for (const path of [...machine.chains.values()].flat()) await access(path)
     await rm(spec.runDir, { recursive: true, force: true })
     await mkdir(spec.runDir, { mode: 0o711 })
-    const machine = new FakeMachine(spec, this.#host)
     try {
       machine.openPorts(spec.nic?.ports ?? [])
       await machine.boot()
@@ -51,11 +65,7 @@ export class FakeHypervisor implements Hypervisor {
       await this.#remove(spec.runDir)
       throw error
     }
-    return new FakeVm(machine, 'boot', this.#host)
-  }
-
-  async restore(_spec: VmSpec, _capture: Capture, _step: Step): Promise<Vm> {
-    throw new AppError('not_supported', 'The fake hypervisor cannot restore')
+    return new FakeVm(machine, asleep === undefined ? 'boot' : 'restore', this.#host)
   }
 
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
@@ -85,7 +95,8 @@ export class FakeHypervisor implements Hypervisor {
   }
 }
 
-const shareDisk = (a: VmSpec, b: VmSpec): boolean => {
-  const writable = ({ disks }: VmSpec) => disks.filter(({ readOnly }) => !readOnly).map(({ path }) => path)
-  return writable(a).some((path) => writable(b).includes(path))
+/** One writes what the other reads or writes. */
+const getInEachOthersWay = (a: FakeMachine, b: FakeMachine): boolean => {
+  const layers = ({ chains }: FakeMachine) => [...chains.values()].flat()
+  return a.tops.some((path) => layers(b).includes(path)) || b.tops.some((path) => layers(a).includes(path))
 }

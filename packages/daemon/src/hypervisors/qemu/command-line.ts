@@ -17,10 +17,10 @@ export interface Machine {
 }
 
 /**
- * `boot`: from the start on private memory. `capture`: from the start on memory that is written through to its file. `wake`: device
- * state comes by a descriptor, memory by a base; runs as soon as it is loaded.
+ * `boot`: from the start, on memory that begins empty. `capture`: the same, but what it writes goes through to the memory's file.
+ * `wake`: device state comes by a descriptor, memory by a base; runs as soon as it is loaded. `restore`: as `wake`, but it stays paused.
  */
-export type Entry = 'boot' | 'capture' | 'wake'
+export type Entry = 'boot' | 'capture' | 'wake' | 'restore'
 
 export interface Wiring {
   readonly id: string
@@ -72,7 +72,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     // Two sections that say nothing of the devices, and would tie a state to the very command line it came from.
     ...['-global', 'migration.send-configuration=off', '-global', 'migration.store-global-state=off'],
     // A woken machine has its kernel in memory and, with -no-reboot, never loads one again.
-    ...(wiring.entry === 'wake'
+    ...(isLoaded(wiring.entry)
       ? []
       : ['-kernel', machine.kernelPath, '-initrd', machine.initrdPath, '-append', kernelCommandLine(machine)]),
     ...['-chardev', `socket,id=qmp,fd=${FD.QMP},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
@@ -93,7 +93,8 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
       ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk, index)),
       ...diskDevice(board, disk, index),
     ]),
-    ...(wiring.entry === 'wake' ? ['-incoming', 'defer'] : []),
+    ...(isLoaded(wiring.entry) ? ['-incoming', 'defer'] : []),
+    ...(wiring.entry === 'restore' ? ['-S'] : []),
   ]
 }
 
@@ -114,9 +115,11 @@ export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKh
   return machine.acceleration === 'kvm' ? common : `${common} no_timer_check tsc_early_khz=${machine.tscKhz} tsc=reliable`
 }
 
+/** Device state and memory come from elsewhere; no kernel is loaded. */
+const isLoaded = (entry: Entry): boolean => entry === 'wake' || entry === 'restore'
+
 function memoryBackend(machine: Machine, entry: Entry): string {
   const size = `id=ram,size=${machine.memoryMib}M`
-  if (entry === 'boot') return `memory-backend-ram,${size}`
   // QEMU opens it read-write even to map it privately; the memfd behind it is sealed against writing unless this is a capture.
   return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' ? 'on' : 'off'}`
 }

@@ -25,3 +25,39 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
     },
   }
 }
+
+/**
+ * What a machine must be like to wake from a capture of another: as for a golden boot, but for what is in the guest's memory by then
+ * (initrd, kernel arguments). The kernel counts because its modules lie on a disk that is not captured.
+ */
+export function captureFactsOf(
+  machine: Machine,
+  host: Pick<HostAnswers, 'version' | 'kernelHash'>,
+  network: 'user' | 'none',
+): Readonly<Record<string, string | number>> {
+  const { initrd: _initrd, append: _append, ...facts } = shapeOf(machine, { ...host, initrdHash: '' }).facts
+  return { ...facts, network, ...(machine.acceleration === 'kvm' ? {} : { tscMhz: Math.round(machine.tscKhz / 1000) }) }
+}
+
+/** In words, why a capture cannot be woken here; undefined when it can. */
+export function unfitness(
+  captured: Readonly<Record<string, string | number>>,
+  here: Readonly<Record<string, string | number>>,
+): string | undefined {
+  const differing = Object.keys({ ...captured, ...here }).filter((name) => captured[name] !== here[name])
+  const [first] = differing
+  if (first === undefined) return undefined
+  return WORDS[first]?.(captured[first], here[first]) ?? `the machine has changed since then (${differing.join(', ')})`
+}
+
+type Value = string | number | undefined
+const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
+  vmm: (then, now) => `it was taken by QEMU ${then}, this is QEMU ${now}`,
+  kernel: () => 'it was taken with another guest kernel than the one that is installed',
+  acceleration: (then, now) => `it was taken under ${String(then).toUpperCase()}, guests run under ${String(now).toUpperCase()} here`,
+  cpu: (then, now) => `it was taken on another processor (${then}, not ${now})`,
+  tscMhz: (then, now) => `it was taken on a processor that counts ${then} MHz, this one counts ${now}`,
+  board: (then, now) => `it was taken on the board ${then}, not ${now}`,
+  vcpus: (then, now) => `it had ${then} processors, the instance has ${now}`,
+  network: (then, now) => `its network was "${then}", the instance's is "${now}"`,
+}

@@ -63,7 +63,7 @@ export async function withParked(
       descriptors: [
         ...COMMON_DESCRIPTORS,
         // Before the state's: the last one is the one that the shim names.
-        ...(how.entry === 'capture' ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
+        ...(how.entry === 'capture' ? [{ number: FD.EMPTY, kind: 'blank' } as const] : [{ number: FD.MEMORY, kind: 'blank' } as const]),
         { number: FD.SAVE, kind: 'blank' },
         ...(how.entry === 'capture' ? [{ number: FD.MEMORY, kind: 'daemon', fd: how.memory.fd } as const] : []),
       ],

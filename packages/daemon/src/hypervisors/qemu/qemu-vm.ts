@@ -6,9 +6,12 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
-import type { CaptureUnderWay, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import { describeState, writeManifest } from '../../memory/capture-files.ts'
+import type { Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
+import type { DiskRole } from '../vm-spec.ts'
+import { SAVE_FILE } from './command-line.ts'
 import { Qmp } from './qmp.ts'
 
 export const QMP_SOCKET = 'qmp.sock'
@@ -22,6 +25,7 @@ export class QemuVm implements Vm {
   readonly #shim: Shim
   readonly #network: NetworkHelper | undefined
   #guest: Socket | undefined
+  #held: Qmp | undefined
 
   constructor(handle: VmHandle, origin: Vm['origin'], shim: Shim, network: NetworkHelper | undefined) {
     this.handle = handle
@@ -32,16 +36,41 @@ export class QemuVm implements Vm {
     void shim.ended.then(() => this.#guest?.destroy())
   }
 
+  /** The control connection is kept while it is paused: no one else has business with it then, and each step of a capture is short. */
   async pause(step: Step): Promise<void> {
     await this.#execute('stop', step)
+    this.#held ??= await Qmp.connect(path.join(this.handle.runDir, QMP_SOCKET), step)
   }
 
   async resume(step: Step): Promise<void> {
     await this.#execute('cont', step)
+    this.#letGo()
   }
 
-  async capture(_into: string, _step: Step): Promise<CaptureUnderWay> {
-    throw new AppError('not_supported', 'This hypervisor cannot capture a running VM yet')
+  async capture(into: string, step: Step): Promise<CaptureUnderWay> {
+    const { machine } = this.handle
+    if (machine === undefined)
+      throw new AppError('not_supported', 'This VM was started by an older version: stop and start the instance first')
+    // Without live:false it lets go of the disks, and cannot be called again.
+    await this.#execute('xen-save-devices-state', step, { filename: SAVE_FILE, live: false })
+    const { bytes, stored } = await this.#shim.capture(into, step)
+    const { base, baseSum, memoryBytes, facts } = machine
+    const whole = stored.then(async ({ sum, pages, deltaBytes }): Promise<Capture> => {
+      const state = await describeState(into)
+      const delta = { bytes: deltaBytes, pages, sum }
+      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, createdAt: new Date().toISOString() })
+      return { dir: into, base }
+    })
+    whole.catch(() => undefined)
+    return { bytes, stored: whole }
+  }
+
+  preparePivot(_role: DiskRole, _layer: { readonly path: string }, _step: Step): Promise<Pivot> {
+    return Promise.reject(new AppError('not_supported', 'The disk of a running VM cannot be frozen yet'))
+  }
+
+  flatten(_role: DiskRole, _step: Step): Promise<void> {
+    return Promise.reject(new AppError('not_supported', 'The disk of a running VM cannot be flattened yet'))
   }
 
   async requestShutdown(step: Step): Promise<void> {
@@ -49,6 +78,7 @@ export class QemuVm implements Vm {
   }
 
   async kill(): Promise<VmExit> {
+    this.#letGo()
     const exit = await this.#shim.kill()
     // A shim that was itself killed leaves its sockets. The exit record stays for who asks later.
     await Promise.all(
@@ -88,9 +118,15 @@ export class QemuVm implements Vm {
     }
   }
 
-  /** QEMU serves one control connection at a time, so none is kept: whoever adopts the VM next must not wait for us. */
-  async #execute(command: string, step: Step): Promise<unknown> {
+  /** QEMU serves one control connection at a time, so none is kept while it runs: whoever adopts the VM next must not wait for us. */
+  async #execute(command: string, step: Step, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
+    if (this.#held !== undefined && !this.#held.isClosed) return await this.#held.execute(command, args, step)
     using qmp = await Qmp.connect(path.join(this.handle.runDir, QMP_SOCKET), step)
-    return await qmp.execute(command, undefined, step)
+    return await qmp.execute(command, args, step)
+  }
+
+  #letGo(): void {
+    this.#held?.[Symbol.dispose]()
+    this.#held = undefined
   }
 }

@@ -11,16 +11,17 @@ import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import { killFamily, readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import type { GoldenBoot, GoldenShape } from '../../memory/memory.ts'
+import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
+import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
 import { assertPortsFree } from '../assert-ports-free.ts'
 import { findShims } from '../find-shims.ts'
-import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { NETWORK_SOCKET, NetworkHelper, portWord } from '../network-helper.ts'
-import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
+import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
-import { commandLine, type Entry, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
-import { shapeOf } from './golden-shape.ts'
+import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
+import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
@@ -44,7 +45,7 @@ export async function dropStaleGoldenBoots(
   { memory, log }: Pick<QemuUses, 'memory' | 'log'>,
 ): Promise<void> {
   try {
-    await memory.sweep(async (facts) => {
+    await memory.sweepGoldenBoots(async (facts) => {
       for (const driver of drivers) if (await driver.isStale(facts)) return true
       return false
     })
@@ -56,7 +57,7 @@ export async function dropStaleGoldenBoots(
 
 export class QemuHypervisor implements Hypervisor {
   readonly name: HypervisorName
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause'])
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
   readonly #board: Board
   readonly #uses: QemuUses
   readonly #host: QemuHost
@@ -86,44 +87,66 @@ export class QemuHypervisor implements Hypervisor {
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
-    const ports = spec.nic?.ports ?? []
-    await assertPortsFree(ports)
+    await assertPortsFree(spec.nic?.ports ?? [])
     const host = await this.#host.answers()
     const machine = this.#machine(host, spec)
     using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
     try {
-      return await this.#run(spec, machine, host, golden, step)
+      return await (golden === undefined
+        ? this.#boot(spec, machine, host, step)
+        : this.#run(spec, machine, host, { entry: 'wake', golden }, step))
     } catch (error) {
       if (golden === undefined || step.signal.aborted || !(error instanceof WakeFailed)) throw error
       step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, booting from the start')
-      const vm = await this.#run(spec, machine, host, undefined, step)
+      const vm = await this.#boot(spec, machine, host, step)
       // The VM runs without it, so it was to blame and not this VM's disks: no later start shall trip over it.
       await golden.discard()
       return vm
     }
   }
 
-  async #run(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot | undefined, step: Step): Promise<Vm> {
+  async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
+    await assertPortsFree(spec.nic?.ports ?? [])
+    const host = await this.#host.answers()
+    const machine = this.#machine(host, spec)
+    const manifest = await readManifest(capture.dir)
+    const why =
+      manifest.memoryBytes === machine.memoryMib * 2 ** 20
+        ? unfitness(manifest.facts, captureFactsOf(machine, host, networkKindOf(spec)))
+        : 'the instance has another size of memory now'
+    if (why !== undefined) throw new AppError('snapshot_unusable', `The sleeping state cannot be woken here: ${why}`)
+    await checkState(capture.dir, manifest)
+    using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
+    return await this.#run(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
+  }
+
+  async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<Vm> {
+    using base = await this.#uses.memory.holdBase({ base: 'zero' }, ZERO_SUM, step)
+    return await this.#run(spec, machine, host, { entry: 'boot', base }, step)
+  }
+
+  async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<Vm> {
     await using undo = new AsyncDisposableStack()
     await makeRunDir(spec.runDir)
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
-    const shim = await Shim.launch(this.#plan(spec, machine, host, golden), step)
+    const shim = await Shim.launch(this.#plan(spec, machine, host, origin), step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     try {
       using qmp = await Qmp.connect(path.join(spec.runDir, QMP_SOCKET), step)
-      if (golden !== undefined) {
+      if (origin.entry === 'wake') {
         await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
         // Not only loaded: it runs.
         await qmp.event('RESUME', step)
       }
+      if (origin.entry === 'restore') await load(shim, qmp, origin, step)
     } catch (cause) {
-      if (errorCodeOf(cause) === 'timed_out') throw cause
+      if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
       // The log goes with an instance that could not be made, so the error takes its end along.
       const { last, detail } = wordsOf(await logTail(spec.logs.vmm))
       const message = `QEMU did not start the VM: ${last}`
-      throw golden === undefined ? new AppError('internal_error', message, { cause, detail }) : new WakeFailed(message, { cause })
+      throw origin.entry === 'wake' ? new WakeFailed(message, { cause }) : new AppError('internal_error', message, { cause, detail })
     }
     const handle = {
       hypervisor: this.name,
@@ -132,13 +155,14 @@ export class QemuHypervisor implements Hypervisor {
       vmm: shim.vmm,
       bootId: readBootId(),
       startedAtMs: Date.now(),
+      machine: {
+        ...baseOf(origin),
+        memoryBytes: machine.memoryMib * 2 ** 20,
+        facts: captureFactsOf(machine, host, networkKindOf(spec)),
+      },
     }
     undo.move()
-    return new QemuVm(handle, golden === undefined ? 'boot' : 'golden', shim, networkOf(spec.runDir, spec.nic !== undefined))
-  }
-
-  restore(_spec: VmSpec, _capture: Capture, _step: Step): Promise<Vm> {
-    return Promise.reject(new AppError('not_supported', 'This hypervisor cannot restore a VM yet'))
+    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic !== undefined))
   }
 
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
@@ -187,10 +211,14 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 
-  #plan(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot | undefined): ShimPlan {
-    const entry: Entry = golden === undefined ? 'boot' : 'wake'
+  #plan(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin): ShimPlan {
     const { app, vmm, journal, maxBytes } = spec.logs
-    const wiring: Wiring = { id: spec.id, entry, disks: spec.disks, ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }) }
+    const wiring: Wiring = {
+      id: spec.id,
+      entry: origin.entry,
+      disks: spec.disks,
+      ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }),
+    }
     return {
       shimPath: this.#uses.shimPath,
       runDir: spec.runDir,
@@ -202,17 +230,15 @@ export class QemuHypervisor implements Hypervisor {
         { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
       ],
       isolateNetwork: true,
+      memory: FD.MEMORY,
       vmm: {
         argv: commandLine(machine, wiring),
         descriptors: [
           ...COMMON_DESCRIPTORS,
+          memoryOf(origin),
+          ...stateOf(origin),
+          // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
-          ...(golden === undefined
-            ? []
-            : [
-                { number: FD.MEMORY, kind: 'daemon', fd: golden.base.fd } as const,
-                { number: FD.STATE, kind: 'read', file: golden.stateFile } as const,
-              ]),
           ...(spec.nic === undefined ? [] : [{ number: FD.NIC, kind: 'pair', name: 'nic' } as const]),
           ...spec.disks.map(
             (disk, index): Descriptor => ({ number: FD.DISKS + index, kind: disk.readOnly ? 'read' : 'write', file: disk.path }),
@@ -234,6 +260,64 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 }
+
+/** Where a VM comes from: see `Entry`. */
+type Origin =
+  | { readonly entry: 'boot'; readonly base: HeldBase }
+  | { readonly entry: 'wake'; readonly golden: GoldenBoot }
+  | { readonly entry: 'restore'; readonly capture: Capture; readonly manifest: CaptureManifest; readonly base: HeldBase }
+
+const ZERO_SUM = '0'.repeat(16)
+const ORIGINS = { boot: 'boot', wake: 'golden', restore: 'restore' } as const
+
+function baseOf(origin: Origin): Pick<MachineRecord, 'base' | 'baseSum'> {
+  switch (origin.entry) {
+    case 'boot':
+      return { base: 'zero', baseSum: ZERO_SUM }
+    case 'wake':
+      return { base: `golden/${origin.golden.key}`, baseSum: origin.golden.sum }
+    case 'restore':
+      return { base: origin.capture.base, baseSum: origin.manifest.baseSum }
+  }
+}
+
+function memoryOf(origin: Origin): Descriptor {
+  const number = FD.MEMORY
+  if (origin.entry === 'wake') return { number, kind: 'daemon', fd: origin.golden.base.fd }
+  const { base } = origin
+  if (base.kind === 'scratch') return { number, kind: 'scratch', file: base.dir }
+  return base.kind === 'file' ? { number, kind: 'write', file: base.path } : { number, kind: 'daemon', fd: base.fd }
+}
+
+function stateOf(origin: Origin): Descriptor[] {
+  if (origin.entry === 'boot') return []
+  const file = origin.entry === 'wake' ? origin.golden.stateFile : path.join(origin.capture.dir, STATE)
+  return [{ number: FD.STATE, kind: 'read', file }]
+}
+
+/** Memory first, checked while it is written, then devices. The VM is then as it was when it was paused. */
+async function load(shim: Shim, qmp: Qmp, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
+  if (manifest.delta !== undefined) {
+    const { pages, sum } = await loadDelta(shim, path.join(capture.dir, DELTA), step)
+    if (pages !== manifest.delta.pages || sum !== manifest.delta.sum) {
+      throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
+    }
+  }
+  await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, step)
+  await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
+  await qmp.event('MIGRATION:completed', step)
+}
+
+async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDelta> {
+  try {
+    return await shim.load(file, step)
+  } catch (cause) {
+    if (errorCodeOf(cause) === 'timed_out') throw cause
+    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory could not be loaded', { cause })
+  }
+}
+
+const networkKindOf = (spec: VmSpec): 'user' | 'none' => spec.nic?.backend ?? 'none'
 
 /** A VM that did not come out of its golden boot. Never leaves this file. */
 class WakeFailed extends Error {

@@ -91,7 +91,7 @@ export class Qmp implements Disposable {
     })
   }
 
-  /** Resolves at the first `event` since the connection was made. */
+  /** Resolves at the first `event` since the connection was made; `MIGRATION:completed` is one that has this status. */
   async event(event: string, step: Pick<Step, 'signal'>): Promise<void> {
     if (this.#seen.has(event)) return
     await new Promise<void>((resolve, reject) => {
@@ -143,8 +143,10 @@ export class Qmp implements Disposable {
     }
     if (typeof message !== 'object' || message === null) return
     if ('event' in message && typeof message.event === 'string') {
-      if (this.#seen.size < MAX_EVENTS) this.#seen.add(message.event)
-      for (const onEvent of this.#waiting.get(message.event) ?? []) onEvent()
+      for (const name of namesOf(message.event, message)) {
+        if (this.#seen.size < MAX_EVENTS) this.#seen.add(name)
+        for (const onEvent of this.#waiting.get(name) ?? []) onEvent()
+      }
     } else if ('return' in message) {
       this.#pending.shift()?.resolve(message.return)
     } else if ('error' in message) {
@@ -152,6 +154,12 @@ export class Qmp implements Disposable {
       pending?.reject(new QmpError(pending.command, describe(message.error)))
     }
   }
+}
+
+function namesOf(event: string, message: object): string[] {
+  const data = 'data' in message ? message.data : undefined
+  const status = typeof data === 'object' && data !== null && 'status' in data ? data.status : undefined
+  return typeof status === 'string' ? [event, `${event}:${status.slice(0, 40)}`] : [event]
 }
 
 const describe = (error: unknown): string =>

@@ -5,6 +5,7 @@ import type { VmExit } from '../../hypervisors/hypervisor.ts'
 import { exitOf, type InstanceExit } from '../exit-of.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
+import { removeSleepBut } from '../sleep-files.ts'
 
 // From the workload's end to the VM's: sync, unmount, power off. A guest that does not get there is ended.
 const POWER_OFF_LIMIT_MS = 15_000
@@ -50,6 +51,8 @@ export async function settleStopped(work: InstanceWork, exit: InstanceExit | und
     state: 'Stopped',
     operation: undefined,
     vm: undefined,
+    // Whoever stops a sleeping instance gives up its memory; one that is woken has none any more.
+    sleep: undefined,
     stateError: undefined,
     stoppedAtMs: exit?.atMs ?? Date.now(),
     exitCode: exit?.code,
@@ -58,6 +61,8 @@ export async function settleStopped(work: InstanceWork, exit: InstanceExit | und
   await work.host.letGo()
   await work.step('sweep', 30_000)
   await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
+  await removeSleepBut(work.uses.paths, work.instance.id, undefined).catch(work.leaveForSweep('the sleeping state'))
+  await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
 
 /** Resolves with the VM's exit, rejects when the signal ends first. */

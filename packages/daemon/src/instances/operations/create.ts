@@ -13,22 +13,28 @@ export async function create(work: InstanceWork): Promise<void> {
     await makeFiles(work)
     await powerOn(work)
   } catch (cause) {
-    try {
-      // Harmless when there is nothing: the failed start has swept already, and this tells whether that worked.
-      await work.hypervisor.sweep(work.runDir)
-    } catch (error) {
-      work.log.error({ err: error }, 'what a failed create started could not be ended')
-      work.change({
-        state: 'Unknown',
-        operation: undefined,
-        stateError: 'A VM that did not start could not be ended either: delete the instance',
-      })
-      throw cause
-    }
-    await removeFiles(work)
-    await forgetInstance(work)
+    await undoCreate(work, cause)
     throw cause
   }
+}
+
+/** Takes away all of an instance that did not come to be. Throws `cause` when its VM cannot be ended: then it stays, Unknown. */
+export async function undoCreate(work: InstanceWork, cause: unknown): Promise<void> {
+  await work.host.letGo()
+  try {
+    // Harmless when there is nothing: the failed start has swept already, and this tells whether that worked.
+    await work.hypervisor.sweep(work.runDir)
+  } catch (error) {
+    work.log.error({ err: error }, 'what a failed create started could not be ended')
+    work.change({
+      state: 'Unknown',
+      operation: undefined,
+      stateError: 'A VM that did not start could not be ended either: delete the instance',
+    })
+    throw cause
+  }
+  await removeFiles(work)
+  await forgetInstance(work)
 }
 
 async function makeFiles(work: InstanceWork): Promise<void> {
@@ -63,4 +69,5 @@ export async function forgetInstance(work: InstanceWork): Promise<void> {
   await disks.release(disk.slice(1)).catch(work.leaveForSweep('layers of its disk'))
   await work.host.letGo()
   work.host.forget()
+  await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }

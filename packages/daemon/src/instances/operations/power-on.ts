@@ -1,7 +1,5 @@
 /** The part that create and start share: from an instance that is whole on disk to a VM that runs and is recorded. */
-
 import type { InstanceWork } from '../instance-work.ts'
-import { vmSpecOf } from '../vm-spec-of.ts'
 
 // The first of a shape waits for its golden boot to be made, which under emulation takes a while.
 const SPAWN_LIMIT_MS = 240_000
@@ -11,15 +9,7 @@ const SPAWN_LIMIT_MS = 240_000
  * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation.
  */
 export async function powerOn(work: InstanceWork): Promise<void> {
-  const { paths, settings } = work.uses
-  const image = work.image()
-  const spec = vmSpecOf(work.instance, {
-    image,
-    paths,
-    modules: settings.modules,
-    logMaxBytes: settings.logMaxBytes,
-    freshBoot: settings.freshBoot,
-  })
+  const spec = work.vmSpec()
   await using undo = new AsyncDisposableStack()
 
   const spawn = await work.step('spawn', SPAWN_LIMIT_MS)

@@ -1,0 +1,64 @@
+/** What a fork makes of a point in another instance's life: an instance of its own, which goes on from there. */
+import { mkdir } from 'node:fs/promises'
+import { noteStarted } from '../../guest/journal.ts'
+import { linkCapture, readManifest } from '../../memory/capture-files.ts'
+import type { Instance } from '../instance.ts'
+import type { InstanceWork } from '../instance-work.ts'
+import { beginSleepDraft } from '../sleep-files.ts'
+import { addLayer } from './add-layer.ts'
+import { settleRunning } from './conclusions.ts'
+import { undoCreate } from './create.ts'
+import { powerOn } from './power-on.ts'
+import { wakeFrom } from './restore.ts'
+import { standby } from './standby.ts'
+import type { Point } from './take-point.ts'
+
+export type TargetState = 'Stopped' | 'Standby' | 'Running'
+
+const BOOT_LIMIT_MS = 180_000
+
+/** From a reserved row to `target`. When it throws nothing of the fork is left. */
+export async function fork(work: InstanceWork, point: Point, target: TargetState): Promise<void> {
+  try {
+    await makeFiles(work, point)
+    await goOnFrom(work, point, target)
+  } catch (cause) {
+    await undoCreate(work, cause)
+    throw cause
+  }
+}
+
+/** An instance with a disk of its own above the point's becomes what it was there, or what `target` says. */
+export async function goOnFrom(work: InstanceWork, point: Point, target: TargetState): Promise<void> {
+  const { capture } = point
+  const isForeign = point.instance.id !== work.instance.id
+  if (target === 'Stopped') return work.change({ state: 'Stopped', operation: undefined, sleep: undefined, ...ended(point.instance) })
+  if (capture === undefined) {
+    await powerOn(work)
+    await work.live?.whenUp(await work.step('boot', BOOT_LIMIT_MS))
+    await settleRunning(work)
+    if (target === 'Standby') await standby(work)
+    return
+  }
+  await noteStarted(work.uses.paths.instanceLogs(work.instance.id).journal)
+  if (target === 'Running') return wakeFrom(work, capture, { isForeign })
+  await work.step('link', 30_000)
+  const draft = await beginSleepDraft(work.uses.paths, work.instance.id)
+  await linkCapture(capture.dir, draft.dir, await readManifest(capture.dir))
+  await draft.publish()
+  await work.step('record', 10_000)
+  work.change({ state: 'Standby', operation: undefined, sleep: { generation: draft.generation, base: capture.base, isForeign } })
+}
+
+async function makeFiles(work: InstanceWork, point: Point): Promise<void> {
+  const { paths } = work.uses
+  const { id } = work.instance
+  await work.step('files', 60_000)
+  // The VMM's user goes through to its disk and can list nothing.
+  await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
+  await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
+  await addLayer(work, point.disk)
+}
+
+/** How its last life ended is told of a fork too that never ran. */
+const ended = ({ exitCode, exitMessage, stoppedAtMs }: Instance): Partial<Instance> => ({ exitCode, exitMessage, stoppedAtMs })

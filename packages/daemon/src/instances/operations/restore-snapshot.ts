@@ -1,0 +1,50 @@
+import { rm } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Snapshot } from '../../store/snapshots.ts'
+import type { Instance } from '../instance.ts'
+import type { InstanceWork } from '../instance-work.ts'
+import { removeSleepBut } from '../sleep-files.ts'
+import { addLayer } from './add-layer.ts'
+import { goOnFrom, type TargetState } from './fork.ts'
+import type { Point } from './take-point.ts'
+
+/**
+ * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment. Its id, name, ports and expiry are
+ * those of today. The record of the snapshot's disk is the commit point: what was written since then is given up with it.
+ */
+export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
+  await work.step('intent', 10_000)
+  const { paths, disks, consolidations } = work.uses
+  const { id, disk: given } = work.instance
+  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id))
+  await consolidations.cancel(id)
+  await addLayer(work, snapshot.disk, { ...rememberedOf(snapshot.instance), state: 'Stopped', sleep: undefined, stateError: undefined })
+  await disks.release(given).catch(work.leaveForSweep('the layers that were given up'))
+  await removeSleepBut(paths, id, undefined).catch(work.leaveForSweep('the sleeping state that was given up'))
+  await rm(paths.instanceLogs(id).journal, { force: true })
+  await goOnFrom(work, point, target)
+}
+
+/** What a snapshot says to whoever goes on from it. */
+export const pointOf = ({ instance, disk, base }: Snapshot, dir: string): Point => ({
+  instance,
+  disk,
+  ...(base === undefined ? {} : { capture: { dir, base, isShared: true } }),
+})
+
+/** Which states a snapshot can lead to; the first is the default. Throws `invalid_request` for another. */
+export function targetOf({ kind }: Pick<Snapshot, 'kind'>, wanted: TargetState | undefined): TargetState {
+  const possible: readonly TargetState[] = kind === 'Standby' ? ['Running', 'Standby', 'Stopped'] : ['Stopped', 'Running']
+  const target = wanted ?? possible[0]
+  if (target !== undefined && possible.includes(target)) return target
+  throw new AppError('invalid_request', `A snapshot of the kind ${kind} leads to ${possible.join(' or ')}, not to ${wanted}`)
+}
+
+function rememberedOf(instance: Instance): Partial<Instance> {
+  const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
+  const { snapshotPolicy, skipGuestAgent, skipKernelHeaders, exitCode, exitMessage } = instance
+  return {
+    ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags },
+    ...{ snapshotPolicy, skipGuestAgent, skipKernelHeaders, exitCode, exitMessage },
+  }
+}

@@ -1,0 +1,75 @@
+import { AppError } from '@dormouse/api/errors.ts'
+import type { SnapshotCompression } from '../../store/snapshots.ts'
+import type { InstanceWork } from '../instance-work.ts'
+import type { LiveVm } from '../live-vm.ts'
+import { beginSleepDraft, removeSleepBut } from '../sleep-files.ts'
+import { freezeWorkload } from './freeze-workload.ts'
+
+// Memory goes to disk: a large guest on a slow disk takes its time, and its workload stands still meanwhile.
+const CAPTURE_LIMIT_MS = 600_000
+
+export interface StandbyOptions {
+  /** In place of what the instance's policy says. */
+  readonly compression?: SnapshotCompression
+  readonly compressionDelayMs?: number
+}
+
+/**
+ * Running → Standby: what has changed in memory goes to disk, then the VM goes. The record is the commit point: before it every
+ * failure leaves a VM that runs on; behind it the sleeping state is the truth, and resuming the VM would let disk and memory drift apart.
+ */
+export async function standby(work: InstanceWork): Promise<void> {
+  const live = liveOf(work)
+  const { paths } = work.uses
+  const { id } = work.instance
+  await work.step('draft', 10_000)
+  const draft = await beginSleepDraft(paths, id)
+  let pausedAtMs: number
+  {
+    await using undo = new AsyncDisposableStack()
+    undo.defer(() => draft.discard())
+
+    undo.defer(() => thaw(work, live))
+    await freezeWorkload(work, live)
+
+    // Deferred before the pause, since one that timed out may still have happened; resume is harmless on repeat.
+    undo.defer(() => live.vm.resume(work.undoStep(10_000)))
+    await live.vm.pause(await work.step('pause', 10_000))
+    pausedAtMs = Date.now()
+
+    const { bytes, stored } = await live.vm.capture(draft.dir, await work.step('capture', CAPTURE_LIMIT_MS))
+    const { base } = await stored
+    work.log.info({ bytes, ms: Date.now() - pausedAtMs }, 'memory captured')
+    await work.step('publish', 10_000)
+    await draft.publish()
+    await work.step('record', 10_000)
+    work.change(
+      { state: 'Standby', vm: undefined, stoppedAtMs: Date.now(), sleep: { generation: draft.generation, base } },
+      { via: { state: 'Paused', sinceMs: pausedAtMs } },
+    )
+    undo.move()
+  }
+  await work.step('kill', 60_000)
+  await work.host.letGo()
+  await live.vm.kill().catch(work.leaveForSweep('VM'))
+  await work.step('sweep', 30_000)
+  await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
+  await removeSleepBut(paths, id, draft.generation).catch(work.leaveForSweep('older sleeping states'))
+  await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
+}
+
+/** The VM of an instance that the table says is running. */
+export function liveOf(work: InstanceWork): LiveVm {
+  if (work.live === undefined) throw new AppError('guest_unavailable', `The VM of ${work.instance.name} is gone`)
+  return work.live
+}
+
+/** The workload goes on. A guest that does not answer is left to itself: it thaws when its lease is over. */
+export async function thaw(work: InstanceWork, live: LiveVm): Promise<void> {
+  try {
+    const step = work.undoStep(5000)
+    await (await live.connected(step)).wake({}, step)
+  } catch (error) {
+    work.log.warn({ err: error }, 'the workload could not be thawed')
+  }
+}

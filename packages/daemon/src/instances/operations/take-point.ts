@@ -1,0 +1,149 @@
+/**
+ * An instance at one moment, for others to go on from: the memory, and the disk as it was at the same instant. The instance itself
+ * goes on. A VM that runs stands still for the capture only and is never torn down; all that takes time happens before or after.
+ */
+import { mkdir, rm } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Capture, CaptureUnderWay, Pivot } from '../../hypervisors/hypervisor.ts'
+import { linkCapture, readManifest } from '../../memory/capture-files.ts'
+import type { FreshBase } from '../../memory/memory.ts'
+import type { Instance } from '../instance.ts'
+import type { InstanceWork } from '../instance-work.ts'
+import type { LiveVm } from '../live-vm.ts'
+import { addLayer } from './add-layer.ts'
+import { freezeWorkload } from './freeze-workload.ts'
+import { liveOf, thaw } from './standby.ts'
+
+export interface Point {
+  /** As it was. */
+  readonly instance: Instance
+  /** Absent when it was stopped. */
+  readonly capture?: Capture
+  /** Layers that no one writes any more, top first. */
+  readonly disk: readonly string[]
+  /** A base that was made for it; `settle` it once the rows that stand on it are written. */
+  readonly fresh?: FreshBase
+}
+
+const CAPTURE_LIMIT_MS = 600_000
+const CONSOLIDATE_LIMIT_MS = 600_000
+/** From here on loading the changed pages costs each taker more than a base for all of them does. */
+const WIDE_BYTES = 16 << 20
+
+export interface TakePoint {
+  /** Memory and devices are written below it. Must not exist; nothing of it is left when this throws. */
+  readonly dir: string
+  /** Called when the moment has come: how many go on from it. Who comes later needs another point. */
+  readonly close: () => number
+}
+
+export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
+  const { instance } = work
+  await using undo = new AsyncDisposableStack()
+  undo.defer(() => rm(dir, { recursive: true, force: true }))
+  const point =
+    instance.state === 'Running' ? await takeRunning(work, liveOf(work), { dir, close }) : await takeResting(work, { dir, close })
+  undo.move()
+  return point
+}
+
+async function takeResting(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
+  const { instance } = work
+  close()
+  const disk = await freezeAtRest(work)
+  return instance.state === 'Standby' ? { instance, disk, capture: await shareSleep(work, dir) } : { instance, disk }
+}
+
+async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: TakePoint): Promise<Point> {
+  const { instance } = work
+  const captured = `${dir}/point`
+  await work.step('draft', 10_000)
+  await mkdir(captured, { recursive: true, mode: 0o700 })
+  let takers = 0
+  const { stored } = await captureWithDisk(work, live, captured, () => {
+    takers = close()
+  })
+  const capture = await stored
+  const { delta, ...manifest } = await readManifest(captured)
+  const isWide = delta !== undefined && (takers > 1 || delta.bytes > WIDE_BYTES)
+  if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
+
+  const fresh = await work.uses.memory.consolidate(capture, await work.step('consolidate', CONSOLIDATE_LIMIT_MS))
+  const wide = { dir: `${dir}/wide`, base: fresh.ref, isShared: true }
+  await linkCapture(captured, wide.dir, { ...manifest, base: fresh.ref, baseSum: fresh.sum })
+  return { instance, disk: instance.disk, capture: wide, fresh }
+}
+
+/**
+ * The record names the new layer before the VM writes to it: a layer that no row names is taken away when a daemon starts. Named too
+ * early it is empty, and changes nothing.
+ */
+async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, begin: () => void): Promise<CaptureUnderWay> {
+  const { disk: frozen } = work.instance
+  const { paths } = work.uses
+  const top = await addLayer(work, frozen)
+  const giveUp = async (isFree: boolean): Promise<void> => {
+    // Where the VM writes to it already, it stays: there is no way back then, and none is needed.
+    if (!isFree) return
+    work.change({ disk: frozen })
+    await rm(paths.disk(top), { force: true })
+  }
+  let pivot: Pivot
+  try {
+    pivot = await live.vm.preparePivot('overlay', { path: paths.disk(top) }, await work.step('prepare_disk', 30_000))
+  } catch (error) {
+    await giveUp(true)
+    throw error
+  }
+  try {
+    begin()
+    return await captureInPause(work, live, into, pivot)
+  } catch (error) {
+    await giveUp(await pivot.discard(work.undoStep(10_000)))
+    throw error
+  }
+}
+
+/** Freeze, pause, capture, pivot; then it goes on, whatever happened. */
+async function captureInPause(work: InstanceWork, live: LiveVm, into: string, pivot: Pivot): Promise<CaptureUnderWay> {
+  await using goOn = new AsyncDisposableStack()
+  goOn.defer(() => thaw(work, live))
+  if (!(await freezeWorkload(work, live))) {
+    // A copy of it would run under its name before it could be told another.
+    throw new AppError('guest_unavailable', `The guest of ${work.instance.name} does not answer, so it cannot be copied while it runs`, {
+      hint: 'Put it into standby: that works with a guest that hangs',
+    })
+  }
+  // Deferred before the pause, since one that timed out may still have happened; resume is harmless on repeat.
+  goOn.defer(() => live.vm.resume(work.undoStep(10_000)))
+  await live.vm.pause(await work.step('pause', 10_000))
+  const pausedAt = performance.now()
+  const capturing = await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
+  capturing.stored.catch(() => undefined)
+  await pivot.commit(await work.step('pivot', 10_000))
+  await live.vm.resume(await work.step('resume', 10_000))
+  work.log.info({ bytes: capturing.bytes, pausedMs: Math.round((performance.now() - pausedAt) * 10) / 10 }, 'VM captured, and goes on')
+  return capturing
+}
+
+/** The layers of a disk that no VM has, from now on for ever as they are; the instance goes on above them. */
+async function freezeAtRest(work: InstanceWork): Promise<readonly string[]> {
+  const { disk, overlayBytes: bytes, uid } = work.instance
+  const { disks } = work.uses
+  await work.step('freeze_disk', 60_000)
+  const { source, copy } = await disks.freeze(disk, { bytes, owner: uid === undefined ? undefined : { uid, gid: uid } })
+  await disks.flush([...new Set([...source, ...copy])].filter((name) => !disk.includes(name)))
+  work.change({ disk: source })
+  return copy
+}
+
+/** A sleeping state for another to wake from: its files are shared, since they are never changed. */
+async function shareSleep(work: InstanceWork, dir: string): Promise<Capture> {
+  const { id, name, sleep } = work.instance
+  if (sleep === undefined) throw new Error(`${name} is in standby and has no sleeping state`)
+  await work.step('share', 30_000)
+  const from = work.uses.paths.instanceSleep(id, sleep.generation)
+  const to = `${dir}/point`
+  await linkCapture(from, to, await readManifest(from))
+  return { dir: to, base: sleep.base, isShared: true }
+}

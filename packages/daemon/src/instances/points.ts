@@ -1,0 +1,103 @@
+/**
+ * Points in an instance's life that forks go on from. Forks that wait for one source at the same time share one point: the source
+ * stands still once, and what it holds in memory becomes one base for all of them.
+ */
+import { rm } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import { createId } from '@paralleldrive/cuid2'
+import type { BaseRef } from '../hypervisors/hypervisor.ts'
+import type { Paths } from '../paths.ts'
+import type { Instance, InstanceId } from './instance.ts'
+import type { Story } from './instance-worker.ts'
+import { type Point, takePoint } from './operations/take-point.ts'
+
+export interface PointsUses {
+  readonly paths: Pick<Paths, 'pointsDir'>
+  /** Has the source's worker do it, in turn. Throws what admission says. */
+  request(id: InstanceId, story: Story): Promise<void>
+  /** Writes into the takers' rows what they stand on, before the source may go. */
+  claim(point: Point, takers: readonly InstanceId[]): void
+  /** Removes layers and bases that no row names. */
+  sweep(point: Point): Promise<void>
+}
+
+/** A point in use. Dispose it when the rows that stand on it are written. */
+export interface HeldPoint extends AsyncDisposable {
+  readonly point: Point
+}
+
+interface Gathering {
+  readonly takers: InstanceId[]
+  users: number
+  readonly point: PromiseWithResolvers<Point>
+  readonly dir: string
+}
+
+export class Points {
+  readonly #uses: PointsUses
+  /** Those whose moment has not come yet: who comes now joins. */
+  readonly #gathering = new Map<string, Gathering>()
+  readonly #held = new Set<Point>()
+
+  constructor(uses: PointsUses) {
+    this.#uses = uses
+  }
+
+  /** Does one that is in use stand on it? */
+  standsOn(base: BaseRef): boolean {
+    return [...this.#held].some(({ capture }) => capture?.base === base)
+  }
+
+  async take(source: Instance, taker: InstanceId, { fromRunning }: { fromRunning: boolean }): Promise<HeldPoint> {
+    const key = `${source.id} ${fromRunning}`
+    const underWay = this.#gathering.get(key)
+    const mine = underWay ?? this.#open(key)
+    mine.takers.push(taker)
+    mine.users++
+    if (underWay === undefined) this.#begin(source.id, key, mine, fromRunning)
+    const point = await mine.point.promise
+    return {
+      point,
+      [Symbol.asyncDispose]: async () => {
+        if (--mine.users === 0) await this.#release(mine.dir, point)
+      },
+    }
+  }
+
+  #open(key: string): Gathering {
+    const gathering = { takers: [], users: 0, point: Promise.withResolvers<Point>(), dir: `${this.#uses.paths.pointsDir}/${createId()}` }
+    this.#gathering.set(key, gathering)
+    return gathering
+  }
+
+  #begin(id: InstanceId, key: string, gathering: Gathering, fromRunning: boolean): void {
+    const { takers, point, dir } = gathering
+    const close = (): number => {
+      if (this.#gathering.get(key) === gathering) this.#gathering.delete(key)
+      return takers.length
+    }
+    this.#uses
+      .request(id, async (work) => {
+        if (work.instance.state === 'Running' && !fromRunning) {
+          throw new AppError('invalid_state', `The instance ${work.instance.name} cannot take fork now: it is running`, {
+            hint: 'Ask for it with from_running, or put it into standby first',
+          })
+        }
+        const taken = await takePoint(work, { dir, close })
+        this.#held.add(taken)
+        this.#uses.claim(taken, takers)
+        point.resolve(taken)
+      })
+      .catch((error: unknown) => {
+        close()
+        point.reject(error)
+      })
+  }
+
+  async #release(dir: string, point: Point): Promise<void> {
+    this.#held.delete(point)
+    await rm(dir, { recursive: true, force: true })
+    await point.fresh?.settle()
+    await this.#uses.sweep(point)
+  }
+}

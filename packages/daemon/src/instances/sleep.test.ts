@@ -1,0 +1,206 @@
+/** Standby, restore, fork and snapshots on the fake driver: what goes on, what is its own, what is refused. Faults: faults.test.ts. */
+import assert from 'node:assert/strict'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
+import type { Instance, InstanceId } from './instance.ts'
+import type { Instances } from './instances.ts'
+import { assertInOrder, TEST_OVERLAY, TestHouse } from './test-house.ts'
+
+const request = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY }
+
+async function running(instances: Instances): Promise<Instance> {
+  const { id } = await instances.create(request)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  return instances.get(id)
+}
+
+function machineOf(house: TestHouse, id: InstanceId): FakeMachine {
+  const machine = house.host.running().find(({ spec }) => spec.id === id)
+  assert.ok(machine, `no VM runs for ${id}`)
+  return machine
+}
+
+test('a nap keeps memory, names and disk, and the time asleep is told', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const before = await running(instances)
+  const { guest } = machineOf(house, before.id)
+  guest.counter = 41
+  const asleep = await instances.standby(before.id)
+  assert.equal(asleep.state, 'Standby')
+  assert.ok(asleep.sleep)
+  assert.equal(asleep.vm, undefined)
+  assert.equal(house.host.running().length, 0)
+  assert.ok('paused' in asleep.phases.durations)
+
+  const awake = await instances.restore(before.id)
+  assert.deepEqual([awake.state, awake.operation, awake.sleep], ['Running', undefined, undefined])
+  assert.deepEqual([awake.disk, awake.network, awake.startedAtMs], [before.disk, before.network, before.startedAtMs])
+  const woken = machineOf(house, before.id).guest
+  assert.deepEqual([woken.counter, woken.bootNonce, woken.isFrozen], [41, guest.bootNonce, false])
+  await assertInOrder(house)
+})
+
+test('repeats are answered as what they are, and a sleeper takes nothing that it could not do', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  assert.equal((await instances.restore(id)).state, 'Running')
+  await Promise.all([instances.standby(id), instances.standby(id)])
+  assert.equal((await instances.standby(id)).state, 'Standby')
+  await assert.rejects(instances.standby(id, { compression: { algorithm: 'zstd', level: 1 } }), { code: 'invalid_state' })
+  await assert.rejects(instances.start(id), { code: 'invalid_state' })
+  await Promise.all([instances.restore(id), instances.restore(id)])
+  assert.equal(house.host.running().length, 1)
+  await assertInOrder(house)
+})
+
+test('a stop of a sleeper gives up its memory and keeps its disk', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, disk } = await running(instances)
+  await instances.standby(id)
+  const stopped = await instances.stop(id)
+  assert.deepEqual([stopped.state, stopped.sleep, stopped.disk], ['Stopped', undefined, disk])
+  assert.deepEqual(readdirSync(house.paths.instanceSleepDir(id)), [])
+  await instances.start(id)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await assertInOrder(house)
+})
+
+test('a fork of one that runs goes on from the same memory under a name of its own, and the source never stops', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const source = await running(instances)
+  const machine = machineOf(house, source.id)
+  machine.guest.counter = 7
+  machine.guest.connections = 3
+  await assert.rejects(instances.fork(source.id, { name: 'b' }), { code: 'invalid_state' })
+  const fork = await instances.fork(source.id, { name: 'b', fromRunning: true })
+  assert.equal(fork.state, 'Running')
+  assert.notEqual(fork.network.mac, source.network.mac)
+  const child = machineOf(house, fork.id).guest
+  assert.deepEqual([child.counter, child.identity.hostname, child.connections, child.isFrozen], [7, 'b', 0, false])
+  assert.equal(machineOf(house, source.id), machine)
+  assert.deepEqual([machine.guest.isFrozen, machine.isPaused, machine.guest.connections], [false, false, 3])
+  // Both write above what they share.
+  assert.notEqual(instances.get(source.id).disk[0], fork.disk[0])
+  assert.deepEqual(fork.disk.slice(1), source.disk)
+  assert.deepEqual(instances.get(source.id).disk.slice(1), source.disk)
+  await assertInOrder(house)
+})
+
+test('forks that are asked for at once share one pause', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const source = await running(instances)
+  const forks = await Promise.all(
+    Array.from({ length: 5 }, (_, index) => instances.fork(source.id, { name: `fork-${index}`, fromRunning: true })),
+  )
+  assert.equal(new Set(forks.map(({ disk }) => disk[0])).size, 5)
+  assert.equal(instances.get(source.id).disk.length, 2)
+  assert.deepEqual(readdirSync(house.paths.pointsDir), [])
+  await assertInOrder(house)
+})
+
+const TARGETS = ['Running', 'Standby', 'Stopped'] as const
+for (const from of ['Running', 'Standby', 'Stopped'] as const) {
+  for (const target of TARGETS) {
+    test(`a fork from ${from} comes to be ${target}`, async () => {
+      await using house = new TestHouse()
+      const instances = await house.begin()
+      const source = await running(instances)
+      if (from === 'Standby') await instances.standby(source.id)
+      if (from === 'Stopped') await instances.stop(source.id)
+      const fork = await instances.fork(source.id, { name: 'b', fromRunning: true, target })
+      assert.equal(fork.state, target)
+      assert.equal(instances.get(source.id).state, from)
+      if (target === 'Standby') {
+        const woken = await instances.restore(fork.id)
+        assert.equal(machineOf(house, woken.id).guest.identity.hostname ?? 'b', 'b')
+      }
+      await instances.delete(source.id)
+      if (target === 'Stopped') await instances.start(fork.id)
+      assert.notEqual(instances.get(fork.id).state, 'Unknown')
+      await assertInOrder(house)
+    })
+  }
+}
+
+test('a name that is taken, and ports that are, are refused before anything is touched', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, disk } = await running(instances)
+  await assert.rejects(instances.fork(id, { name: 'a', fromRunning: true }), { code: 'name_conflict' })
+  assert.deepEqual(instances.get(id).disk, disk)
+  await assertInOrder(house)
+})
+
+test('a snapshot is kept, gone back to, forked, and what stands on it outlives it', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  machineOf(house, id).guest.counter = 1
+  const kept = await instances.snapshot(id, { kind: 'Standby', name: 'one', tags: {}, isScheduled: false })
+  assert.ok(kept.bytes > 0)
+  await assert.rejects(instances.snapshot(id, { kind: 'Standby', name: 'one', tags: {}, isScheduled: false }), { code: 'conflict' })
+  await assert.rejects(instances.snapshot(id, { kind: 'Stopped', tags: {}, isScheduled: false }), { code: 'conflict' })
+  machineOf(house, id).guest.counter = 2
+
+  await assert.rejects(instances.restoreSnapshot(id, kept, undefined), { code: 'invalid_state' })
+  await instances.stop(id)
+  assert.equal((await instances.restoreSnapshot(id, kept, undefined)).state, 'Running')
+  assert.equal(machineOf(house, id).guest.counter, 1)
+
+  const fork = await instances.forkSnapshot(kept, { name: 'b' })
+  assert.deepEqual([fork.state, machineOf(house, fork.id).guest.counter], ['Running', 1])
+  await house.snapshots.delete(kept.id)
+  await instances.delete(id)
+  assert.equal(existsSync(house.paths.snapshotDir(kept.id)), false)
+  await instances.standby(fork.id)
+  await instances.restore(fork.id)
+  await assertInOrder(house)
+})
+
+test('a snapshot outlives its source, and is forked without it', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.stop(id)
+  const kept = await instances.snapshot(id, { kind: 'Stopped', tags: {}, isScheduled: false })
+  await instances.delete(id)
+  const fork = await instances.forkSnapshot(kept, { name: 'b', target: 'Running' })
+  assert.equal(fork.state, 'Running')
+  await assert.rejects(instances.forkSnapshot(kept, { name: 'c', target: 'Standby' }), { code: 'invalid_request' })
+  await instances.delete(fork.id)
+  await house.snapshots.delete(kept.id)
+  assert.deepEqual(readdirSync(house.paths.disksDir), [])
+  await assertInOrder(house)
+})
+
+test('a sleeping state that is damaged or gone is refused with the reason, and a stop leads out', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  const { sleep } = await instances.standby(id)
+  assert.ok(sleep)
+  rmSync(join(house.paths.instanceSleep(id, sleep.generation), 'state'))
+  await assert.rejects(instances.restore(id), { code: 'snapshot_unusable' })
+  assert.equal(instances.get(id).state, 'Standby')
+  assert.equal((await instances.stop(id)).state, 'Stopped')
+  await assertInOrder(house)
+})
+
+test('a daemon that ends and begins again finds sleepers asleep', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.standby(id)
+  await house.end()
+  const next = await house.begin()
+  assert.equal(next.get(id).state, 'Standby')
+  assert.equal((await next.restore(id)).state, 'Running')
+  await assertInOrder(house)
+})

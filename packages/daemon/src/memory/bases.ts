@@ -1,0 +1,151 @@
+/**
+ * Bases that were consolidated from captures:
+ *
+ *     dir/<id>/memory          RAM, sparse; never written once published
+ *     dir/<id>/manifest.json   its sum and size
+ *     dir/<id>.draft/          one in the making
+ *
+ * One that a single VM maps is given to it as its file: nothing has to be loaded, whatever its size. One that several map is loaded
+ * into a sealed memfd, out of the reach of each.
+ */
+import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { createId } from '@paralleldrive/cuid2'
+import { publishDirectory } from '../host/files.ts'
+import type { BaseRef } from '../hypervisors/hypervisor.ts'
+import type { Step } from '../lib/step.ts'
+import { consolidateBase, type HeldMemory, loadBase, type MemorySum } from './base-memory.ts'
+import { DELTA } from './capture-files.ts'
+import { SharedHolds } from './shared-holds.ts'
+
+interface Manifest extends MemorySum {
+  readonly version: 1
+  readonly bytes: number
+}
+
+export interface BasesUses {
+  readonly dir: string
+  readonly shimPath: string
+  /** Does a VM, a sleeping state or a snapshot stand on it? */
+  readonly isNeeded: (ref: BaseRef) => boolean
+}
+
+export class Bases implements AsyncDisposable {
+  readonly #uses: BasesUses
+  readonly #loaded: SharedHolds<HeldMemory>
+  /** Made, and on their way to the row that will name them. */
+  readonly #fresh = new Set<string>()
+
+  constructor(uses: BasesUses) {
+    this.#uses = uses
+    this.#loaded = new SharedHolds((base) => base.handle.close())
+  }
+
+  /** Where a VM that has it to itself finds it. Throws `snapshot_unusable` when it is gone or cut. */
+  async memoryOf(id: string, sum: string): Promise<{ file: string; sum: MemorySum }> {
+    return { file: this.#memoryOf(id), sum: await this.#manifestOf(id, sum) }
+  }
+
+  /** The base in a sealed memfd, loaded once for all who hold it at the same time. Dispose it when the shim has been started. */
+  async hold(id: string, sum: string, step: Step): Promise<{ fd: number } & Disposable> {
+    const held = await this.#loaded.hold(id, async () => {
+      const manifest = await this.#manifestOf(id, sum)
+      const base = await loadBase(this.#uses.shimPath, this.#memoryOf(id), step)
+      if (base.sum === manifest.sum && base.pages === manifest.pages) return base
+      await base.handle.close()
+      throw new AppError('snapshot_unusable', 'The memory that it stands on is damaged: its checksum is another')
+    })
+    return { fd: held.value.handle.fd, [Symbol.dispose]: held[Symbol.dispose] }
+  }
+
+  /**
+   * A new base: `from` with the delta of `captureDir` applied. It is safe from the sweep until `settle` says that the row which
+   * names it is written, or that none will be. Leaves nothing behind when it throws.
+   */
+  async consolidate(from: { file: string; sum: MemorySum } | undefined, captureDir: string, bytes: number, step: Step): Promise<FreshBase> {
+    const id = createId()
+    const draft = path.join(this.#uses.dir, `${id}.draft`)
+    this.#fresh.add(id)
+    await using undo = new AsyncDisposableStack()
+    undo.defer(() => void this.#fresh.delete(id))
+    await mkdir(draft, { recursive: true, mode: 0o700 })
+    undo.defer(() => rm(draft, { recursive: true, force: true }))
+    const out = path.join(draft, 'memory')
+    const base = from === undefined ? { base: undefined } : { base: from.file, baseSum: from.sum }
+    const sum = await consolidateBase(this.#uses.shimPath, { ...base, delta: path.join(captureDir, DELTA), out }, step)
+    const manifest: Manifest = { version: 1, ...sum, bytes }
+    await writeFile(path.join(draft, 'manifest.json'), JSON.stringify(manifest), { flush: true })
+    await publishDirectory(draft, path.join(this.#uses.dir, id))
+    undo.move()
+    return {
+      ref: `base/${id}`,
+      sum: sum.sum,
+      settle: async () => {
+        this.#fresh.delete(id)
+        if (!this.#uses.isNeeded(`base/${id}`)) await this.#remove(id)
+      },
+    }
+  }
+
+  /** Removes bases that no one stands on any more, and drafts that a dead daemon left. */
+  async sweep(): Promise<void> {
+    for (const name of await this.#names()) {
+      const id = name.replace(/\.draft$/, '')
+      if (!this.#fresh.has(id) && !this.#uses.isNeeded(`base/${id}`)) await this.#remove(name)
+    }
+  }
+
+  /** Bytes that all of them take on disk. */
+  async diskUsage(): Promise<number> {
+    let bytes = 0
+    for (const name of await this.#names()) {
+      bytes += await stat(path.join(this.#uses.dir, name, 'memory')).then(
+        ({ blocks }) => blocks * 512,
+        () => 0,
+      )
+    }
+    return bytes
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#loaded[Symbol.asyncDispose]()
+  }
+
+  #memoryOf(id: string): string {
+    return path.join(this.#uses.dir, id, 'memory')
+  }
+
+  async #manifestOf(id: string, sum: string): Promise<Manifest> {
+    try {
+      const manifest = JSON.parse(await readFile(path.join(this.#uses.dir, id, 'manifest.json'), 'utf8')) as Manifest
+      const { size } = await stat(this.#memoryOf(id))
+      if (manifest.version === 1 && size === manifest.bytes && manifest.sum === sum) return manifest
+    } catch (cause) {
+      throw new AppError('snapshot_unusable', 'The memory that it stands on cannot be read', { cause })
+    }
+    throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
+  }
+
+  async #names(): Promise<string[]> {
+    try {
+      return (await readdir(this.#uses.dir)).filter((name) => /^[a-z0-9]{24}(\.draft)?$/.test(name))
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+      throw error
+    }
+  }
+
+  async #remove(name: string): Promise<void> {
+    const dir = path.join(this.#uses.dir, name)
+    await rm(path.join(dir, 'manifest.json'), { force: true })
+    await rm(dir, { recursive: true, force: true })
+  }
+}
+
+export interface FreshBase {
+  readonly ref: BaseRef
+  readonly sum: string
+  /** Once the row that names it is written, or will not be. Removes it when no one stands on it. */
+  settle(): Promise<void>
+}

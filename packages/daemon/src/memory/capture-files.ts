@@ -1,0 +1,85 @@
+/**
+ * A capture on disk: what a VM that was paused needs to go on. Its files are never changed once it is published.
+ *
+ *     state           the devices and CPUs
+ *     delta           the pages that differ from the base; absent when none do
+ *     manifest.json   what it stands on, what a machine must be like to wake it, sizes and checksums
+ */
+import { createHash } from 'node:crypto'
+import { link, mkdir, readFile, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { BaseRef } from '../hypervisors/hypervisor.ts'
+
+export interface CaptureManifest {
+  readonly version: 1
+  /** The machine, as far as a state depends on it: the driver compares them with what it would start. */
+  readonly facts: Readonly<Record<string, string | number>>
+  readonly memoryBytes: number
+  readonly base: BaseRef
+  /** Of the base's pages: a golden boot that was made anew is another. */
+  readonly baseSum: string
+  readonly state: { readonly bytes: number; readonly sha256: string }
+  readonly delta?: DeltaSum
+  readonly createdAt: string
+}
+
+export interface DeltaSum {
+  readonly bytes: number
+  readonly pages: number
+  readonly sum: string
+}
+
+export const STATE = 'state'
+export const DELTA = 'delta'
+const MANIFEST = 'manifest.json'
+
+/** Says that `dir` is whole; the last thing that is written into a capture, and flushed. */
+export async function writeManifest(dir: string, manifest: CaptureManifest): Promise<void> {
+  const text = JSON.stringify(manifest)
+  await writeFile(path.join(dir, MANIFEST), JSON.stringify({ sha256: sha256Of(text), text }), { flag: 'wx', flush: true })
+}
+
+/** Throws `snapshot_unusable` when it is not there or not as it was written. */
+export async function readManifest(dir: string): Promise<CaptureManifest> {
+  let cause: unknown
+  try {
+    const { sha256, text } = JSON.parse(await readFile(path.join(dir, MANIFEST), 'utf8')) as { sha256: unknown; text: unknown }
+    if (typeof text === 'string' && sha256Of(text) === sha256) {
+      const manifest = JSON.parse(text) as CaptureManifest
+      if (manifest.version === 1) return manifest
+    }
+  } catch (error) {
+    cause = error
+  }
+  throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its manifest is missing or damaged', { cause })
+}
+
+/** The device state, checked. Throws `snapshot_unusable`. */
+export async function checkState(dir: string, { state }: CaptureManifest): Promise<void> {
+  let found: Buffer
+  try {
+    found = await readFile(path.join(dir, STATE))
+  } catch (cause) {
+    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its device state cannot be read', { cause })
+  }
+  if (found.length !== state.bytes || sha256Of(found) !== state.sha256) {
+    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its device state is damaged')
+  }
+}
+
+/** What is to be said of the device state that was written into `dir`. */
+export async function describeState(dir: string): Promise<CaptureManifest['state']> {
+  const state = await readFile(path.join(dir, STATE))
+  return { bytes: state.length, sha256: sha256Of(state) }
+}
+
+/** The same capture in another new directory: its files are shared, not copied. `delta: false` leaves the pages to the new base. */
+export async function linkCapture(from: string, to: string, manifest: CaptureManifest): Promise<void> {
+  await mkdir(to, { recursive: true, mode: 0o700 })
+  await link(path.join(from, STATE), path.join(to, STATE))
+  if (manifest.delta !== undefined) await link(path.join(from, DELTA), path.join(to, DELTA))
+  await writeManifest(to, manifest)
+}
+
+const sha256Of = (content: string | Buffer): string => createHash('sha256').update(content).digest('hex')

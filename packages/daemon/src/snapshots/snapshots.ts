@@ -1,0 +1,95 @@
+/**
+ * Kept points in instances' lives: found, verified, deleted. Taking one, and going on from one, is the instances' affair. A snapshot
+ * outlives its source; what others stand on outlives the snapshot: layers and bases go when no row names them.
+ */
+import { rename, rm } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Disks } from '../disks/disks.ts'
+import type { Events } from '../events/events.ts'
+import { checkState, readManifest } from '../memory/capture-files.ts'
+import type { LayeredMemory } from '../memory/memory.ts'
+import type { Paths } from '../paths.ts'
+import type { Database } from '../store/database.ts'
+import { type ListSnapshots, type Snapshot, SnapshotRows } from '../store/snapshots.ts'
+
+export type { ListSnapshots, Snapshot } from '../store/snapshots.ts'
+
+export interface SnapshotsUses {
+  readonly db: Database
+  readonly events: Events
+  readonly disks: Pick<Disks, 'release' | 'isWhole'>
+  readonly memory: LayeredMemory
+  readonly paths: Paths
+}
+
+export class Snapshots {
+  readonly #uses: SnapshotsUses
+  readonly #rows: SnapshotRows
+  readonly #held = new Map<string, number>()
+
+  constructor(uses: SnapshotsUses) {
+    this.#uses = uses
+    this.#rows = new SnapshotRows(uses.db)
+  }
+
+  /** Newest first. */
+  list(filter: ListSnapshots = {}): readonly Snapshot[] {
+    return this.#rows.list(filter)
+  }
+
+  /** Throws `not_found`. */
+  get(id: string): Snapshot {
+    const snapshot = this.#rows.find(id)
+    if (snapshot) return snapshot
+    throw new AppError('not_found', `There is no snapshot ${JSON.stringify(id.slice(0, 80))}`, {
+      hint: 'List them with: dormouse snapshot ls',
+    })
+  }
+
+  /** While it is held it cannot be deleted. Throws `not_found`. */
+  hold(id: string): { readonly snapshot: Snapshot } & Disposable {
+    const snapshot = this.get(id)
+    this.#held.set(id, (this.#held.get(id) ?? 0) + 1)
+    return {
+      snapshot,
+      [Symbol.dispose]: () => {
+        const left = (this.#held.get(id) ?? 1) - 1
+        if (left > 0) this.#held.set(id, left)
+        else this.#held.delete(id)
+      },
+    }
+  }
+
+  /** Reads what can be checked of it; throws `snapshot_unusable` when it is not whole. Its memory is checked as it is loaded. */
+  async verify(id: string): Promise<void> {
+    const { base, disk } = this.get(id)
+    if (!this.#uses.disks.isWhole(disk)) throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${id} is missing`)
+    if (base === undefined) return
+    const dir = this.#uses.paths.snapshotDir(id)
+    await checkState(dir, await readManifest(dir))
+  }
+
+  /** Its row is the commit point; what it alone stood on goes with it. Throws `in_use` while someone is going on from it. */
+  async delete(id: string): Promise<void> {
+    const { disk, instance, name } = this.get(id)
+    if (this.#held.has(id)) {
+      throw new AppError('in_use', `The snapshot ${id} is being restored or forked`, {
+        hint: 'Wait until that is done',
+        retryAfterSeconds: 1,
+      })
+    }
+    const { db, events, paths, disks, memory } = this.#uses
+    db.transaction(() => {
+      this.#rows.delete(id)
+      events.record({ kind: 'snapshot.deleted', subject: id, data: { instance: instance.id, name } })
+    })
+    const dir = paths.snapshotDir(id)
+    // What no row names is swept when a daemon starts, also under this name.
+    await rename(dir, `${dir}.draft`).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ENOENT') throw error
+    })
+    await rm(`${dir}.draft`, { recursive: true, force: true })
+    await disks.release(disk)
+    await memory.sweepBases()
+  }
+}
