@@ -9,7 +9,7 @@ import { addressText, connectionFailure, parseAddress } from './connect.ts'
 import { Failure, tell } from './failure.ts'
 import { randomName } from './random-name.ts'
 import { commandOf } from './run/interactive.ts'
-import { imageVerbs, verbs } from './verbs.ts'
+import { verbGroups, verbs } from './verbs.ts'
 import { VERSION } from './version.ts'
 
 test('the version is that of the package', async () => {
@@ -18,7 +18,7 @@ test('the version is that of the package', async () => {
 })
 
 test('every verb is there and can be loaded', async () => {
-  for (const verb of [...verbs, ...imageVerbs]) assert.equal(typeof (await verb.load()).define, 'function', verb.name)
+  for (const verb of [...verbs, ...Object.values(verbGroups).flat()]) assert.equal(typeof (await verb.load()).define, 'function', verb.name)
 })
 
 test('made-up names are names, and later attempts differ', () => {

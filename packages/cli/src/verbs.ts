@@ -35,6 +35,14 @@ export const verbs: readonly Verb[] = [
   { name: 'start', summary: 'Start stopped instances', group: RUNNING, load: () => import('./commands/start.ts') },
   { name: 'stop', summary: 'Stop instances', group: RUNNING, load: () => import('./commands/stop.ts') },
   { name: 'restart', summary: 'Stop instances and start them again', group: RUNNING, load: () => import('./commands/restart.ts') },
+  { name: 'standby', summary: 'Put instances to sleep with their memory', group: RUNNING, load: () => import('./commands/standby.ts') },
+  { name: 'restore', summary: 'Wake instances that sleep', group: RUNNING, load: () => import('./commands/restore.ts') },
+  {
+    name: 'fork',
+    summary: 'Make a second instance that goes on from where one is',
+    group: RUNNING,
+    load: () => import('./commands/fork.ts'),
+  },
   { name: 'rm', summary: 'Delete instances with their disks', group: RUNNING, load: () => import('./commands/rm.ts') },
   { name: 'wait', summary: 'Wait until instances are in a state', group: RUNNING, load: () => import('./commands/wait.ts') },
   { name: 'update', summary: 'Change an instance', group: RUNNING, load: () => import('./commands/update.ts') },
@@ -43,6 +51,12 @@ export const verbs: readonly Verb[] = [
   { name: 'exec', summary: 'Run a command inside an instance', group: INSIDE, ownCodes: true, load: () => import('./commands/exec.ts') },
   { name: 'cp', summary: 'Copy files into and out of an instance', group: INSIDE, load: () => import('./commands/cp.ts') },
   { name: 'stat', summary: 'Look at a path inside an instance', group: INSIDE, load: () => import('./commands/stat.ts') },
+  {
+    name: 'snapshot',
+    summary: 'Take, list and delete snapshots, go back to one, fork one',
+    group: RUNNING,
+    load: () => import('./commands/snapshot.ts'),
+  },
   { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
   { name: 'token', summary: 'Make a token for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
@@ -66,6 +80,17 @@ export const imageVerbs: readonly Verb[] = [
   { name: 'rm', summary: 'Delete images', load: () => import('./commands/image/rm.ts') },
   { name: 'prune', summary: 'Delete every image that no instance stands on', load: () => import('./commands/image/prune.ts') },
 ]
+
+export const snapshotVerbs: readonly Verb[] = [
+  { name: 'create', summary: 'Take a snapshot of an instance', load: () => import('./commands/snapshot/create.ts') },
+  { name: 'ls', alias: 'list', summary: 'List snapshots', load: () => import('./commands/snapshot/ls.ts') },
+  { name: 'rm', summary: 'Delete snapshots', load: () => import('./commands/snapshot/rm.ts') },
+  { name: 'restore', summary: 'Take an instance back to a snapshot', load: () => import('./commands/snapshot/restore.ts') },
+  { name: 'fork', summary: 'Make a new instance of a snapshot', load: () => import('./commands/snapshot/fork.ts') },
+]
+
+/** Verbs that have verbs of their own. */
+export const verbGroups: Readonly<Record<string, readonly Verb[]>> = { image: imageVerbs, snapshot: snapshotVerbs }
 
 /** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */
 export function addVerbs(parent: Command, list: readonly Verb[], parents: WeakMap<Command, Verb>): void {

@@ -1,7 +1,7 @@
 import type { Command } from 'commander'
 import { print } from '../output/print.ts'
 import { parseChoice } from '../parse/values.ts'
-import { imageVerbs, verbs } from '../verbs.ts'
+import { verbGroups, verbs } from '../verbs.ts'
 
 const SHELLS = ['bash', 'zsh', 'fish'] as const
 
@@ -15,7 +15,7 @@ export function define(command: Command): void {
     .action((shell: string) => print(SCRIPTS[parseChoice(shell, SHELLS, 'shell')]()))
 }
 
-const WITH_INSTANCE = 'inspect start stop restart rm wait update stats logs exec cp stat'
+const WITH_INSTANCE = 'inspect start stop restart standby restore fork rm wait update stats logs exec cp stat'
 const WITH_IMAGE = 'run'
 const names = (list: readonly { name: string }[]): string => list.map(({ name }) => name).join(' ')
 
@@ -23,8 +23,12 @@ const bash = (): string => `_dormouse() {
   local word=\${COMP_WORDS[COMP_CWORD]} verb=\${COMP_WORDS[1]}
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W "${names(verbs)}" -- "$word"))
-  elif [ "$verb" = image ] && [ "$COMP_CWORD" -eq 2 ]; then
-    COMPREPLY=($(compgen -W "${names(imageVerbs)}" -- "$word"))
+${Object.entries(verbGroups)
+  .map(
+    ([group, list]) => `  elif [ "$verb" = ${group} ] && [ "$COMP_CWORD" -eq 2 ]; then
+    COMPREPLY=($(compgen -W "${names(list)}" -- "$word"))`,
+  )
+  .join('\n')}
   else
     case " ${WITH_INSTANCE} " in *" $verb "*) COMPREPLY=($(compgen -W "$(dormouse ps -a --names 2>/dev/null)" -- "$word")) ;; esac
     case " ${WITH_IMAGE} image " in *" $verb "*) COMPREPLY=($(compgen -W "$(dormouse image ls -q 2>/dev/null)" -- "$word")) ;; esac
@@ -39,9 +43,11 @@ const fish = (): string =>
   [
     'complete -c dormouse -n __fish_use_subcommand -f',
     ...verbs.map(({ name, summary }) => `complete -c dormouse -n __fish_use_subcommand -a ${name} -d '${summary.replaceAll("'", "\\'")}'`),
-    ...imageVerbs.map(
-      ({ name, summary }) =>
-        `complete -c dormouse -n '__fish_seen_subcommand_from image' -f -a ${name} -d '${summary.replaceAll("'", "\\'")}'`,
+    ...Object.entries(verbGroups).flatMap(([group, list]) =>
+      list.map(
+        ({ name, summary }) =>
+          `complete -c dormouse -n '__fish_seen_subcommand_from ${group}' -f -a ${name} -d '${summary.replaceAll("'", "\\'")}'`,
+      ),
     ),
     `complete -c dormouse -n '__fish_seen_subcommand_from ${WITH_INSTANCE}' -a '(dormouse ps -a --names 2>/dev/null)'`,
     `complete -c dormouse -n '__fish_seen_subcommand_from ${WITH_IMAGE}' -f -a '(dormouse image ls -q 2>/dev/null)'`,

@@ -13,3 +13,6 @@ const every: Readonly<Record<InstanceState, true>> = {
 }
 
 export const instanceStates = Object.keys(every) as InstanceState[]
+
+/** Where a fork or a restored snapshot is to be. */
+export const targetStates = ['Running', 'Standby', 'Stopped'] as const

@@ -1,0 +1,45 @@
+import type { Command } from 'commander'
+import { connect, type HostOption } from '../daemon.ts'
+import { print, printJson } from '../output/print.ts'
+import { parsePorts } from '../parse/ports.ts'
+import { targetStates } from '../parse/states.ts'
+import { collect, parseChoice } from '../parse/values.ts'
+
+interface Options extends HostOption {
+  readonly to?: string
+  readonly publish?: string[]
+  readonly json?: true
+}
+
+export function define(command: Command): void {
+  command
+    .argument('<source>', 'name, id or the beginning of an id')
+    .argument('<name>', 'of the fork')
+    .option('--to <state>', 'running, standby or stopped; as the source is when left out')
+    .option('-p, --publish <[[ip:]host:]guest[/udp]>', 'publish a port of the fork on the host; may be repeated', collect)
+    .option('--json', 'for programs: the fork')
+    .addHelpText('after', HELP)
+    .action((source: string, name: string) => fork(source, name, command.optsWithGlobals()))
+}
+
+const HELP = `
+A second instance that goes on from where the source is: the same memory, the same disk, another name and other addresses. A source
+that runs stands still for some milliseconds and goes on. Its published ports stay its own.`
+
+async function fork(source: string, name: string, options: Options): Promise<void> {
+  const target = options.to === undefined ? undefined : parseChoice(options.to, targetStates, 'state')
+  const ports = options.publish?.flatMap(parsePorts)
+  const made = await connect(options).call('forkInstance', {
+    params: { id: source },
+    query: {},
+    body: {
+      name,
+      // Whoever types it sees the source in `ps`, and means it.
+      from_running: true,
+      ...(target !== undefined && { target_state: target }),
+      ...(ports !== undefined && { network: { ports } }),
+    },
+  })
+  if (options.json) printJson(made)
+  else print(made.name)
+}
