@@ -61,8 +61,8 @@ export interface WorkHost {
   live: LiveVm | undefined
   /** Takes a VM under its care: connects to its guest, boots or wakes it if it still has to be, watches for its end. */
   hold(vm: Vm, wake?: WakeRequest): LiveVm
-  /** Lets go of the VM without touching it. */
-  letGo(): Promise<void>
+  /** Lets go of the VM without touching it. Callers whose exec or copy is open are told `reason`. */
+  letGo(reason?: AppError): Promise<void>
   /** The instance is no more. */
   forget(): void
 }

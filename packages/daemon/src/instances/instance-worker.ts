@@ -132,10 +132,10 @@ export class InstanceWorker implements WorkHost {
     return live
   }
 
-  async letGo(): Promise<void> {
+  async letGo(reason?: AppError): Promise<void> {
     const live = this.live
     this.live = undefined
-    await live?.release()
+    await live?.release(reason)
   }
 
   forget(): void {

@@ -114,10 +114,10 @@ export class LiveVm {
     }
   }
 
-  /** Hangs up and reports no more. The VM goes on. Repeat is harmless. */
-  async release(): Promise<void> {
+  /** Hangs up and reports no more; who waits for the guest is told `reason`. The VM goes on. Repeat is harmless. */
+  async release(reason?: AppError): Promise<void> {
     this.#released.abort()
-    await this.#hangUp()
+    await this.#hangUp(reason)
     await this.#attending
   }
 
@@ -193,10 +193,10 @@ export class LiveVm {
     return true
   }
 
-  async #hangUp(): Promise<void> {
+  async #hangUp(reason?: AppError): Promise<void> {
     const guest = this.#guest
     this.#guest = undefined
-    await guest?.[Symbol.asyncDispose]()
+    await guest?.close(reason)
   }
 
   #step(limitMs: number): Step {

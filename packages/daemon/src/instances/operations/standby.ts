@@ -50,7 +50,7 @@ export async function standby(work: InstanceWork): Promise<void> {
     undo.move()
   }
   await work.step('kill', 60_000)
-  await work.host.letGo()
+  await work.host.letGo(new AppError('guest_unavailable', `The instance ${work.instance.name} was put into standby`))
   await live.vm.kill().catch(work.leaveForSweep('VM'))
   await work.step('sweep', 30_000)
   await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
