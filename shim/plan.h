@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_DESCRIPTORS = 48, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64 };
+enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
 struct descriptor {

@@ -1,8 +1,9 @@
 /** The real QEMU drivers for a test: scratch directories, golden boots of their own, users of their own, and eyes for what is left. */
-import { chown, mkdir, readdir, readFile, truncate, writeFile } from 'node:fs/promises'
+import { chown, mkdir, open, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { pino } from 'pino'
+import { writeEmptyQcow2 } from '../../packages/daemon/src/disks/qcow2.ts'
 import type { DriverUnderTest } from '../../packages/daemon/src/hypervisors/contract-suite.ts'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { createQemuDrivers, type QemuHypervisor, type QemuUses } from '../../packages/daemon/src/hypervisors/qemu/qemu.ts'
@@ -95,6 +96,14 @@ export async function qemuUnderTest(name: HypervisorName, guest: GuestManners, c
         ...(user === undefined ? {} : { user }),
         ...changes,
       }
+    },
+    async makeLayer({ disks, id }) {
+      const overlay = disks.find(({ role }) => role === 'overlay')
+      if (overlay === undefined) throw new Error(`${id} has no overlay`)
+      const layer = join(dir, id, `layer-${++count}.qcow2`)
+      await using file = await open(layer, 'wx', 0o600)
+      await writeEmptyQcow2(file, (await stat(overlay.path)).size)
+      return layer
     },
     async leftovers(spec) {
       const files = await readdir(spec.runDir).catch(() => [])

@@ -43,7 +43,7 @@ export async function runGuest(driver: QemuUnderTest, rootfs: string, changes: P
     hostname: 'guest',
     machineId: '0'.repeat(32),
     workload: { kind: 'exec', argv: ['sleep', '100000'], env: { PATH: '/bin' }, cwd: '/', user: '', stopSignal: 'SIGTERM' },
-    disks: { overlay: false, modules: false, volumes: volumesOf(spec) },
+    disks: { overlay: spec.disks.some(({ role }) => role === 'overlay'), modules: false, volumes: volumesOf(spec) },
     // What an instance is told, so that nothing here holds for a network that no instance has.
     network: guestNetworkOf('02:00:00:00:00:01', []),
   }

@@ -183,6 +183,7 @@ for (const kind of ['xfs', 'btrfs'] as const) {
     const { source, copy } = await there.freeze(['origin.raw'], { bytes: GIB, copy: {} })
     t.diagnostic(`${(performance.now() - startedAt).toFixed(1)} ms`)
     assert.deepEqual([source, copy.length], [['origin.raw'], 1])
+    assert.equal((await there.branch(copy, { bytes: GIB })).length, 1)
     const clone = join(fileSystem.path, 'disks', String(copy[0]))
     await there.flush(copy)
     await qemuIo(join(fileSystem.path, 'disks/origin.raw'), 'raw', 'write -P 2 800M 1M')

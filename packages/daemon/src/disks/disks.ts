@@ -116,19 +116,34 @@ export class Disks {
     options: { bytes: number; owner?: DiskOwner | undefined; copy?: { owner?: DiskOwner | undefined } },
   ): Promise<{ source: readonly string[]; copy: readonly string[] }> {
     const { bytes, owner, copy } = options
-    const [top] = chain
-    if (top === undefined) throw new AppError('internal_error', 'A disk without a layer cannot be frozen')
-    const clone = isPlain(chain) ? await this.reflink(top, copy ?? { owner }) : undefined
-    if (clone !== undefined) return { source: chain, copy: [clone] }
-    await this.#sizeOf(top)
-    const own = await this.newLayer(bytes, { owner })
-    if (copy === undefined) return { source: [own, ...chain], copy: chain }
+    const clone = await this.#clone(chain, copy ?? { owner })
+    if (clone !== undefined) return { source: chain, copy: clone }
+    const source = await this.branch(chain, { bytes, owner })
+    if (copy === undefined) return { source, copy: chain }
     try {
-      return { source: [own, ...chain], copy: [await this.newLayer(bytes, copy), ...chain] }
+      return { source, copy: await this.branch(chain, { bytes, ...copy }) }
     } catch (error) {
-      await this.release([own])
+      await this.release(source.slice(0, 1))
       throw error
     }
+  }
+
+  /**
+   * A disk with the contents of layers that are frozen, or are about to be: a new top over them, or a clone where there is only one and
+   * the file system shares blocks. Throws when what was written last is damaged, so that no one else comes to stand on it.
+   */
+  async branch(frozen: readonly string[], options: { bytes: number; owner?: DiskOwner | undefined }): Promise<readonly string[]> {
+    const [top] = frozen
+    if (top === undefined) throw new AppError('internal_error', 'There is nothing that a disk could stand on')
+    const clone = await this.#clone(frozen, options)
+    if (clone !== undefined) return clone
+    await this.#sizeOf(top)
+    return [await this.newLayer(options.bytes, options), ...frozen]
+  }
+
+  async #clone(chain: readonly string[], options: { owner?: DiskOwner | undefined }): Promise<readonly string[] | undefined> {
+    const clone = isPlain(chain) ? await this.reflink(String(chain[0]), options) : undefined
+    return clone === undefined ? undefined : [clone]
   }
 
   /**
@@ -181,8 +196,8 @@ export class Disks {
   }
 
   /**
-   * Makes the disk and the filesystem in it `bytes` large: a raw layer, with nothing below it. Only while no VM has it. Repeat is harmless, also after a daemon that
-   * died in the middle; a smaller size than it has is refused.
+   * Makes the disk and the filesystem in it `bytes` large: a raw layer, with nothing below it. Only while no VM has it. Repeat is
+   * harmless, also after a daemon that died in the middle; a smaller size than it has is refused.
    */
   async grow(name: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
     const path = this.#uses.paths.disk(name)

@@ -59,8 +59,7 @@ export async function readQcow2Size(file: FileHandle): Promise<number> {
     bytesRead === head.length &&
     head.readUInt32BE(0) === MAGIC &&
     head.readUInt32BE(4) === 3 &&
-    // Offset and length of the backing file's name; its encryption; any feature that changes how it is to be read, data files among them.
-    head.readBigUInt64BE(8) === 0n &&
+    // The length of the backing file's name; its encryption; any feature that changes how it is to be read, data files among them.
     head.readUInt32BE(16) === 0 &&
     head.readUInt32BE(32) === 0 &&
     head.readBigUInt64BE(72) === 0n

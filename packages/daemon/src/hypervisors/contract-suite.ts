@@ -15,6 +15,8 @@ export interface DriverUnderTest extends AsyncDisposable {
   readonly hypervisor: Hypervisor
   /** A spec of its own each time: its id, its run directory, its disks. */
   makeSpec(): Promise<VmSpec>
+  /** An empty qcow2 layer for the disk `overlay` of a spec. */
+  makeLayer(spec: VmSpec): Promise<string>
   /** Whatever is still there of a VM that is gone: processes, sockets, files of its run directory. Its exit record does not count. */
   leftovers(spec: VmSpec): Promise<string[]>
   /** Talks to the guest until it has answered; throws when it does not. */
@@ -68,6 +70,57 @@ export function driverContract(name: string, setUp: () => Promise<DriverUnderTes
       await vm.resume(driver.step())
       await vm.resume(driver.step())
       await greets(vm)
+    })
+
+    test('a disk turns to a new layer in a pause, again and again, and one that is not wanted is let go of', async () => {
+      const spec = await driver.makeSpec()
+      await using vm = await started(spec)
+      const prepare = async () => vm.preparePivot('overlay', { path: await driver.makeLayer(spec) }, driver.step())
+      await vm.flatten('overlay', driver.step())
+      const unwanted = await prepare()
+      assert.equal(await unwanted.discard(driver.step()), true)
+      assert.equal(await unwanted.discard(driver.step()), true)
+      for (let round = 0; round < 3; round++) {
+        const pivot = await prepare()
+        await vm.pause(driver.step())
+        await pivot.commit(driver.step())
+        await pivot.commit(driver.step())
+        await vm.resume(driver.step())
+        assert.equal(await pivot.discard(driver.step()), false)
+        await greets(vm)
+      }
+      await vm.flatten('overlay', driver.step())
+      await vm.flatten('overlay', driver.step())
+      await greets(vm)
+      const last = await prepare()
+      await vm.pause(driver.step())
+      await last.commit(driver.step())
+      await vm.resume(driver.step())
+      await greets(vm)
+    })
+
+    test('a layer that is not there, or for a disk that is not, is refused and the machine goes on', async () => {
+      const spec = await driver.makeSpec()
+      await using vm = await started(spec)
+      const layer = { path: await driver.makeLayer(spec) }
+      await assert.rejects(vm.preparePivot('overlay', { path: `${layer.path}-absent` }, driver.step()))
+      await assert.rejects(vm.preparePivot('volume-3', layer, driver.step()), { code: 'not_found' })
+      await greets(vm)
+      const pivot = await vm.preparePivot('overlay', layer, driver.step())
+      assert.equal(await pivot.discard(driver.step()), true)
+    })
+
+    test('a pivot that a daemon did not live to commit is in nobody’s way', async () => {
+      const spec = await driver.makeSpec()
+      await using vm = await started(spec)
+      await vm.preparePivot('overlay', { path: await driver.makeLayer(spec) }, driver.step())
+      const again = await driver.hypervisor.reconnect(vm.handle, driver.step())
+      assert.ok(again)
+      const pivot = await again.preparePivot('overlay', { path: await driver.makeLayer(spec) }, driver.step())
+      await again.pause(driver.step())
+      await pivot.commit(driver.step())
+      await again.resume(driver.step())
+      await greets(again)
     })
 
     test('a second connection to the guest ends the first', async () => {

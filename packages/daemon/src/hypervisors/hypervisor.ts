@@ -74,8 +74,9 @@ export interface Vm {
    */
   preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot>
   /**
-   * What lies below the top of a disk is copied into the top, while the VM runs; then the VM has let go of the layers below. May take
-   * minutes; when the signal ends it, the disk is as it was. Repeat is harmless, also after a daemon that died over it.
+   * What lies between the top and the bottom of a disk is copied into the top, while the VM runs; then those two alone are left, what was
+   * copied is flushed, and the VM has let go of the others. The bottom stays: it is the largest and the most shared. May take minutes;
+   * when the signal ends it, or it fails, the disk is as it was. Repeat is harmless, also after a daemon that died over it.
    */
   flatten(role: DiskRole, step: Step): Promise<void>
   /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */

@@ -75,7 +75,8 @@ export class FakeVm implements Vm {
 
   async flatten(role: DiskRole, step: Step): Promise<void> {
     await this.#host.reach('flatten', step)
-    this.#machine.chains.set(role, (this.#machine.chains.get(role) ?? []).slice(0, 1))
+    const chain = this.#machine.chains.get(role) ?? []
+    this.#machine.chains.set(role, [...chain.slice(0, 1), ...chain.slice(1).slice(-1)])
   }
 
   async requestShutdown(step: Step): Promise<void> {

@@ -26,6 +26,11 @@ driverContract('fake', async () => {
         logs: { app: path('app'), vmm: path('vmm'), journal: path('journal'), maxBytes: 1000 },
       }
     },
+    async makeLayer({ id }) {
+      const layer = join(dir, `${id}-layer-${++count}`)
+      await writeFile(layer, '')
+      return layer
+    },
     async leftovers(spec) {
       return host
         .running()

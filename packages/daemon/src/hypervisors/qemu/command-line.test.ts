@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, type Wiring } from './command-line.ts'
+import { diskDescriptors } from './disk-nodes.ts'
 
 const machine: Machine = {
   board: Q35,
@@ -61,6 +62,56 @@ test('a full disk of the host is told to the guest that writes, and pauses no VM
 test('a qcow2 disk gets no backing file from what is written in it', () => {
   const argv = commandLine(machine, wiring({ disks: [{ ...overlay, format: 'qcow2' }] }))
   assert.equal(JSON.parse(values(argv, '-blockdev')[0] ?? '').backing, null)
+})
+
+test('a chain is one node in another, the top alone writable, each over a descriptor of its own', () => {
+  const backing = [
+    { path: '/disks/two.qcow2', format: 'qcow2' },
+    { path: '/disks/three.raw', format: 'raw' },
+  ] as const
+  const disks = [rootfs, { ...overlay, format: 'qcow2', backing }] as const
+  const argv = commandLine(machine, wiring({ disks }))
+  const top = JSON.parse(values(argv, '-blockdev')[1] ?? '')
+  const chain = [top, top.backing, top.backing.backing]
+  assert.deepEqual(
+    chain.map((node) => [node.driver, node['read-only'], node.file['read-only'], node.file['auto-read-only']]),
+    [
+      ['qcow2', false, false, false],
+      ['qcow2', true, true, false],
+      ['raw', true, true, false],
+    ],
+  )
+  assert.equal(chain[2].backing, undefined)
+  assert.equal(new Set(chain.map((node) => node['node-name'])).size, 3)
+  const descriptors = diskDescriptors(disks)
+  assert.deepEqual(
+    descriptors.map((one) => [one.kind, 'file' in one ? one.file : '']),
+    [
+      ['read', rootfs.path],
+      ['write', overlay.path],
+      ['read', '/disks/two.qcow2'],
+      ['read', '/disks/three.raw'],
+    ],
+  )
+  assert.deepEqual(
+    descriptors.map(({ number }) => `fd=${number},set=${number}`),
+    values(argv, '-add-fd'),
+  )
+  assert.deepEqual(
+    chain.map(({ file }) => file.filename),
+    descriptors.slice(1).map(({ number }) => `/dev/fdset/${number}`),
+  )
+})
+
+test('as many disks and layers as there may be have descriptors of their own, below those of the shim', () => {
+  const backing = Array.from({ length: 9 }, () => ({ path: '/disks/below.qcow2', format: 'qcow2' }) as const)
+  const disk = { ...overlay, format: 'qcow2', backing } as const
+  const numbers = diskDescriptors(Array.from({ length: Q35.diskSlots }, () => disk)).map(({ number }) => number)
+  assert.equal(new Set(numbers).size, 60)
+  // OWN_DESCRIPTORS in shim/plan.h.
+  assert.ok(Math.max(...numbers) < 100 && Math.min(...numbers) > Math.max(...Object.values(FD)))
+  assert.throws(() => diskDescriptors([{ ...disk, backing: [...backing, ...backing] }]), { code: 'not_supported' })
+  assert.throws(() => diskDescriptors([{ ...overlay, backing }]), /raw layer with something below/)
 })
 
 for (const board of [Q35, MICROVM]) {

@@ -5,6 +5,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { DiskSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
+import { deviceName, diskNode, nodeName } from './disk-nodes.ts'
 
 export interface Machine {
   readonly board: Board
@@ -29,7 +30,7 @@ export interface Wiring {
   readonly nic?: { readonly mac: string }
 }
 
-/** Descriptors that the shim gives to QEMU under these numbers. Disks follow from `DISKS` on, in slot order. */
+/** Descriptors that the shim gives to QEMU under these numbers; those of disks follow, see disk-nodes.ts. */
 export const FD = {
   HELD: 9,
   QMP: 10,
@@ -42,7 +43,6 @@ export const FD = {
   MEMORY: 17,
   NIC: 18,
   EMPTY: 19,
-  DISKS: 20,
 } as const
 
 /** The ports of the virtio serial controller, by the name that the guest looks for. */
@@ -139,34 +139,10 @@ function emptyNode(index: number, entry: Entry): string[] {
   return ['-blockdev', JSON.stringify({ driver: 'raw', 'node-name': nodeName(index), file })]
 }
 
-/** Every node names its driver; what a guest writes onto its disk is never looked into. */
-function diskNode(disk: DiskSpec, index: number): string[] {
-  const fd = FD.DISKS + index
-  const node: Record<string, unknown> = {
-    driver: disk.format,
-    'node-name': nodeName(index),
-    'read-only': disk.readOnly,
-    ...(disk.readOnly ? {} : { discard: 'unmap', 'detect-zeroes': 'unmap' }),
-    ...(disk.format === 'qcow2' ? { backing: null } : {}),
-    file: {
-      driver: 'file',
-      filename: `/dev/fdset/${fd}`,
-      'read-only': disk.readOnly,
-      'auto-read-only': false,
-      locking: 'on',
-      ...(disk.readOnly ? {} : { discard: 'unmap' }),
-    },
-  }
-  return ['-add-fd', `fd=${fd},set=${fd}`, '-blockdev', JSON.stringify(node)]
-}
-
 function diskDevice(board: Board, disk: DiskSpec | undefined, index: number): string[] {
-  const device = `${board.devices.disk},id=disk${index},drive=${nodeName(index)},${board.place(2 + index)}`
+  const device = `${board.devices.disk},id=${deviceName(disk, index)},drive=${nodeName(index)},${board.place(2 + index)}`
   if (disk === undefined) return ['-device', device]
   // Left to itself QEMU pauses a VM when the host's disk is full, and nobody would resume it. Its guest is told instead.
   const onError = disk.readOnly ? '' : ',werror=report,rerror=report'
   return ['-device', `${device},serial=${disk.role}${onError}`]
 }
-
-/** The block node of the disk in slot `index`. */
-export const nodeName = (index: number): string => `block${index}`

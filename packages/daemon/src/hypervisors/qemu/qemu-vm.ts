@@ -12,6 +12,8 @@ import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { SAVE_FILE } from './command-line.ts'
+import { flattenLive } from './flatten-live.ts'
+import { QemuPivot } from './pivot.ts'
 import { Qmp } from './qmp.ts'
 
 export const QMP_SOCKET = 'qmp.sock'
@@ -24,6 +26,8 @@ export class QemuVm implements Vm {
   readonly exited: Promise<VmExit>
   readonly #shim: Shim
   readonly #network: NetworkHelper | undefined
+  /** Layers of pivots that were neither committed nor discarded, by their sets. */
+  readonly #prepared = new Set<number>()
   #guest: Socket | undefined
   #held: Qmp | undefined
 
@@ -65,12 +69,15 @@ export class QemuVm implements Vm {
     return { bytes, stored: whole }
   }
 
-  preparePivot(_role: DiskRole, _layer: { readonly path: string }, _step: Step): Promise<Pivot> {
-    return Promise.reject(new AppError('not_supported', 'The disk of a running VM cannot be frozen yet'))
+  async preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot> {
+    // The shim speaks to QEMU itself.
+    this.#letGo()
+    const give = (set: number): Promise<void> => this.#shim.give(layer.path, 'rw', set, step)
+    return QemuPivot.prepare({ give, speak: (work, own) => this.#speak(work, own), prepared: this.#prepared }, role, step)
   }
 
-  flatten(_role: DiskRole, _step: Step): Promise<void> {
-    return Promise.reject(new AppError('not_supported', 'The disk of a running VM cannot be flattened yet'))
+  async flatten(role: DiskRole, step: Step): Promise<void> {
+    await this.#speak((qmp) => flattenLive(qmp, role, this.#prepared, step), step)
   }
 
   async requestShutdown(step: Step): Promise<void> {
@@ -118,11 +125,15 @@ export class QemuVm implements Vm {
     }
   }
 
+  #execute(command: string, step: Step, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
+    return this.#speak((qmp) => qmp.execute(command, args, step), step)
+  }
+
   /** QEMU serves one control connection at a time, so none is kept while it runs: whoever adopts the VM next must not wait for us. */
-  async #execute(command: string, step: Step, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
-    if (this.#held !== undefined && !this.#held.isClosed) return await this.#held.execute(command, args, step)
+  async #speak<T>(work: (qmp: Qmp) => Promise<T>, step: Step): Promise<T> {
+    if (this.#held !== undefined && !this.#held.isClosed) return await work(this.#held)
     using qmp = await Qmp.connect(path.join(this.handle.runDir, QMP_SOCKET), step)
-    return await qmp.execute(command, args, step)
+    return await work(qmp)
   }
 
   #letGo(): void {

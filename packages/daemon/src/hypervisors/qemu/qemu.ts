@@ -21,6 +21,7 @@ import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from
 import type { VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
+import { diskDescriptors } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
@@ -240,9 +241,7 @@ export class QemuHypervisor implements Hypervisor {
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
           ...(spec.nic === undefined ? [] : [{ number: FD.NIC, kind: 'pair', name: 'nic' } as const]),
-          ...spec.disks.map(
-            (disk, index): Descriptor => ({ number: FD.DISKS + index, kind: disk.readOnly ? 'read' : 'write', file: disk.path }),
-          ),
+          ...diskDescriptors(spec.disks),
         ],
       },
       ...(spec.nic === undefined ? {} : { helper: this.#networkHelper(spec.nic.ports.map(portWord)) }),
@@ -305,7 +304,7 @@ async function load(shim: Shim, qmp: Qmp, { capture, manifest }: Extract<Origin,
   }
   await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, step)
   await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
-  await qmp.event('MIGRATION:completed', step)
+  await qmp.event('MIGRATION', step, ({ status }) => status === 'completed')
 }
 
 async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDelta> {

@@ -46,6 +46,19 @@ test('answers come back in the order of the commands, events in between', async 
   await qmp.event('STOP', within(5000))
 })
 
+test('an event is told by what it is about, whether it came before it was waited for or after', async () => {
+  await using qemu = await fakeQemu((command) => `{"event": "DONE", "data": {"device": "${command}"}}\n{"return": {}}\n`)
+  using qmp = await Qmp.connect(qemu.file, within(5000))
+  const second = qmp.event('DONE', within(5000), ({ device }) => device === 'b')
+  for (const command of ['a', 'b']) await qmp.execute(command, undefined, within(5000))
+  assert.deepEqual(await second, { device: 'b' })
+  assert.deepEqual(await qmp.event('DONE', within(5000), ({ device }) => device === 'a'), { device: 'a' })
+  await assert.rejects(
+    qmp.event('DONE', within(20), ({ device }) => device === 'c'),
+    { code: 'timed_out' },
+  )
+})
+
 test('a refusal names the command', async () => {
   await using qemu = await fakeQemu(() => '{"error": {"class": "GenericError", "desc": "no such thing"}}\n')
   using qmp = await Qmp.connect(qemu.file, within(5000))

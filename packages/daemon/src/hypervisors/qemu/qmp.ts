@@ -13,6 +13,8 @@ export class QmpError extends Error {
   }
 }
 
+type EventData = Readonly<Record<string, unknown>>
+
 interface Pending {
   readonly command: string
   resolve(value: unknown): void
@@ -32,8 +34,8 @@ export class Qmp implements Disposable {
   readonly closed: Promise<void>
   readonly #socket: Socket
   readonly #pending: Pending[] = []
-  readonly #waiting = new Map<string, Set<() => void>>()
-  readonly #seen = new Set<string>()
+  readonly #waiting = new Map<string, Set<(data: EventData) => void>>()
+  readonly #seen: { readonly event: string; readonly data: EventData }[] = []
   #text = ''
 
   private constructor(socket: Socket) {
@@ -91,13 +93,16 @@ export class Qmp implements Disposable {
     })
   }
 
-  /** Resolves at the first `event` since the connection was made; `MIGRATION:completed` is one that has this status. */
-  async event(event: string, step: Pick<Step, 'signal'>): Promise<void> {
-    if (this.#seen.has(event)) return
-    await new Promise<void>((resolve, reject) => {
+  /** Resolves with the data of the first `event`, of those that `matches` takes, since the connection was made. */
+  async event(event: string, step: Pick<Step, 'signal'>, matches: (data: EventData) => boolean = () => true): Promise<EventData> {
+    const seen = this.#seen.find((one) => one.event === event && matches(one.data))
+    if (seen !== undefined) return seen.data
+    return await new Promise<EventData>((resolve, reject) => {
       const onAbort = (): void =>
         finish(() => reject(new AppError('timed_out', `QEMU did not report ${event} in time`, { cause: step.signal.reason })))
-      const onEvent = (): void => finish(resolve)
+      const onEvent = (data: EventData): void => {
+        if (matches(data)) finish(() => resolve(data))
+      }
       const finish = (how: () => void): void => {
         step.signal.removeEventListener('abort', onAbort)
         this.#waiting.get(event)?.delete(onEvent)
@@ -143,10 +148,9 @@ export class Qmp implements Disposable {
     }
     if (typeof message !== 'object' || message === null) return
     if ('event' in message && typeof message.event === 'string') {
-      for (const name of namesOf(message.event, message)) {
-        if (this.#seen.size < MAX_EVENTS) this.#seen.add(name)
-        for (const onEvent of this.#waiting.get(name) ?? []) onEvent()
-      }
+      const data: EventData = 'data' in message && typeof message.data === 'object' ? { ...message.data } : {}
+      if (this.#seen.length < MAX_EVENTS) this.#seen.push({ event: message.event, data })
+      for (const onEvent of this.#waiting.get(message.event) ?? []) onEvent(data)
     } else if ('return' in message) {
       this.#pending.shift()?.resolve(message.return)
     } else if ('error' in message) {
@@ -154,12 +158,6 @@ export class Qmp implements Disposable {
       pending?.reject(new QmpError(pending.command, describe(message.error)))
     }
   }
-}
-
-function namesOf(event: string, message: object): string[] {
-  const data = 'data' in message ? message.data : undefined
-  const status = typeof data === 'object' && data !== null && 'status' in data ? data.status : undefined
-  return typeof status === 'string' ? [event, `${event}:${status.slice(0, 40)}`] : [event]
 }
 
 const describe = (error: unknown): string =>

@@ -1,0 +1,93 @@
+/** What a running QEMU says of its disks. It may have been taken over by its guest, so of what it says only names and numbers are taken. */
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Step } from '../../lib/step.ts'
+import type { DiskRole } from '../vm-spec.ts'
+import { FIRST_GIVEN, isLayerSet, layerName } from './disk-nodes.ts'
+import { type Qmp, QmpError } from './qmp.ts'
+
+const DEEPEST = 100
+
+export interface ShownDisk {
+  readonly format: 'raw' | 'qcow2'
+  /** The sets of its layers, top first. */
+  readonly sets: readonly [number, ...number[]]
+}
+
+/** What the disk of `role` stands on now. */
+export async function diskOf(qmp: Qmp, role: DiskRole, step: Step): Promise<ShownDisk> {
+  for (const disk of await listOf(qmp, 'query-block', undefined, step)) {
+    // A device's own name on microvm, its path on q35, where the disk is a part of the device.
+    if (!String(disk.qdev).split('/').includes(role) || !isRecord(disk.inserted)) continue
+    const format = disk.inserted.drv === 'raw' ? 'raw' : 'qcow2'
+    const [top, ...below] = setsBelow(disk.inserted.image)
+    if (top !== undefined) return { format, sets: [top, ...below] }
+  }
+  throw new AppError('not_found', `The VM has no disk ${role}`)
+}
+
+/** A layer's file is named plainly, or in a document that tells of all below it as well. */
+function setsBelow(image: unknown): number[] {
+  const sets: number[] = []
+  for (let at = image; isRecord(at) && sets.length < DEEPEST; at = at['backing-image']) {
+    const name = String(at.filename)
+    const file: unknown = name.startsWith('json:') ? JSON.parse(name.slice('json:'.length)) : { file: { filename: name } }
+    const filename = isRecord(file) && isRecord(file.file) ? String(file.file.filename) : ''
+    const set = /^\/dev\/fdset\/(\d+)$/.exec(filename)?.[1]
+    if (set === undefined) return []
+    sets.push(Number(set))
+  }
+  return sets
+}
+
+/** A set that QEMU has not. */
+export async function freeSet(qmp: Qmp, step: Step): Promise<number> {
+  return Math.max(FIRST_GIVEN - 1, ...(await setsOf(qmp, step))) + 1
+}
+
+/**
+ * Takes away the layers that no disk stands on, but those in `kept`: nodes that a daemon prepared and did not live to use, and what a
+ * flattening has left behind. Their files are closed, so that the space of one that was removed is free.
+ */
+export async function dropUnused(qmp: Qmp, kept: ReadonlySet<number>, step: Step): Promise<void> {
+  const keptNodes = new Set([...kept].map(layerName))
+  // A node in use is not let go of, and one becomes unused with the last that stands on it: until nothing more goes.
+  for (let hasDropped = true; hasDropped; ) {
+    hasDropped = false
+    for (const { 'node-name': name } of await nodesOf(qmp, step)) {
+      if (typeof name !== 'string' || !/^(block|layer)\d+$/.test(name) || keptNodes.has(name)) continue
+      hasDropped = (await isDone(qmp.execute('blockdev-del', { 'node-name': name }, step))) || hasDropped
+    }
+  }
+  const files = (await nodesOf(qmp, step)).map(({ file }) => String(file)).join('\n')
+  const used = new Set([...files.matchAll(/\/dev\/fdset\/(\d+)/g)].map(([, set]) => Number(set)))
+  for (const set of await setsOf(qmp, step)) {
+    if (isLayerSet(set) && !used.has(set)) await isDone(qmp.execute('remove-fd', { 'fdset-id': set }, step))
+  }
+}
+
+const nodesOf = (qmp: Qmp, step: Step): Promise<Row[]> => listOf(qmp, 'query-named-block-nodes', { flat: true }, step)
+
+async function setsOf(qmp: Qmp, step: Step): Promise<number[]> {
+  const sets = await listOf(qmp, 'query-fdsets', undefined, step)
+  return sets.map((set) => set['fdset-id']).filter((id) => typeof id === 'number' && Number.isSafeInteger(id)) as number[]
+}
+
+/** False when QEMU says no. */
+async function isDone(asked: Promise<unknown>): Promise<boolean> {
+  try {
+    await asked
+    return true
+  } catch (error) {
+    if (error instanceof QmpError) return false
+    throw error
+  }
+}
+
+type Row = Readonly<Record<string, unknown>>
+
+async function listOf(qmp: Qmp, command: string, args: Row | undefined, step: Step): Promise<Row[]> {
+  const answer = await qmp.execute(command, args, step)
+  return Array.isArray(answer) ? answer.filter(isRecord) : []
+}
+
+const isRecord = (value: unknown): value is Row => typeof value === 'object' && value !== null

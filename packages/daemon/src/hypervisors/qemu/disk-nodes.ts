@@ -1,0 +1,101 @@
+/**
+ * Disks as QEMU knows them. Each layer is a node over a descriptor set of its own:
+ *
+ *     device `overlay` ─► block1 ─► layer41 ─► layer42        at a start: the numbers are those of the descriptors
+ *                  ╰────► layer100 ─► block1 ─► ...           after a pivot: the next that is free, from FIRST_GIVEN on
+ *
+ * Every node names its driver and what lies below it. What a guest writes onto its disk is never looked into, and no name in a layer's
+ * own head is followed.
+ */
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Descriptor } from '../shim.ts'
+import type { DiskLayer, DiskSpec } from '../vm-spec.ts'
+
+/** Layers of one disk: the sets of its slot. Long before that many a chain has become slow, so who makes layers keeps it shorter. */
+const MAX_LAYERS = 10
+const FIRST_SET = 30
+/** Sets below it are those that QEMU was born with. */
+export const FIRST_GIVEN = 100
+
+/** The block node of what is in slot `index` when QEMU starts. */
+export const nodeName = (index: number): string => `block${index}`
+
+/** The node of a layer by its set, which is all that QEMU tells of a layer deep down. */
+export function layerName(set: number): string {
+  const index = (set - FIRST_SET) / MAX_LAYERS
+  return set < FIRST_GIVEN && Number.isInteger(index) ? nodeName(index) : `layer${set}`
+}
+
+/** How a device is called: a disk by its role, by which it is found again; an empty slot by its number. */
+export const deviceName = (disk: DiskSpec | undefined, index: number): string => disk?.role ?? `empty${index}`
+
+/** What the shim opens for the disks: of each the top for writing unless it is read-only, all below for reading. */
+export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] =>
+  disks.flatMap((disk, index) =>
+    layersOf(disk).map(
+      ({ path }, depth): Descriptor => ({ number: setOf(index, depth), kind: isWritten(disk, depth) ? 'write' : 'read', file: path }),
+    ),
+  )
+
+/** The arguments that make the nodes of a disk. */
+export function diskNode(disk: DiskSpec, index: number): string[] {
+  const layers = layersOf(disk)
+  const node = layers.reduceRight<object | null>((below, { format }, depth) => {
+    return layerNode({ set: setOf(index, depth), format, isWritten: isWritten(disk, depth) }, below)
+  }, null)
+  const sets = layers.flatMap((_, depth) => ['-add-fd', `fd=${setOf(index, depth)},set=${setOf(index, depth)}`])
+  return [...sets, '-blockdev', JSON.stringify(node)]
+}
+
+/** One layer and what is below it: nothing, as long as it is no one's. */
+export function layerNode(
+  layer: { readonly set: number; readonly format: DiskLayer['format']; readonly isWritten: boolean },
+  below: object | null,
+): Record<string, unknown> {
+  const file = {
+    driver: 'file',
+    'node-name': fileName(layer.set),
+    filename: `/dev/fdset/${layer.set}`,
+    'read-only': !layer.isWritten,
+    'auto-read-only': false,
+    locking: 'on',
+    ...(layer.isWritten ? { discard: 'unmap' } : {}),
+  }
+  return nodeOver(layer, file, below)
+}
+
+/** The options of a layer that is open already, which must be named all, over the nodes that it has. */
+export const openLayerOptions = (set: number, format: DiskLayer['format'], below: string | null): Record<string, unknown> =>
+  nodeOver({ set, format, isWritten: true }, fileName(set), below)
+
+const nodeOver = (
+  { set, format, isWritten }: { readonly set: number; readonly format: DiskLayer['format']; readonly isWritten: boolean },
+  file: object | string,
+  below: object | string | null,
+): Record<string, unknown> => ({
+  driver: format,
+  'node-name': layerName(set),
+  'read-only': !isWritten,
+  ...(isWritten ? { discard: 'unmap', 'detect-zeroes': 'unmap' } : {}),
+  ...(format === 'qcow2' ? { backing: below } : {}),
+  file,
+})
+
+const fileName = (set: number): string => `file${set}`
+
+function layersOf(disk: DiskSpec): readonly DiskLayer[] {
+  const layers = [disk, ...(disk.backing ?? [])]
+  if (layers.length > MAX_LAYERS) {
+    throw new AppError('not_supported', `The disk ${disk.role} has ${layers.length} layers, this hypervisor takes at most ${MAX_LAYERS}`)
+  }
+  if (layers.slice(0, -1).some(({ format }) => format === 'raw')) {
+    throw new AppError('internal_error', `The disk ${disk.role} has a raw layer with something below it, which it would hide`)
+  }
+  return layers
+}
+
+const setOf = (index: number, depth: number): number => FIRST_SET + index * MAX_LAYERS + depth
+const isWritten = (disk: DiskSpec, depth: number): boolean => depth === 0 && !disk.readOnly
+
+/** True for the set of a disk's layer; the others are for other things. */
+export const isLayerSet = (set: number): boolean => set >= FIRST_SET
