@@ -191,7 +191,7 @@ export const InstanceNetwork = Type.Object({
 
 export const Instance = Type.Object(
   {
-    id: Type.String({ description: 'Made by the daemon, 24 characters (CUID2)' }),
+    id: Type.String({ description: 'Made by the daemon, 24 characters of the form of a CUID2' }),
     name: Type.String(),
     image: Type.String({ description: 'The image as it was asked for' }),
     image_digest: Type.Optional(Type.String({ description: 'The image it was made of; every later start uses this one' })),

@@ -149,7 +149,7 @@ export class Paths {
   get vmsDir(): string {
     return join(this.runDir, 'vm')
   }
-  /** A VM's own run directory. The id is cut so that socket paths fit; CUID2 ids stay unique at this length. */
+  /** A VM's own run directory. The id is cut so that socket paths fit; ids are chance throughout and stay unique at this length. */
   vmRunDir(id: string): string {
     return join(this.vmsDir, plainName(id).slice(0, RUN_ID_LENGTH))
   }

@@ -1,5 +1,5 @@
 import { AppError } from '@dormouse/api/errors.ts'
-import { createId } from '@paralleldrive/cuid2'
+import { createId } from '../lib/create-id.ts'
 
 export type LayerFormat = 'raw' | 'qcow2'
 

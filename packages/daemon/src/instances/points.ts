@@ -2,10 +2,11 @@
  * Points in an instance's life that forks go on from. Forks that wait for one source at the same time share one point: the source
  * stands still once, and what it holds in memory becomes one base for all of them.
  */
+
 import { rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
-import { createId } from '@paralleldrive/cuid2'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
+import { createId } from '../lib/create-id.ts'
 import type { Paths } from '../paths.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import type { Story } from './instance-worker.ts'

@@ -2,10 +2,11 @@
  * The directories of an instance's sleeping states. One is drafted beside the others and published by a rename; it counts once the
  * row names its generation, and those that no row names are swept.
  */
+
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createId } from '@paralleldrive/cuid2'
 import { publishDirectory } from '../host/files.ts'
+import { createId } from '../lib/create-id.ts'
 import type { Paths } from '../paths.ts'
 
 export interface SleepDraft {

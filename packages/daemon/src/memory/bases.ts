@@ -8,12 +8,13 @@
  * One that a single VM maps is given to it as its file: nothing has to be loaded, whatever its size. One that several map is loaded
  * into a sealed memfd, out of the reach of each.
  */
+
 import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
-import { createId } from '@paralleldrive/cuid2'
 import { publishDirectory } from '../host/files.ts'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
+import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import { consolidateBase, type HeldMemory, loadBase, type MemorySum } from './base-memory.ts'
 import { DELTA } from './capture-files.ts'
