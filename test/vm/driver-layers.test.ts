@@ -9,7 +9,7 @@ import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import { type CaptureRead, Shim, type StoredCapture } from '../../packages/daemon/src/hypervisors/shim.ts'
-import { consolidateBase, loadBase } from '../../packages/daemon/src/memory/base-memory.ts'
+import { consolidateBase, loadBase, sumUp } from '../../packages/daemon/src/memory/base-memory.ts'
 import { type Base, buildMemoryHolder, childrenOf, hashOf, MemoryHolder, PAGE, writeBase } from '../harness/memory-holder.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
@@ -163,6 +163,9 @@ test('base and delta make a base that holds what the VM had, on any file system'
   const expected = await source.hash(house.dir)
   const delta = join(draft, 'delta')
   const baseSum = await sumOf(house.file)
+  const deltaSum = { sum: done.sum, pages: done.pages - done.zeroPages }
+  assert.deepEqual(await sumUp(artefacts.shimPath, { base: house.file, delta }, makeStep()), { base: baseSum, delta: deltaSum })
+  assert.deepEqual(await sumUp(artefacts.shimPath, { base: undefined, delta }, makeStep()), { base: undefined, delta: deltaSum })
 
   for (const place of [house.dir, ...(await reflinkPlaces(t, mounts))]) {
     const base = join(place, 'shared')
@@ -206,6 +209,7 @@ test('a base that is not the one it should be, and a cut or flipped delta, are r
     await target.do('fill 0 1 1 1')
     await assert.rejects(consolidateBase(artefacts.shimPath, { base: house.file, delta, out }, makeStep()), what)
     await assert.rejects(stat(out), { code: 'ENOENT' })
+    await assert.rejects(sumUp(artefacts.shimPath, { base: house.file, delta }, makeStep()), { code: 'snapshot_unusable', message: what })
   }
   const flipped = async (at: number): Promise<void> => {
     const bad = Buffer.from(good)

@@ -9,6 +9,7 @@ import { FakeHypervisor } from './hypervisors/fake/fake.ts'
 import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
 import { createQemuDrivers, dropStaleGoldenBoots } from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
+import { checkState, readManifest } from './memory/capture-files.ts'
 import { type LayeredMemory, Memory } from './memory/memory.ts'
 import type { Paths } from './paths.ts'
 
@@ -69,10 +70,11 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
   }
 }
 
-/** For drivers without layers: there is nothing to consolidate, and nothing to sweep. */
+/** For drivers without layers: there is nothing to consolidate, and nothing to sweep; a capture is its device state. */
 export const noMemory: LayeredMemory = {
   consolidate: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory layers')),
   sweepBases: async () => undefined,
+  verify: async ({ dir }) => checkState(dir, await readManifest(dir)),
 }
 
 function namesIn(dir: string): string[] {

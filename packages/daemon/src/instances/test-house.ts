@@ -12,6 +12,8 @@ import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { createLogger, type LogLevel } from '../log.ts'
+import { checkState, readManifest } from '../memory/capture-files.ts'
+import type { LayeredMemory } from '../memory/memory.ts'
 import { Paths } from '../paths.ts'
 import { Snapshots } from '../snapshots/snapshots.ts'
 import { Database } from '../store/database.ts'
@@ -39,7 +41,11 @@ export const TEST_IMAGE: ReadyImage = {
 }
 
 /** A fake VM's memory is a JSON value. */
-const NO_LAYERS = { consolidate: () => Promise.reject(new Error('a fake VM has no layers')), sweepBases: async () => undefined }
+const NO_LAYERS: LayeredMemory = {
+  consolidate: () => Promise.reject(new Error('a fake VM has no layers')),
+  sweepBases: async () => undefined,
+  verify: async ({ dir }) => checkState(dir, await readManifest(dir)),
+}
 
 /** A template of this size is quick to make, and small. */
 export const TEST_OVERLAY = 32 * 2 ** 20

@@ -61,6 +61,26 @@ export async function consolidateBase(shimPath: string, what: Consolidation, ste
   return storedSum(stdout, 'A base could not be made of what a VM has written')
 }
 
+/** What the files of a memory at rest hold, read from end to end. Throws `snapshot_unusable` for a delta that contradicts itself. */
+export async function sumUp(
+  shimPath: string,
+  { base, delta }: { base: string | undefined; delta: string | undefined },
+  step: Step,
+): Promise<{ readonly base: MemorySum | undefined; readonly delta: MemorySum | undefined }> {
+  const { stdout } = await runCommand([shimPath, 'verify', base ?? '-', delta ?? '-'], { step, okCodes: [0, 1] })
+  const damaged = /^damaged (.*)$/m.exec(stdout)
+  if (damaged !== null) throw new AppError('snapshot_unusable', `What a VM has written is damaged: ${damaged[1]}`)
+  const said = (what: string): MemorySum | undefined => {
+    const found = new RegExp(`^${what} ([0-9a-f]{16}) (\\d+)$`, 'm').exec(stdout)
+    return found === null ? undefined : { sum: found[1] ?? '', pages: Number(found[2]) }
+  }
+  const sums = { base: said('base'), delta: said('delta') }
+  if ((base !== undefined && sums.base === undefined) || (delta !== undefined && sums.delta === undefined)) {
+    throw new AppError('internal_error', `Memory could not be read: ${stdout.trim().replace(/^error /m, '')}`)
+  }
+  return sums
+}
+
 /** Opens the memfd that a helper offers, after which the helper may go. */
 async function take(argv: readonly [string, ...string[]], flags: number, step: Step): Promise<HeldMemory> {
   const helper = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'ignore'], env: {} })

@@ -6,12 +6,15 @@
  *
  * docs/memory.md explains it with a drawing. Who stands on what is in the rows; `isNeeded` asks them.
  */
+import { existsSync } from 'node:fs'
+import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { BaseRef, Capture } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
+import { type MemorySum, sumUp } from './base-memory.ts'
 import { Bases, type FreshBase } from './bases.ts'
-import { readManifest } from './capture-files.ts'
+import { checkState, DELTA, readManifest } from './capture-files.ts'
 import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
 export type { FreshBase } from './bases.ts'
@@ -36,17 +39,19 @@ export type HeldBase = Disposable &
   )
 
 /** What is done with captures at rest. */
-export type LayeredMemory = Pick<Memory, 'consolidate' | 'sweepBases'>
+export type LayeredMemory = Pick<Memory, 'consolidate' | 'sweepBases' | 'verify'>
 
 export class Memory implements AsyncDisposable {
   readonly #golden: GoldenBoots
   readonly #bases: Bases
   readonly #scratchDir: string
+  readonly #shimPath: string
 
   constructor({ goldenDir, basesDir, shimPath, log, isNeeded }: MemoryUses) {
     this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: (key) => isNeeded(`golden/${key}`) })
     this.#bases = new Bases({ dir: basesDir, shimPath, isNeeded })
     this.#scratchDir = basesDir
+    this.#shimPath = shimPath
   }
 
   goldenBoot(shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<GoldenBoot> {
@@ -89,13 +94,32 @@ export class Memory implements AsyncDisposable {
   /** Base and delta of a capture as one new base. What becomes of the capture is the caller's affair. */
   async consolidate(capture: Capture, step: Step): Promise<FreshBase> {
     const manifest = await readManifest(capture.dir)
-    const [kind, id = ''] = capture.base.split('/')
-    const from =
-      kind === 'golden' ? await this.#golden.memoryOf(id) : kind === 'base' ? await this.#bases.memoryOf(id, manifest.baseSum) : undefined
-    if (from !== undefined && from.sum.sum !== manifest.baseSum) {
-      throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
-    }
+    const from = await this.#fileOf(capture.base, manifest.baseSum)
     return this.#bases.consolidate(from, capture.dir, manifest.memoryBytes, step)
+  }
+
+  /**
+   * Reads all that a capture consists of and stands on, from end to end, in a process of its own. Throws `snapshot_unusable` when any of
+   * it is not as it was written.
+   */
+  async verify({ dir, base }: Pick<Capture, 'dir' | 'base'>, step: Step): Promise<void> {
+    const manifest = await readManifest(dir)
+    await checkState(dir, manifest)
+    const from = await this.#fileOf(base, manifest.baseSum)
+    const delta = manifest.delta && path.join(dir, DELTA)
+    if (delta !== undefined && !existsSync(delta)) throw new AppError('snapshot_unusable', 'What the VM has written is gone')
+    const found = await sumUp(this.#shimPath, { base: from?.file, delta }, step)
+    if (found.base?.sum !== from?.sum.sum || found.base?.pages !== from?.sum.pages || found.delta?.sum !== manifest.delta?.sum) {
+      throw new AppError('snapshot_unusable', 'Its memory is damaged: its checksum is another')
+    }
+  }
+
+  /** Where a base lies on disk, and what it should hold; undefined for nothing but zeros. Throws `snapshot_unusable`. */
+  async #fileOf(base: BaseRef, sum: string): Promise<{ file: string; sum: MemorySum } | undefined> {
+    const [kind, id = ''] = base.split('/')
+    const from = kind === 'golden' ? await this.#golden.memoryOf(id) : kind === 'base' ? await this.#bases.memoryOf(id, sum) : undefined
+    if (from === undefined || from.sum.sum === sum) return from
+    throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
   }
 
   async diskUsage(): Promise<{ readonly goldenBytes: number; readonly basesBytes: number }> {

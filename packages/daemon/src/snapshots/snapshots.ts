@@ -6,7 +6,7 @@ import { rename, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
-import { checkState, readManifest } from '../memory/capture-files.ts'
+import type { Step } from '../lib/step.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
@@ -37,6 +37,11 @@ export class Snapshots {
     return this.#rows.list(filter)
   }
 
+  /** Those that a schedule made of the instance, in the order in which they were made, newest first, whatever their times say. */
+  listScheduled(sourceId: string): readonly Pick<Snapshot, 'id' | 'name' | 'createdAtMs'>[] {
+    return this.#rows.listScheduled(sourceId)
+  }
+
   /** Throws `not_found`. */
   get(id: string): Snapshot {
     const snapshot = this.#rows.find(id)
@@ -60,13 +65,15 @@ export class Snapshots {
     }
   }
 
-  /** Reads what can be checked of it; throws `snapshot_unusable` when it is not whole. Its memory is checked as it is loaded. */
-  async verify(id: string): Promise<void> {
+  /**
+   * Reads all of its memory, and looks whether its disk is there: layers have no checksums. Throws `snapshot_unusable` when it is not
+   * whole.
+   */
+  async verify(id: string, step: Step): Promise<void> {
     const { base, disk } = this.get(id)
     if (!this.#uses.disks.isWhole(disk)) throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${id} is missing`)
     if (base === undefined) return
-    const dir = this.#uses.paths.snapshotDir(id)
-    await checkState(dir, await readManifest(dir))
+    await this.#uses.memory.verify({ dir: this.#uses.paths.snapshotDir(id), base }, step)
   }
 
   /** Its row is the commit point; what it alone stood on goes with it. Throws `in_use` while someone is going on from it. */

@@ -100,6 +100,18 @@ export class SnapshotRows {
       .filter((snapshot) => wanted.every(([key, value]) => Object.hasOwn(snapshot.tags, key) && snapshot.tags[key] === value))
   }
 
+  /** Newest first by the order of rows, which a clock that was wrong has no part in. */
+  listScheduled(sourceId: string): Pick<Snapshot, 'id' | 'name' | 'createdAtMs'>[] {
+    return this.#db
+      .prepare('SELECT id, name, created_at_ms FROM snapshots WHERE source_id = ? AND is_scheduled = 1 ORDER BY rowid DESC')
+      .all(sourceId)
+      .map(({ id, name, created_at_ms }) => ({
+        id: String(id),
+        createdAtMs: Number(created_at_ms),
+        ...(typeof name === 'string' ? { name } : {}),
+      }))
+  }
+
   standsOn(base: BaseRef): boolean {
     return this.#db.prepare('SELECT 1 FROM snapshots WHERE base = ? LIMIT 1').get(base) !== undefined
   }
