@@ -160,6 +160,27 @@ describe('the published client', { timeout: 120_000 }, () => {
     await client.instances.delete(id)
   })
 
+  test('a snapshot schedule is set, changed, read and removed', async () => {
+    const { id } = await create('scheduled')
+    const { snapshotSchedule } = client.instances
+    const set = await snapshotSchedule.update(id, {
+      interval: '24h',
+      retention: { max_count: 7, max_age: '336h' },
+      metadata: { team: 'a' },
+    })
+    assert.deepEqual([set.instance_id, set.interval, set.retention.max_age, set.last_run_at], [id, '24h0m0s', '336h0m0s', null])
+    const changed = await snapshotSchedule.update('scheduled', {
+      interval: set.interval,
+      retention: { max_count: 1 },
+      name_prefix: 'nightly',
+    })
+    assert.deepEqual([changed.next_run_at, changed.name_prefix, changed.retention], [set.next_run_at, 'nightly', { max_count: 1 }])
+    assert.deepEqual(await snapshotSchedule.get(id), changed)
+    await snapshotSchedule.delete(id)
+    await assert.rejects(snapshotSchedule.get(id), { status: 404 })
+    await client.instances.delete(id)
+  })
+
   test('a followed log ends when the reader leaves', async () => {
     const { id } = await running('followed')
     const stream = await client.instances.logs(id, { follow: true, source: 'hypeman' })
@@ -229,8 +250,7 @@ describe('the published client', { timeout: 120_000 }, () => {
       [400, 'invalid_request', () => create('Not A Name')],
       [400, 'invalid_size', () => create('sized', { size: 'enormous' })],
       [404, 'not_found', () => client.instances.get('nobody')],
-      [501, 'not_supported', () => client.instances.fork('taken', { name: 'child' })],
-      [501, 'not_supported', () => client.instances.standby('taken', {})],
+      [409, 'invalid_state', () => client.instances.fork('taken', { name: 'child' })],
       [501, 'not_supported', () => client.volumes.create({ name: 'v', size_gb: 1 })],
       [501, 'not_supported', () => create('volumed', { volumes: [{ volume_id: 'v', mount_path: '/data' }] })],
       [400, 'invalid_timeout', () => client.instances.wait('taken', { state: 'Running', timeout: 'never' })],

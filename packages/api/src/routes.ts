@@ -86,7 +86,6 @@ const waitQuery = Type.Object(
   strict,
 )
 
-const snapshotsLater = 'Standby, fork and snapshots are not built yet'
 const volumesLater = 'Volumes are not built yet'
 const ingressLater = 'Ingress is not built yet'
 const buildsLater = 'Builds are not built yet'
@@ -360,8 +359,7 @@ export const routes = {
     params: id,
     status: 200,
     answer: SnapshotSchedule,
-    errors: ['not_found'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous'],
   },
   setSnapshotSchedule: {
     tag: 'schedules',
@@ -371,8 +369,7 @@ export const routes = {
     body: SetSnapshotScheduleRequest,
     status: 200,
     answer: SnapshotSchedule,
-    errors: ['not_found'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous'],
   },
   deleteSnapshotSchedule: {
     tag: 'schedules',
@@ -380,8 +377,7 @@ export const routes = {
     scope: 'snapshot:delete',
     params: id,
     status: 204,
-    errors: ['not_found'],
-    later: snapshotsLater,
+    errors: ['not_found', 'ambiguous'],
   },
 
   // snapshots

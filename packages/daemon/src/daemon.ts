@@ -18,6 +18,7 @@ import { Instances } from './instances/instances.ts'
 import { Reaper } from './instances/reaper.ts'
 import type { Logger } from './log.ts'
 import { Paths } from './paths.ts'
+import { Schedules, scheduledSnapshots } from './schedules/schedules.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
 import { Ballast } from './store/ballast.ts'
 import { DataLock } from './store/data-lock.ts'
@@ -43,6 +44,7 @@ export class Daemon implements AsyncDisposable {
   readonly paths: Paths
   /** The TCP address that it listens on, when it does. */
   readonly tcp: { readonly host: string; readonly port: number } | undefined
+  readonly #schedules: Schedules
   readonly #http: HttpServer
   readonly #log: Logger
   readonly #parts: AsyncDisposableStack
@@ -51,6 +53,7 @@ export class Daemon implements AsyncDisposable {
   private constructor(parts: {
     instances: Instances
     images: Images
+    schedules: Schedules
     events: Events
     paths: Paths
     http: HttpServer
@@ -63,6 +66,7 @@ export class Daemon implements AsyncDisposable {
     this.events = parts.events
     this.paths = parts.paths
     this.tcp = parts.tcp
+    this.#schedules = parts.schedules
     this.#http = parts.http
     this.#log = parts.log
     this.#parts = parts.stack
@@ -117,12 +121,16 @@ export class Daemon implements AsyncDisposable {
     await images.recover()
     await instances.recover()
     stack.use(new Reaper(instances))
+    const schedules = new Schedules({ db, events, instances, snapshots: scheduledSnapshots(instances, snapshots), log })
+    stack.defer(() => schedules.close())
+    schedules.recover()
 
     const http = stack.use(
       new HttpServer({
         instances,
         images,
         snapshots,
+        schedules,
         events,
         host: {
           facts: host,
@@ -155,7 +163,7 @@ export class Daemon implements AsyncDisposable {
       },
       'daemon ready',
     )
-    return new Daemon({ instances, images, events, paths, http, tcp, log, stack: stack.move() })
+    return new Daemon({ instances, images, schedules, events, paths, http, tcp, log, stack: stack.move() })
   }
 
   /** Takes no more requests, finishes or parks what is under way, leaves VMs running. Repeat is harmless. */
@@ -170,7 +178,7 @@ export class Daemon implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     this.#log.info('daemon stopping; its VMs go on')
-    await Promise.all([this.#http.close(), this.instances.close(CLOSE_GRACE_MS)])
+    await Promise.all([this.#http.close(), this.#schedules.close(), this.instances.close(CLOSE_GRACE_MS)])
     await this.#parts.disposeAsync()
     this.#log.info('daemon stopped')
   }

@@ -6,7 +6,10 @@ import { matchesTags } from '@dormouse/api/names.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import { createId } from '../lib/create-id.ts'
 import { silentLogger } from '../log.ts'
+import { FakeScheduledSnapshots } from '../schedules/fake-scheduled-snapshots.ts'
+import { Schedules } from '../schedules/schedules.ts'
 import type { Snapshot } from '../snapshots/snapshots.ts'
+import { Database } from '../store/database.ts'
 import type { RecordedEvent } from '../store/events.ts'
 import type {
   CopyAsked,
@@ -315,6 +318,14 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
   return {
     instances,
     snapshots: instances.kept,
+    // The real room: it needs no more than rows.
+    schedules: new Schedules({
+      db: Database.open(':memory:'),
+      events: { record: () => undefined },
+      instances: { find: (id) => instances.rows.find((row) => row.id === id) },
+      snapshots: new FakeScheduledSnapshots(),
+      log: silentLogger,
+    }),
     images: new FakeImages(),
     events: {
       async *subscribe({ after = 0, signal }) {

@@ -22,6 +22,7 @@ import { Metrics } from './metrics.ts'
 import { statusOf } from './problems.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
+import { scheduleRoutes } from './routes/schedules.ts'
 import { serverRoutes } from './routes/server.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
 import type { ServerUses } from './uses.ts'
@@ -49,6 +50,7 @@ export class HttpServer implements AsyncDisposable {
     const handlers: Handlers = {
       ...instanceRoutes(uses),
       ...snapshotRoutes(uses),
+      ...scheduleRoutes(uses),
       ...imageRoutes(uses),
       ...serverRoutes(uses, this.authority, metrics),
     }

@@ -18,6 +18,7 @@ import type {
 } from '../instances/instance.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
+import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
 import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
 import type { SnapshotCompression } from '../store/snapshots.ts'
@@ -26,6 +27,7 @@ export interface ServerUses {
   readonly instances: InstancesDoor
   readonly images: ImagesDoor
   readonly snapshots: SnapshotsDoor
+  readonly schedules: SchedulesDoor
   readonly events: EventsDoor
   readonly host: HostDoor
   /** What tokens are signed with. */
@@ -100,6 +102,14 @@ export interface ImagesDoor {
   progress(name: string, options: { signal: AbortSignal }): AsyncIterable<ImageProgress> | Promise<AsyncIterable<ImageProgress>>
   /** Bytes on disk. */
   usage(): number | Promise<number>
+}
+
+export interface SchedulesDoor {
+  /** Throws `not_found` when the instance has none. */
+  get(instance: Instance): SnapshotSchedule
+  put(instance: Instance, wanted: SetSchedule): SnapshotSchedule
+  /** Throws `not_found` when the instance has none. */
+  delete(instance: Instance): void
 }
 
 export interface EventsDoor {

@@ -157,10 +157,9 @@ export const migrations: readonly Migration[] = [
       -- one for an instance at most; outlives it until its snapshots are gone
       CREATE TABLE snapshot_schedules (
         instance_id TEXT PRIMARY KEY,
-        interval TEXT NOT NULL,
         interval_ms INTEGER NOT NULL,
+        -- 0 keeps all
         max_count INTEGER NOT NULL,
-        max_age TEXT,
         max_age_ms INTEGER,
         name_prefix TEXT,
         metadata TEXT NOT NULL DEFAULT '{}',

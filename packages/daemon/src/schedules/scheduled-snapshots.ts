@@ -1,0 +1,51 @@
+import { errorCodeOf } from '@dormouse/api/errors.ts'
+import type { Instance, InstanceId } from '../instances/instance.ts'
+import type { Instances } from '../instances/instances.ts'
+import type { Step } from '../lib/step.ts'
+import type { Snapshots } from '../snapshots/snapshots.ts'
+import type { MadeSnapshot } from './retention.ts'
+
+/** What schedules need of the rooms that make and keep snapshots. */
+export interface ScheduledSnapshots {
+  /** Resolves when it is whole on disk; counts as scheduled from then on. */
+  create(id: InstanceId, request: ScheduledRequest): Promise<{ readonly id: string }>
+  /** The scheduled ones of an instance, which may be gone, in the order in which they were made, newest first, whatever their times say. */
+  listScheduled(id: InstanceId): readonly NamedSnapshot[]
+  /** Reads all of it that can be checked, off the event loop. Throws when it cannot be found out. */
+  verify(snapshotId: string, step: Step): Promise<'whole' | 'damaged'>
+  /** Throws `not_found` when it is gone already, `in_use` while someone is going on from it. */
+  delete(snapshotId: string): Promise<void>
+}
+
+export interface NamedSnapshot extends MadeSnapshot {
+  readonly name?: string
+}
+
+export interface ScheduledRequest {
+  readonly kind: 'Standby' | 'Stopped'
+  readonly name: string
+  readonly tags: Readonly<Record<string, string>>
+}
+
+export interface FindInstance {
+  find(id: InstanceId): Instance | undefined
+}
+
+/** The rooms as schedules use them. */
+export const scheduledSnapshots = (
+  instances: Pick<Instances, 'snapshot'>,
+  snapshots: Pick<Snapshots, 'listScheduled' | 'verify' | 'delete'>,
+): ScheduledSnapshots => ({
+  create: (id, request) => instances.snapshot(id, { ...request, isScheduled: true }),
+  listScheduled: (id) => snapshots.listScheduled(id),
+  verify: async (id, step) => {
+    try {
+      await snapshots.verify(id, step)
+      return 'whole'
+    } catch (error) {
+      if (errorCodeOf(error) === 'snapshot_unusable') return 'damaged'
+      throw error
+    }
+  },
+  delete: (id) => snapshots.delete(id),
+})
