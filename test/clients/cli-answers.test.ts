@@ -271,3 +271,54 @@ test('a tar of files comes on standard output', async (t) => {
   await dormouse(['cp', 'web:/etc/hosts', join(dir, 'copied')], { socket })
   assert.equal(await readFile(join(dir, 'copied'), 'utf8'), 'hello')
 })
+
+test('a schedule is set in days and counts, shown as facts, and removed by name', async (t) => {
+  const heard: string[] = []
+  const schedule = {
+    instance_id: 'abcdefghijklmnopqrstuvwx',
+    interval: '1h0m0s',
+    retention: { max_count: 24, max_age: '168h0m0s' },
+    name_prefix: 'nightly',
+    metadata: { team: 'a' },
+    next_run_at: '2126-01-01T00:00:00Z',
+    last_run_at: '2026-01-01T00:00:00Z',
+    last_snapshot_id: null,
+    last_error: 'web was Unknown\u001b[2J',
+    created_at: '2026-01-01T00:00:00Z',
+    updated_at: '2026-01-01T00:00:00Z',
+  }
+  const { socket, requests } = await startStub(t, {
+    'PUT /instances/web/snapshot-schedule': async (request, response) => {
+      heard.push(Buffer.concat(await request.toArray()).toString())
+      answer(response, schedule)
+    },
+    'GET /instances/web/snapshot-schedule': json(schedule),
+    'DELETE /instances/web/snapshot-schedule': (_, response) => response.writeHead(204).end(),
+  })
+  const set = ['schedule', 'set', 'web', '--every', '1h', '--keep', '24', '--max-age', '7d', '--prefix', 'nightly', '--tag', 'team=a']
+  const { code, stdout, stderr } = await dormouse(set, { socket })
+  assert.deepEqual([code, stdout, stderr], [0, 'web\n', ''])
+  assert.deepEqual(JSON.parse(heard[0] ?? ''), {
+    interval: '1h0m0s',
+    retention: { max_count: 24, max_age: '168h0m0s' },
+    name_prefix: 'nightly',
+    metadata: { team: 'a' },
+  })
+  const shown = (await dormouse(['schedule', 'show', 'web'], { socket })).stdout
+  assert.match(shown, /^Instance +web\nEvery +1h0m0s\nKeeps +the newest 24, none older than 168h0m0s\nPrefix +nightly\nTags +team=a\n/)
+  assert.match(shown, /Last error +web was Unknown\\x1b\[2J\n$/)
+  assert.deepEqual(JSON.parse((await dormouse(['schedule', 'show', 'web', '--json'], { socket })).stdout), schedule)
+  assert.equal((await dormouse(['schedule', 'rm', 'web'], { socket })).stdout, 'web\n')
+  assert.equal((await dormouse(['schedule', 'rm', 'other'], { socket })).code, 3)
+
+  const before = requests.length
+  for (const wrong of [
+    ['--keep', '3'],
+    ['--every', '1h'],
+    ['--every', 'soon', '--keep', '3'],
+    ['--every', '1h', '--keep', '0'],
+  ])
+    assert.equal((await dormouse(['schedule', 'set', 'web', ...wrong], { socket })).code, 2, wrong.join(' '))
+  assert.equal(requests.length, before)
+  assert.match((await dormouse(['completion', 'bash'], { socket })).stdout, /"\$verb" = schedule .*\n.*"set show rm"/)
+})

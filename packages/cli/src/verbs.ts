@@ -57,6 +57,12 @@ export const verbs: readonly Verb[] = [
     group: RUNNING,
     load: () => import('./commands/snapshot.ts'),
   },
+  {
+    name: 'schedule',
+    summary: 'Have snapshots taken by themselves, and old ones deleted',
+    group: RUNNING,
+    load: () => import('./commands/schedule.ts'),
+  },
   { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
   { name: 'token', summary: 'Make a token for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
@@ -89,8 +95,18 @@ export const snapshotVerbs: readonly Verb[] = [
   { name: 'fork', summary: 'Make a new instance of a snapshot', load: () => import('./commands/snapshot/fork.ts') },
 ]
 
+export const scheduleVerbs: readonly Verb[] = [
+  { name: 'set', summary: 'Set when snapshots are taken, and which are kept', load: () => import('./commands/schedule/set.ts') },
+  { name: 'show', summary: 'Show a schedule, and how its last run went', load: () => import('./commands/schedule/show.ts') },
+  { name: 'rm', summary: 'Remove schedules; what they made stays', load: () => import('./commands/schedule/rm.ts') },
+]
+
 /** Verbs that have verbs of their own. */
-export const verbGroups: Readonly<Record<string, readonly Verb[]>> = { image: imageVerbs, snapshot: snapshotVerbs }
+export const verbGroups: Readonly<Record<string, readonly Verb[]>> = {
+  image: imageVerbs,
+  snapshot: snapshotVerbs,
+  schedule: scheduleVerbs,
+}
 
 /** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */
 export function addVerbs(parent: Command, list: readonly Verb[], parents: WeakMap<Command, Verb>): void {

@@ -3,11 +3,13 @@ import test from 'node:test'
 import { parseCopyEnd } from './instance-path.ts'
 import { parseChoice, parseCount, parseDurationOption, parseSizeOption, parseTags, parseTail } from './values.ts'
 
-test('durations are Go durations, or seconds', () => {
+test('durations are Go durations, with days and weeks, or seconds', () => {
+  assert.equal(parseDurationOption('7d'), 7 * 86_400_000)
+  assert.equal(parseDurationOption('1w1.5d2h'), (168 + 36 + 2) * 3_600_000)
   assert.equal(parseDurationOption('1h30m'), 5_400_000)
   assert.equal(parseDurationOption('10'), 10_000)
   assert.equal(parseDurationOption('0.5'), 500)
-  for (const text of ['', '-5s', 'soon', '5 s']) assert.throws(() => parseDurationOption(text), /is not a duration/, text)
+  for (const text of ['', '-5s', 'soon', '5 s', 'd', '7days']) assert.throws(() => parseDurationOption(text), /is not a duration/, text)
 })
 
 test('sizes are handed on as they were written', () => {

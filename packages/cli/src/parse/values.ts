@@ -23,11 +23,12 @@ export function parseSizeOption(text: string): string {
   return text.trim()
 }
 
-/** Milliseconds of `90s`, `2m`, `1h30m`; a bare number is seconds, as Docker and systemd take it. */
+/** Milliseconds of `90s`, `1h30m`, `7d`, `2w`; a bare number is seconds, as Docker and systemd take it. */
 export function parseDurationOption(text: string): number {
-  const ms = /^\d+(\.\d+)?$/.test(text) ? Number(text) * 1000 : parseDuration(text)
+  const inHours = text.replaceAll(/(\d+(?:\.\d+)?)([dw])/g, (_, amount, unit) => `${Number(amount) * (unit === 'd' ? 24 : 168)}h`)
+  const ms = /^\d+(\.\d+)?$/.test(text) ? Number(text) * 1000 : parseDuration(inHours)
   if (ms === undefined || ms < 0 || !Number.isFinite(ms)) {
-    throw usageFailure(`${JSON.stringify(text)} is not a duration`, 'Write it as 30s, 5m or 1h30m')
+    throw usageFailure(`${JSON.stringify(text)} is not a duration`, 'Write it as 30s, 5m, 1h30m or 7d')
   }
   return ms
 }
