@@ -57,7 +57,7 @@ const SCHEDULED = 'dormouse.scheduled'
 const SOURCE = 'dormouse.source-instance'
 
 /** `nightly-20260131-020000`: a prefix has at most 47 characters, so that with a dash and 15 more it is a name. */
-export const nameOf = ({ namePrefix = DEFAULT_PREFIX }: Pick<SnapshotSchedule, 'namePrefix'>, atMs: number): string =>
+const nameOf = ({ namePrefix = DEFAULT_PREFIX }: Pick<SnapshotSchedule, 'namePrefix'>, atMs: number): string =>
   `${namePrefix}-${stampOf(atMs)}`
 
 /** `20260131-020000`, UTC. */
