@@ -28,7 +28,7 @@ function tableOf(outcomes: readonly Outcome[]): string {
   const known = text.slice(before.length, -after.length).match(/^\| `.*$/gm) ?? []
   const rows = new Map([...known, ...measured].map((row) => [idOf(row), row]))
   return [
-    `\`make bench\` on ${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}, Linux ${release()}.`,
+    `\`make bench\`, the last time on ${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}, Linux ${release()}.`,
     '',
     '| Promise | Ours | Anchor | Anchor / ours | Target | | Runs | Day |',
     '|---|---|---|---|---|---|---|---|',
