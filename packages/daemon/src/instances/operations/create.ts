@@ -11,7 +11,10 @@ const FILES_LIMIT_MS = 60_000
 export async function create(work: InstanceWork): Promise<void> {
   try {
     await makeFiles(work)
-    await powerOn(work)
+    // Beside the VM's start, which takes longer.
+    const isDurable = work.uses.disks.flush(work.instance.disk)
+    isDurable.catch(() => undefined)
+    await powerOn(work, isDurable)
   } catch (cause) {
     await undoCreate(work, cause)
     throw cause

@@ -6,9 +6,10 @@ const SPAWN_LIMIT_MS = 240_000
 
 /**
  * Starts the VM and records it: the commit point of create and start. Before it every failure leaves no VM; after it the instance
- * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation.
+ * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation. `isDurable` is
+ * waited for before the record: what outlives a power cut must not say of a disk that it is there when it is not.
  */
-export async function powerOn(work: InstanceWork): Promise<void> {
+export async function powerOn(work: InstanceWork, isDurable: Promise<unknown> = Promise.resolve()): Promise<void> {
   const spec = work.vmSpec()
   await using undo = new AsyncDisposableStack()
 
@@ -22,6 +23,7 @@ export async function powerOn(work: InstanceWork): Promise<void> {
   })
   work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM started')
 
+  await isDurable
   await work.step('record', 10_000)
   work.change({
     state: 'Initializing',
