@@ -53,6 +53,9 @@ interface Proof {
 }
 const NOTHING_ASKED: Proof = { findings: new Map(), troubles: [] }
 
+/** A terabyte from a slow disk; what takes longer hangs. */
+const VERIFY_LIMIT_MS = 3 * 3_600_000
+
 /** Looks at one after the other, newest first, until one is whole. */
 async function prove(snapshots: ScheduledSnapshots, made: readonly NamedSnapshot[], step: Step): Promise<Proof> {
   const findings = new Map<string, Finding>()
@@ -60,7 +63,7 @@ async function prove(snapshots: ScheduledSnapshots, made: readonly NamedSnapshot
   for (const one of made) {
     let finding: Finding
     try {
-      finding = await snapshots.verify(one.id, step)
+      finding = await snapshots.verify(one.id, { ...step, signal: AbortSignal.any([step.signal, AbortSignal.timeout(VERIFY_LIMIT_MS)]) })
       if (finding === 'damaged') troubles.push(`The snapshot ${nameOf(one)} is damaged`)
     } catch (error) {
       step.signal.throwIfAborted()
