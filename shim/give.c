@@ -65,6 +65,14 @@ static char *last_word(char *words) {
     return space + 1;
 }
 
+/* A note that QEMU keeps with the descriptor: what the file is called, so that whoever asks later knows which it is. */
+static const char *name_of(const char *file) {
+    const char *slash = strrchr(file, '/');
+    const char *name = slash == NULL ? file : slash + 1;
+    size_t plain = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+    return name[plain] == '\0' ? name : "";
+}
+
 void give(const struct job *job) {
     char *end;
     long set = strtol(last_word(job->words), &end, 10);
@@ -81,8 +89,9 @@ void give(const struct job *job) {
     next_line(qmp, (const char *const[]){"{\"QMP\":", NULL}, line);
     send_command(socket, "{\"execute\": \"qmp_capabilities\"}\n", -1);
     await_answer(qmp, line);
-    char command[128];
-    snprintf(command, sizeof command, "{\"execute\": \"add-fd\", \"arguments\": {\"fdset-id\": %ld}}\n", set);
+    char command[512];
+    snprintf(command, sizeof command, "{\"execute\": \"add-fd\", \"arguments\": {\"fdset-id\": %ld, \"opaque\": \"%.255s\"}}\n", set,
+             name_of(job->words));
     send_command(socket, command, fd);
     await_answer(qmp, line);
     fclose(qmp);

@@ -63,13 +63,13 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
   assert.deepEqual(drafts, [])
 }
 
-/** The layers of each instance's disk, from the rows themselves: no answer of the daemon's has them. */
+/** The layers of each disk by its instance or snapshot, from the rows themselves: no answer of the daemon's has them. */
 export function disksOf(dir: string): Map<string, string[]> {
   const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
   try {
     return new Map(
       db
-        .prepare('SELECT id, disk FROM instances')
+        .prepare('SELECT id, disk FROM instances UNION ALL SELECT id, disk FROM snapshots')
         .all()
         .map(({ id, disk }) => [String(id), JSON.parse(String(disk))]),
     )

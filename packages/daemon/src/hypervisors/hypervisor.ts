@@ -76,9 +76,10 @@ export interface Vm {
   /**
    * What lies between the top and the bottom of a disk is copied into the top, while the VM runs; then those two alone are left, what was
    * copied is flushed, and the VM has let go of the others. The bottom stays: it is the largest and the most shared. May take minutes;
-   * when the signal ends it, or it fails, the disk is as it was. Repeat is harmless, also after a daemon that died over it.
+   * when the signal ends it, or it fails, the disk is as it was. Repeat is harmless, also after a daemon that died over it. Resolves with
+   * the names of the files that are left, top first: those of the VM, which may never have come to use one that is on record.
    */
-  flatten(role: DiskRole, step: Step): Promise<void>
+  flatten(role: DiskRole, step: Step): Promise<readonly string[]>
   /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */
   requestShutdown(step: Step): Promise<void>
   /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */

@@ -1,12 +1,13 @@
 /** Standby, restore, fork and snapshots on the fake driver: what goes on, what is its own, what is refused. Faults: faults.test.ts. */
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test } from 'node:test'
+import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import type { Instances } from './instances.ts'
-import { assertInOrder, TEST_OVERLAY, TestHouse } from './test-house.ts'
+import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 const request = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY }
 
@@ -202,5 +203,47 @@ test('a daemon that ends and begins again finds sleepers asleep', async () => {
   const next = await house.begin()
   assert.equal(next.get(id).state, 'Standby')
   assert.equal((await next.restore(id)).state, 'Running')
+  await assertInOrder(house)
+})
+
+test('a disk does not grow longer and longer, whether its VM runs or not, and every copy keeps what it stands on', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  const longest = async (take: (round: number) => Promise<unknown>): Promise<number> => {
+    const lengths: number[] = []
+    for (let round = 0; round < 9; round++) {
+      await take(round)
+      lengths.push(instances.get(id).disk.length)
+    }
+    return Math.max(...lengths)
+  }
+  assert.equal(await longest((round) => instances.fork(id, { name: `fork-${round}`, fromRunning: true, target: 'Stopped' })), 8)
+  assert.equal(machineOf(house, id).chains.get('overlay')?.length, instances.get(id).disk.length)
+  for (const { disk } of instances.list()) assert.ok(disk.length <= 9)
+  await instances.stop(id)
+  assert.equal(await longest((round) => instances.fork(id, { name: `still-${round}` })), 8)
+  await assertInOrder(house)
+})
+
+test('a layer that a daemon put on record and did not live to use takes nothing with it when the disk is flattened', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  for (let round = 0; round < 6; round++) await instances.fork(id, { name: `fork-${round}`, fromRunning: true, target: 'Stopped' })
+  await house.end()
+  let hasCrashed = false
+  await house.begin({ crashAt: 'fork:prepare_disk', onCrash: () => (hasCrashed = true) })
+  house.instances.fork(id, { name: 'never', fromRunning: true }).catch(() => undefined)
+  await pollUntil('the crash', () => hasCrashed, { signal: AbortSignal.timeout(10_000) })
+  house.crash()
+  await house.begin()
+  await settled(house.instances)
+  const { disk } = house.instances.get(id)
+  const chain = (): string[] => (machineOf(house, id).chains.get('overlay') ?? []).map((path) => basename(path))
+  assert.deepEqual([disk.length, disk.slice(1)], [8, chain()])
+  await house.instances.fork(id, { name: 'last', fromRunning: true, target: 'Stopped' })
+  assert.deepEqual(house.instances.get(id).disk, chain())
+  assert.ok(!house.instances.get(id).disk.includes(String(disk[0])))
   await assertInOrder(house)
 })

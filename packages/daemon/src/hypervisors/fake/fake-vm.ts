@@ -1,5 +1,5 @@
 import { access, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
@@ -73,10 +73,12 @@ export class FakeVm implements Vm {
     }
   }
 
-  async flatten(role: DiskRole, step: Step): Promise<void> {
+  async flatten(role: DiskRole, step: Step): Promise<readonly string[]> {
     await this.#host.reach('flatten', step)
     const chain = this.#machine.chains.get(role) ?? []
-    this.#machine.chains.set(role, [...chain.slice(0, 1), ...chain.slice(1).slice(-1)])
+    const left = [...chain.slice(0, 1), ...chain.slice(1).slice(-1)]
+    this.#machine.chains.set(role, left)
+    return left.map((path) => basename(path))
   }
 
   async requestShutdown(step: Step): Promise<void> {

@@ -13,6 +13,13 @@ export interface ShownDisk {
   readonly sets: readonly [number, ...number[]]
 }
 
+/** What the file of a layer is called. */
+export async function layerFileOf(qmp: Qmp, set: number, step: Step): Promise<string> {
+  const name = (await setsOf(qmp, step)).get(set)
+  if (name !== undefined) return name
+  throw new AppError('internal_error', `QEMU does not tell which file its descriptor set ${set} is`)
+}
+
 /** What the disk of `role` stands on now. */
 export async function diskOf(qmp: Qmp, role: DiskRole, step: Step): Promise<ShownDisk> {
   for (const disk of await listOf(qmp, 'query-block', undefined, step)) {
@@ -41,7 +48,7 @@ function setsBelow(image: unknown): number[] {
 
 /** A set that QEMU has not. */
 export async function freeSet(qmp: Qmp, step: Step): Promise<number> {
-  return Math.max(FIRST_GIVEN - 1, ...(await setsOf(qmp, step))) + 1
+  return Math.max(FIRST_GIVEN - 1, ...(await setsOf(qmp, step)).keys()) + 1
 }
 
 /**
@@ -60,16 +67,22 @@ export async function dropUnused(qmp: Qmp, kept: ReadonlySet<number>, step: Step
   }
   const files = (await nodesOf(qmp, step)).map(({ file }) => String(file)).join('\n')
   const used = new Set([...files.matchAll(/\/dev\/fdset\/(\d+)/g)].map(([, set]) => Number(set)))
-  for (const set of await setsOf(qmp, step)) {
+  for (const set of (await setsOf(qmp, step)).keys()) {
     if (isLayerSet(set) && !used.has(set)) await isDone(qmp.execute('remove-fd', { 'fdset-id': set }, step))
   }
 }
 
 const nodesOf = (qmp: Qmp, step: Step): Promise<Row[]> => listOf(qmp, 'query-named-block-nodes', { flat: true }, step)
 
-async function setsOf(qmp: Qmp, step: Step): Promise<number[]> {
-  const sets = await listOf(qmp, 'query-fdsets', undefined, step)
-  return sets.map((set) => set['fdset-id']).filter((id) => typeof id === 'number' && Number.isSafeInteger(id)) as number[]
+/** All sets, each with what its file is called as far as that is known. */
+async function setsOf(qmp: Qmp, step: Step): Promise<Map<number, string | undefined>> {
+  const sets = new Map<number, string | undefined>()
+  for (const { 'fdset-id': id, fds } of await listOf(qmp, 'query-fdsets', undefined, step)) {
+    const [first] = Array.isArray(fds) ? fds.filter(isRecord) : []
+    const name = first?.opaque
+    if (typeof id === 'number' && Number.isSafeInteger(id)) sets.set(id, typeof name === 'string' && name !== '' ? name : undefined)
+  }
+  return sets
 }
 
 /** False when QEMU says no. */

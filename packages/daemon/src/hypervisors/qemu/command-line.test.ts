@@ -93,8 +93,10 @@ test('a chain is one node in another, the top alone writable, each over a descri
       ['read', '/disks/three.raw'],
     ],
   )
+  // Each of the disk's layers with its name, by which it is known again.
+  const notes = ['', ',opaque=overlay', ',opaque=two.qcow2', ',opaque=three.raw']
   assert.deepEqual(
-    descriptors.map(({ number }) => `fd=${number},set=${number}`),
+    descriptors.map(({ number }, index) => `fd=${number},set=${number}${notes[index]}`),
     values(argv, '-add-fd'),
   )
   assert.deepEqual(

@@ -7,6 +7,7 @@
  * Every node names its driver and what lies below it. What a guest writes onto its disk is never looked into, and no name in a layer's
  * own head is followed.
  */
+import { basename } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Descriptor } from '../shim.ts'
 import type { DiskLayer, DiskSpec } from '../vm-spec.ts'
@@ -43,8 +44,17 @@ export function diskNode(disk: DiskSpec, index: number): string[] {
   const node = layers.reduceRight<object | null>((below, { format }, depth) => {
     return layerNode({ set: setOf(index, depth), format, isWritten: isWritten(disk, depth) }, below)
   }, null)
-  const sets = layers.flatMap((_, depth) => ['-add-fd', `fd=${setOf(index, depth)},set=${setOf(index, depth)}`])
+  const sets = layers.flatMap(({ path }, depth) => {
+    const set = setOf(index, depth)
+    return ['-add-fd', `fd=${set},set=${set}${disk.readOnly ? '' : noteOf(path)}`]
+  })
   return [...sets, '-blockdev', JSON.stringify(node)]
+}
+
+/** QEMU keeps it with the descriptor: a daemon that adopts the VM learns from it on which layers the disk really stands. */
+function noteOf(path: string): string {
+  const name = basename(path)
+  return /^[\w.-]+$/.test(name) ? `,opaque=${name}` : ''
 }
 
 /** One layer and what is below it: nothing, as long as it is no one's. */

@@ -1,13 +1,16 @@
 import type { Step } from '../../lib/step.ts'
 import type { DiskRole } from '../vm-spec.ts'
-import { diskOf, dropUnused } from './block-graph.ts'
+import { diskOf, dropUnused, layerFileOf } from './block-graph.ts'
 import { layerName, openLayerOptions } from './disk-nodes.ts'
 import { type Qmp, QmpError } from './qmp.ts'
 
 const CANCEL_LIMIT_MS = 10_000
 
-/** Copies what lies between a disk's top and its bottom into the top, while the VM runs, and lets go of the layers in between. */
-export async function flattenLive(qmp: Qmp, role: DiskRole, prepared: ReadonlySet<number>, step: Step): Promise<void> {
+/**
+ * Copies what lies between a disk's top and its bottom into the top, while the VM runs, and lets go of the layers in between. Returns the
+ * files of those that are left.
+ */
+export async function flattenLive(qmp: Qmp, role: DiskRole, prepared: ReadonlySet<number>, step: Step): Promise<string[]> {
   const { sets, format } = await diskOf(qmp, role, step)
   const [top, ...below] = sets
   const bottom = below.at(-1)
@@ -17,6 +20,9 @@ export async function flattenLive(qmp: Qmp, role: DiskRole, prepared: ReadonlySe
   const options = openLayerOptions(top, format, bottom === undefined ? null : layerName(bottom))
   await qmp.execute('blockdev-reopen', { options: [options] }, step)
   await dropUnused(qmp, prepared, step)
+  const left: string[] = []
+  for (const set of bottom === undefined ? [top] : [top, bottom]) left.push(await layerFileOf(qmp, set, step))
+  return left
 }
 
 async function stream(qmp: Qmp, job: string, top: number, bottom: number, step: Step): Promise<void> {

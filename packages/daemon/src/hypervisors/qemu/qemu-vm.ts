@@ -76,8 +76,8 @@ export class QemuVm implements Vm {
     return QemuPivot.prepare({ give, speak: (work, own) => this.#speak(work, own), prepared: this.#prepared }, role, step)
   }
 
-  async flatten(role: DiskRole, step: Step): Promise<void> {
-    await this.#speak((qmp) => flattenLive(qmp, role, this.#prepared, step), step)
+  flatten(role: DiskRole, step: Step): Promise<readonly string[]> {
+    return this.#speak((qmp) => flattenLive(qmp, role, this.#prepared, step), step)
   }
 
   async requestShutdown(step: Step): Promise<void> {

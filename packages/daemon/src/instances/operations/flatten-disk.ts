@@ -2,14 +2,31 @@ import { isPlain } from '../../disks/layer.ts'
 import type { Step } from '../../lib/step.ts'
 import type { InstanceWork } from '../instance-work.ts'
 
+/** Every read goes through the layers, and a VMM takes ten. */
+const MANY_LAYERS = 8
+// It reads and writes all that was written since the chain began.
+const FLATTEN_LIMIT_MS = 1_800_000
+
+/** Before a layer is added to a disk: one that has many has few afterwards. */
+export async function shortenDisk(work: InstanceWork): Promise<void> {
+  if (work.instance.disk.length < MANY_LAYERS) return
+  await flattenDisk(work, await work.step('flatten', FLATTEN_LIMIT_MS))
+}
+
 /**
- * The disk becomes a raw layer that is no one else's, with the same contents; repeat is harmless. Only while no VM has it. The record is
- * the commit point: before it the copy is a file that no row names, behind it the old layers are, unless someone else stands on them.
+ * The disk becomes a raw layer that is no one else's, with the same contents; under a VM the layers between its top and its bottom go.
+ * Repeat is harmless. The record is the commit point: before it the chain shows the same as after it, behind it the layers that were
+ * left out are removed, unless someone else stands on them. A top that a VM never came to write is left out too: a daemon died over it.
  */
 export async function flattenDisk(work: InstanceWork, step: Step): Promise<void> {
-  const { disk, uid } = work.instance
-  if (isPlain(disk)) return
-  const flat = await work.uses.disks.flatten(disk, { step, owner: uid === undefined ? undefined : { uid, gid: uid } })
-  work.change({ disk: [flat] })
+  const { disk } = work.instance
+  const flat = work.live === undefined ? await flattenAtRest(work, step) : await work.live.vm.flatten('overlay', step)
+  if (flat.length === disk.length && flat[0] === disk[0]) return
+  work.change({ disk: flat })
   await work.uses.disks.release(disk).catch(work.leaveForSweep('layers of its disk'))
+}
+
+async function flattenAtRest({ instance: { disk, uid }, uses }: InstanceWork, step: Step): Promise<readonly string[]> {
+  if (isPlain(disk)) return disk
+  return [await uses.disks.flatten(disk, { step, owner: uid === undefined ? undefined : { uid, gid: uid } })]
 }

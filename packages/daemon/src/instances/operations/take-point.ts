@@ -11,6 +11,7 @@ import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
 import { addLayer } from './add-layer.ts'
+import { shortenDisk } from './flatten-disk.ts'
 import { freezeWorkload } from './freeze-workload.ts'
 import { liveOf, thaw } from './standby.ts'
 
@@ -38,11 +39,11 @@ export interface TakePoint {
 }
 
 export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
-  const { instance } = work
   await using undo = new AsyncDisposableStack()
   undo.defer(() => rm(dir, { recursive: true, force: true }))
+  await shortenDisk(work)
   const point =
-    instance.state === 'Running' ? await takeRunning(work, liveOf(work), { dir, close }) : await takeResting(work, { dir, close })
+    work.instance.state === 'Running' ? await takeRunning(work, liveOf(work), { dir, close }) : await takeResting(work, { dir, close })
   undo.move()
   return point
 }
