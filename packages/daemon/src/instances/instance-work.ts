@@ -73,6 +73,7 @@ export class InstanceWork {
   readonly host: WorkHost
   readonly #signal: AbortSignal
   #at = 'begin'
+  readonly #begun: { readonly name: string; readonly atMs: number }[] = [{ name: 'begin', atMs: performance.now() }]
   #graceEndsAt = Number.POSITIVE_INFINITY
   #isForced = false
   #haste = new AbortController()
@@ -108,6 +109,12 @@ export class InstanceWork {
     return this.#at
   }
 
+  /** Each step so far and how many milliseconds it took, in order. */
+  get steps(): readonly string[] {
+    const ends = [...this.#begun.slice(1).map(({ atMs }) => atMs), performance.now()]
+    return this.#begun.map(({ name, atMs }, index) => `${name} ${Math.round(((ends[index] ?? atMs) - atMs) * 10) / 10}`)
+  }
+
   /** The workload gets no more than `graceMs` from now; what waits for longer is woken. */
   hurry(graceMs: number): void {
     const endsAt = performance.now() + graceMs
@@ -135,6 +142,7 @@ export class InstanceWork {
   /** Begins the step `name`. Its signal ends after `limitMs`, or when the daemon has waited long enough at its own end. */
   async step(name: string, limitMs: number): Promise<Step> {
     this.#at = name
+    this.#begun.push({ name, atMs: performance.now() })
     await this.uses.crashPoint(this.operation, name)
     this.#signal.throwIfAborted()
     return { signal: AbortSignal.any([this.#signal, AbortSignal.timeout(limitMs)]), log: this.log }

@@ -205,7 +205,7 @@ export class InstanceWorker implements WorkHost {
     }
     const startedAt = performance.now()
     await task.story(work)
-    this.log.debug({ operation: task.name, ms: Math.round(performance.now() - startedAt) }, 'operation done')
+    this.log.debug({ operation: task.name, ms: Math.round(performance.now() - startedAt), steps: work.steps }, 'operation done')
   }
 
   /**
