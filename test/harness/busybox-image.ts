@@ -14,6 +14,8 @@ export interface BusyboxImageOptions {
   readonly stopSignal?: string
   /** Further files by absolute path; those below a `bin` directory are executable. */
   readonly files?: Readonly<Record<string, string>>
+  /** Programs and libraries to copy: where each lies in the image, and where on this host. */
+  readonly programs?: Readonly<Record<string, string>>
   /** The tag in the layout's index. */
   readonly tag?: string
 }
@@ -32,6 +34,11 @@ export async function makeBusyboxImage(dir: string, options: BusyboxImageOptions
   const tree = join(dir, 'tree')
   const tar = join(dir, 'tree.tar')
   await makeTree(tree, options.files ?? {})
+  for (const [name, from] of Object.entries(options.programs ?? {})) {
+    await mkdir(join(tree, dirname(name)), { recursive: true })
+    await copyFile(from, join(tree, name))
+    await chmod(join(tree, name), 0o755)
+  }
   await tarTree(tree, tar)
   const layout = await writeOciLayout(join(dir, 'oci'), {
     tar,

@@ -11,6 +11,7 @@ import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import { type CaptureRead, Shim, type StoredCapture } from '../../packages/daemon/src/hypervisors/shim.ts'
 import { consolidateBase, loadBase, sumUp } from '../../packages/daemon/src/memory/base-memory.ts'
 import { type Base, buildMemoryHolder, childrenOf, hashOf, MemoryHolder, PAGE, writeBase } from '../harness/memory-holder.ts'
+import { addSwap } from '../harness/paging.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
 
@@ -107,16 +108,11 @@ test('what a VM has written is loaded over the same base by another, bit for bit
 test('pages that the host has swapped out are captured too', async (t) => {
   if (!isRoot) return t.skip('only root can add swap')
   // Hooks run in the order in which they were made, and a directory with a swap file in use cannot go.
-  let inUse: string | undefined
-  t.after(() => inUse && runCommand(['swapoff', inUse], { step: makeStep() }))
+  let swap: AsyncDisposable | undefined
+  t.after(() => swap?.[Symbol.asyncDispose]())
   const house = await houseFor(t)
-  const swap = join(house.dir, 'swap')
   try {
-    await runCommand(['fallocate', '-l', '64M', swap], { step: makeStep() })
-    await chmod(swap, 0o600)
-    await runCommand(['mkswap', swap], { step: makeStep() })
-    await runCommand(['swapon', swap], { step: makeStep() })
-    inUse = swap
+    swap = await addSwap(house.dir, 64)
   } catch (error) {
     return t.skip(`this host takes no swap: ${error instanceof Error ? error.message : String(error)}`)
   }

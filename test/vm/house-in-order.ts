@@ -16,7 +16,11 @@ export interface ShownInstance {
   readonly exit_code: number | null
   readonly exit_message?: string
   readonly hypervisor: string
-  readonly network: { readonly enabled?: boolean; readonly ports?: readonly { readonly host_port: number; readonly protocol?: string }[] }
+  readonly network: {
+    readonly enabled?: boolean
+    readonly mac?: string
+    readonly ports?: readonly { readonly host_port: number; readonly protocol?: string }[]
+  }
 }
 
 const MOVING = ['Created', 'Initializing', 'Paused', 'Shutdown']
@@ -59,7 +63,10 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
   )
   assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
   assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
-  const drafts = ['data/golden', 'data/images/drafts'].flatMap((name) => namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)))
+  assert.deepEqual(namesIn(join(dir, 'data/points')), [])
+  const drafts = ['data/golden', 'data/snapshots', 'data/images/drafts'].flatMap((name) =>
+    namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)),
+  )
   assert.deepEqual(drafts, [])
 }
 
