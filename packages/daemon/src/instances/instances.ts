@@ -96,7 +96,7 @@ export class Instances implements AsyncDisposable {
     this.#snapshots = new SnapshotRows(uses.db)
     this.#points = new Points({
       paths: uses.paths,
-      request: (id, story) => this.#workerOf(this.get(id)).request('fork', story),
+      request: async (id, story) => this.#workerOf(this.get(id)).request('fork', story),
       claim: ({ disk }, takers) => this.#claim(disk, takers),
       sweep: ({ disk }) => this.#sweepUnused(disk),
     })
@@ -104,8 +104,9 @@ export class Instances implements AsyncDisposable {
       memory: uses.memory,
       paths: uses.paths,
       log: uses.log,
+      crashPoint: uses.crashPoint ?? (async () => undefined),
       find: (id) => this.find(id),
-      perform: (id, name, story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
+      perform: async (id, name, story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
     })
     const { stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes } = uses.config.instances
     this.#work = {
@@ -130,12 +131,15 @@ export class Instances implements AsyncDisposable {
    * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
    */
   async recover(): Promise<Reconciled> {
-    return reconcile({
+    const reconciled = await reconcile({
       ...this.#work,
       log: this.#uses.log,
       hypervisors: this.#uses.hypervisors,
       workerOf: (instance) => this.#workerOf(instance),
     })
+    // Those that the last daemon did not come to.
+    for (const { id } of this.list({ state: 'Standby' })) this.#consolidations.begin(id)
+    return reconciled
   }
 
   // Looking
@@ -392,6 +396,11 @@ export class Instances implements AsyncDisposable {
     })
   }
 
+  /** Resolves when no sleeping state is being consolidated, or waits for it. */
+  consolidated(): Promise<void> {
+    return this.#consolidations.settled()
+  }
+
   // The end
 
   /**
@@ -401,8 +410,8 @@ export class Instances implements AsyncDisposable {
   async close(graceMs: number): Promise<void> {
     this.#isClosed = true
     const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
-    await this.#consolidations[Symbol.asyncDispose]()
-    await Promise.all([...this.#workers.values()].map((worker) => worker.close()))
+    // Each may wait for the other: a consolidation for its turn with a worker, a worker for one that it cancels.
+    await Promise.all([this.#consolidations[Symbol.asyncDispose](), ...[...this.#workers.values()].map((worker) => worker.close())])
     clearTimeout(limit)
   }
 

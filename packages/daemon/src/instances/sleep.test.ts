@@ -1,4 +1,4 @@
-/** Standby, restore, fork and snapshots on the fake driver: what goes on, what is its own, what is refused. Faults: faults.test.ts. */
+/** Standby, restore, fork and snapshots on the fake driver: what goes on, what is its own, what is refused. Faults: sleep-faults.test.ts. */
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'

@@ -1,25 +1,28 @@
 /** For tests: instances on a fake host, with a directory of their own and one ready image, through any number of daemons' lives. */
 import assert from 'node:assert/strict'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
+import { copyFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import { type InstanceState, isLive } from '@dormouse/api/instance-states.ts'
 import { configOf } from '../config/config.ts'
 import { Disks } from '../disks/disks.ts'
-import { isPlain } from '../disks/layer.ts'
+import { formatOf, isPlain, nameLayer } from '../disks/layer.ts'
 import { Events } from '../events/events.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
+import { FakeMemory } from '../hypervisors/fake/fake-memory.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { checkState, readManifest } from '../memory/capture-files.ts'
-import type { LayeredMemory } from '../memory/memory.ts'
 import { Paths } from '../paths.ts'
-import { Snapshots } from '../snapshots/snapshots.ts'
+import { type Snapshot, Snapshots } from '../snapshots/snapshots.ts'
 import { Database } from '../store/database.ts'
 import { DiskLayers } from '../store/disk-layers.ts'
+import type { OperationName } from '../store/instance-record.ts'
 import { InstanceRows } from '../store/instances.ts'
-import type { InstanceId } from './instance.ts'
+import type { Instance, InstanceId } from './instance.ts'
 import type { CrashPoint } from './instance-work.ts'
 import { Instances } from './instances.ts'
 
@@ -40,11 +43,20 @@ export const TEST_IMAGE: ReadyImage = {
   sizeBytes: 4096,
 }
 
-/** A fake VM's memory is a JSON value. */
-const NO_LAYERS: LayeredMemory = {
-  consolidate: () => Promise.reject(new Error('a fake VM has no layers')),
-  sweepBases: async () => undefined,
-  verify: async ({ dir }) => checkState(dir, await readManifest(dir)),
+/** As on a file system that shares blocks; here they are copied. */
+class CloningDisks extends Disks {
+  readonly #paths: Pick<Paths, 'disk'>
+
+  constructor(uses: ConstructorParameters<typeof Disks>[0]) {
+    super(uses)
+    this.#paths = uses.paths
+  }
+
+  override async reflink(name: string): Promise<string> {
+    const copy = nameLayer(formatOf(name))
+    await copyFile(this.#paths.disk(name), this.#paths.disk(copy))
+    return copy
+  }
 }
 
 /** A template of this size is quick to make, and small. */
@@ -53,6 +65,8 @@ export const TEST_OVERLAY = 32 * 2 ** 20
 export interface TestHouseOptions {
   readonly settings?: Readonly<Record<string, string>>
   readonly logLevel?: LogLevel
+  /** Of the file system that the disks are on. */
+  readonly sharesBlocks?: boolean
 }
 
 export class TestHouse implements AsyncDisposable {
@@ -61,7 +75,7 @@ export class TestHouse implements AsyncDisposable {
   readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
   readonly log
   #options: TestHouseOptions
-  #life: { db: Database; instances: Instances; events: Events; isDead: boolean } | undefined
+  #life: { db: Database; instances: Instances; events: Events; snapshots: Snapshots; isDead: boolean } | undefined
 
   constructor(options: TestHouseOptions = {}) {
     this.#options = options
@@ -76,9 +90,10 @@ export class TestHouse implements AsyncDisposable {
     return this.#alive.events
   }
   get snapshots(): Snapshots {
-    const { db, events } = this.#alive
-    const disks = new Disks({ paths: this.paths, layers: new DiskLayers(db) })
-    return new Snapshots({ db, events, disks, memory: NO_LAYERS, paths: this.paths })
+    return this.#alive.snapshots
+  }
+  get db(): Database {
+    return this.#alive.db
   }
 
   /**
@@ -104,6 +119,9 @@ export class TestHouse implements AsyncDisposable {
     const db = Database.open(this.paths.database)
     const events = new Events({ db })
     const life = { db, events, isDead: false }
+    const alive = async (): Promise<void> => {
+      if (life.isDead) await new Promise(() => undefined)
+    }
     let reached = 0
     const crashPoint: CrashPoint = async (operation, step) => {
       if (!life.isDead && (`${operation}:${step}` === options.crashAt || reached++ === options.crashAtStep)) {
@@ -111,9 +129,16 @@ export class TestHouse implements AsyncDisposable {
         options.onCrash?.()
       }
       // A dead daemon gets no further; what it had open is cut below, by `crash`.
-      if (life.isDead) await new Promise(() => undefined)
+      await alive()
     }
-    const instances = new Instances({
+    const memory = new FakeMemory({
+      host: this.host,
+      basesDir: this.paths.basesDir,
+      isNeeded: (base): boolean => instances.standsOn(base),
+      alive,
+    })
+    const disks = new (this.#options.sharesBlocks ? CloningDisks : Disks)({ paths: this.paths, layers: new DiskLayers(db) })
+    const instances: Instances = new Instances({
       db,
       events,
       images: {
@@ -125,17 +150,18 @@ export class TestHouse implements AsyncDisposable {
         whenReady: async () => TEST_IMAGE,
         usage: async () => TEST_IMAGE.sizeBytes,
       },
-      disks: new Disks({ paths: this.paths, layers: new DiskLayers(db) }),
+      disks,
       paths: this.paths,
       log: this.log,
       config,
       host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
       hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
-      memory: NO_LAYERS,
+      memory,
       settings: { modules: undefined, dns: [], freshBoot: false },
       crashPoint,
     })
-    this.#life = Object.assign(life, { instances })
+    const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths })
+    this.#life = Object.assign(life, { instances, snapshots })
     await instances.recover()
     return instances
   }
@@ -182,18 +208,25 @@ export class TestHouse implements AsyncDisposable {
 
 /** Resolves when no instance has work under way or is on its way somewhere. */
 export async function settled(instances: Instances): Promise<void> {
-  const isMoving = () => instances.isBusy() || instances.list().some(({ state, operation }) => MOVING.has(state) || operation !== undefined)
+  const isMoving = () =>
+    instances.isBusy() || instances.list().some(({ state, operation }) => MOVING.has(state) || isUnderWay(state, operation))
   await pollUntil('the instances to settle', () => !isMoving(), { signal: AbortSignal.timeout(10_000) }, { everyMs: 1, upToMs: 5 })
 }
 
 const MOVING = new Set(['Created', 'Initializing', 'Shutdown', 'Paused'])
 
+/** A restore whose guest does not answer stays on record, for whoever meets the guest next. */
+const isUnderWay = (state: InstanceState, operation: OperationName | undefined): boolean =>
+  operation !== undefined && !(state === 'Unknown' && operation === 'restore')
+
 /** What must be true of a house at rest: facts and records say the same, and nothing is left over. */
 export async function assertInOrder(house: TestHouse): Promise<void> {
+  await house.instances.consolidated()
   const stored = house.instances.list()
+  const kept = house.snapshots.list()
   const running = house.host.running()
   assert.deepEqual(house.host.violations, [])
-  const live = stored.filter(({ state }) => state !== 'Stopped' && state !== 'Unknown')
+  const live = stored.filter(({ state }) => isLive(state))
   const unknown = stored.filter(({ state }) => state === 'Unknown')
   const runs = new Set<string>(running.map(({ spec }) => spec.id))
   // No VM lost, none running twice, none without an instance.
@@ -206,19 +239,75 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     )
   for (const instance of live) assert.deepEqual(instance.vm, running.find(({ spec }) => spec.id === instance.id)?.handle)
   for (const instance of stored) {
-    assert.equal(instance.operation, undefined, `${instance.name} is still in ${instance.operation}`)
-    if (instance.state === 'Stopped') assert.equal(instance.vm, undefined)
-    for (const layer of instance.disk) assert.ok(existsSync(house.paths.disk(layer)), `the disk of ${instance.name} is gone`)
-    if (isPlain(instance.disk)) assert.equal(statSync(house.paths.disk(String(instance.disk[0]))).size, instance.overlayBytes)
+    const { name, state, sleep, operation, disk } = instance
+    assert.ok(!isUnderWay(state, operation), `${name} is still in ${operation}`)
+    if (state === 'Stopped' || state === 'Standby') assert.equal(instance.vm, undefined, `${name} is ${state} and has a VM on record`)
+    if (state !== 'Unknown') assert.equal(sleep !== undefined, state === 'Standby', `${name} is ${state}, with a sleeping state or without`)
+    for (const layer of disk) assert.ok(existsSync(house.paths.disk(layer)), `the disk of ${name} is gone`)
+    if (isPlain(disk)) assert.equal(statSync(house.paths.disk(String(disk[0]))).size, instance.overlayBytes)
   }
-  // No disk, directory, socket or port left over.
-  assert.deepEqual(readdirSync(house.paths.instancesDir).sort(), stored.map(({ id }) => id).sort())
-  assert.deepEqual(readdirSync(house.paths.disksDir).sort(), [...new Set(stored.flatMap(({ disk }) => disk))].sort())
+  await assertAwake(house, live)
+  assertDisks(house, stored, kept)
+  await assertMemory(house, stored, kept)
+  // No directory, socket or port left over.
+  assert.deepEqual(namesIn(house.paths.instancesDir), stored.map(({ id }) => id).sort())
   const known = [...live, ...unknown].map(({ id }) => basename(house.paths.vmRunDir(id)))
-  for (const name of readdirSync(house.paths.vmsDir)) assert.ok(known.includes(name), `the run directory ${name} is left over`)
+  for (const name of namesIn(house.paths.vmsDir)) assert.ok(known.includes(name), `the run directory ${name} is left over`)
   const open = running.flatMap(({ ports }) => ports.map(({ hostPort }) => hostPort))
   const wanted = [...live, ...unknown].flatMap(({ network }) => network.ports.map(({ hostPort }) => hostPort))
   for (const port of open) assert.ok(wanted.includes(port), `the port ${port} is left open`)
   for (const { network, name } of live)
     for (const { hostPort } of network.ports) assert.ok(open.includes(hostPort), `the port ${hostPort} of ${name} is closed`)
 }
+
+/** No machine stands still, no workload is frozen, and no guest takes itself for another. */
+async function assertAwake(house: TestHouse, live: readonly Instance[]): Promise<void> {
+  for (const { id, name, state } of live) {
+    const machine = house.host.running().find(({ spec }) => spec.id === id)
+    assert.equal(machine?.isPaused, false, `the VM of ${name} is paused`)
+    // A guest that a dead daemon left frozen is thawed as soon as it is met.
+    await pollUntil(`the workload of ${name} to run`, () => machine?.guest.isFrozen === false, { signal: AbortSignal.timeout(3000) })
+    // One that boots has yet to be told.
+    if (state === 'Running')
+      assert.equal(machine?.guest.identity.mac, machine?.spec.nic?.mac, `the guest of ${name} takes itself for another`)
+  }
+}
+
+/** Layers are those that rows name, and what a VM writes to no one else has. */
+function assertDisks(house: TestHouse, stored: readonly Instance[], kept: readonly Snapshot[]): void {
+  const named = [...stored, ...kept].flatMap(({ disk }) => disk)
+  assert.deepEqual(namesIn(house.paths.disksDir), [...new Set(named)].sort())
+  for (const machine of house.host.running()) {
+    const instance = stored.find(({ id }) => id === machine.spec.id)
+    const chain = (machine.chains.get('overlay') ?? []).map((path) => basename(path))
+    // Where a daemon died over a pivot, a layer that is on record was never given to the VM: it is empty, and changes nothing.
+    const known = instance?.disk.filter((layer) => chain.includes(layer))
+    assert.deepEqual(known, chain, `the VM of ${instance?.name} writes to another disk than is on record`)
+  }
+  for (const { id, name, disk } of stored) {
+    const others = [...stored.filter((it) => it.id !== id), ...kept]
+    assert.ok(!others.some((it) => it.disk.includes(String(disk[0]))), `what ${name} writes to is another's too`)
+  }
+}
+
+/** Sleeping states, snapshots, points and bases are those that rows name, each of them whole. */
+async function assertMemory(house: TestHouse, stored: readonly Instance[], kept: readonly Snapshot[]): Promise<void> {
+  const { paths } = house
+  for (const { id, sleep } of stored) {
+    assert.deepEqual(namesIn(paths.instanceSleepDir(id)), sleep === undefined ? [] : [sleep.generation])
+    if (sleep === undefined) continue
+    const dir = paths.instanceSleep(id, sleep.generation)
+    const manifest = await readManifest(dir)
+    assert.equal(manifest.base, sleep.base)
+    await checkState(dir, manifest)
+  }
+  const withMemory = kept.filter(({ base }) => base !== undefined)
+  assert.deepEqual(namesIn(paths.snapshotsDir), withMemory.map(({ id }) => id).sort())
+  for (const { id } of withMemory) await checkState(paths.snapshotDir(id), await readManifest(paths.snapshotDir(id)))
+  assert.deepEqual(namesIn(paths.pointsDir), [])
+  const bases = [...stored.flatMap(({ vm, sleep }) => [vm?.machine?.base, sleep?.base]), ...kept.map(({ base }) => base)]
+  const wanted = new Set(bases.filter((base) => base?.startsWith('base/')).map((base) => String(base).slice('base/'.length)))
+  assert.deepEqual(namesIn(paths.basesDir), [...wanted].sort())
+}
+
+const namesIn = (dir: string): string[] => (existsSync(dir) ? readdirSync(dir).sort() : [])

@@ -7,7 +7,7 @@ import { FakeGuest, type FakeGuestState, type FakeGuestUses } from '../../guest/
 import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import type { PortForward, VmExit, VmHandle } from '../hypervisor.ts'
+import type { MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
 import type { DiskRole, VmSpec } from '../vm-spec.ts'
 
 /** Calls that can be made to fail, or to hang until their step's limit. */
@@ -28,6 +28,7 @@ export type FaultPoint =
   | 'kill'
   | 'set_ports'
   | 'sweep'
+  | 'consolidate'
 export type Fault = 'fail' | 'hang'
 
 /** What a host holds: machines and the ports they have open. Outlives drivers and daemons of this process. */
@@ -37,11 +38,21 @@ export class FakeHost {
   readonly violations: string[] = []
   /** Connections to guests are taken and never answered. */
   muteGuests = false
-  readonly #faults = new Map<FaultPoint, Fault>()
+  /** What guests are said to have written since their base was mapped, in captures that are taken from now on. */
+  deltaBytes = 0
+  readonly #faults = new Map<FaultPoint, { readonly fault: Fault; times: number }>()
+  readonly #gone = new Set<string>()
 
-  /** The next call of `point` fails or hangs, once. */
-  injectFault(point: FaultPoint, fault: Fault = 'fail'): void {
-    this.#faults.set(point, fault)
+  /** The next call of `point` fails or hangs, once or as often as `times` says, unless it is disposed of first. */
+  injectFault(point: FaultPoint, fault: Fault = 'fail', { times = 1 } = {}): Disposable {
+    this.#faults.set(point, { fault, times })
+    return { [Symbol.dispose]: () => void this.#faults.delete(point) }
+  }
+
+  /** A sleeping state is loaded onto one disk once: from the moment at which that runs on, it would not know what is on it. */
+  noteRun(what: string): void {
+    if (this.#gone.has(what)) this.violations.push(`a sleeping state ran twice on one disk: ${what}`)
+    this.#gone.add(what)
   }
 
   clearFaults(): void {
@@ -50,9 +61,10 @@ export class FakeHost {
 
   /** Passes, or does what was injected. */
   async reach(point: FaultPoint, step?: Pick<Step, 'signal'>): Promise<void> {
-    const fault = this.#faults.get(point)
-    if (fault === undefined) return
-    this.#faults.delete(point)
+    const injected = this.#faults.get(point)
+    if (injected === undefined) return
+    if (--injected.times <= 0) this.#faults.delete(point)
+    const { fault } = injected
     if (fault === 'hang' && step !== undefined) await aborted(step.signal)
     throw new Error(`Injected fault at ${point}`)
   }
@@ -61,6 +73,15 @@ export class FakeHost {
   running(): FakeMachine[] {
     return [...this.machines.values()].filter(({ exit }) => exit === undefined)
   }
+}
+
+/** A capture that a machine is made of. */
+export interface FakeOrigin {
+  readonly name: string
+  /** What is written to. */
+  readonly disk: string
+  readonly guest: FakeGuestState
+  readonly on: Pick<MachineRecord, 'base' | 'baseSum'>
 }
 
 let lastTick = 0
@@ -78,19 +99,28 @@ export class FakeMachine {
   isPaused = false
   /** Both ends: that of the daemon is not told when the other is destroyed. */
   #line: readonly Duplex[] = []
+  /** Dialled while it was paused. */
+  #unanswered: Duplex | undefined
   readonly #host: FakeHost
+  /** Until it runs. */
+  #origin: FakeOrigin | undefined
   readonly #settle: (exit: VmExit) => void
   #ending: Promise<void> | undefined
 
-  /** With `asleep` it goes on from where that guest was captured. */
-  constructor(spec: VmSpec, host: FakeHost, asleep?: FakeGuestState) {
+  /** With `origin` it goes on from where that guest was captured. */
+  constructor(spec: VmSpec, host: FakeHost, origin?: FakeOrigin) {
     this.spec = spec
+    this.#origin = origin
     this.chains = new Map(spec.disks.map(({ role, path, backing = [] }) => [role, [path, ...backing.map((layer) => layer.path)]]))
     this.#host = host
     const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }
     this.handle = {
       ...{ hypervisor: 'fake', runDir: spec.runDir, shim: identity, vmm: identity, bootId: readBootId(), startedAtMs: Date.now() },
-      machine: { base: 'zero', baseSum: '0'.repeat(16), memoryBytes: spec.memoryMib * 2 ** 20, facts: { vcpus: spec.vcpus } },
+      machine: {
+        ...(origin?.on ?? { base: 'zero', baseSum: '0'.repeat(16) }),
+        memoryBytes: spec.memoryMib * 2 ** 20,
+        facts: { vcpus: spec.vcpus },
+      },
     }
     const { promise, resolve } = Promise.withResolvers<VmExit>()
     this.exited = promise
@@ -100,8 +130,8 @@ export class FakeMachine {
       onLog: (text) => this.#write(spec.logs.app, text),
       onPowerOff: () => void this.end({ kind: 'exited', code: 0, atMs: Date.now() }),
     }
-    this.guest = asleep === undefined ? new FakeGuest(uses) : FakeGuest.restore(asleep, uses)
-    this.isPaused = asleep !== undefined
+    this.guest = origin === undefined ? new FakeGuest(uses) : FakeGuest.restore(origin.guest, uses)
+    this.isPaused = origin !== undefined
   }
 
   get runDir(): string {
@@ -134,7 +164,9 @@ export class FakeMachine {
     this.hangUp()
     const [ours, theirs] = duplexPair()
     this.#line = [ours, theirs]
-    if (!this.#host.muteGuests && !this.isPaused) this.guest.attach(theirs)
+    if (this.#host.muteGuests) return ours
+    if (this.isPaused) this.#unanswered = theirs
+    else this.guest.attach(theirs)
     return ours
   }
 
@@ -146,14 +178,17 @@ export class FakeMachine {
   resume(): void {
     if (!this.isPaused) return
     this.isPaused = false
-    const theirs = this.#line[1]
-    if (theirs !== undefined && !this.#host.muteGuests) this.guest.attach(theirs)
+    if (this.#origin) this.#host.noteRun(`${this.#origin.name} on ${this.#origin.disk}`)
+    this.#origin = undefined
+    if (this.#unanswered !== undefined && !this.#host.muteGuests) this.guest.attach(this.#unanswered)
+    this.#unanswered = undefined
   }
 
   /** The line to the guest is cut. The machine goes on. */
   hangUp(): void {
     for (const end of this.#line) end.destroy()
     this.#line = []
+    this.#unanswered = undefined
   }
 
   /** The machine is gone, its exit on record. Repeat is harmless: the first way it ended stays. */

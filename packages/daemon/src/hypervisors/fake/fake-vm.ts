@@ -3,7 +3,7 @@ import { basename, join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
-import { describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
+import { DELTA, describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
 import type { Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
@@ -53,7 +53,10 @@ export class FakeVm implements Vm {
     await writeFile(join(into, STATE), text)
     const { base, baseSum, memoryBytes, facts } = machine
     const createdAt = new Date().toISOString()
-    await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state: await describeState(into), createdAt })
+    const bytes = this.#host.deltaBytes
+    if (bytes > 0) await writeFile(join(into, DELTA), text)
+    const delta = bytes > 0 ? { delta: { bytes, pages: Math.ceil(bytes / 4096), sum: '0'.repeat(16) } } : {}
+    await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state: await describeState(into), ...delta, createdAt })
     return { dir: into, base }
   }
 

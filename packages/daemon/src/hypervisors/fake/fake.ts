@@ -10,10 +10,10 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { FakeGuestState } from '../../guest/fake-guest.ts'
 import type { Step } from '../../lib/step.ts'
-import { checkState, readManifest, STATE } from '../../memory/capture-files.ts'
+import { checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { Capture, Hypervisor, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
-import { EXIT_RECORD, FakeHost, FakeMachine } from './fake-host.ts'
+import { EXIT_RECORD, FakeHost, FakeMachine, type FakeOrigin } from './fake-host.ts'
 import { FakeVm } from './fake-vm.ts'
 
 export { FakeHost, type FaultPoint } from './fake-host.ts'
@@ -40,16 +40,22 @@ export class FakeHypervisor implements Hypervisor {
     await this.#host.reach('restore', step)
     const manifest = await readManifest(capture.dir)
     await checkState(capture.dir, manifest)
-    const asleep = JSON.parse(await readFile(join(capture.dir, STATE), 'utf8')) as FakeGuestState
-    return this.#run(spec, step, asleep)
+    if (manifest.delta !== undefined) await access(join(capture.dir, DELTA))
+    const guest = JSON.parse(await readFile(join(capture.dir, STATE), 'utf8')) as FakeGuestState
+    return this.#run(spec, step, {
+      name: `${manifest.createdAt} ${manifest.state.sha256}`,
+      disk: spec.disks.find(({ readOnly }) => !readOnly)?.path ?? '',
+      guest,
+      on: { base: capture.base, baseSum: manifest.baseSum },
+    })
   }
 
-  async #run(spec: VmSpec, step: Step, asleep?: FakeGuestState): Promise<Vm> {
+  async #run(spec: VmSpec, step: Step, origin?: FakeOrigin): Promise<Vm> {
     step.signal.throwIfAborted()
     if (this.#host.machines.get(spec.runDir)?.exit === undefined && this.#host.machines.has(spec.runDir)) {
       throw new AppError('conflict', `A VM still runs in ${spec.runDir}`)
     }
-    const machine = new FakeMachine(spec, this.#host, asleep)
+    const machine = new FakeMachine(spec, this.#host, origin)
     const rival = this.#host.running().find((other) => getInEachOthersWay(other, machine))
     if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
     for (const path of [...machine.chains.values()].flat()) await access(path)
@@ -65,7 +71,7 @@ export class FakeHypervisor implements Hypervisor {
       await this.#remove(spec.runDir)
       throw error
     }
-    return new FakeVm(machine, asleep === undefined ? 'boot' : 'restore', this.#host)
+    return new FakeVm(machine, origin === undefined ? 'boot' : 'restore', this.#host)
   }
 
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {

@@ -1,0 +1,71 @@
+/** Memory layers of fake machines: a base is a directory with a name, for what is kept and what is removed. Nothing is in it. */
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { AppError } from '@dormouse/api/errors.ts'
+import { createId } from '../../lib/create-id.ts'
+import type { Step } from '../../lib/step.ts'
+import { checkState, readManifest } from '../../memory/capture-files.ts'
+import type { FreshBase, LayeredMemory } from '../../memory/memory.ts'
+import type { BaseRef, Capture } from '../hypervisor.ts'
+import type { FakeHost } from './fake-host.ts'
+
+export interface FakeMemoryUses {
+  readonly host: FakeHost
+  readonly basesDir: string
+  readonly isNeeded: (base: BaseRef) => boolean
+  /** Never resolves once its daemon is dead. */
+  readonly alive: () => Promise<void>
+}
+
+export class FakeMemory implements LayeredMemory {
+  readonly #uses: FakeMemoryUses
+  readonly #fresh = new Set<string>()
+
+  constructor(uses: FakeMemoryUses) {
+    this.#uses = uses
+  }
+
+  async consolidate(capture: Capture, step: Step): Promise<FreshBase> {
+    const { host, basesDir, alive } = this.#uses
+    const { delta } = await readManifest(capture.dir)
+    const [kind, from = ''] = capture.base.split('/')
+    if (delta === undefined || (kind === 'base' && !existsSync(join(basesDir, from)))) {
+      throw new AppError('snapshot_unusable', `The base ${capture.base} or the delta on it is gone`)
+    }
+    const id = createId()
+    const dir = join(basesDir, id)
+    this.#fresh.add(id)
+    try {
+      mkdirSync(`${dir}.draft`, { recursive: true })
+      await host.reach('consolidate', step)
+      await alive()
+      renameSync(`${dir}.draft`, dir)
+    } catch (error) {
+      this.#fresh.delete(id)
+      rmSync(`${dir}.draft`, { recursive: true, force: true })
+      throw error
+    }
+    return {
+      ref: `base/${id}`,
+      sum: '1'.repeat(16),
+      settle: async () => {
+        this.#fresh.delete(id)
+        await this.sweepBases()
+      },
+    }
+  }
+
+  async verify({ dir }: Pick<Capture, 'dir'>): Promise<void> {
+    await checkState(dir, await readManifest(dir))
+  }
+
+  async sweepBases(): Promise<void> {
+    const { basesDir, isNeeded, alive } = this.#uses
+    await alive()
+    if (!existsSync(basesDir)) return
+    for (const name of readdirSync(basesDir)) {
+      const id = name.replace('.draft', '')
+      if (!this.#fresh.has(id) && !isNeeded(`base/${id}`)) rmSync(join(basesDir, name), { recursive: true, force: true })
+    }
+  }
+}
