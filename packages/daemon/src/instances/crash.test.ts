@@ -5,7 +5,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
+import type { InstanceId } from './instance.ts'
 import type { Instances } from './instances.ts'
+import type { TargetState } from './operations/fork.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 /** What is done until the daemon dies, from a Running instance `a` (or none, for create). */
@@ -138,6 +141,211 @@ test('a daemon that dies in the middle of its recovery recovers again', async ()
     await assertInOrder(house)
   }
 })
+
+interface SleepCase {
+  readonly at: string
+  readonly before: 'Running' | 'Standby' | 'Stopped'
+  readonly deed: Deed
+  /** What is there after the restart: `a`, and what was made of it. */
+  readonly a: InstanceState
+  readonly b?: InstanceState
+}
+
+const standby = byName((i, id) => i.standby(id))
+const restore = byName((i, id) => i.restore(id))
+const forkTo = (target: TargetState): Deed => byName((i, id) => i.fork(id, { name: 'b', fromRunning: true, target }))
+const keep = byName((i, id) =>
+  i.snapshot(id, { kind: i.get(id).state === 'Stopped' ? 'Stopped' : 'Standby', tags: {}, isScheduled: false }),
+)
+
+/** The same deed, and what comes of a death at each of these steps. */
+const each = (operation: string, steps: string, the: Omit<SleepCase, 'at'>): SleepCase[] =>
+  steps.split(' ').map((step) => ({ at: `${operation}:${step}`, ...the }))
+
+const POINT = 'draft layer prepare_disk freeze pause capture pivot resume consolidate'
+const SLEEP_CASES: readonly SleepCase[] = [
+  ...each('standby', 'draft freeze pause capture publish record', { before: 'Running', deed: standby, a: 'Running' }),
+  ...each('standby', 'kill sweep', { before: 'Running', deed: standby, a: 'Standby' }),
+  ...each('consolidate', 'merge publish record sweep', { before: 'Running', deed: standby, a: 'Standby' }),
+  ...each('restore', 'intent load record', { before: 'Standby', deed: restore, a: 'Standby' }),
+  ...each('restore', 'resume wake settle', { before: 'Standby', deed: restore, a: 'Running' }),
+  ...each('boot', 'connect running', { before: 'Standby', deed: restore, a: 'Running' }),
+  ...each('stop', 'intent', { before: 'Standby', deed: byName((i, id) => i.stop(id)), a: 'Standby' }),
+  ...each('stop', 'kill settle sweep', { before: 'Standby', deed: byName((i, id) => i.stop(id)), a: 'Stopped' }),
+
+  // On the side of the source.
+  ...each('fork', POINT, { before: 'Running', deed: forkTo('Running'), a: 'Running' }),
+  ...each('fork', 'share freeze_disk', { before: 'Standby', deed: forkTo('Running'), a: 'Standby' }),
+  ...each('fork', 'freeze_disk', { before: 'Stopped', deed: forkTo('Stopped'), a: 'Stopped' }),
+  // On the side of the child.
+  ...each('create', 'files layer load record', { before: 'Running', deed: forkTo('Running'), a: 'Running' }),
+  ...each('create', 'resume wake settle', { before: 'Running', deed: forkTo('Running'), a: 'Running', b: 'Running' }),
+  ...each('create', 'files layer load record', { before: 'Standby', deed: forkTo('Running'), a: 'Standby' }),
+  ...each('create', 'resume wake settle', { before: 'Standby', deed: forkTo('Running'), a: 'Standby', b: 'Running' }),
+  ...each('create', 'files layer link record', { before: 'Running', deed: forkTo('Standby'), a: 'Running' }),
+  ...each('create', 'files layer record', { before: 'Stopped', deed: forkTo('Stopped'), a: 'Stopped' }),
+  ...each('create', 'files layer spawn record', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped' }),
+  // It boots first, and is whole from then on.
+  ...each('create', 'boot draft freeze pause capture publish', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped', b: 'Running' }),
+  ...each('create', 'kill sweep', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped', b: 'Standby' }),
+
+  ...each('snapshot', `intent ${POINT} publish record`, { before: 'Running', deed: keep, a: 'Running' }),
+  ...each('snapshot', 'intent share freeze_disk publish record', { before: 'Standby', deed: keep, a: 'Standby' }),
+  ...each('snapshot', 'intent freeze_disk record', { before: 'Stopped', deed: keep, a: 'Stopped' }),
+]
+
+/** What a guest had in memory before the deed. */
+const BEFORE = 7
+
+for (const { at, before, deed, a, b } of SLEEP_CASES) {
+  for (const sharesBlocks of at.endsWith('freeze_disk') || at === 'snapshot:record' ? [false, true] : [false]) {
+    test(`a daemon that dies at ${at} (${before}) leaves a ${a} and ${b ? `its fork ${b}` : 'nothing of it'}${sharesBlocks ? ', where blocks are shared' : ''}`, async () => {
+      await using house = new TestHouse({ sharesBlocks })
+      await asleepOrAwake(house, before)
+      // Wide enough for a base of its own.
+      house.host.deltaBytes = 32 << 20
+      await dieAt(house, at, deed, 'continue')
+      const instances = await house.begin()
+      await settled(instances)
+      assert.deepEqual([instances.resolve('a').state, instances.list().find(({ name }) => name === 'b')?.state], [a, b])
+      assert.equal(instances.list().length, b === undefined ? 1 : 2)
+      assert.deepEqual(house.snapshots.list(), [])
+      await assertInOrder(house)
+
+      // Memory is what it was: neither lost nor booted anew. And all can be done as if nothing had been.
+      if (a !== 'Stopped') await assertGoesOn(house, 'a')
+      if (b !== undefined && before !== 'Stopped') await assertGoesOn(house, 'b')
+      await instances.fork(instances.resolve('a').id, { name: 'c', fromRunning: true })
+      await keep(instances)
+      await assertInOrder(house)
+      await assertLeavesNothing(house)
+    })
+  }
+}
+
+interface ReturnCase {
+  readonly at: string
+  readonly before: 'Stopped' | 'Standby'
+  readonly target: TargetState
+  /** It is as it was, or where it was to go. */
+  readonly isDone: boolean
+}
+
+const RETURN_CASES: readonly ReturnCase[] = (['Stopped', 'Standby'] as const).flatMap((before) => [
+  ...['intent', 'layer', 'load', 'record'].map((step) => ({ at: step, before, target: 'Running', isDone: false }) as const),
+  ...['resume', 'wake', 'settle'].map((step) => ({ at: step, before, target: 'Running', isDone: true }) as const),
+  ...['intent', 'layer', 'link', 'record'].map((step) => ({ at: step, before, target: 'Standby', isDone: false }) as const),
+  ...['intent', 'layer', 'record'].map((step) => ({ at: step, before, target: 'Stopped', isDone: false }) as const),
+])
+for (const { at, before, target, isDone } of RETURN_CASES) {
+  test(`a daemon that dies at restore_snapshot:${at} (${before}, to ${target}) leaves it ${isDone ? 'where it was to go' : 'as it was'}`, async () => {
+    await using house = new TestHouse()
+    const id = await asleepOrAwake(house, 'Running')
+    const kept = await house.instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+    machineNamed(house, 'a').guest.counter = BEFORE + 1
+    if (before === 'Stopped') await house.instances.stop(id)
+    else await house.instances.standby(id)
+    const { disk, sleep } = house.instances.get(id)
+    await dieAt(house, `restore_snapshot:${at}`, (instances) => instances.restoreSnapshot(id, kept, target), 'continue')
+    const instances = await house.begin()
+    await settled(instances)
+    const after = instances.get(id)
+    assert.equal(after.state, isDone ? target : before)
+    if (!isDone) assert.deepEqual([after.disk, after.sleep], [disk, sleep])
+    await assertInOrder(house)
+    if (after.state !== 'Stopped') await assertGoesOn(house, 'a', isDone ? BEFORE : BEFORE + 1)
+    if (instances.get(id).state === 'Running') await instances.stop(id)
+    await instances.restoreSnapshot(id, kept, 'Running')
+    await assertGoesOn(house, 'a')
+    await assertLeavesNothing(house)
+  })
+}
+
+test('a daemon that dies while a restore is finished finishes it again, and one whose VM died meanwhile says what was lost', async () => {
+  await using house = new TestHouse()
+  const id = await asleepOrAwake(house, 'Standby')
+  await dieAt(house, 'restore:resume', restore, 'continue')
+  await dieAt(house, 'recover:resume', async () => undefined)
+  await dieAt(house, 'recover:wake', async () => undefined)
+  await dieAt(house, 'recover:settle', async () => undefined)
+  await house.begin()
+  await settled(house.instances)
+  assert.equal(house.instances.get(id).state, 'Running')
+  await assertGoesOn(house, 'a')
+
+  await house.instances.standby(id)
+  await dieAt(house, 'restore:wake', restore, 'continue')
+  await house.host.running()[0]?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
+  for (const at of ['recover:collect', 'recover:settle', 'recover:sweep']) await dieAt(house, at, async () => undefined)
+  await house.begin()
+  await settled(house.instances)
+  const { state, exitMessage } = house.instances.get(id)
+  assert.equal(state, 'Stopped')
+  assert.match(exitMessage ?? '', /its memory was lost while it woke/)
+  await assertInOrder(house)
+})
+
+test('forks of one point that was being shared out when the daemon died are gone, each of them', async () => {
+  for (const at of ['fork:consolidate', 'create:files', 'create:load']) {
+    await using house = new TestHouse()
+    const id = await asleepOrAwake(house, 'Running')
+    house.host.deltaBytes = 1 << 20
+    const forks = (instances: Instances) => Promise.all(['b', 'c', 'd'].map((name) => instances.fork(id, { name, fromRunning: true })))
+    await dieAt(house, at, forks, 'continue')
+    await house.begin()
+    await settled(house.instances)
+    assert.equal(house.instances.list().length, 1)
+    await assertGoesOn(house, 'a')
+    await assertLeavesNothing(house)
+  }
+})
+
+test('what a snapshot leaves behind when the daemon dies over its deletion is swept', async () => {
+  await using house = new TestHouse()
+  const id = await asleepOrAwake(house, 'Running')
+  house.host.deltaBytes = 32 << 20
+  const kept = await house.instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  const deleted = house.snapshots.delete(kept.id).catch(() => undefined)
+  // Its row is gone at once, its files are not.
+  house.crash()
+  await deleted
+  await house.begin()
+  await assertInOrder(house)
+  await assertLeavesNothing(house)
+})
+
+/** Brings an instance `a` there, with a number in its memory. */
+async function asleepOrAwake(house: TestHouse, state: SleepCase['before']): Promise<InstanceId> {
+  const instances = await house.begin()
+  await make(instances)
+  const { id } = instances.resolve('a')
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  machineNamed(house, 'a').guest.counter = BEFORE
+  if (state === 'Standby') await instances.standby(id)
+  if (state === 'Stopped') await instances.stop(id)
+  return id
+}
+
+async function assertGoesOn(house: TestHouse, name: string, counter = BEFORE): Promise<void> {
+  const { id, state } = house.instances.resolve(name)
+  if (state === 'Standby') await house.instances.restore(id)
+  const { guest } = machineNamed(house, name)
+  assert.deepEqual([guest.counter, guest.identity.hostname], [counter, name])
+}
+
+async function assertLeavesNothing(house: TestHouse): Promise<void> {
+  for (const { id } of house.snapshots.list()) await house.snapshots.delete(id)
+  for (const { id } of house.instances.list()) await house.instances.delete(id, { graceful: false })
+  await assertInOrder(house)
+  assert.deepEqual([house.host.running(), house.instances.list()], [[], []])
+}
+
+function machineNamed(house: TestHouse, name: string): FakeMachine {
+  const { id } = house.instances.resolve(name)
+  const machine = house.host.running().find(({ spec }) => spec.id === id)
+  assert.ok(machine, `no VM runs for ${name}`)
+  return machine
+}
 
 /** Begins a daemon that dies at `at`, does the deed, and takes down what is left of the daemon once it has died. */
 async function dieAt(house: TestHouse, at: string, deed: Deed, how: 'begin' | 'continue' = 'begin'): Promise<void> {

@@ -1,4 +1,4 @@
-/** What fails in the middle, row by row: the failure table of docs/lifecycle.md. */
+/** What fails in the middle, row by row: the failure table of docs/lifecycle.md. For sleep, forks and snapshots: sleep-faults.test.ts. */
 import assert from 'node:assert/strict'
 import { existsSync, statSync, truncateSync } from 'node:fs'
 import { test } from 'node:test'

@@ -177,9 +177,8 @@ export class InstanceWork {
     }
   }
 
-  /** The image that the instance was made of. Throws `not_found` when it has been taken away by force. */
-  image(): ReadyImage {
-    const { image, imageDigest } = this.instance
+  /** The image that it was made of. Throws `not_found` when it has been taken away by force. */
+  image({ image, imageDigest }: Pick<Instance, 'image' | 'imageDigest'>): ReadyImage {
     const ready = this.uses.images.byDigest(imageDigest)
     if (!ready)
       throw new AppError('not_found', `The image ${image} (${imageDigest}) is gone`, {
@@ -188,11 +187,12 @@ export class InstanceWork {
     return ready
   }
 
-  /** What its driver needs to run it. Throws `not_found` when its image is gone. */
-  vmSpec(): VmSpec {
+  /** What its driver needs to run it, as it is or would be with `patch`. Throws `not_found` when its image is gone. */
+  vmSpec(patch: Partial<Instance> = {}): VmSpec {
     const { paths, settings } = this.uses
     const { modules, logMaxBytes, freshBoot } = settings
-    return vmSpecOf(this.instance, { image: this.image(), paths, modules, logMaxBytes, freshBoot })
+    const instance = { ...this.instance, ...patch }
+    return vmSpecOf(instance, { image: this.image(instance), paths, modules, logMaxBytes, freshBoot })
   }
 
   /** For what may be left to the next start of the daemon: logs it and goes on. */

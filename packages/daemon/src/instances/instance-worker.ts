@@ -210,12 +210,16 @@ export class InstanceWorker implements WorkHost {
 
   /**
    * Work that failed behind its commit point: how far it came is not known, so the state is not either. A retry or a stop leads out;
-   * when the daemon itself ended it, the intent stays on record for the next one.
+   * when the daemon itself ended it, the intent stays on record for the next one. That of a restore stays in any case: a guest that
+   * has not been told who it is must not be taken for one that has.
    */
   #admitDoubt(work: InstanceWork, error: AppError): void {
-    if (this.instance.operation === undefined || this.#isForgotten || this.#uses.signal.aborted) return
+    const { operation, vm } = this.instance
+    if (operation === undefined || this.#isForgotten || this.#uses.signal.aborted) return
+    const isWaking = operation === 'restore' && vm !== undefined
     try {
-      work.change({ state: 'Unknown', operation: undefined, stateError: `${error.message}${reasonOf(error)}` })
+      const stateError = `${error.message}${reasonOf(error)}`
+      work.change({ state: 'Unknown', stateError, ...(isWaking ? {} : { operation: undefined }) })
     } catch (cause) {
       this.log.error({ err: cause }, 'the doubt about an instance could not be recorded')
     }

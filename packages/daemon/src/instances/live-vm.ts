@@ -45,6 +45,8 @@ export class LiveVm {
   readonly #released = new AbortController()
   readonly #bootDeadline: number
   #guest: GuestClient | undefined
+  /** Its workload was frozen for a capture, and is thawed by whoever froze it. */
+  isHeldStill = false
   #isUp = false
   #wake: WakeRequest | undefined
   readonly #up = Promise.withResolvers<void>()
@@ -55,7 +57,8 @@ export class LiveVm {
   constructor(vm: Vm, uses: LiveVmUses) {
     this.vm = vm
     this.#uses = uses
-    this.#bootDeadline = Date.now() + uses.bootLimitMs
+    // One that was asleep is waited for as long as it takes: to end it would be to lose its memory.
+    this.#bootDeadline = uses.wake === undefined ? Date.now() + uses.bootLimitMs : Number.POSITIVE_INFINITY
     this.#wake = uses.wake
     this.#up.promise.catch(() => undefined)
   }
@@ -114,6 +117,11 @@ export class LiveVm {
     }
   }
 
+  /** Hangs up; it dials again, and hears from the guest anew how things stand. */
+  async redial(): Promise<void> {
+    await this.#hangUp()
+  }
+
   /** Hangs up and reports no more; who waits for the guest is told `reason`. The VM goes on. Repeat is harmless. */
   async release(reason?: AppError): Promise<void> {
     this.#released.abort()
@@ -157,8 +165,8 @@ export class LiveVm {
       () => undefined,
     )
     this.#guest = guest
-    // A workload that stands still was left so by a daemon that died over a capture.
-    const wake = this.#wake ?? (guest.hello.isFrozen ? {} : undefined)
+    // A workload that stands still was left so by a daemon that died over a capture, or did not hear that it may go on.
+    const wake = this.#wake ?? (guest.hello.isFrozen && !this.isHeldStill ? {} : undefined)
     if (wake !== undefined) await guest.wake(wake, step)
     this.#wake = undefined
     for (const resolve of this.#waiting.splice(0)) resolve(guest)
@@ -168,7 +176,7 @@ export class LiveVm {
   /** Leads the guest from where it is to running. False when it will not get there; that has been reported. */
   async #boot(guest: GuestClient): Promise<boolean> {
     const { phase } = guest.hello
-    const left = Math.max(1, this.#bootDeadline - Date.now())
+    const left = Math.min(this.#uses.bootLimitMs, Math.max(1, this.#bootDeadline - Date.now()))
     if (phase === 'parked') {
       await this.#uses.crashPoint('boot', 'go')
       try {

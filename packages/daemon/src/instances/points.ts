@@ -86,7 +86,12 @@ export class Points {
         }
         const taken = await takePoint(work, { dir, close })
         this.#held.add(taken)
-        this.#uses.claim(taken, takers)
+        try {
+          this.#uses.claim(taken, takers)
+        } catch (error) {
+          await this.#release(dir, taken)
+          throw error
+        }
         point.resolve(taken)
       })
       .catch((error: unknown) => {

@@ -2,17 +2,16 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
-import { readJournal } from '../guest/journal.ts'
 import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
-import { exitOf } from './exit-of.ts'
 import type { Instance } from './instance.ts'
 import type { InstanceWork, WorkUses } from './instance-work.ts'
 import type { InstanceWorker } from './instance-worker.ts'
-import { settleStopped } from './operations/conclusions.ts'
+import { settleVmExit } from './operations/conclusions.ts'
 import { forgetInstance, removeFiles } from './operations/create.ts'
 import { finishDelete } from './operations/delete.ts'
 import { finishRestore, wakeRequestOf } from './operations/restore.ts'
+import { runOn } from './operations/run-on.ts'
 import { finishStop } from './operations/stop.ts'
 import { finishUpdate } from './operations/update.ts'
 import { type Facts, type Recovery, recover } from './recovery.ts'
@@ -60,7 +59,7 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
   if (recovery.action === 'rest') return recovery
   const worker = uses.workerOf(instance)
   worker.log.info({ action: recovery.action, state: instance.state, operation: instance.operation, vm: facts.vm }, 'instance recovered')
-  if (vm) await hold(worker, vm, recovery, uses)
+  if (vm) hold(worker, vm, recovery, uses)
   // The worker's queue holds it, and requests that come meanwhile wait behind it; what fails is logged there.
   const done = worker.perform('recover', transitionOf(recovery), (work) => carryOut(work, recovery))
   // Ending a VM may take its grace period; all else is short, and the first request should find it done.
@@ -69,15 +68,8 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
   return recovery
 }
 
-/**
- * A daemon that died over a capture may have left the VM paused; no one else pauses, so it is resumed whatever there was, and its guest
- * says itself that it stands still. One that died over a restore may have left it without its name.
- */
-async function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: ReconcileUses): Promise<void> {
-  if (action === 'adopt') {
-    const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: worker.log }
-    await vm.resume(step).catch((err: unknown) => worker.log.error({ err }, 'a VM that may be paused could not be resumed'))
-  }
+/** A daemon that died over a restore may have left a guest without its name. One that was captured says itself that it stands still. */
+function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: ReconcileUses): void {
   if (action === 'finish_restore') worker.hold(vm, wakeRequestOf(worker.instance, uses.settings.dns, { isForeign: true }))
   else worker.hold(vm)
 }
@@ -85,8 +77,10 @@ async function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: 
 async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
   const hasDisk = uses.disks.isWhole(instance.disk)
   const { sleep } = instance
-  const hasSleep = sleep === undefined || existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
-  if (instance.vm === undefined) return { facts: { vm: 'none', hasDisk, hasSleep }, vm: undefined }
+  if (instance.vm === undefined) {
+    const hasSleep = sleep && existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
+    return { facts: { vm: 'none', hasDisk, ...(hasSleep === undefined ? {} : { hasSleep }) }, vm: undefined }
+  }
   try {
     const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: uses.log }
     const vm = await uses.hypervisorOf(instance.hypervisor).reconnect(instance.vm, step)
@@ -131,15 +125,14 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       return
     case 'adopt':
       if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
+      // A daemon that died over a capture may have left it paused; no one else pauses.
+      if (work.live) await runOn(work, work.live)
       return await publishAsRecorded(work)
-    case 'settle_ended': {
-      await work.step('collect', 10_000)
-      const journal = await readJournal(work.uses.paths.instanceLogs(work.instance.id).journal)
-      const exit = (await work.hypervisor.lastExit(work.runDir)) ?? ({ kind: 'lost', atMs: Date.now() } as const)
-      const told = exitOf(journal, exit)
-      const isLost = work.instance.operation === 'restore'
-      return settleStopped(work, isLost ? { message: 'its memory was lost: its VM ended while it woke', atMs: told.atMs } : told)
-    }
+    case 'settle_ended':
+      return settleVmExit(work, (await work.hypervisor.lastExit(work.runDir)) ?? { kind: 'lost', atMs: Date.now() })
+    case 'settle_asleep':
+      work.change({ state: 'Standby', operation: undefined, stateError: undefined })
+      return
     case 'mark_unknown':
       work.change({ state: 'Unknown', stateError: recovery.why })
       return
@@ -164,6 +157,9 @@ async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Prom
   const holding = instances.filter(({ vm, operation }) => vm !== undefined || operation !== undefined)
   const running = new Set(holding.map(({ id }) => basename(paths.vmRunDir(id))))
   const swept: string[] = []
+  // A shim that was capturing for a daemon which died may be in the way for a moment; what stays is for the next start.
+  const remove = (dir: string): Promise<void> =>
+    rm(dir, { recursive: true, force: true, maxRetries: 5 }).catch((err: unknown) => log.error({ err, dir }, 'it could not be removed'))
   for (const name of namesIn(paths.vmsDir)) {
     if (running.has(name)) continue
     const dir = join(paths.vmsDir, name)
@@ -179,7 +175,7 @@ async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Prom
     const dir = join(paths.instancesDir, name)
     swept.push(dir)
     log.warn({ dir }, 'files that belong to no instance are removed')
-    await rm(dir, { recursive: true, force: true })
+    await remove(dir)
   }
   for (const name of await uses.disks.release(layers)) {
     const file = join(paths.disksDir, name)
@@ -193,11 +189,15 @@ async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Prom
     for (const name of namesIn(parent)) {
       if (isKept(name)) continue
       swept.push(join(parent, name))
-      await rm(join(parent, name), { recursive: true, force: true })
+      await remove(join(parent, name))
     }
   }
-  for (const { id, sleep } of instances) await removeSleepBut(paths, id, sleep?.generation)
-  await uses.memory.sweepBases()
+  for (const { id, sleep } of instances) {
+    await removeSleepBut(paths, id, sleep?.generation).catch((err: unknown) =>
+      log.error({ err, id }, 'sleeping states could not be removed'),
+    )
+  }
+  await uses.memory.sweepBases().catch((err: unknown) => log.error({ err }, 'memory bases could not be removed'))
   return swept
 }
 

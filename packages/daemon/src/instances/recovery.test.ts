@@ -46,7 +46,30 @@ test('an instance without its disk is Unknown, never hidden; one that runs all t
 
 test('an instance at rest is left alone', () => {
   assert.equal(recover({ state: 'Stopped' }, facts('none')).action, 'rest')
-  assert.equal(recover({ state: 'Standby' }, facts('none')).action, 'rest')
+  assert.equal(recover({ state: 'Standby' }, { ...facts('none'), hasSleep: true }).action, 'rest')
+})
+
+test('a restore behind its commit point is finished while its VM runs; else its memory is lost and its disk is not', () => {
+  for (const state of ['Paused', 'Unknown'] as const) {
+    assert.equal(recover({ state, operation: 'restore' }, facts('running')).action, 'finish_restore')
+    assert.equal(recover({ state, operation: 'restore' }, facts('ended')).action, 'settle_ended')
+    assert.equal(recover({ state, operation: 'restore' }, facts('unclear')).action, 'mark_unknown')
+    assert.equal(recover({ state, operation: 'restore' }, facts('ended', false)).action, 'mark_unknown')
+  }
+})
+
+test('a sleeping state that is there is never given up, whatever its instance was taken for', () => {
+  for (const state of INSTANCE_STATES) {
+    const { action } = recover({ state }, { ...facts('none'), hasSleep: true })
+    assert.equal(action, state === 'Standby' ? 'rest' : 'settle_asleep')
+  }
+})
+
+test('a sleeper without its sleeping state is Unknown, with the reason', () => {
+  for (const state of ['Standby', 'Unknown'] as const) {
+    const recovery = recover({ state }, { ...facts('none'), hasSleep: false })
+    assert.deepEqual(recovery, { action: 'mark_unknown', why: 'its sleeping state is missing' })
+  }
 })
 
 test('an instance that was live and has no VM on record is settled', () => {

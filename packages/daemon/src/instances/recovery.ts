@@ -21,7 +21,7 @@ export type VmFact =
 export interface Facts {
   readonly vm: VmFact
   readonly hasDisk: boolean
-  /** The sleeping state that its row names is there. */
+  /** The sleeping state that its row names is there; absent when it names none. */
   readonly hasSleep?: boolean
   /** Why `vm` is unclear. */
   readonly why?: string
@@ -43,6 +43,8 @@ export type Recovery =
   | { readonly action: 'finish_restore' }
   /** The VM ended while no daemon was there: keep its disk, say how it ended. */
   | { readonly action: 'settle_ended' }
+  /** It was in doubt, and sleeps: its disk and its sleeping state are there. */
+  | { readonly action: 'settle_asleep' }
   | { readonly action: 'mark_unknown'; readonly why: string }
 
 export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Facts): Recovery {
@@ -74,9 +76,11 @@ function settle(state: Instance['state'], facts: Facts): Recovery {
   if (facts.vm === 'running') return { action: 'adopt' }
   if (!facts.hasDisk) return { action: 'mark_unknown', why: 'its disk is missing' }
   if (facts.vm === 'ended') return { action: 'settle_ended' }
+  // Whatever it was taken for meanwhile: a sleeping state that is whole is never given up but by a stop.
+  if (facts.hasSleep === false) return { action: 'mark_unknown', why: 'its sleeping state is missing' }
+  if (facts.hasSleep === true && state !== 'Standby') return { action: 'settle_asleep' }
   switch (state) {
     case 'Standby':
-      return facts.hasSleep === false ? { action: 'mark_unknown', why: 'its sleeping state is missing' } : { action: 'rest' }
     case 'Stopped':
       return { action: 'rest' }
     case 'Unknown':

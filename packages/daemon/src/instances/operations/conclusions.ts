@@ -12,7 +12,11 @@ const POWER_OFF_LIMIT_MS = 15_000
 
 /** The workload has been started and the agent answers. */
 export async function settleRunning(work: InstanceWork): Promise<void> {
-  if (work.instance.state === 'Initializing' || work.instance.state === 'Unknown') work.change({ state: 'Running', stateError: undefined })
+  const { state, operation, id } = work.instance
+  if (state !== 'Initializing' && state !== 'Unknown') return
+  // A restore whose guest took longer than there was patience for is over now.
+  work.change({ state: 'Running', operation: undefined, stateError: undefined })
+  if (operation === 'restore') await removeSleepBut(work.uses.paths, id, undefined).catch(work.leaveForSweep('the consumed sleeping state'))
 }
 
 /** The workload has ended; its VM powers off next. */
@@ -30,7 +34,10 @@ export async function settleWorkloadExit(work: InstanceWork, live: LiveVm, exit:
 export async function settleVmExit(work: InstanceWork, exit: VmExit, options: { killed?: boolean } = {}): Promise<void> {
   await work.step('collect', 10_000)
   const journal = await readJournal(work.uses.paths.instanceLogs(work.instance.id).journal)
-  await settleStopped(work, exitOf(journal, exit, options))
+  const told = exitOf(journal, exit, options)
+  // What it would have gone on with is consumed: the disk alone is left.
+  const isLost = work.instance.operation === 'restore' && told.code === undefined
+  await settleStopped(work, isLost ? { ...told, message: `its memory was lost while it woke: ${told.message}` } : told)
 }
 
 /** The guest never came up. Its VM is ended, so that it is Stopped with the reason rather than a riddle. */

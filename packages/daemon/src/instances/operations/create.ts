@@ -14,7 +14,7 @@ export async function create(work: InstanceWork): Promise<void> {
     // Beside the VM's start, which takes longer.
     const isDurable = work.uses.disks.flush(work.instance.disk)
     isDurable.catch(() => undefined)
-    await powerOn(work, isDurable)
+    await powerOn(work, { isDurable })
   } catch (cause) {
     await undoCreate(work, cause)
     throw cause

@@ -28,26 +28,36 @@ export async function fork(work: InstanceWork, point: Point, target: TargetState
   }
 }
 
-/** An instance with a disk of its own above the point's becomes what it was there, or what `target` says. */
-export async function goOnFrom(work: InstanceWork, point: Point, target: TargetState): Promise<void> {
+/**
+ * An instance with a disk of its own above the point's becomes what it was there, or what `target` says. That is on record at once,
+ * and with it what it becomes `along`; before that every failure leaves the instance as it was.
+ */
+export async function goOnFrom(work: InstanceWork, point: Point, target: TargetState, along: Partial<Instance> = {}): Promise<void> {
   const { capture } = point
-  const isForeign = point.instance.id !== work.instance.id
-  if (target === 'Stopped') return work.change({ state: 'Stopped', operation: undefined, sleep: undefined, ...ended(point.instance) })
+  if (target === 'Stopped') {
+    await work.step('record', 10_000)
+    return work.change({ ...along, state: 'Stopped', operation: undefined, sleep: undefined, ...ended(point.instance) })
+  }
   if (capture === undefined) {
-    await powerOn(work)
+    await powerOn(work, { along })
     await work.live?.whenUp(await work.step('boot', BOOT_LIMIT_MS))
     await settleRunning(work)
     if (target === 'Standby') await standby(work)
     return
   }
   await noteStarted(work.uses.paths.instanceLogs(work.instance.id).journal)
-  if (target === 'Running') return wakeFrom(work, capture, { isForeign })
+  // A fork that has never been awake is still who its source was.
+  const isForeign = point.instance.id !== work.instance.id || point.instance.sleep?.isForeign === true
+  if (target === 'Running') return wakeFrom(work, capture, { isForeign, along })
+  await using undo = new AsyncDisposableStack()
   await work.step('link', 30_000)
   const draft = await beginSleepDraft(work.uses.paths, work.instance.id)
+  undo.defer(() => draft.discard())
   await linkCapture(capture.dir, draft.dir, await readManifest(capture.dir))
   await draft.publish()
   await work.step('record', 10_000)
-  work.change({ state: 'Standby', operation: undefined, sleep: { generation: draft.generation, base: capture.base, isForeign } })
+  work.change({ ...along, state: 'Standby', operation: undefined, sleep: { generation: draft.generation, base: capture.base, isForeign } })
+  undo.move()
 }
 
 async function makeFiles(work: InstanceWork, point: Point): Promise<void> {

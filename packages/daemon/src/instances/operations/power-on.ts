@@ -1,4 +1,5 @@
 /** The part that create and start share: from an instance that is whole on disk to a VM that runs and is recorded. */
+import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 
 // The first of a shape waits for its golden boot to be made, which under emulation takes a while.
@@ -6,11 +7,15 @@ const SPAWN_LIMIT_MS = 240_000
 
 /**
  * Starts the VM and records it: the commit point of create and start. Before it every failure leaves no VM; after it the instance
- * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation. `isDurable` is
- * waited for before the record: what outlives a power cut must not say of a disk that it is there when it is not.
+ * is Initializing and the rest (the guest's configuration, its workload) is its own life, not part of the operation. What becomes of
+ * the instance `along` with it, its disk for one, is true of the VM and not yet of the record. `isDurable` is waited for before the
+ * record: what outlives a power cut must not say of a disk that it is there when it is not.
  */
-export async function powerOn(work: InstanceWork, isDurable: Promise<unknown> = Promise.resolve()): Promise<void> {
-  const spec = work.vmSpec()
+export async function powerOn(
+  work: InstanceWork,
+  { isDurable = Promise.resolve(), along = {} }: { isDurable?: Promise<unknown>; along?: Partial<Instance> } = {},
+): Promise<void> {
+  const spec = work.vmSpec(along)
   await using undo = new AsyncDisposableStack()
 
   const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
@@ -26,6 +31,7 @@ export async function powerOn(work: InstanceWork, isDurable: Promise<unknown> = 
   await isDurable
   await work.step('record', 10_000)
   work.change({
+    ...along,
     state: 'Initializing',
     operation: undefined,
     vm: vm.handle,

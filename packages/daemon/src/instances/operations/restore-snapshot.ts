@@ -4,25 +4,32 @@ import type { Snapshot } from '../../store/snapshots.ts'
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { removeSleepBut } from '../sleep-files.ts'
-import { addLayer } from './add-layer.ts'
+import { makeLayer } from './add-layer.ts'
 import { goOnFrom, type TargetState } from './fork.ts'
 import type { Point } from './take-point.ts'
 
 /**
  * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment. Its id, name, ports and expiry are
- * those of today. The record of the snapshot's disk is the commit point: what was written since then is given up with it.
+ * those of today. The record of where it goes on is the commit point: what was written since the snapshot is given up with it, and a
+ * snapshot that cannot be gone back to leaves the instance as it was.
  */
 export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
   await work.step('intent', 10_000)
   const { paths, disks, consolidations } = work.uses
   const { id, disk: given } = work.instance
-  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id))
+  if (!disks.isWhole(snapshot.disk))
+    throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${snapshot.id} is missing`)
   await consolidations.cancel(id)
-  await addLayer(work, snapshot.disk, { ...rememberedOf(snapshot.instance), state: 'Stopped', sleep: undefined, stateError: undefined })
-  await disks.release(given).catch(work.leaveForSweep('the layers that were given up'))
-  await removeSleepBut(paths, id, undefined).catch(work.leaveForSweep('the sleeping state that was given up'))
+  const then = rememberedOf(snapshot.instance)
+  await using after = new AsyncDisposableStack()
+  const top = await makeLayer(work, { ...work.instance, ...then })
+  // Whichever way it ends, what the record does not name then goes.
+  after.defer(() => disks.release([top, ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
+  after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
-  await goOnFrom(work, point, target)
+  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id))
+  await goOnFrom(work, point, target, { ...then, disk: [top, ...snapshot.disk], sleep: undefined, stateError: undefined })
+  await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
 
 /** What a snapshot says to whoever goes on from it. */

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { WakeRequest } from '../../guest/guest-client.ts'
 import type { Capture } from '../../hypervisors/hypervisor.ts'
@@ -26,11 +27,20 @@ export async function restore(work: InstanceWork, admit: Admit): Promise<void> {
   await wakeFrom(work, { dir, base: sleep.base, isShared: work.uses.isBaseShared(sleep.base, id) }, { isForeign: sleep.isForeign === true })
 }
 
+export interface WakeFrom {
+  /** The guest was another instance's: it is given its own name and addresses before its workload goes on. */
+  readonly isForeign: boolean
+  /** What becomes of the instance with the commit: the machine is of it so, its disk too. */
+  readonly along?: Partial<Instance>
+}
+
 /** From a capture to a VM that runs and whose agent has answered; what restore, fork and the restore of a snapshot share. */
-export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign }: { isForeign: boolean }): Promise<void> {
-  const spec = work.vmSpec()
+export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign, along = {} }: WakeFrom): Promise<void> {
+  const spec = work.vmSpec(along)
   await using undo = new AsyncDisposableStack()
   const load = await work.step('load', LOAD_LIMIT_MS)
+  // A VM that could not be ended when its sleeping state was recorded; it is paused for ever.
+  if (existsSync(work.runDir)) await work.hypervisor.sweep(work.runDir)
   // Deferred before, since a load that was cut short may have left something.
   undo.defer(() => work.hypervisor.sweep(work.runDir))
   const startedAt = performance.now()
@@ -41,6 +51,7 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
   await work.step('record', 10_000)
   const { startedAtMs = Date.now() } = work.instance
   work.change({
+    ...along,
     ...{ state: 'Paused', operation: 'restore', vm: vm.handle, sleep: undefined },
     ...{ startedAtMs, stoppedAtMs: undefined, exitCode: undefined, exitMessage: undefined, stateError: undefined },
   })
@@ -50,8 +61,10 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
 
 /** All of a restore behind its commit point: the VM is held, paused or running. */
 export async function finishRestore(work: InstanceWork, live: LiveVm): Promise<void> {
-  await live.vm.resume(await work.step('resume', 10_000))
-  await live.whenUp(await work.step('wake', WAKE_LIMIT_MS))
+  const step = await work.step('resume', 10_000)
+  // There is no way back: what fails is tried once more.
+  await live.vm.resume(step).catch(() => live.vm.resume(step))
+  await live.whenUp(await work.step('wake', Math.min(WAKE_LIMIT_MS, work.uses.settings.bootLimitMs)))
   await work.step('settle', 10_000)
   work.change({ state: 'Running', operation: undefined, stateError: undefined })
   await removeSleepBut(work.uses.paths, work.instance.id, undefined).catch(work.leaveForSweep('the consumed sleeping state'))
@@ -59,10 +72,13 @@ export async function finishRestore(work: InstanceWork, live: LiveVm): Promise<v
 
 /**
  * What a guest is told before its workload goes on. Its network helper is another than before, so that connections through it are
- * dead: they are closed, for the workload to see it at once.
+ * dead: they are closed, for the workload to see it at once. It is asked under the name of its VM, so that a daemon which has to ask
+ * again leaves alone what was opened since.
  */
 export function wakeRequestOf(instance: Instance, dns: readonly string[], { isForeign }: { isForeign: boolean }): WakeRequest {
+  const { vm } = instance
   return {
+    ...(vm === undefined ? {} : { token: [instance.id, vm.bootId, vm.vmm.pid, vm.vmm.startTicks].join(' ') }),
     closeConnections: instance.network.enabled,
     announce: instance.network.enabled,
     ...(isForeign ? { identity: guestIdentityOf(instance, dns) } : {}),

@@ -24,6 +24,7 @@ export async function snapshot(work: InstanceWork, request: SnapshotRequest): Pr
   await using undo = new AsyncDisposableStack()
   undo.defer(() => rm(draft, { recursive: true, force: true }))
   const point = await takePoint(work, { dir: draft, close: () => 1 })
+  undo.defer(async () => void (await uses.disks.release(point.disk)))
   undo.defer(async () => void (await point.fresh?.settle()))
 
   if (point.capture !== undefined) {

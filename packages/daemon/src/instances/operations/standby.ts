@@ -4,6 +4,7 @@ import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
 import { beginSleepDraft, removeSleepBut } from '../sleep-files.ts'
 import { freezeWorkload } from './freeze-workload.ts'
+import { runOn, thaw } from './run-on.ts'
 
 // Memory goes to disk: a large guest on a slow disk takes its time, and its workload stands still meanwhile.
 const CAPTURE_LIMIT_MS = 600_000
@@ -33,7 +34,7 @@ export async function standby(work: InstanceWork): Promise<void> {
     await freezeWorkload(work, live)
 
     // Deferred before the pause, since one that timed out may still have happened; resume is harmless on repeat.
-    undo.defer(() => live.vm.resume(work.undoStep(10_000)))
+    undo.defer(() => runOn(work, live))
     await live.vm.pause(await work.step('pause', 10_000))
     pausedAtMs = Date.now()
 
@@ -62,14 +63,4 @@ export async function standby(work: InstanceWork): Promise<void> {
 export function liveOf(work: InstanceWork): LiveVm {
   if (work.live === undefined) throw new AppError('guest_unavailable', `The VM of ${work.instance.name} is gone`)
   return work.live
-}
-
-/** The workload goes on. A guest that does not answer is left to itself: it thaws when its lease is over. */
-export async function thaw(work: InstanceWork, live: LiveVm): Promise<void> {
-  try {
-    const step = work.undoStep(5000)
-    await (await live.connected(step)).wake({}, step)
-  } catch (error) {
-    work.log.warn({ err: error }, 'the workload could not be thawed')
-  }
 }

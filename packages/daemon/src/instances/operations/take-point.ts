@@ -13,7 +13,8 @@ import type { LiveVm } from '../live-vm.ts'
 import { addLayer } from './add-layer.ts'
 import { shortenDisk } from './flatten-disk.ts'
 import { freezeWorkload } from './freeze-workload.ts'
-import { liveOf, thaw } from './standby.ts'
+import { runOn, thaw } from './run-on.ts'
+import { liveOf } from './standby.ts'
 
 export interface Point {
   /** As it was. */
@@ -40,7 +41,8 @@ export interface TakePoint {
 
 export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
   await using undo = new AsyncDisposableStack()
-  undo.defer(() => rm(dir, { recursive: true, force: true }))
+  // A shim that is still writing into it may be in the way for a moment.
+  undo.defer(() => rm(dir, { recursive: true, force: true, maxRetries: 5 }))
   await shortenDisk(work)
   const point =
     work.instance.state === 'Running' ? await takeRunning(work, liveOf(work), { dir, close }) : await takeResting(work, { dir, close })
@@ -51,8 +53,9 @@ export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): 
 async function takeResting(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
   const { instance } = work
   close()
+  const capture = instance.state === 'Standby' ? await shareSleep(work, dir) : undefined
   const disk = await freezeAtRest(work)
-  return instance.state === 'Standby' ? { instance, disk, capture: await shareSleep(work, dir) } : { instance, disk }
+  return { instance, disk, ...(capture === undefined ? {} : { capture }) }
 }
 
 async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: TakePoint): Promise<Point> {
@@ -70,8 +73,11 @@ async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: Tak
   if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
 
   const fresh = await work.uses.memory.consolidate(capture, await work.step('consolidate', CONSOLIDATE_LIMIT_MS))
+  await using undo = new AsyncDisposableStack()
+  undo.defer(() => fresh.settle())
   const wide = { dir: `${dir}/wide`, base: fresh.ref, isShared: true }
   await linkCapture(captured, wide.dir, { ...manifest, base: fresh.ref, baseSum: fresh.sum })
+  undo.move()
   return { instance, disk: instance.disk, capture: wide, fresh }
 }
 
@@ -116,7 +122,7 @@ async function captureInPause(work: InstanceWork, live: LiveVm, into: string, pi
     })
   }
   // Deferred before the pause, since one that timed out may still have happened; resume is harmless on repeat.
-  goOn.defer(() => live.vm.resume(work.undoStep(10_000)))
+  goOn.defer(() => runOn(work, live))
   await live.vm.pause(await work.step('pause', 10_000))
   const pausedAt = performance.now()
   const capturing = await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
@@ -133,9 +139,15 @@ async function freezeAtRest(work: InstanceWork): Promise<readonly string[]> {
   const { disks } = work.uses
   await work.step('freeze_disk', 60_000)
   const { source, copy } = await disks.freeze(disk, { bytes, owner: uid === undefined ? undefined : { uid, gid: uid } })
-  await disks.flush([...new Set([...source, ...copy])].filter((name) => !disk.includes(name)))
-  work.change({ disk: source })
-  return copy
+  const made = [...source, ...copy].filter((name) => !disk.includes(name))
+  try {
+    await disks.flush(made)
+    work.change({ disk: source })
+    return copy
+  } catch (error) {
+    await disks.release(made)
+    throw error
+  }
 }
 
 /** A sleeping state for another to wake from: its files are shared, since they are never changed. */
