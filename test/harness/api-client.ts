@@ -23,7 +23,7 @@ class ApiFailure extends Error {
 /** The API over its unix socket, as plain as HTTP allows: what a test says is what goes over the wire. */
 export class ApiClient implements Disposable {
   readonly socket: string
-  readonly #agent = new Agent({ keepAlive: true, maxSockets: 16 })
+  readonly #agent = new Agent({ keepAlive: true, maxSockets: 64 })
 
   constructor(socket: string) {
     this.socket = socket

@@ -214,7 +214,7 @@ const SHAPE = {
   network: { ports: [{ host_port: 0, guest_port: WORKLOAD_PORT, host_ip: '127.0.0.1' }] },
 }
 
-function portOf({ name, network }: ShownInstance): number {
+export function portOf({ name, network }: ShownInstance): number {
   const port = network.ports?.[0]?.host_port
   assert.ok(port, `${name} publishes no port`)
   return port
