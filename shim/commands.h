@@ -6,5 +6,6 @@ int command_base(const char *file);
 int command_blank(const char *bytes);
 int command_store(const char *file);
 int command_consolidate(int argc, char **argv);
+int command_compress(int argc, char **argv);
 int command_verify(const char *base, const char *delta_file);
 int command_tsc(void);

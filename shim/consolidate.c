@@ -105,7 +105,7 @@ int command_consolidate(int argc, char **argv) {
     if (argc > 5 && (whole.sum != strtoull(argv[4], NULL, 16) || whole.pages != strtoull(argv[5], NULL, 10)))
         fail("the base %s has another checksum", base);
     if (ftruncate(merge.out, (off_t)delta.header.memory_bytes) < 0) fail_errno("cannot size %s", out);
-    wrong = read_delta(&delta, take_delta, &merge);
+    wrong = read_delta(&delta, 1, take_delta, &merge);
     if (wrong != NULL) fail("the delta %s cannot be used: %s", argv[1], wrong);
     // VMMs of other users map it; who may get that far is the directory's affair, as it is with a memfd.
     if (fchmod(merge.out, 0666) < 0) fail_errno("cannot open %s to its users", out);

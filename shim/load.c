@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "delta.h"
 #include "fail.h"
@@ -9,6 +10,11 @@
 
 static void write_pages(void *context, const char *pages, uint64_t first, size_t count) {
     if (write_memory(context, pages, first, count) < 0) fail_errno("cannot write the VM's memory");
+}
+
+/* Writing is as quick as the kernel has it, by however many; unpacking beside it costs no time where there is a processor for it. */
+static int readers_of(const struct delta *delta) {
+    return delta->header.packing == PACK_NONE ? 1 : (int)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
 void load(const struct job *job) {
@@ -20,7 +26,7 @@ void load(const struct job *job) {
     struct delta delta;
     wrong = open_delta(&delta, fd);
     if (wrong == NULL && delta.header.memory_bytes != memory.bytes) wrong = "it belongs to a memory of another size";
-    if (wrong == NULL) wrong = read_delta(&delta, write_pages, &memory);
+    if (wrong == NULL) wrong = read_delta(&delta, readers_of(&delta), write_pages, &memory);
     if (wrong != NULL) fail("the delta %s cannot be used: %s", job->words, wrong);
     say("loaded %llu %016llx", (unsigned long long)delta_pages(&delta), (unsigned long long)delta.header.sum);
 }

@@ -7,6 +7,8 @@
  *   store FILE                  seals the memfd given as descriptor 3 and writes what is in it to FILE
  *   consolidate BASE|- DELTA OUT [MAX_BYTES_PER_SECOND [SUM PAGES]]
  *                               writes a base with a delta laid over it to OUT (consolidate.c)
+ *   compress zstd|lz4 LEVEL DELTA|- OUT [BASE SUM PAGES GROUND|- SUM PAGES]
+ *                               writes a delta, or what it makes of BASE as it differs from GROUND, packed to OUT (compress.c)
  *   verify BASE|- DELTA|-       reads both from end to end and says what they sum up to (verify.c)
  *   tsc                         prints the frequency of the time stamp counter in kHz
  */
@@ -22,8 +24,10 @@ int main(int argc, char **argv) {
     if (strcmp(command, "blank") == 0 && argc == 3) return command_blank(argv[2]);
     if (strcmp(command, "store") == 0 && argc == 3) return command_store(argv[2]);
     if (strcmp(command, "consolidate") == 0 && argc >= 5) return command_consolidate(argc - 2, argv + 2);
+    if (strcmp(command, "compress") == 0 && (argc == 6 || argc == 12)) return command_compress(argc - 2, argv + 2);
     if (strcmp(command, "verify") == 0 && argc == 4) return command_verify(argv[2], argv[3]);
     if (strcmp(command, "tsc") == 0) return command_tsc();
-    fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | verify BASE|- DELTA|- | tsc\n");
+    fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | "
+                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | tsc\n");
     return 64;
 }

@@ -40,7 +40,7 @@ int command_verify(const char *base, const char *delta_file) {
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         struct delta delta;
         const char *wrong = open_delta(&delta, fd);
-        if (wrong == NULL) wrong = read_delta(&delta, only_read, NULL);
+        if (wrong == NULL) wrong = read_delta(&delta, 1, only_read, NULL);
         if (wrong == NULL) say("delta", delta.header.sum, delta.header.stored_pages);
         else printf("damaged %s\n", wrong);
     }
