@@ -77,11 +77,21 @@ async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
   await run('follows its log', ['logs', '-f', 'demo'], { enough: (log) => log.includes('tick 2') })
   await run('asks what it uses', ['stats', '--no-stream', 'demo'])
   expect('busybox', (await run('looks at a path', ['stat', 'demo', '/bin/busybox'])).stdout)
+  const before = ticksIn((await run('reads its log', ['logs', 'demo'])).stdout)
+  await run('puts it to sleep: its memory goes to disk, its VM goes', ['standby', 'demo'])
+  expect('Standby', (await run('lists all instances', ['ps', '-a'])).stdout)
+  await run('wakes it', ['restore', 'demo'])
+  const goesOn = (log: string): boolean => (ticksIn(log).at(-1) ?? 0) > before.length + 1
+  expectTicks(1, (await run('sees it count on from where it was', ['logs', '-f', 'demo'], { enough: goesOn })).stdout)
+  await run('forks it while it runs', ['fork', 'demo', 'twin'])
+  const { stdout: ofTwin } = await run('sees the fork count on too', ['logs', '-f', 'twin'], { enough: (log) => ticksIn(log).length > 1 })
+  expectTicks(before.length + 1, ofTwin)
+  expect('twin', (await run('asks the fork for its name', ['exec', 'twin', 'hostname'])).stdout)
   await run('stops it', ['stop', 'demo'])
   expect('bye', (await run('reads its last words', ['logs', 'demo'])).stdout)
   await run('starts it again', ['start', 'demo'])
   await run('waits until it runs', ['wait', '--state', 'Running', 'demo'])
-  await run('deletes both', ['rm', '-f', 'demo', 'first'])
+  await run('deletes them', ['rm', '-f', 'demo', 'twin', 'first'])
   await using raw = await rawColdBoot({
     dir: join(dir, 'raw'),
     rootfs: daemon.paths.imageRootfs(digest),
@@ -137,6 +147,22 @@ function commandsOf({ socket }: DaemonProcess): Run {
 function expect(word: string, output: string): void {
   if (!output.includes(word))
     throw new DemoFailure(`Expected to read "${word}", but got:\n${output}`, 'This is a bug: run it again and report what it says.')
+}
+
+function ticksIn(log: string): number[] {
+  return [...log.matchAll(/^tick (\d+)$/gm)].map(([, tick]) => Number(tick))
+}
+
+/** One after the other, from no earlier than `first`: a workload that was started anew would count from 1 again. */
+function expectTicks(first: number, log: string): void {
+  const ticks = ticksIn(log)
+  const [begins = 0] = ticks
+  if (begins < first || ticks.some((tick, at) => tick !== begins + at)) {
+    throw new DemoFailure(
+      `Expected it to count on from ${first}, but it counted: ${ticks.join(' ')}`,
+      'This is a bug: report what it says.',
+    )
+  }
 }
 
 function keep(step: string, command: string, ms: number): void {

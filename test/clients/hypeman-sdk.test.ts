@@ -160,6 +160,76 @@ describe('the published client', { timeout: 120_000 }, () => {
     await client.instances.delete(id)
   })
 
+  test('an instance sleeps and wakes, and who asks twice is answered twice', async () => {
+    const { id } = await running('sleepy')
+    for (let ask = 0; ask < 2; ask++) {
+      const asleep = await client.instances.standby('sleepy', {})
+      assert.deepEqual([asleep.id, asleep.state, asleep.has_snapshot], [id, 'Standby', true])
+    }
+    assert.equal((await client.instances.wait(id, { state: 'Standby', timeout: '1s' })).timed_out, false)
+    const together = await Promise.all([client.instances.restore(id), client.instances.restore(id)])
+    for (const { state, has_snapshot } of [...together, await client.instances.restore(id)]) {
+      assert.deepEqual([state, has_snapshot], ['Running', false])
+    }
+    const compression = { enabled: true, algorithm: 'zstd', level: 3 } as const
+    await client.instances.standby(id, { compression, compression_delay: '1h' })
+    assert.equal((await client.instances.stop(id)).state, 'Stopped')
+    await assert.rejects(client.instances.restore(id), Hypeman.ConflictError)
+    await client.instances.delete(id)
+  })
+
+  test('an instance is forked while it runs, sleeps and is stopped', async () => {
+    const source = await running('forked', { tags: { team: 'a' } })
+    await assert.rejects(client.instances.fork('forked', { name: 'fork-0' }), Hypeman.ConflictError)
+    const live = await client.instances.fork('forked', { name: 'fork-1', from_running: true })
+    assert.deepEqual([live.state, live.image, live.tags], ['Running', source.image, source.tags])
+    assert.notEqual(live.id, source.id)
+    assert.equal((await client.instances.get('forked')).state, 'Running')
+    await client.instances.standby('forked', {})
+    assert.equal((await client.instances.fork('forked', { name: 'fork-2' })).state, 'Standby')
+    assert.equal((await client.instances.fork('forked', { name: 'fork-3', target_state: 'Running' })).state, 'Running')
+    await client.instances.stop('forked')
+    assert.equal((await client.instances.fork('forked', { name: 'fork-4' })).state, 'Stopped')
+    await assert.rejects(client.instances.fork('forked', { name: 'fork-4' }), Hypeman.ConflictError)
+    for (const name of ['forked', 'fork-1', 'fork-2', 'fork-3', 'fork-4']) await client.instances.delete(name)
+  })
+
+  test('snapshots are taken, listed, gone back to, gone on from and deleted', async () => {
+    const { id } = await running('kept')
+    const live = await client.instances.snapshots.create(id, { kind: 'Standby', name: 'live', tags: { why: 'test' } })
+    assert.deepEqual([live.name, live.kind, live.source_instance_id, live.source_instance_name], ['live', 'Standby', id, 'kept'])
+    assert.ok(live.size_bytes > 0)
+    assert.equal(live.source_hypervisor as string, 'fake')
+    await assert.rejects(client.instances.snapshots.create(id, { kind: 'Standby', name: 'live' }), Hypeman.ConflictError)
+    await assert.rejects(client.instances.snapshots.create(id, { kind: 'Stopped' }), Hypeman.ConflictError)
+    await assert.rejects(client.instances.snapshots.restore(live.id, { id }), Hypeman.ConflictError)
+
+    await client.instances.stop(id)
+    const disk = await client.instances.snapshots.create(id, { kind: 'Stopped' })
+    assert.equal(disk.name, null)
+    assert.deepEqual(await client.snapshots.get(live.id), live)
+    const ids = async (query: Hypeman.SnapshotListParams) => (await client.snapshots.list(query)).map((snapshot) => snapshot.id)
+    assert.deepEqual(await ids({ source_instance_id: id }), [disk.id, live.id])
+    assert.deepEqual(await ids({ kind: 'Stopped' }), [disk.id])
+    assert.deepEqual(await ids({ name: 'live' }), [live.id])
+    assert.deepEqual(await ids({ tags: { why: 'test' } }), [live.id])
+
+    assert.equal((await client.instances.snapshots.restore(live.id, { id })).state, 'Running')
+    await client.instances.standby(id, {})
+    assert.equal((await client.instances.snapshots.restore(disk.id, { id, target_state: 'Stopped' })).state, 'Stopped')
+    await client.instances.delete(id)
+
+    const child = await client.snapshots.fork(live.id, { name: 'of-live' })
+    assert.deepEqual([child.name, child.state], ['of-live', 'Running'])
+    assert.equal((await client.snapshots.fork(disk.id, { name: 'of-disk' })).state, 'Stopped')
+    for (const snapshot of [live, disk]) {
+      await client.snapshots.delete(snapshot.id)
+      await assert.rejects(client.snapshots.get(snapshot.id), Hypeman.NotFoundError)
+    }
+    assert.deepEqual(await client.snapshots.list(), [])
+    for (const name of ['of-live', 'of-disk']) await client.instances.delete(name)
+  })
+
   test('a snapshot schedule is set, changed, read and removed', async () => {
     const { id } = await create('scheduled')
     const { snapshotSchedule } = client.instances
