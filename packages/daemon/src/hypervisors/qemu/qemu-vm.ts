@@ -42,12 +42,16 @@ export class QemuVm implements Vm {
 
   /** The control connection is kept while it is paused: no one else has business with it then, and each step of a capture is short. */
   async pause(step: Step): Promise<void> {
+    if (this.#held === undefined || this.#held.isClosed) this.#held = await Qmp.connect(path.join(this.handle.runDir, QMP_SOCKET), step)
     await this.#execute('stop', step)
-    this.#held ??= await Qmp.connect(path.join(this.handle.runDir, QMP_SOCKET), step)
   }
 
   async resume(step: Step): Promise<void> {
     await this.#execute('cont', step)
+    const [stoppedAtMs, resumedAtMs] = [this.#held?.lastAtMs('STOP'), this.#held?.lastAtMs('RESUME')]
+    if (stoppedAtMs !== undefined && resumedAtMs !== undefined) {
+      step.log.debug({ ms: Math.round((resumedAtMs - stoppedAtMs) * 100) / 100 }, 'VM stood still')
+    }
     this.#letGo()
   }
 

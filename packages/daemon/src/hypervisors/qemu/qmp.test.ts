@@ -128,3 +128,11 @@ test('a VMM that does not greet is given up', async () => {
   await assert.rejects(Qmp.connect(file, within(30)), { code: 'timed_out' })
   server.close()
 })
+
+test('the last time of an event is told by the clock of the one that reports it', async () => {
+  const at = (seconds: number): string => JSON.stringify({ event: 'STOP', timestamp: { seconds, microseconds: 250_000 } })
+  await using qemu = await fakeQemu(() => `${at(7)}\n${at(8)}\n{"event": "RESUME"}\n{"return": {}}\n`)
+  using qmp = await Qmp.connect(qemu.file, within(5000))
+  await qmp.execute('stop', undefined, within(5000))
+  assert.deepEqual([qmp.lastAtMs('STOP'), qmp.lastAtMs('RESUME'), qmp.lastAtMs('SHUTDOWN')], [8250, undefined, undefined])
+})

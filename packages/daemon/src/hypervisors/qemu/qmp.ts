@@ -35,7 +35,7 @@ export class Qmp implements Disposable {
   readonly #socket: Socket
   readonly #pending: Pending[] = []
   readonly #waiting = new Map<string, Set<(data: EventData) => void>>()
-  readonly #seen: { readonly event: string; readonly data: EventData }[] = []
+  readonly #seen: { readonly event: string; readonly data: EventData; readonly atMs: number | undefined }[] = []
   #text = ''
 
   private constructor(socket: Socket) {
@@ -118,6 +118,11 @@ export class Qmp implements Disposable {
     })
   }
 
+  /** When the last `event` happened, by QEMU's own clock; undefined when none has since the connection was made. */
+  lastAtMs(event: string): number | undefined {
+    return this.#seen.findLast((one) => one.event === event)?.atMs
+  }
+
   [Symbol.dispose](): void {
     this.#socket.destroy()
   }
@@ -149,7 +154,7 @@ export class Qmp implements Disposable {
     if (typeof message !== 'object' || message === null) return
     if ('event' in message && typeof message.event === 'string') {
       const data: EventData = 'data' in message && typeof message.data === 'object' ? { ...message.data } : {}
-      if (this.#seen.length < MAX_EVENTS) this.#seen.push({ event: message.event, data })
+      if (this.#seen.length < MAX_EVENTS) this.#seen.push({ event: message.event, data, atMs: timeOf(message) })
       for (const onEvent of this.#waiting.get(message.event) ?? []) onEvent(data)
     } else if ('return' in message) {
       this.#pending.shift()?.resolve(message.return)
@@ -158,6 +163,12 @@ export class Qmp implements Disposable {
       pending?.reject(new QmpError(pending.command, describe(message.error)))
     }
   }
+}
+
+function timeOf(message: object): number | undefined {
+  const { timestamp } = message as { timestamp?: { seconds?: unknown; microseconds?: unknown } | null }
+  const atMs = Number(timestamp?.seconds) * 1e3 + Number(timestamp?.microseconds) / 1e3
+  return Number.isFinite(atMs) ? atMs : undefined
 }
 
 const describe = (error: unknown): string =>
