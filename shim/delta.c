@@ -1,6 +1,7 @@
 #include "delta.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -12,6 +13,8 @@
 
 _Static_assert(sizeof(struct delta_header) == 64 && sizeof(struct delta_run) == 16, "as the file has them");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are written as they lie in memory");
+
+enum { BEGIN_BYTES = 1 << 20 };
 
 static const char magic[8] = {'D', 'M', 'D', 'E', 'L', 'T', 'A', '1'};
 
@@ -31,7 +34,14 @@ void begin_delta(struct delta *delta, int fd, uint64_t memory_bytes, uint64_t mo
     begin(delta, fd, memory_bytes);
     // How many runs there are is only known when the last page has been looked at, so there is room for one a page: 0.4 %, a hole mostly.
     delta->header.data_at = up_to_page(sizeof delta->header + most_pages * sizeof *delta->runs);
-    delta->end = (off_t)delta->header.data_at;
+    delta->begun = delta->end = (off_t)delta->header.data_at;
+}
+
+/* The disk begins while the pages that follow are looked at, so that there is less to wait for at the end. */
+static void begin_to_store(struct delta *delta) {
+    if (delta->end - delta->begun < BEGIN_BYTES) return;
+    sync_file_range(delta->fd, delta->begun, delta->end - delta->begun, SYNC_FILE_RANGE_WRITE);
+    delta->begun = delta->end;
 }
 
 void begin_packed_delta(struct delta *delta, int fd, uint64_t memory_bytes, struct packer *packer) {
@@ -71,6 +81,7 @@ void flush_delta(struct delta *delta) {
     write_all(delta->fd, delta->held, delta->held_bytes, delta->end);
     delta->end += (off_t)delta->held_bytes;
     delta->held_bytes = 0;
+    begin_to_store(delta);
 }
 
 /* Called when the page is counted. */
@@ -81,7 +92,7 @@ static void store_page(struct delta *delta, const char *page) {
         if (delta->held_bytes == PIECE_PAGES * PAGE) pack_piece(delta);
         return;
     }
-    if (delta->held_bytes > 0 && delta->held + delta->held_bytes != page) flush_delta(delta);
+    if (delta->held_bytes > 0 && (delta->held + delta->held_bytes != page || delta->held_bytes == BEGIN_BYTES)) flush_delta(delta);
     if (delta->held_bytes == 0) delta->held = page;
     delta->held_bytes += PAGE;
 }

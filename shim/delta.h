@@ -57,6 +57,7 @@ struct delta {
     size_t piece_count;
     /* while it is written */
     off_t end;
+    off_t begun; /* up to here the disk has been told to write */
     size_t run_capacity;
     const char *held; /* pages that are side by side and wait to be written in one go */
     size_t held_bytes;
