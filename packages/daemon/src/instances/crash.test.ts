@@ -203,7 +203,7 @@ for (const { at, before, deed, a, b } of SLEEP_CASES) {
       await using house = new TestHouse({ sharesBlocks })
       await asleepOrAwake(house, before)
       // Wide enough for a base of its own.
-      house.host.deltaBytes = 32 << 20
+      house.host.deltaBytes = 96 << 20
       await dieAt(house, at, deed, 'continue')
       const instances = await house.begin()
       await settled(instances)
@@ -289,7 +289,7 @@ test('forks of one point that was being shared out when the daemon died are gone
   for (const at of ['fork:consolidate', 'create:files', 'create:load']) {
     await using house = new TestHouse()
     const id = await asleepOrAwake(house, 'Running')
-    house.host.deltaBytes = 1 << 20
+    house.host.deltaBytes = 32 << 20
     const forks = (instances: Instances) => Promise.all(['b', 'c', 'd'].map((name) => instances.fork(id, { name, fromRunning: true })))
     await dieAt(house, at, forks, 'continue')
     await house.begin()
@@ -303,7 +303,7 @@ test('forks of one point that was being shared out when the daemon died are gone
 test('what a snapshot leaves behind when the daemon dies over its deletion is swept', async () => {
   await using house = new TestHouse()
   const id = await asleepOrAwake(house, 'Running')
-  house.host.deltaBytes = 32 << 20
+  house.host.deltaBytes = 96 << 20
   const kept = await house.instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
   const deleted = house.snapshots.delete(kept.id).catch(() => undefined)
   // Its row is gone at once, its files are not.

@@ -4,6 +4,7 @@
  */
 
 import { rm } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
 import { createId } from '../lib/create-id.ts'
@@ -26,6 +27,10 @@ export interface PointsUses {
 export interface HeldPoint extends AsyncDisposable {
   readonly point: Point
 }
+
+/** Requests that came together are taken in one after the other, a millisecond or three apart. */
+const GATHER_PAUSE_MS = 10
+const GATHER_LIMIT_MS = 200
 
 interface Gathering {
   readonly takers: InstanceId[]
@@ -77,6 +82,15 @@ export class Points {
       if (this.#gathering.get(key) === gathering) this.#gathering.delete(key)
       return takers.length
     }
+    const gathered = async (): Promise<number> => {
+      const until = performance.now() + GATHER_LIMIT_MS
+      // One that is alone does not wait for others. Of many that were asked for at once not all are here yet.
+      for (let seen = 1; takers.length > seen && performance.now() < until; ) {
+        seen = takers.length
+        await sleep(GATHER_PAUSE_MS)
+      }
+      return close()
+    }
     this.#uses
       .request(id, async (work) => {
         if (work.instance.state === 'Running' && !fromRunning) {
@@ -84,7 +98,7 @@ export class Points {
             hint: 'Ask for it with from_running, or put it into standby first',
           })
         }
-        const taken = await takePoint(work, { dir, close })
+        const taken = await takePoint(work, { dir, close: gathered })
         this.#held.add(taken)
         try {
           this.#uses.claim(taken, takers)

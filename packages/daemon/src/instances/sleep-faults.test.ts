@@ -298,7 +298,7 @@ const POINTS_THAT_FAIL: readonly [FaultPoint, number, number][] = [
   ['commit_pivot', 0, 1],
   ['resume', 0, 2],
   ['store', 0, 2],
-  ['consolidate', 32 << 20, 2],
+  ['consolidate', 96 << 20, 2],
 ]
 for (const [at, deltaBytes, layers] of POINTS_THAT_FAIL) {
   test(`a fork and a snapshot of one that runs, which fail at ${at}, leave the source as it was and nothing else`, async () => {
@@ -448,7 +448,7 @@ for (const sharesBlocks of [false, true]) {
       await using house = new TestHouse({ sharesBlocks })
       const instances = await house.begin()
       const { id } = await running(house)
-      house.host.deltaBytes = 32 << 20
+      house.host.deltaBytes = 96 << 20
       if (state === 'Standby') await instances.standby(id)
       if (state === 'Stopped') await instances.stop(id)
       const request = { kind: state === 'Stopped' ? 'Stopped' : 'Standby', tags: {}, isScheduled: false } as const

@@ -23,7 +23,7 @@ export async function snapshot(work: InstanceWork, request: SnapshotRequest): Pr
   const draft = `${target}.draft`
   await using undo = new AsyncDisposableStack()
   undo.defer(() => rm(draft, { recursive: true, force: true }))
-  const point = await takePoint(work, { dir: draft, close: () => 1 })
+  const point = await takePoint(work, { dir: draft, close: async () => 1 })
   undo.defer(async () => void (await uses.disks.release(point.disk)))
   undo.defer(async () => void (await point.fresh?.settle()))
 

@@ -29,14 +29,14 @@ export interface Point {
 
 const CAPTURE_LIMIT_MS = 600_000
 const CONSOLIDATE_LIMIT_MS = 600_000
-/** From here on loading the changed pages costs each taker more than a base for all of them does. */
-const WIDE_BYTES = 16 << 20
+/** From here on a base for all takers costs less than that each of them loads the changed pages: making one takes some 150 ms. */
+const WIDE_BYTES = 64 << 20
 
 export interface TakePoint {
   /** Memory and devices are written below it. Must not exist; nothing of it is left when this throws. */
   readonly dir: string
-  /** Called when the moment has come: how many go on from it. Who comes later needs another point. */
-  readonly close: () => number
+  /** Called when the moment has come: how many go on from it, once all of them are there. Who comes later needs another point. */
+  readonly close: () => Promise<number>
 }
 
 export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
@@ -52,7 +52,7 @@ export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): 
 
 async function takeResting(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
   const { instance } = work
-  close()
+  await close()
   const capture = instance.state === 'Standby' ? await shareSleep(work, dir) : undefined
   const disk = await freezeAtRest(work)
   return { instance, disk, ...(capture === undefined ? {} : { capture }) }
@@ -64,12 +64,12 @@ async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: Tak
   await work.step('draft', 10_000)
   await mkdir(captured, { recursive: true, mode: 0o700 })
   let takers = 0
-  const { stored } = await captureWithDisk(work, live, captured, () => {
-    takers = close()
+  const { stored } = await captureWithDisk(work, live, captured, async () => {
+    takers = await close()
   })
   const capture = await stored
   const { delta, ...manifest } = await readManifest(captured)
-  const isWide = delta !== undefined && (takers > 1 || delta.bytes > WIDE_BYTES)
+  const isWide = delta !== undefined && delta.bytes * takers > WIDE_BYTES
   if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
 
   const fresh = await work.uses.memory.consolidate(capture, await work.step('consolidate', CONSOLIDATE_LIMIT_MS))
@@ -85,7 +85,7 @@ async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: Tak
  * The record names the new layer before the VM writes to it: a layer that no row names is taken away when a daemon starts. Named too
  * early it is empty, and changes nothing.
  */
-async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, begin: () => void): Promise<CaptureUnderWay> {
+async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, begin: () => Promise<void>): Promise<CaptureUnderWay> {
   const { disk: frozen } = work.instance
   const { paths } = work.uses
   const top = await addLayer(work, frozen)
@@ -103,7 +103,7 @@ async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, b
     throw error
   }
   try {
-    begin()
+    await begin()
     return await captureInPause(work, live, into, pivot)
   } catch (error) {
     await giveUp(await pivot.discard(work.undoStep(10_000)))
