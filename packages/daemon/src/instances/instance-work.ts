@@ -74,6 +74,7 @@ export class InstanceWork {
   readonly #signal: AbortSignal
   #at = 'begin'
   readonly #begun: { readonly name: string; readonly atMs: number }[] = [{ name: 'begin', atMs: performance.now() }]
+  readonly #afterwards: (() => Promise<void>)[] = []
   #graceEndsAt = Number.POSITIVE_INFINITY
   #isForced = false
   #haste = new AbortController()
@@ -193,6 +194,15 @@ export class InstanceWork {
     const { modules, logMaxBytes, freshBoot } = settings
     const instance = { ...this.instance, ...patch }
     return vmSpecOf(instance, { image: this.image(instance), paths, modules, logMaxBytes, freshBoot })
+  }
+
+  /** Done once who asked has been answered, and before the next operation: what no one waits for. Failures are logged. */
+  afterwards(what: string, tidy: () => Promise<void>): void {
+    this.#afterwards.push(() => tidy().catch(this.leaveForSweep(what)))
+  }
+
+  async tidyUp(): Promise<void> {
+    for (const tidy of this.#afterwards.splice(0)) await tidy()
   }
 
   /** For what may be left to the next start of the daemon: logs it and goes on. */

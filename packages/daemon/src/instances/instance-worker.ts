@@ -59,6 +59,7 @@ export class InstanceWorker implements WorkHost {
   #queue: Task[] = []
   #current: { task: Task; work: InstanceWork } | undefined
   #idle: Promise<void> = Promise.resolve()
+  #isDraining = false
   #isClosed = false
   #isForgotten = false
 
@@ -77,7 +78,7 @@ export class InstanceWorker implements WorkHost {
 
   /** True while anything is under way or waiting. */
   get isBusy(): boolean {
-    return this.#current !== undefined || this.#queue.length > 0
+    return this.#isDraining || this.#queue.length > 0
   }
 
   /**
@@ -165,11 +166,12 @@ export class InstanceWorker implements WorkHost {
     task.done.promise.catch(() => undefined)
     if (options.first) this.#queue.unshift(task)
     else this.#queue.push(task)
-    if (this.#current === undefined) this.#idle = this.#drain()
+    if (!this.#isDraining) this.#idle = this.#drain()
     return task.done.promise
   }
 
   async #drain(): Promise<void> {
+    this.#isDraining = true
     for (let task = this.#queue.shift(); task !== undefined; task = this.#queue.shift()) {
       const work = new InstanceWork(task.name, this.#uses.work, this, this.#uses.signal)
       this.#current = { task, work }
@@ -188,7 +190,9 @@ export class InstanceWorker implements WorkHost {
         )
         task.done.reject(said)
       }
+      await work.tidyUp()
     }
+    this.#isDraining = false
     this.#uses.onIdle()
   }
 
@@ -247,7 +251,7 @@ export class InstanceWorker implements WorkHost {
     const at = this.#queue.findIndex(({ request }) => request !== undefined)
     task.done.promise.catch(() => undefined)
     this.#queue.splice(at < 0 ? this.#queue.length : at, 0, task)
-    if (this.#current === undefined) this.#idle = this.#drain()
+    if (!this.#isDraining) this.#idle = this.#drain()
   }
 
   #pendingTasks(): Task[] {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { test } from 'node:test'
+import { setImmediate, setTimeout } from 'node:timers/promises'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
 import type { Instance, InstanceId } from './instance.ts'
@@ -103,6 +104,43 @@ test('forks that are asked for at once share one pause', async () => {
   assert.equal(new Set(forks.map(({ disk }) => disk[0])).size, 5)
   assert.equal(instances.get(source.id).disk.length, 2)
   assert.deepEqual(readdirSync(house.paths.pointsDir), [])
+  await assertInOrder(house)
+})
+
+test('forks that come while others are gathered share their pause', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const source = await running(instances)
+  const fork = (name: string): Promise<Instance> => instances.fork(source.id, { name, fromRunning: true })
+  const forks = [fork('first'), fork('second')]
+  // As they come over many connections: one after the other, while the source makes ready.
+  for (let late = 0; late < 5; late += 1) {
+    await setTimeout(2)
+    forks.push(fork(`late-${late}`))
+  }
+  await Promise.all(forks)
+  assert.equal(instances.get(source.id).disk.length, 2)
+  await assertInOrder(house)
+})
+
+test('a nap is answered before its leftovers are cleared away, and the wake waits for that', async () => {
+  await using house = new TestHouse()
+  const { id } = await running(await house.begin())
+  await house.end()
+  const swept = Promise.withResolvers<void>()
+  const instances = await house.begin({ crashAt: 'standby:sweep', onCrash: swept.resolve })
+  assert.equal((await instances.standby(id)).state, 'Standby')
+  await swept.promise
+  let isAwake = false
+  void instances.restore(id).then(
+    () => (isAwake = true),
+    () => undefined,
+  )
+  await setImmediate()
+  assert.deepEqual([isAwake, instances.get(id).state], [false, 'Standby'])
+  house.crash()
+  const again = await house.begin()
+  assert.equal((await again.restore(id)).state, 'Running')
   await assertInOrder(house)
 })
 

@@ -221,6 +221,13 @@ const isUnderWay = (state: InstanceState, operation: OperationName | undefined):
 
 /** What must be true of a house at rest: facts and records say the same, and nothing is left over. */
 export async function assertInOrder(house: TestHouse): Promise<void> {
+  // Who asks is answered before the last leftovers are cleared away.
+  await pollUntil(
+    'the work to be over',
+    () => !house.instances.isBusy(),
+    { signal: AbortSignal.timeout(10_000) },
+    { everyMs: 1, upToMs: 5 },
+  )
   await house.instances.consolidated()
   const stored = house.instances.list()
   const kept = house.snapshots.list()

@@ -67,7 +67,7 @@ export async function finishRestore(work: InstanceWork, live: LiveVm): Promise<v
   await live.whenUp(await work.step('wake', Math.min(WAKE_LIMIT_MS, work.uses.settings.bootLimitMs)))
   await work.step('settle', 10_000)
   work.change({ state: 'Running', operation: undefined, stateError: undefined })
-  await removeSleepBut(work.uses.paths, work.instance.id, undefined).catch(work.leaveForSweep('the consumed sleeping state'))
+  work.afterwards('the consumed sleeping state', () => removeSleepBut(work.uses.paths, work.instance.id, undefined))
 }
 
 /**

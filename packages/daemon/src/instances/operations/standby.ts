@@ -52,11 +52,24 @@ export async function standby(work: InstanceWork): Promise<void> {
   }
   await work.step('kill', 60_000)
   await work.host.letGo(new AppError('guest_unavailable', `The instance ${work.instance.name} was put into standby`))
-  await live.vm.kill().catch(work.leaveForSweep('VM'))
-  await work.step('sweep', 30_000)
-  await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
-  await removeSleepBut(paths, id, draft.generation).catch(work.leaveForSweep('older sleeping states'))
-  await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
+  const [isGone] = await Promise.all([
+    ended(live).catch(work.leaveForSweep('VM')),
+    // Not later: once this is answered, the next generation is drafted beside it.
+    removeSleepBut(paths, id, draft.generation).catch(work.leaveForSweep('older sleeping states')),
+  ])
+  const sweep = async (): Promise<void> => {
+    await work.step('sweep', 30_000)
+    await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
+    await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
+  }
+  if (isGone === true) work.afterwards('what a nap leaves behind', sweep)
+  // It is ended with its directory then.
+  else await sweep()
+}
+
+async function ended(live: LiveVm): Promise<boolean> {
+  await live.vm.kill()
+  return true
 }
 
 /** The VM of an instance that the table says is running. */
