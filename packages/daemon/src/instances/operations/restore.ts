@@ -80,7 +80,8 @@ export function wakeRequestOf(instance: Instance, dns: readonly string[], { isFo
   return {
     ...(vm === undefined ? {} : { token: [instance.id, vm.bootId, vm.vmm.pid, vm.vmm.startTicks].join(' ') }),
     closeConnections: instance.network.enabled,
-    announce: instance.network.enabled,
+    // Its one neighbour is that helper, which knows no address yet and asks for those that it needs. To announce them would take the
+    // guest a fifth of its wake.
     ...(isForeign ? { identity: guestIdentityOf(instance, dns) } : {}),
   }
 }
