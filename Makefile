@@ -13,7 +13,7 @@ FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 SLOW_TESTS := 'test/**/*.test.ts'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test test-fast test-vm fuzz check bench dev install uninstall clean
+.PHONY: help setup setup-demo setup-bench demo test test-fast test-vm fuzz check bench dev install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -36,7 +36,7 @@ fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS each
 check: setup ## types, lint, import rings, OpenAPI drift, dead code, names, shell, C
 	@node scripts/check.ts
 
-bench: setup ## measures every promise of docs/promises.md beside its anchor
+bench: setup-bench ## measures every promise of docs/promises.md beside its anchor
 	@node bench/bench.ts
 
 dev: setup-demo ## a daemon with made-up VMs, on build/dev
@@ -54,6 +54,9 @@ setup: ## what all of these call first
 
 setup-demo:
 	@scripts/setup.sh demo
+
+setup-bench:
+	@scripts/setup.sh bench
 
 clean: ## removes what was built; node_modules stays
 	rm -rf build bench/out

@@ -9,10 +9,14 @@ import { join } from 'node:path'
 import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
+import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
 import { measureOverheads } from './measures/overheads.ts'
 import { measureProgramStarts } from './measures/program-starts.ts'
+import { measureRestoreFlat } from './measures/restore-flat.ts'
+import { measureSleep } from './measures/sleep.ts'
+import { measureWideFork } from './measures/wide-fork.ts'
 import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
 
 export interface Bench {
@@ -37,6 +41,16 @@ const MEASURES: readonly Measure[] = [
   { ids: ['api_overhead', 'stat_round_trip', 'create_overhead'], run: measureOverheads },
   { ids: ['create_to_running', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
   { ids: ['create_to_running_microvm'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
+  {
+    ids: [
+      ...['standby', 'standby_third', 'standby_bytes', 'standby_bytes_third', 'standby_libvirt'],
+      ...['restore', 'restore_cont', 'restore_libvirt'],
+    ],
+    run: measureSleep,
+  },
+  { ids: ['restore_flat'], run: measureRestoreFlat },
+  { ids: ['fork_pause', 'fork_ready', 'snapshot_create'], run: measureForks },
+  { ids: ['fork_20', 'fork_20_memory'], run: measureWideFork },
 ]
 
 const wanted = process.argv.slice(2)

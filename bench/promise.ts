@@ -38,6 +38,16 @@ export const atMostAboveAnchor = (limit: number, unit: Outcome['unit']): Target 
   holds: (ours, anchor) => anchor !== null && ours - anchor <= limit,
 })
 
+export const atMostAndFaster = (limit: number, unit: Outcome['unit']): Target => ({
+  text: `at most ${limit} ${unit}, and less than the anchor`,
+  holds: (ours, anchor) => ours <= limit && anchor !== null && ours < anchor,
+})
+
+export const atMostTimesAnchor = (times: number): Target => ({
+  text: `at most ${times} times the anchor`,
+  holds: (ours, anchor) => anchor !== null && ours <= anchor * times,
+})
+
 export interface Measurement {
   readonly id: string
   readonly what: string

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh demo   what the demonstration and the daemon need
 #   scripts/setup.sh        that, and the peers and fuzzers of the tests
+#   scripts/setup.sh bench  all of it, and what make bench measures beside; that may be missing
 #   scripts/setup.sh steps  does nothing: prints the commands that lead from here to a daemon that can run
 #
 # Every part is checked first and made only when it is missing or older than what it is made from, so a second run does nothing.
@@ -85,14 +86,15 @@ main() {
   local -a groups
   case ${1:-all} in
     demo) groups=(run build) ;;
-    all) groups=(run build test) ;;
+    all | bench) groups=(run build test) ;;
     steps) print_steps && return ;;
-    *) fail "there is no set-up named '$1': say 'demo' or 'steps', or nothing for all of it" ;;
+    *) fail "there is no set-up named '$1': say 'demo', 'bench' or 'steps', or nothing for all of it" ;;
   esac
   mkdir -p build
   exec 9>build/.setup-lock
   flock -n 9 || { say 'another set-up is at work here; waiting for it' && flock 9; }
   install_packages "${groups[@]}"
+  if [ "${1:-all}" = bench ]; then (install_packages bench) || say 'going on without it'; fi
   install_node_packages
   scripts/setup/kernel.sh
   build_native
