@@ -16,6 +16,7 @@ import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
 import { Instances } from './instances/instances.ts'
 import { Reaper } from './instances/reaper.ts'
+import { BackgroundJobs } from './lib/background-jobs.ts'
 import type { Logger } from './log.ts'
 import { Paths } from './paths.ts'
 import { Schedules, scheduledSnapshots } from './schedules/schedules.ts'
@@ -97,7 +98,8 @@ export class Daemon implements AsyncDisposable {
     )
     const { memory } = set
     const disks = new Disks({ paths, layers: new DiskLayers(db) })
-    const snapshots = new Snapshots({ db, events, disks, memory, paths })
+    const compressing = stack.use(new BackgroundJobs())
+    const snapshots = new Snapshots({ db, events, disks, memory, paths, log, compressing, crashPoint })
     const instances: Instances = new Instances({
       db,
       events,
@@ -109,6 +111,7 @@ export class Daemon implements AsyncDisposable {
       host,
       hypervisors,
       memory,
+      compressing,
       crashPoint,
       settings: {
         modules: existsSync(assets.modules) ? assets.modules : undefined,
@@ -120,6 +123,7 @@ export class Daemon implements AsyncDisposable {
     await set.recover()
     await images.recover()
     await instances.recover()
+    snapshots.recover()
     stack.use(new Reaper(instances))
     const schedules = new Schedules({ db, events, instances, snapshots: scheduledSnapshots(instances, snapshots), log })
     stack.defer(() => schedules.close())

@@ -118,8 +118,8 @@ export class Paths {
   get snapshotsDir(): string {
     return join(this.dataDir, 'snapshots')
   }
-  snapshotDir(id: string): string {
-    return join(this.snapshotsDir, plainName(id))
+  snapshotDir(id: string, generation?: string): string {
+    return join(this.snapshotsDir, plainName(generation === undefined ? id : `${id}.${generation}`))
   }
 
   // Instances

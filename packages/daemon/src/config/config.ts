@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { join } from 'node:path'
+import { type Compression, compressionOf, wrongLevelOf } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
@@ -64,6 +65,10 @@ export interface Config {
     readonly allowHostAccess: boolean
   }
   readonly golden: { readonly enabled: boolean }
+  readonly snapshots: {
+    /** Of sleepers and snapshots that neither their request nor their policy says anything of. */
+    readonly compression: Compression | undefined
+  }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
   readonly crashAt: string | undefined
 }
@@ -148,6 +153,11 @@ const SETTINGS = {
   PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
   ALLOW_HOST_ACCESS: flag(false),
   GOLDEN: flag(true),
+  SNAPSHOT_COMPRESSION: setting<Compression | 'off'>(
+    'off',
+    'off, or an algorithm and its level such as zstd, zstd:3 or lz4',
+    parseCompression,
+  ),
   CRASH_AT: optionalText(),
 } as const
 
@@ -219,6 +229,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     },
     network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS, allowHostAccess: s.ALLOW_HOST_ACCESS },
     golden: { enabled: s.GOLDEN },
+    snapshots: { compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION },
     crashAt: s.CRASH_AT,
   }
 }
@@ -255,6 +266,14 @@ function parsePairs(value: string): Record<string, string> | undefined {
   const pairs = parseList(value).map((item) => item.split('='))
   if (pairs.some((pair) => pair.length !== 2 || pair.some((half) => half.trim() === ''))) return undefined
   return Object.fromEntries(pairs.map(([from, to]) => [from?.trim(), to?.trim()]))
+}
+
+function parseCompression(value: string): Compression | 'off' | undefined {
+  const match = /^(zstd|lz4)(?::(\d{1,2}))?$/.exec(value)
+  if (!match) return value === 'off' ? 'off' : undefined
+  const level = match[2] === undefined ? {} : { level: Number(match[2]) }
+  const compression = compressionOf({ enabled: true, algorithm: match[1] === 'lz4' ? 'lz4' : 'zstd', ...level })
+  return compression === 'off' || wrongLevelOf(compression) === undefined ? compression : undefined
 }
 
 function parseListen(value: string): { host: string; port: number } | undefined {

@@ -3,6 +3,7 @@
  * anything is refused as not built, and also where the policy is off: what is malformed is malformed.
  */
 import { isIP } from 'node:net'
+import { compressionOf, wrongLevelOf } from '@dormouse/api/compression.ts'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import type { AutoStandbyPolicy, HealthCheck, RestartPolicy, SnapshotPolicy } from '@dormouse/api/instances.ts'
 import { parseDuration } from '@dormouse/api/units.ts'
@@ -24,19 +25,11 @@ export function checkPolicies({ snapshot_policy, auto_standby, health_check, res
   }
 }
 
-const LEVELS = { zstd: [1, 19], lz4: [0, 9] } as const
-
 function checkSnapshotPolicy({ compression, standby_compression_delay }: SnapshotPolicy): void {
   checkDuration('snapshot_policy.standby_compression_delay', standby_compression_delay, 'invalid_snapshot_policy')
-  if (compression?.level === undefined || !compression.enabled) return
-  const algorithm = compression.algorithm ?? 'zstd'
-  const [least, most] = LEVELS[algorithm]
-  if (compression.level < least || compression.level > most) {
-    throw new AppError(
-      'invalid_snapshot_policy',
-      `\`snapshot_policy.compression.level\` is ${compression.level}, but ${algorithm} takes ${least} to ${most}`,
-    )
-  }
+  const wanted = compression === undefined ? 'off' : compressionOf(compression)
+  const wrong = wanted === 'off' ? undefined : wrongLevelOf(wanted)
+  if (wrong !== undefined) throw new AppError('invalid_snapshot_policy', `\`snapshot_policy.compression.level\` ${wrong}`)
 }
 
 function checkAutoStandby({ idle_timeout, ignore_source_cidrs = [] }: AutoStandbyPolicy): void {

@@ -181,7 +181,7 @@ class FakeInstances implements InstancesDoor {
   async snapshot(id: InstanceId, request: Parameters<InstancesDoor['snapshot']>[1]) {
     const { compression, ...rest } = request
     const fixed = { id: createId(), createdAtMs: Date.now(), disk: [], bytes: 4096, compressionState: 'none' } as const
-    const snapshot: Snapshot = { ...fixed, ...rest, instance: this.get(id), ...(compression && { compression }) }
+    const snapshot: Snapshot = { ...fixed, ...rest, instance: this.get(id), ...(compression && compression !== 'off' && { compression }) }
     this.kept.rows.unshift(snapshot)
     return snapshot
   }

@@ -3,7 +3,7 @@ import type { Snapshot } from '../snapshots/snapshots.ts'
 
 /** A snapshot towards the API. */
 export function presentSnapshot(snapshot: Snapshot): Shown {
-  const { instance, compression, compressedBytes, bytes } = snapshot
+  const { instance, compression, compressedBytes, uncompressedBytes } = snapshot
   return {
     id: snapshot.id,
     name: snapshot.name ?? null,
@@ -12,12 +12,12 @@ export function presentSnapshot(snapshot: Snapshot): Shown {
     source_instance_name: instance.name,
     source_hypervisor: instance.hypervisor,
     created_at: new Date(snapshot.createdAtMs).toISOString(),
-    size_bytes: bytes,
+    size_bytes: snapshot.bytes,
     tags: snapshot.tags,
     compression_state: snapshot.compressionState,
     compression_error: snapshot.compressionError ?? null,
     ...(compression !== undefined && { compression: { enabled: true, ...compression } }),
     compressed_size_bytes: compressedBytes ?? null,
-    uncompressed_size_bytes: compressedBytes === undefined ? null : bytes,
+    uncompressed_size_bytes: uncompressedBytes ?? null,
   }
 }

@@ -1,5 +1,7 @@
 /** What the server needs of the rooms below: no more than it calls, so that a test can hand in less than a daemon. */
+
 import type { Readable, Writable } from 'node:stream'
+import type { Compression } from '@dormouse/api/compression.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
@@ -21,7 +23,6 @@ import type { Logger } from '../log.ts'
 import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
 import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
-import type { SnapshotCompression } from '../store/snapshots.ts'
 
 export interface ServerUses {
   readonly instances: InstancesDoor
@@ -64,7 +65,7 @@ export interface InstancesDoor {
 }
 
 export interface StandbyAsked {
-  readonly compression?: SnapshotCompression
+  readonly compression?: Compression | 'off'
   readonly compressionDelayMs?: number
 }
 
@@ -73,7 +74,7 @@ export interface SnapshotAsked {
   readonly name?: string
   readonly tags: Readonly<Record<string, string>>
   readonly isScheduled: boolean
-  readonly compression?: SnapshotCompression
+  readonly compression?: Compression | 'off'
 }
 
 export interface SnapshotsDoor {

@@ -2,7 +2,7 @@
  * While an instance sleeps, its base and the delta of its nap are made into a new base, so that the next nap again writes only what
  * has changed since. One at a time over all instances; a wake cancels it, and loses nothing by it.
  */
-import type { Step } from '../lib/step.ts'
+import { BackgroundJobs, type Commit } from '../lib/background-jobs.ts'
 import type { Logger } from '../log.ts'
 import { linkCapture, readManifest } from '../memory/capture-files.ts'
 import type { FreshBase, LayeredMemory } from '../memory/memory.ts'
@@ -31,11 +31,7 @@ const LIMIT_MS = 1_800_000
 
 export class Consolidations implements AsyncDisposable {
   readonly #uses: ConsolidationsUses
-  readonly #wanted = new Map<InstanceId, AbortController>()
-  /** What is under way, as far as it reads and writes files before it asks for its turn with the worker. */
-  #preparing: { readonly id: InstanceId; readonly done: Promise<unknown> } | undefined
-  #turn: Promise<void> = Promise.resolve()
-  #isClosed = false
+  readonly #jobs = new BackgroundJobs()
 
   constructor(uses: ConsolidationsUses) {
     this.#uses = uses
@@ -43,78 +39,37 @@ export class Consolidations implements AsyncDisposable {
 
   /** Begins when its turn comes. Repeat is harmless. Failures are logged; the sleeping state stays as it is then. */
   begin(id: InstanceId): void {
-    if (this.#wanted.has(id) || this.#isClosed) return
-    const ended = new AbortController()
-    this.#wanted.set(id, ended)
-    this.#turn = this.#turn
-      .then(() => (ended.signal.aborted ? undefined : this.#consolidate(id, ended.signal)))
-      .catch((error: unknown) => {
-        if (!ended.signal.aborted) this.#uses.log.warn({ err: error, instance: id }, 'a sleeping state could not be consolidated')
-      })
-      .finally(() => {
-        if (this.#wanted.get(id) === ended) this.#wanted.delete(id)
-      })
+    this.#jobs.begin(id, {
+      prepare: (signal) => this.#prepare(id, signal),
+      onError: (error) => this.#uses.log.warn({ err: error, instance: id }, 'a sleeping state could not be consolidated'),
+    })
   }
 
   /** Resolves when nothing reads or writes for it any more. */
-  async cancel(id: InstanceId): Promise<void> {
-    this.#wanted.get(id)?.abort()
-    this.#wanted.delete(id)
-    if (this.#preparing?.id === id) await this.#preparing.done.catch(() => undefined)
+  cancel(id: InstanceId): Promise<void> {
+    return this.#jobs.cancel(id)
   }
 
   /** Resolves when nothing is under way or waiting. */
-  async settled(): Promise<void> {
-    let turn: Promise<void> | undefined
-    while (turn !== this.#turn) {
-      turn = this.#turn
-      await turn
-    }
+  settled(): Promise<void> {
+    return this.#jobs.settled()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#isClosed = true
-    for (const ended of this.#wanted.values()) ended.abort()
-    this.#wanted.clear()
-    await this.settled()
-  }
-
-  async #consolidate(id: InstanceId, signal: AbortSignal): Promise<void> {
-    const { memory, log } = this.#uses
-    const startedAt = performance.now()
-    const preparing = this.#prepare(id, { signal: AbortSignal.any([signal, AbortSignal.timeout(LIMIT_MS)]), log })
-    this.#preparing = { id, done: preparing }
-    const prepared = await preparing.finally(() => {
-      this.#preparing = undefined
-    })
-    if (prepared === undefined) return
-    const { from, draft, fresh, bytes } = prepared
-    try {
-      await this.#uses.perform(id, 'consolidate', async (work) => {
-        const { sleep } = work.instance
-        if (signal.aborted || sleep?.generation !== from) return
-        await work.step('record', 10_000)
-        work.change({ sleep: { ...sleep, generation: draft.generation, base: fresh.ref } })
-        await work.step('sweep', 10_000)
-        await removeSleepBut(work.uses.paths, id, draft.generation).catch(work.leaveForSweep('older sleeping states'))
-      })
-      if (this.#standsOn(id, draft))
-        log.info({ instance: id, bytes, ms: Math.round(performance.now() - startedAt) }, 'sleeping state consolidated')
-    } finally {
-      if (!this.#standsOn(id, draft)) await draft.discard()
-      await fresh.settle()
-      await memory.sweepBases()
-    }
+    await this.#jobs[Symbol.asyncDispose]()
   }
 
   /** A new base, and a generation that stands on it and counts for nothing yet. Leaves nothing behind when it throws. */
-  async #prepare(id: InstanceId, step: Step): Promise<Prepared | undefined> {
-    const { memory, paths, crashPoint } = this.#uses
+  async #prepare(id: InstanceId, signal: AbortSignal): Promise<Commit | undefined> {
+    const { memory, paths, log, crashPoint } = this.#uses
     const sleep = this.#uses.find(id)?.sleep
     if (sleep === undefined) return undefined
     const dir = paths.instanceSleep(id, sleep.generation)
     const { delta, ...manifest } = await readManifest(dir)
-    if (delta === undefined || delta.bytes <= CARRIED_BYTES) return undefined
+    // One that was compressed has been kept small on purpose.
+    if (delta === undefined || delta.compression !== undefined || delta.bytes <= CARRIED_BYTES) return undefined
+    const startedAt = performance.now()
+    const step = { signal: AbortSignal.any([signal, AbortSignal.timeout(LIMIT_MS)]), log }
     await using undo = new AsyncDisposableStack()
     await crashPoint('consolidate', 'merge')
     const fresh = await memory.consolidate({ dir, base: sleep.base }, step)
@@ -126,7 +81,28 @@ export class Consolidations implements AsyncDisposable {
     await linkCapture(dir, draft.dir, { ...manifest, base: fresh.ref, baseSum: fresh.sum })
     await draft.publish()
     undo.move()
-    return { from: sleep.generation, draft, fresh, bytes: delta.bytes }
+    return async () => {
+      await this.#commit(id, { from: sleep.generation, draft, fresh, signal })
+      if (this.#standsOn(id, draft))
+        log.info({ instance: id, bytes: delta.bytes, ms: Math.round(performance.now() - startedAt) }, 'sleeping state consolidated')
+    }
+  }
+
+  async #commit(id: InstanceId, { from, draft, fresh, signal }: Prepared): Promise<void> {
+    try {
+      await this.#uses.perform(id, 'consolidate', async (work) => {
+        const { sleep } = work.instance
+        if (signal.aborted || sleep?.generation !== from) return
+        await work.step('record', 10_000)
+        work.change({ sleep: { ...sleep, generation: draft.generation, base: fresh.ref } })
+        await work.step('sweep', 10_000)
+        await removeSleepBut(work.uses.paths, id, draft.generation).catch(work.leaveForSweep('older sleeping states'))
+      })
+    } finally {
+      if (!this.#standsOn(id, draft)) await draft.discard()
+      await fresh.settle()
+      await this.#uses.memory.sweepBases()
+    }
   }
 
   #standsOn(id: InstanceId, { generation }: SleepDraft): boolean {
@@ -139,5 +115,5 @@ interface Prepared {
   readonly from: string
   readonly draft: SleepDraft
   readonly fresh: FreshBase
-  readonly bytes: number
+  readonly signal: AbortSignal
 }

@@ -2,6 +2,7 @@
  * What an operation is given: the instance as it is now, the rooms it works with, and its steps. Each step has a name, a limit and
  * a crash point; the name is what errors, logs and the crash tests call it by.
  */
+import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { Disks } from '../disks/disks.ts'
@@ -18,7 +19,6 @@ import type { Database } from '../store/database.ts'
 import type { InstanceId } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import type { SnapshotRows } from '../store/snapshots.ts'
-import type { Consolidations } from './consolidations.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
 import { vmSpecOf } from './vm-spec-of.ts'
@@ -35,12 +35,18 @@ export interface WorkUses {
   readonly disks: Disks
   readonly paths: Paths
   readonly memory: LayeredMemory
-  readonly consolidations: Pick<Consolidations, 'begin' | 'cancel'>
+  /** What is done with a sleeping state in the background. */
+  readonly sleepJobs: SleepJobs
   readonly crashPoint: CrashPoint
   readonly settings: WorkSettings
   hypervisorOf(name: HypervisorName): Hypervisor
   /** Does anything but this instance stand on the base? */
   isBaseShared(base: BaseRef, id: InstanceId): boolean
+}
+
+export interface SleepJobs {
+  /** Resolves when nothing reads or writes the sleeping state any more. */
+  cancel(id: InstanceId): Promise<void>
 }
 
 export interface WorkSettings {
@@ -52,6 +58,8 @@ export interface WorkSettings {
   readonly modules: string | undefined
   readonly dns: readonly string[]
   readonly freshBoot: boolean
+  /** Of memories that neither a request nor a policy says anything of. */
+  readonly compression: Compression | undefined
 }
 
 /** What the worker lets an operation do to it. */

@@ -15,6 +15,7 @@ import { overlaps } from '../host/host-ports.ts'
 import type { BaseRef, Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
 import { formatPlatform, parsePlatform } from '../images/platform.ts'
+import type { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -57,6 +58,7 @@ import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
+import { SleepCompressions } from './sleep-compressions.ts'
 import { type WaitFor, waitForState } from './wait.ts'
 
 export interface InstancesUses {
@@ -66,11 +68,13 @@ export interface InstancesUses {
   readonly disks: Disks
   readonly paths: Paths
   readonly log: Logger
-  readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor'>
+  readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor' | 'snapshots'>
   readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes' | 'isRoot' | 'architecture'>
   readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
   readonly settings: Pick<WorkSettings, 'modules' | 'dns' | 'freshBoot'>
   readonly memory: LayeredMemory
+  /** Where memories are compressed. Taken down with the instances. */
+  readonly compressing: BackgroundJobs
   readonly crashPoint?: CrashPoint
 }
 
@@ -84,6 +88,7 @@ export class Instances implements AsyncDisposable {
   readonly #snapshots: SnapshotRows
   readonly #points: Points
   readonly #consolidations: Consolidations
+  readonly #compressions: SleepCompressions
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
@@ -100,13 +105,21 @@ export class Instances implements AsyncDisposable {
       claim: ({ disk }, takers) => this.#claim(disk, takers),
       sweep: ({ disk }) => this.#sweepUnused(disk),
     })
-    this.#consolidations = new Consolidations({
+    const crashPoint = uses.crashPoint ?? (async () => undefined)
+    const sleepUses = {
       memory: uses.memory,
       paths: uses.paths,
       log: uses.log,
-      crashPoint: uses.crashPoint ?? (async () => undefined),
-      find: (id) => this.find(id),
-      perform: async (id, name, story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
+      crashPoint,
+      find: (id: InstanceId) => this.find(id),
+      perform: async (id: InstanceId, name: string, story: Story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
+    }
+    this.#consolidations = new Consolidations(sleepUses)
+    this.#compressions = new SleepCompressions({
+      ...sleepUses,
+      jobs: uses.compressing,
+      isBaseShared: (base, id) => this.#standsOn(base, id),
+      endConsolidation: (id) => this.#consolidations.cancel(id),
     })
     const { stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes } = uses.config.instances
     this.#work = {
@@ -118,9 +131,14 @@ export class Instances implements AsyncDisposable {
       disks: uses.disks,
       paths: uses.paths,
       memory: uses.memory,
-      consolidations: this.#consolidations,
-      crashPoint: uses.crashPoint ?? (async () => undefined),
-      settings: { ...uses.settings, stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes },
+      sleepJobs: {
+        cancel: async (id) => {
+          await this.#compressions.cancel(id)
+          await this.#consolidations.cancel(id)
+        },
+      },
+      crashPoint,
+      settings: { ...uses.settings, stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes, compression: uses.config.snapshots.compression },
       hypervisorOf: (name) => this.#hypervisor(name),
       isBaseShared: (base, id) => this.#standsOn(base, id),
     }
@@ -138,7 +156,7 @@ export class Instances implements AsyncDisposable {
       workerOf: (instance) => this.#workerOf(instance),
     })
     // Those that the last daemon did not come to.
-    for (const { id } of this.list({ state: 'Standby' })) this.#consolidations.begin(id)
+    for (const { id } of this.list({ state: 'Standby' })) this.#attendSleep(id)
     return reconciled
   }
 
@@ -235,14 +253,20 @@ export class Instances implements AsyncDisposable {
   async standby(id: InstanceId, options: StandbyOptions = {}): Promise<Instance> {
     const refuse =
       Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
-    const instance = await this.#request(id, 'standby', (work) => standby(work), refuse)
-    this.#consolidations.begin(id)
+    const instance = await this.#request(id, 'standby', (work) => standby(work, options), refuse)
+    this.#attendSleep(id)
     return instance
   }
 
   /** Resolves when the agent has answered. */
   async restore(id: InstanceId): Promise<Instance> {
-    return this.#request(id, 'restore', (work) => restore(work, this.#admitAgain))
+    try {
+      return await this.#request(id, 'restore', (work) => restore(work, this.#admitAgain))
+    } catch (error) {
+      // It sleeps on, and what the attempt cancelled is still to be done.
+      this.#attendSleep(id)
+      throw error
+    }
   }
 
   /** A second instance that goes on from where this one is. Resolves when it is in its target state. */
@@ -265,7 +289,7 @@ export class Instances implements AsyncDisposable {
     this.#assertOpen()
     const target = targetOf(snapshot, request.target)
     const child = await this.#reserveFork(snapshot.instance, request, target)
-    const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id))
+    const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id, snapshot.generation))
     return this.#goOn(child, target, async () => {
       // What was deleted meanwhile cannot be claimed.
       if (this.#snapshots.find(snapshot.id) === undefined) throw new AppError('not_found', `There is no snapshot ${snapshot.id} any more`)
@@ -411,7 +435,8 @@ export class Instances implements AsyncDisposable {
     this.#isClosed = true
     const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
     // Each may wait for the other: a consolidation for its turn with a worker, a worker for one that it cancels.
-    await Promise.all([this.#consolidations[Symbol.asyncDispose](), ...[...this.#workers.values()].map((worker) => worker.close())])
+    const jobs = [this.#consolidations, this.#uses.compressing].map((job) => job[Symbol.asyncDispose]())
+    await Promise.all([...jobs, ...[...this.#workers.values()].map((worker) => worker.close())])
     clearTimeout(limit)
   }
 
@@ -425,6 +450,14 @@ export class Instances implements AsyncDisposable {
     return () => this.#admitDemand(instance.name, { ...instance, diskBytes: 0 }, room)
   }
 
+  /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
+  #attendSleep(id: InstanceId): void {
+    const sleep = this.find(id)?.sleep
+    if (sleep === undefined) return
+    if (sleep.compress === undefined || sleep.compress.atMs > Date.now()) this.#consolidations.begin(id)
+    this.#compressions.begin(id)
+  }
+
   /** A fork's row and its way to `target`; what cannot be taken leaves nothing. */
   async #goOn(child: Instance, target: TargetState, take: () => Promise<HeldPoint>): Promise<Instance> {
     let held: HeldPoint
@@ -436,6 +469,7 @@ export class Instances implements AsyncDisposable {
     }
     await using point = held
     await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) => fork(work, point.point, target))
+    this.#compressions.begin(child.id)
     return this.get(child.id)
   }
 

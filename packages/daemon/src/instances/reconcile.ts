@@ -182,9 +182,10 @@ async function sweepStrays(uses: ReconcileUses, layers: readonly string[]): Prom
     swept.push(file)
     log.warn({ file }, 'a layer of a disk that belongs to no one is removed')
   }
+  const kept = new Set(uses.snapshots.list().map(({ id, generation }) => paths.snapshotDir(id, generation)))
   for (const [parent, isKept] of [
     [paths.pointsDir, () => false],
-    [paths.snapshotsDir, (name: string) => uses.snapshots.find(name) !== undefined],
+    [paths.snapshotsDir, (name: string) => kept.has(join(paths.snapshotsDir, name))],
   ] as const) {
     for (const name of namesIn(parent)) {
       if (isKept(name)) continue

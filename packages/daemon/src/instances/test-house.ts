@@ -14,6 +14,7 @@ import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
 import { FakeMemory } from '../hypervisors/fake/fake-memory.ts'
 import type { ReadyImage } from '../images/images.ts'
+import { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { checkState, readManifest } from '../memory/capture-files.ts'
 import { Paths } from '../paths.ts'
@@ -75,12 +76,15 @@ export class TestHouse implements AsyncDisposable {
   readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
   readonly log
   #options: TestHouseOptions
-  #life: { db: Database; instances: Instances; events: Events; snapshots: Snapshots; isDead: boolean } | undefined
+  #life:
+    | { db: Database; instances: Instances; events: Events; snapshots: Snapshots; compressing: BackgroundJobs; isDead: boolean }
+    | undefined
 
   constructor(options: TestHouseOptions = {}) {
     this.#options = options
     this.log = createLogger({ level: options.logLevel ?? 'silent' })
-    for (const dir of [this.paths.instancesDir, this.paths.disksDir, this.paths.vmsDir]) mkdirSync(dir, { recursive: true })
+    const { instancesDir, disksDir, vmsDir, snapshotsDir } = this.paths
+    for (const dir of [instancesDir, disksDir, vmsDir, snapshotsDir]) mkdirSync(dir, { recursive: true })
   }
 
   get instances(): Instances {
@@ -91,6 +95,9 @@ export class TestHouse implements AsyncDisposable {
   }
   get snapshots(): Snapshots {
     return this.#alive.snapshots
+  }
+  get compressing(): BackgroundJobs {
+    return this.#alive.compressing
   }
   get db(): Database {
     return this.#alive.db
@@ -138,6 +145,8 @@ export class TestHouse implements AsyncDisposable {
       alive,
     })
     const disks = new (this.#options.sharesBlocks ? CloningDisks : Disks)({ paths: this.paths, layers: new DiskLayers(db) })
+    const compressing = new BackgroundJobs()
+    const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths, log: this.log, compressing, crashPoint })
     const instances: Instances = new Instances({
       db,
       events,
@@ -157,12 +166,13 @@ export class TestHouse implements AsyncDisposable {
       host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
       hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
       memory,
+      compressing,
       settings: { modules: undefined, dns: [], freshBoot: false },
       crashPoint,
     })
-    const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths })
-    this.#life = Object.assign(life, { instances, snapshots })
+    this.#life = Object.assign(life, { instances, snapshots, compressing })
     await instances.recover()
+    snapshots.recover()
     return instances
   }
 
@@ -229,6 +239,7 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     { everyMs: 1, upToMs: 5 },
   )
   await house.instances.consolidated()
+  await house.compressing.settled()
   const stored = house.instances.list()
   const kept = house.snapshots.list()
   const running = house.host.running()
@@ -309,8 +320,9 @@ async function assertMemory(house: TestHouse, stored: readonly Instance[], kept:
     await checkState(dir, manifest)
   }
   const withMemory = kept.filter(({ base }) => base !== undefined)
-  assert.deepEqual(namesIn(paths.snapshotsDir), withMemory.map(({ id }) => id).sort())
-  for (const { id } of withMemory) await checkState(paths.snapshotDir(id), await readManifest(paths.snapshotDir(id)))
+  const snapshotDirs = withMemory.map(({ id, generation }) => paths.snapshotDir(id, generation))
+  assert.deepEqual(namesIn(paths.snapshotsDir), snapshotDirs.map((dir) => basename(dir)).sort())
+  for (const dir of snapshotDirs) await checkState(dir, await readManifest(dir))
   assert.deepEqual(namesIn(paths.pointsDir), [])
   const bases = [...stored.flatMap(({ vm, sleep }) => [vm?.machine?.base, sleep?.base]), ...kept.map(({ base }) => base)]
   const wanted = new Set(bases.filter((base) => base?.startsWith('base/')).map((base) => String(base).slice('base/'.length)))

@@ -2,7 +2,7 @@
  * Bases that were consolidated from captures:
  *
  *     dir/<id>/memory          RAM, sparse; never written once published
- *     dir/<id>/manifest.json   its sum and size
+ *     dir/<id>/manifest.json   its sum and size, and the golden boot that it goes back to
  *     dir/<id>.draft/          one in the making
  *
  * One that a single VM maps is given to it as its file: nothing has to be loaded, whatever its size. One that several map is loaded
@@ -18,11 +18,19 @@ import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import { consolidateBase, type HeldMemory, loadBase, type MemorySum } from './base-memory.ts'
 import { DELTA } from './capture-files.ts'
+import type { MemoryFile } from './compress-delta.ts'
 import { SharedHolds } from './shared-holds.ts'
 
 interface Manifest extends MemorySum {
   readonly version: 1
   readonly bytes: number
+  readonly ground?: Ground
+}
+
+/** The golden boot that a base goes back to, through however many naps: all that it holds otherwise is what was written since. */
+export interface Ground {
+  readonly ref: BaseRef
+  readonly sum: string
 }
 
 export interface BasesUses {
@@ -44,8 +52,9 @@ export class Bases implements AsyncDisposable {
   }
 
   /** Where a VM that has it to itself finds it. Throws `snapshot_unusable` when it is gone or cut. */
-  async memoryOf(id: string, sum: string): Promise<{ file: string; sum: MemorySum }> {
-    return { file: this.#memoryOf(id), sum: await this.#manifestOf(id, sum) }
+  async memoryOf(id: string, sum: string): Promise<MemoryFile & { readonly ground?: Ground }> {
+    const { ground, ...manifest } = await this.#manifestOf(id, sum)
+    return { file: this.#memoryOf(id), sum: manifest, ...(ground === undefined ? {} : { ground }) }
   }
 
   /** The base in a sealed memfd, loaded once for all who hold it at the same time. Dispose it when the shim has been started. */
@@ -64,7 +73,12 @@ export class Bases implements AsyncDisposable {
    * A new base: `from` with the delta of `captureDir` applied. It is safe from the sweep until `settle` says that the row which
    * names it is written, or that none will be. Leaves nothing behind when it throws.
    */
-  async consolidate(from: { file: string; sum: MemorySum } | undefined, captureDir: string, bytes: number, step: Step): Promise<FreshBase> {
+  async consolidate(
+    from: (MemoryFile & { readonly ground?: Ground }) | undefined,
+    captureDir: string,
+    bytes: number,
+    step: Step,
+  ): Promise<FreshBase> {
     const id = createId()
     const draft = path.join(this.#uses.dir, `${id}.draft`)
     this.#fresh.add(id)
@@ -75,7 +89,8 @@ export class Bases implements AsyncDisposable {
     const out = path.join(draft, 'memory')
     const base = from === undefined ? { base: undefined } : { base: from.file, baseSum: from.sum }
     const sum = await consolidateBase(this.#uses.shimPath, { ...base, delta: path.join(captureDir, DELTA), out }, step)
-    const manifest: Manifest = { version: 1, ...sum, bytes }
+    const ground = from?.ground === undefined ? {} : { ground: from.ground }
+    const manifest: Manifest = { version: 1, ...sum, bytes, ...ground }
     await writeFile(path.join(draft, 'manifest.json'), JSON.stringify(manifest), { flush: true })
     await publishDirectory(draft, path.join(this.#uses.dir, id))
     undo.move()

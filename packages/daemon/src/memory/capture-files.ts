@@ -2,12 +2,14 @@
  * A capture on disk: what a VM that was paused needs to go on. Its files are never changed once it is published.
  *
  *     state           the devices and CPUs
- *     delta           the pages that differ from the base; absent when none do
+ *     delta           the pages that differ from the base, compressed or not; absent when none do
  *     manifest.json   what it stands on, what a machine must be like to wake it, sizes and checksums
  */
 import { createHash } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { link, mkdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
 
@@ -28,6 +30,9 @@ export interface DeltaSum {
   readonly bytes: number
   readonly pages: number
   readonly sum: string
+  /** What it is compressed with, and how large it would be otherwise. */
+  readonly compression?: Compression
+  readonly plainBytes?: number
 }
 
 export const STATE = 'state'
@@ -74,11 +79,11 @@ export async function describeState(dir: string): Promise<CaptureManifest['state
   return { bytes: state.length, sha256: sha256Of(state) }
 }
 
-/** The same capture in another new directory: its files are shared, not copied. `delta: false` leaves the pages to the new base. */
+/** The same capture in another new directory: its files are shared, not copied, but for a delta that is there already. */
 export async function linkCapture(from: string, to: string, manifest: CaptureManifest): Promise<void> {
   await mkdir(to, { recursive: true, mode: 0o700 })
   await link(path.join(from, STATE), path.join(to, STATE))
-  if (manifest.delta !== undefined) await link(path.join(from, DELTA), path.join(to, DELTA))
+  if (manifest.delta !== undefined && !existsSync(path.join(to, DELTA))) await link(path.join(from, DELTA), path.join(to, DELTA))
   await writeManifest(to, manifest)
 }
 

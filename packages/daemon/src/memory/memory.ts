@@ -8,13 +8,16 @@
  */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
+import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { BaseRef, Capture } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
-import { type MemorySum, sumUp } from './base-memory.ts'
-import { Bases, type FreshBase } from './bases.ts'
-import { checkState, DELTA, readManifest } from './capture-files.ts'
+import { sumUp } from './base-memory.ts'
+import { Bases, type FreshBase, type Ground } from './bases.ts'
+import { type CaptureManifest, checkState, DELTA, type DeltaSum, linkCapture, readManifest } from './capture-files.ts'
+import { compressDelta, type MemoryFile } from './compress-delta.ts'
 import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
 export type { FreshBase } from './bases.ts'
@@ -38,17 +41,29 @@ export type HeldBase = Disposable &
     | { readonly kind: 'scratch'; readonly dir: string }
   )
 
+type Standing = Pick<CaptureManifest, 'base' | 'baseSum'>
+const ON_NOTHING: Standing = { base: 'zero', baseSum: '0'.repeat(16) }
+
+/** A capture that has been compressed, and what it stands on now. */
+export interface CompressedCapture extends AsyncDisposable {
+  readonly base: BaseRef
+  readonly delta: DeltaSum
+}
+
 /** What is done with captures at rest. */
-export type LayeredMemory = Pick<Memory, 'consolidate' | 'sweepBases' | 'verify'>
+export type LayeredMemory = Pick<Memory, 'compress' | 'consolidate' | 'sweepBases' | 'verify'>
 
 export class Memory implements AsyncDisposable {
   readonly #golden: GoldenBoots
   readonly #bases: Bases
   readonly #scratchDir: string
+  /** Golden boots that something is about to stand on: how many. */
+  readonly #grounds = new Map<string, number>()
   readonly #shimPath: string
 
   constructor({ goldenDir, basesDir, shimPath, log, isNeeded }: MemoryUses) {
-    this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: (key) => isNeeded(`golden/${key}`) })
+    const isGoldenNeeded = (key: string): boolean => this.#grounds.has(key) || isNeeded(`golden/${key}`)
+    this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: isGoldenNeeded })
     this.#bases = new Bases({ dir: basesDir, shimPath, isNeeded })
     this.#scratchDir = basesDir
     this.#shimPath = shimPath
@@ -99,6 +114,49 @@ export class Memory implements AsyncDisposable {
   }
 
   /**
+   * The same capture in the directory `into`, compressed. With `isAlone`, what it stands on becomes a part of it, unless that is a golden
+   * boot, which others have too: it then stands on the golden boot that its base goes back to, or on nothing. Undefined, with nothing made,
+   * when there is nothing to compress. Dispose it when the row that names it is written, or will not be.
+   */
+  async compress(
+    { dir, base }: Pick<Capture, 'dir' | 'base'>,
+    { into, compression, isAlone }: { readonly into: string; readonly compression: Compression; readonly isAlone: boolean },
+    step: Step,
+  ): Promise<CompressedCapture | undefined> {
+    const manifest = await readManifest(dir)
+    const own = isAlone && base.startsWith('base/') ? await this.#fileOf(base, manifest.baseSum) : undefined
+    if (own === undefined && (manifest.delta === undefined || isDeepStrictEqual(manifest.delta.compression, compression))) return undefined
+    await using undo = new AsyncDisposableStack()
+    const ground = own?.ground === undefined ? undefined : await this.#holdGround(own.ground, undo)
+    const source = {
+      delta: manifest.delta && path.join(dir, DELTA),
+      out: path.join(into, DELTA),
+      ...(own === undefined ? {} : { fold: { base: own, ground } }),
+    }
+    const delta = await compressDelta(this.#shimPath, source, compression, step)
+    const standing = own === undefined ? { base, baseSum: manifest.baseSum } : (ground?.standing ?? ON_NOTHING)
+    await linkCapture(dir, into, { ...manifest, ...standing, delta })
+    const held = undo.move()
+    return { base: standing.base, delta, [Symbol.asyncDispose]: () => held.disposeAsync() }
+  }
+
+  /** Undefined when it is gone or another one. As long as it is held it is not given up. */
+  async #holdGround(
+    { ref, sum }: Ground,
+    holds: AsyncDisposableStack,
+  ): Promise<(MemoryFile & { readonly standing: Standing }) | undefined> {
+    const key = ref.replace(/^golden\//, '')
+    this.#grounds.set(key, (this.#grounds.get(key) ?? 0) + 1)
+    holds.defer(() => {
+      const left = (this.#grounds.get(key) ?? 1) - 1
+      if (left > 0) this.#grounds.set(key, left)
+      else this.#grounds.delete(key)
+    })
+    const found = await this.#golden.memoryOf(key).catch(() => undefined)
+    return found?.sum.sum === sum ? { ...found, standing: { base: ref, baseSum: sum } } : undefined
+  }
+
+  /**
    * Reads all that a capture consists of and stands on, from end to end, in a process of its own. Throws `snapshot_unusable` when any of
    * it is not as it was written.
    */
@@ -115,9 +173,14 @@ export class Memory implements AsyncDisposable {
   }
 
   /** Where a base lies on disk, and what it should hold; undefined for nothing but zeros. Throws `snapshot_unusable`. */
-  async #fileOf(base: BaseRef, sum: string): Promise<{ file: string; sum: MemorySum } | undefined> {
+  async #fileOf(base: BaseRef, sum: string): Promise<(MemoryFile & { readonly ground?: Ground }) | undefined> {
     const [kind, id = ''] = base.split('/')
-    const from = kind === 'golden' ? await this.#golden.memoryOf(id) : kind === 'base' ? await this.#bases.memoryOf(id, sum) : undefined
+    const from =
+      kind === 'golden'
+        ? { ...(await this.#golden.memoryOf(id)), ground: { ref: base, sum } }
+        : kind === 'base'
+          ? await this.#bases.memoryOf(id, sum)
+          : undefined
     if (from === undefined || from.sum.sum === sum) return from
     throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
   }

@@ -1,16 +1,20 @@
 /**
  * Kept points in instances' lives: found, verified, deleted. Taking one, and going on from one, is the instances' affair. A snapshot
- * outlives its source; what others stand on outlives the snapshot: layers and bases go when no row names them.
+ * outlives its source; what others stand on outlives the snapshot: layers and bases go when no row names them. Its memory is compressed
+ * afterwards, when its row asks for it.
  */
 import { rename, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
+import type { BackgroundJobs } from '../lib/background-jobs.ts'
 import type { Step } from '../lib/step.ts'
+import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { type ListSnapshots, type Snapshot, SnapshotRows } from '../store/snapshots.ts'
+import { SnapshotCompressions, type SnapshotCompressionsUses } from './compressions.ts'
 
 export type { ListSnapshots, Snapshot } from '../store/snapshots.ts'
 
@@ -20,16 +24,38 @@ export interface SnapshotsUses {
   readonly disks: Pick<Disks, 'release' | 'isWhole'>
   readonly memory: LayeredMemory
   readonly paths: Paths
+  readonly log: Logger
+  /** Where memories are compressed. Taken down by whoever made it. */
+  readonly compressing: BackgroundJobs
+  readonly crashPoint?: SnapshotCompressionsUses['crashPoint']
 }
 
 export class Snapshots {
   readonly #uses: SnapshotsUses
   readonly #rows: SnapshotRows
   readonly #held = new Map<string, number>()
+  /** Who waits until it is not held. */
+  readonly #waiting = new Map<string, (() => void)[]>()
+  readonly #compressions: SnapshotCompressions
 
   constructor(uses: SnapshotsUses) {
     this.#uses = uses
     this.#rows = new SnapshotRows(uses.db)
+    const { crashPoint = async () => undefined, compressing: jobs, ...rest } = uses
+    this.#compressions = new SnapshotCompressions({
+      ...rest,
+      rows: this.#rows,
+      jobs,
+      crashPoint,
+      isHeld: (id) => this.#held.has(id),
+      whenReleased: (id) => this.#whenReleased(id),
+    })
+    uses.events.listen(({ kind, subject }) => kind === 'snapshot.published' && this.#compressions.begin(subject))
+  }
+
+  /** Goes on with what the last daemon left half done. Once, when what belongs to no one has been swept. */
+  recover(): void {
+    for (const { id, compressionState } of this.#rows.list()) if (compressionState === 'compressing') this.#compressions.begin(id)
   }
 
   /** Newest first. */
@@ -59,8 +85,11 @@ export class Snapshots {
       snapshot,
       [Symbol.dispose]: () => {
         const left = (this.#held.get(id) ?? 1) - 1
-        if (left > 0) this.#held.set(id, left)
-        else this.#held.delete(id)
+        if (left > 0) return void this.#held.set(id, left)
+        this.#held.delete(id)
+        const waiting = this.#waiting.get(id) ?? []
+        this.#waiting.delete(id)
+        for (const wake of waiting) wake()
       },
     }
   }
@@ -70,27 +99,47 @@ export class Snapshots {
    * whole.
    */
   async verify(id: string, step: Step): Promise<void> {
-    const { base, disk } = this.get(id)
+    using held = this.hold(id)
+    const { base, disk, generation } = held.snapshot
     if (!this.#uses.disks.isWhole(disk)) throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${id} is missing`)
     if (base === undefined) return
-    await this.#uses.memory.verify({ dir: this.#uses.paths.snapshotDir(id), base }, step)
+    await this.#uses.memory.verify({ dir: this.#uses.paths.snapshotDir(id, generation), base }, step)
+  }
+
+  /** When the last who holds it lets go of it. */
+  #whenReleased(id: string): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#waiting.set(id, [...(this.#waiting.get(id) ?? []), resolve])
+    return promise
+  }
+
+  #assertFree(id: string): void {
+    if (!this.#held.has(id)) return
+    throw new AppError('in_use', `The snapshot ${id} is being restored or forked`, {
+      hint: 'Wait until that is done',
+      retryAfterSeconds: 1,
+    })
   }
 
   /** Its row is the commit point; what it alone stood on goes with it. Throws `in_use` while someone is going on from it. */
   async delete(id: string): Promise<void> {
-    const { disk, instance, name } = this.get(id)
-    if (this.#held.has(id)) {
-      throw new AppError('in_use', `The snapshot ${id} is being restored or forked`, {
-        hint: 'Wait until that is done',
-        retryAfterSeconds: 1,
-      })
+    this.get(id)
+    this.#assertFree(id)
+    await this.#compressions.cancel(id)
+    const { disk, instance, name, generation } = this.get(id)
+    try {
+      this.#assertFree(id)
+    } catch (error) {
+      // Someone was quicker, and it stays: so does what is to become of it.
+      this.#compressions.begin(id)
+      throw error
     }
     const { db, events, paths, disks, memory } = this.#uses
     db.transaction(() => {
       this.#rows.delete(id)
       events.record({ kind: 'snapshot.deleted', subject: id, data: { instance: instance.id, name } })
     })
-    const dir = paths.snapshotDir(id)
+    const dir = paths.snapshotDir(id, generation)
     // What no row names is swept when a daemon starts, also under this name.
     await rename(dir, `${dir}.draft`).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'ENOENT') throw error

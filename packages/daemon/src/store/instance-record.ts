@@ -1,3 +1,4 @@
+import type { Compression } from '@dormouse/api/compression.ts'
 import type { InstanceState, Transition } from '@dormouse/api/instance-states.ts'
 import type { BaseRef, HypervisorName, PortForward, VmHandle } from '../hypervisors/hypervisor.ts'
 
@@ -63,6 +64,8 @@ export interface Sleep {
   readonly base: BaseRef
   /** It was another instance's: the guest has to be given its name and addresses before it goes on. */
   readonly isForeign?: boolean
+  /** It is to be compressed, not before `atMs`. Absent when it is, or is not to be. */
+  readonly compress?: Compression & { readonly atMs: number }
 }
 
 export interface InstanceNetwork {

@@ -142,12 +142,15 @@ export const migrations: readonly Migration[] = [
         disk TEXT NOT NULL CHECK (json_valid(disk)),
         -- the memory base that it stands on; null for the disk alone
         base TEXT,
+        -- of its directory, once that has been replaced
+        generation TEXT,
         tags TEXT NOT NULL DEFAULT '{}',
         bytes INTEGER NOT NULL,
         compression TEXT,
         compression_state TEXT NOT NULL DEFAULT 'none' CHECK (compression_state IN ('none', 'compressing', 'compressed', 'error')),
         compression_error TEXT,
         compressed_bytes INTEGER,
+        uncompressed_bytes INTEGER,
         -- the schedule's own are counted and deleted by it
         is_scheduled INTEGER NOT NULL DEFAULT 0,
         UNIQUE (source_id, name)

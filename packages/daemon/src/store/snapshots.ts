@@ -1,3 +1,4 @@
+import type { Compression } from '@dormouse/api/compression.ts'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
 import type { Database } from './database.ts'
 import type { Instance } from './instance-record.ts'
@@ -14,20 +15,19 @@ export interface Snapshot {
   readonly disk: readonly string[]
   /** What its memory stands on; absent where there is the disk alone. */
   readonly base?: BaseRef
+  /** Of its directory: another with every change of how it is kept. Absent for the first. */
+  readonly generation?: string
   readonly tags: Readonly<Record<string, string>>
-  /** On the host's disk, when it was taken: memory, and the layers that it names. */
+  /** On the host's disk: its own directory, and the layers that it names as they were when it was taken. */
   readonly bytes: number
-  readonly compression?: SnapshotCompression
+  readonly compression?: Compression
   readonly compressionState: 'none' | 'compressing' | 'compressed' | 'error'
   readonly compressionError?: string
+  /** What was compressed: all that its memory holds otherwise than what it stands on. */
   readonly compressedBytes?: number
+  readonly uncompressedBytes?: number
   /** Made by the instance's schedule, which counts and deletes it. */
   readonly isScheduled: boolean
-}
-
-export interface SnapshotCompression {
-  readonly algorithm: 'zstd' | 'lz4'
-  readonly level: number
 }
 
 export interface ListSnapshots {
@@ -58,16 +58,20 @@ export class SnapshotRows {
         ...[id, name ?? null, kind, createdAtMs, instance.id, instance.name, JSON.stringify(instance), JSON.stringify(disk)],
         ...[base ?? null, JSON.stringify(tags), bytes, Number(isScheduled)],
       )
-    this.updateCompression(snapshot)
+    this.update(snapshot)
   }
 
-  updateCompression(snapshot: Snapshot): void {
-    const { id, compression, compressionState, compressionError, compressedBytes } = snapshot
+  /** How it is kept; what it is of never changes. */
+  update(snapshot: Snapshot): void {
+    const { id, base, generation, bytes, compression, compressionState, compressionError, compressedBytes, uncompressedBytes } = snapshot
     this.#db
-      .prepare('UPDATE snapshots SET compression = ?, compression_state = ?, compression_error = ?, compressed_bytes = ? WHERE id = ?')
+      .prepare(
+        `UPDATE snapshots SET base = ?, generation = ?, bytes = ?, compression = ?, compression_state = ?, compression_error = ?,
+         compressed_bytes = ?, uncompressed_bytes = ? WHERE id = ?`,
+      )
       .run(
-        compression === undefined ? null : JSON.stringify(compression),
-        ...[compressionState, compressionError ?? null, compressedBytes ?? null, id],
+        ...[base ?? null, generation ?? null, bytes, compression === undefined ? null : JSON.stringify(compression), compressionState],
+        ...[compressionError ?? null, compressedBytes ?? null, uncompressedBytes ?? null, id],
       )
   }
 
@@ -125,6 +129,7 @@ function snapshotOf(row: Row): Snapshot {
   const text = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined)
   const name = text(row.name)
   const base = text(row.base)
+  const generation = text(row.generation)
   const compression = text(row.compression)
   const compressionError = text(row.compression_error)
   return {
@@ -139,8 +144,10 @@ function snapshotOf(row: Row): Snapshot {
     isScheduled: row.is_scheduled === 1,
     ...(name === undefined ? {} : { name }),
     ...(base === undefined ? {} : { base: base as BaseRef }),
-    ...(compression === undefined ? {} : { compression: JSON.parse(compression) as SnapshotCompression }),
+    ...(generation === undefined ? {} : { generation }),
+    ...(compression === undefined ? {} : { compression: JSON.parse(compression) as Compression }),
     ...(compressionError === undefined ? {} : { compressionError }),
     ...(row.compressed_bytes === null ? {} : { compressedBytes: Number(row.compressed_bytes) }),
+    ...(row.uncompressed_bytes === null ? {} : { uncompressedBytes: Number(row.uncompressed_bytes) }),
   }
 }

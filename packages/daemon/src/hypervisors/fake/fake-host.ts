@@ -29,6 +29,7 @@ export type FaultPoint =
   | 'set_ports'
   | 'sweep'
   | 'consolidate'
+  | 'compress'
 export type Fault = 'fail' | 'hang'
 
 /** What a host holds: machines and the ports they have open. Outlives drivers and daemons of this process. */

@@ -1,11 +1,13 @@
 /** Memory layers of fake machines: a base is a directory with a name, for what is kept and what is removed. Nothing is in it. */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
+import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { createId } from '../../lib/create-id.ts'
 import type { Step } from '../../lib/step.ts'
-import { checkState, readManifest } from '../../memory/capture-files.ts'
-import type { FreshBase, LayeredMemory } from '../../memory/memory.ts'
+import { checkState, DELTA, type DeltaSum, linkCapture, readManifest } from '../../memory/capture-files.ts'
+import type { CompressedCapture, FreshBase, LayeredMemory } from '../../memory/memory.ts'
 import type { BaseRef, Capture } from '../hypervisor.ts'
 import type { FakeHost } from './fake-host.ts'
 
@@ -53,6 +55,26 @@ export class FakeMemory implements LayeredMemory {
         await this.sweepBases()
       },
     }
+  }
+
+  async compress(
+    { dir, base }: Pick<Capture, 'dir' | 'base'>,
+    { into, compression, isAlone }: { readonly into: string; readonly compression: Compression; readonly isAlone: boolean },
+    step: Step,
+  ): Promise<CompressedCapture | undefined> {
+    const { host, basesDir, alive } = this.#uses
+    const manifest = await readManifest(dir)
+    const isOwn = isAlone && base.startsWith('base/')
+    if (!isOwn && (manifest.delta === undefined || isDeepStrictEqual(manifest.delta.compression, compression))) return undefined
+    if (base.startsWith('base/') && !existsSync(join(basesDir, base.slice('base/'.length))))
+      throw new AppError('snapshot_unusable', `The base ${base} is gone`)
+    await host.reach('compress', step)
+    await alive()
+    const delta: DeltaSum = { bytes: 1, pages: 0, sum: '0'.repeat(16), plainBytes: host.deltaBytes, compression }
+    writeFileSync(join(into, DELTA), '.')
+    const standing = isOwn ? ({ base: 'zero', baseSum: '0'.repeat(16) } as const) : { base, baseSum: manifest.baseSum }
+    await linkCapture(dir, into, { ...manifest, ...standing, delta })
+    return { base: standing.base, delta, [Symbol.asyncDispose]: async () => undefined }
   }
 
   async verify({ dir }: Pick<Capture, 'dir'>): Promise<void> {

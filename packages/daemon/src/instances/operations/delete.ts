@@ -13,7 +13,7 @@ export interface DeleteOptions {
  */
 export async function deleteInstance(work: InstanceWork, options: DeleteOptions): Promise<void> {
   await work.step('intent', 10_000)
-  await work.uses.consolidations.cancel(work.instance.id)
+  await work.uses.sleepJobs.cancel(work.instance.id)
   work.change({ operation: 'delete' })
   await finishDelete(work, options)
 }

@@ -15,11 +15,11 @@ import type { Point } from './take-point.ts'
  */
 export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
   await work.step('intent', 10_000)
-  const { paths, disks, consolidations } = work.uses
+  const { paths, disks, sleepJobs } = work.uses
   const { id, disk: given } = work.instance
   if (!disks.isWhole(snapshot.disk))
     throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${snapshot.id} is missing`)
-  await consolidations.cancel(id)
+  await sleepJobs.cancel(id)
   const then = rememberedOf(snapshot.instance)
   await using after = new AsyncDisposableStack()
   const top = await makeLayer(work, { ...work.instance, ...then })
@@ -27,7 +27,7 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   after.defer(() => disks.release([top, ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
   after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
-  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id))
+  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id, snapshot.generation))
   await goOnFrom(work, point, target, { ...then, disk: [top, ...snapshot.disk], sleep: undefined, stateError: undefined })
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }

@@ -22,7 +22,7 @@ export async function restore(work: InstanceWork, admit: Admit): Promise<void> {
   judge()
   const { id, name, sleep } = work.instance
   if (sleep === undefined) throw new AppError('snapshot_unusable', `The sleeping state of ${name} is gone`)
-  await work.uses.consolidations.cancel(id)
+  await work.uses.sleepJobs.cancel(id)
   const dir = work.uses.paths.instanceSleep(id, sleep.generation)
   await wakeFrom(work, { dir, base: sleep.base, isShared: work.uses.isBaseShared(sleep.base, id) }, { isForeign: sleep.isForeign === true })
 }

@@ -1,5 +1,7 @@
+import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { SnapshotCompression } from '../../store/snapshots.ts'
+import type { Sleep } from '../../store/instance-record.ts'
+import { chooseCompression, compressionDelayMs } from '../compression-choice.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
 import { beginSleepDraft, removeSleepBut } from '../sleep-files.ts'
@@ -11,7 +13,7 @@ const CAPTURE_LIMIT_MS = 600_000
 
 export interface StandbyOptions {
   /** In place of what the instance's policy says. */
-  readonly compression?: SnapshotCompression
+  readonly compression?: Compression | 'off'
   readonly compressionDelayMs?: number
 }
 
@@ -19,7 +21,7 @@ export interface StandbyOptions {
  * Running → Standby: what has changed in memory goes to disk, then the VM goes. The record is the commit point: before it every
  * failure leaves a VM that runs on; behind it the sleeping state is the truth, and resuming the VM would let disk and memory drift apart.
  */
-export async function standby(work: InstanceWork): Promise<void> {
+export async function standby(work: InstanceWork, options: StandbyOptions = {}): Promise<void> {
   const live = liveOf(work)
   const { paths } = work.uses
   const { id } = work.instance
@@ -45,7 +47,12 @@ export async function standby(work: InstanceWork): Promise<void> {
     await draft.publish()
     await work.step('record', 10_000)
     work.change(
-      { state: 'Standby', vm: undefined, stoppedAtMs: Date.now(), sleep: { generation: draft.generation, base } },
+      {
+        state: 'Standby',
+        vm: undefined,
+        stoppedAtMs: Date.now(),
+        sleep: { generation: draft.generation, base, ...compressOf(work, options) },
+      },
       { via: { state: 'Paused', sinceMs: pausedAtMs } },
     )
     undo.move()
@@ -70,6 +77,14 @@ export async function standby(work: InstanceWork): Promise<void> {
 async function ended(live: LiveVm): Promise<boolean> {
   await live.vm.kill()
   return true
+}
+
+function compressOf(
+  { instance, uses }: InstanceWork,
+  { compression, compressionDelayMs: delayMs }: StandbyOptions,
+): Pick<Sleep, 'compress'> {
+  const chosen = chooseCompression(compression, instance, uses.settings.compression)
+  return chosen === undefined ? {} : { compress: { ...chosen, atMs: Date.now() + compressionDelayMs(delayMs, instance) } }
 }
 
 /** The VM of an instance that the table says is running. */

@@ -17,7 +17,7 @@ export interface StopOptions {
  */
 export async function stop(work: InstanceWork, options: StopOptions): Promise<void> {
   await work.step('intent', 10_000)
-  await work.uses.consolidations.cancel(work.instance.id)
+  await work.uses.sleepJobs.cancel(work.instance.id)
   const isBooting = work.instance.state === 'Initializing'
   work.change({ state: 'Shutdown', operation: 'stop' })
   await finishStop(work, isBooting ? { ...options, force: true } : options)

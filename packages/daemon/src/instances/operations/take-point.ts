@@ -37,15 +37,16 @@ export interface TakePoint {
   readonly dir: string
   /** Called when the moment has come: how many go on from it, once all of them are there. Who comes later needs another point. */
   readonly close: () => Promise<number>
+  /** What was written is not made part of a base, however much it is: it is about to be compressed. */
+  readonly keepsDelta?: boolean
 }
 
-export async function takePoint(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
+export async function takePoint(work: InstanceWork, taking: TakePoint): Promise<Point> {
   await using undo = new AsyncDisposableStack()
   // A shim that is still writing into it may be in the way for a moment.
-  undo.defer(() => rm(dir, { recursive: true, force: true, maxRetries: 5 }))
+  undo.defer(() => rm(taking.dir, { recursive: true, force: true, maxRetries: 5 }))
   await shortenDisk(work)
-  const point =
-    work.instance.state === 'Running' ? await takeRunning(work, liveOf(work), { dir, close }) : await takeResting(work, { dir, close })
+  const point = work.instance.state === 'Running' ? await takeRunning(work, liveOf(work), taking) : await takeResting(work, taking)
   undo.move()
   return point
 }
@@ -58,7 +59,7 @@ async function takeResting(work: InstanceWork, { dir, close }: TakePoint): Promi
   return { instance, disk, ...(capture === undefined ? {} : { capture }) }
 }
 
-async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: TakePoint): Promise<Point> {
+async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close, keepsDelta = false }: TakePoint): Promise<Point> {
   const { instance } = work
   const captured = `${dir}/point`
   await work.step('draft', 10_000)
@@ -69,7 +70,7 @@ async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close }: Tak
   })
   const capture = await stored
   const { delta, ...manifest } = await readManifest(captured)
-  const isWide = delta !== undefined && delta.bytes * takers > WIDE_BYTES
+  const isWide = delta !== undefined && !keepsDelta && delta.bytes * takers > WIDE_BYTES
   if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
 
   const fresh = await work.uses.memory.consolidate(capture, await work.step('consolidate', CONSOLIDATE_LIMIT_MS))
