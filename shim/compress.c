@@ -4,9 +4,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -100,8 +103,9 @@ static void assert_seen(const struct layer *layer, const char *file, const char 
 int command_compress(int argc, char **argv) {
     const char *from = argv[2], *out = argv[3];
     int has_base = argc > 9;
-    // Nothing waits for it.
-    if (nice(19) < 0 && errno != 0) errno = 0;
+    // Nothing waits for it, and when the daemon dies the next one begins anew.
+    setpriority(PRIO_PROCESS, 0, 19);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
     struct packer *packer = new_packer(argv[0], atoi(argv[1]));
     struct delta delta = {.fd = -1}, packed;
     if (strcmp(from, "-") != 0) {

@@ -26,6 +26,14 @@ static void fill(size_t first, size_t count, size_t step, uint64_t seed) {
     }
 }
 
+/* As what programs have in memory: it repeats itself. */
+static void paint(size_t first, size_t count, size_t step, uint64_t seed) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t *words = (uint64_t *)(memory + (first + i * step) * PAGE);
+        for (int k = 0; k < PAGE / 8; k++) words[k] = seed + first + i * step + (uint64_t)(k / 16);
+    }
+}
+
 static int write_whole(const char *path) {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644), failed = fd < 0;
     for (size_t done = 0; !failed && done < pages * PAGE;) {
@@ -63,6 +71,11 @@ static int obey(const char *line) {
     if (sscanf(line, "fill %zu %zu %zu %llu", &first, &count, &step, &seed) == 4) {
         if (count > 0 && first + (count - 1) * step >= pages) return errno = ERANGE, -1;
         fill(first, count, step, seed);
+        return 0;
+    }
+    if (sscanf(line, "paint %zu %zu %zu %llu", &first, &count, &step, &seed) == 4) {
+        if (count > 0 && first + (count - 1) * step >= pages) return errno = ERANGE, -1;
+        paint(first, count, step, seed);
         return 0;
     }
     /* Splits the mapping in two. */

@@ -5,11 +5,13 @@ import { once } from 'node:events'
 import { chmod, chown, copyFile, link, mkdir, open, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
+import type { Compression } from '../../packages/api/src/compression.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import { type CaptureRead, Shim, type StoredCapture } from '../../packages/daemon/src/hypervisors/shim.ts'
 import { consolidateBase, loadBase, sumUp } from '../../packages/daemon/src/memory/base-memory.ts'
+import { compressDelta } from '../../packages/daemon/src/memory/compress-delta.ts'
 import { type Base, buildMemoryHolder, childrenOf, hashOf, MemoryHolder, PAGE, writeBase } from '../harness/memory-holder.ts'
 import { addSwap } from '../harness/paging.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
@@ -238,6 +240,147 @@ test('a base that is not the one it should be, and a cut or flipped delta, are r
   await assert.rejects(larger.shim.load(delta, makeStep()), /another size/)
   await assert.rejects(larger.shim.load(join(house.dir, 'absent'), makeStep()), /No such file/)
   await assert.rejects(stat(out), { code: 'ENOENT' })
+})
+
+test('a delta is packed in every way, and comes back the same, in a VM as in a base', async (t) => {
+  const house = await houseFor(t)
+  const source = await house.start('source')
+  await dirty(source)
+  await source.do('paint 9500 6000 1 13')
+  const draft = await house.draft('draft')
+  const { done } = await captured(source, draft)
+  const delta = join(draft, 'delta')
+  const expected = await source.hash(house.dir)
+  const ways: Compression[] = [
+    { algorithm: 'zstd', level: 1 },
+    { algorithm: 'zstd', level: 19 },
+    { algorithm: 'lz4', level: 0 },
+    { algorithm: 'lz4', level: 9 },
+  ]
+  for (const [index, compression] of ways.entries()) {
+    const out = join(house.dir, `packed-${index}`)
+    const made = await compressDelta(artefacts.shimPath, { delta, out }, compression, makeStep())
+    assert.deepEqual([made.pages, made.sum, made.bytes], [done.pages, done.sum, (await stat(out)).size])
+    assert.ok(made.bytes < (made.plainBytes ?? 0) / 2, `${made.bytes} of ${made.plainBytes} bytes`)
+    const target = await house.start(`target-${index}`)
+    assert.deepEqual(await target.shim.load(out, makeStep()), { pages: done.pages, sum: done.sum })
+    assert.equal(await target.hash(house.dir), expected)
+    const base = join(house.dir, `base-${index}`)
+    await consolidateBase(artefacts.shimPath, { base: house.file, delta: out, out: base }, makeStep())
+    assert.equal(await hashOf(base), expected)
+    // What is packed can be packed anew, and what is there is left alone.
+    const again = join(house.dir, `again-${index}`)
+    const anew = await compressDelta(artefacts.shimPath, { delta: out, out: again }, compression, makeStep())
+    assert.deepEqual(anew, made)
+    assert.equal(await hashOf(again), await hashOf(out))
+    await assert.rejects(compressDelta(artefacts.shimPath, { delta, out }, compression, makeStep()), /File exists/)
+  }
+})
+
+test('a base of its own, with and without a delta, becomes a packed delta over what it goes back to, or over nothing', async (t) => {
+  const house = await houseFor(t)
+  const source = await house.start('source')
+  await dirty(source)
+  // What was something in the base is nothing now, and the other way about.
+  await source.do('fill 0 3 1 0')
+  await source.do('fill 16100 2 1 7')
+  const first = await house.draft('first')
+  await captured(source, first)
+  const ground = { file: house.file, sum: await sumOf(house.file) }
+  const own = join(house.dir, 'own')
+  const ownSum = await consolidateBase(artefacts.shimPath, { base: house.file, delta: join(first, 'delta'), out: own }, makeStep())
+  const base = { file: own, sum: ownSum }
+  const ownHash = await source.hash(house.dir)
+
+  const napped = await house.start('napped', { kind: 'daemon', fd: await sealed(t, own) })
+  await napped.do('fill 100 2000 3 61')
+  await napped.do('fill 16100 1 1 0')
+  const second = await house.draft('second')
+  await captured(napped, second)
+  const blank = join(house.dir, 'blank')
+  await writeFile(blank, '')
+  await truncate(blank, PAGES * PAGE)
+
+  const compression = { algorithm: 'zstd', level: 1 } as const
+  const cases = [
+    { name: 'own', delta: undefined, ground, under: house.file, hash: ownHash },
+    { name: 'both', delta: join(second, 'delta'), ground, under: house.file, hash: await napped.hash(house.dir) },
+    { name: 'nothing', delta: join(second, 'delta'), ground: undefined, under: blank, hash: await napped.hash(house.dir) },
+  ]
+  for (const { name, delta, ground, under, hash } of cases) {
+    const out = join(house.dir, `folded-${name}`)
+    const made = await compressDelta(artefacts.shimPath, { delta, fold: { base, ground }, out }, compression, makeStep())
+    const target = await house.start(`on-${name}`, { kind: 'daemon', fd: await sealed(t, under) })
+    assert.deepEqual(await target.shim.load(out, makeStep()), { pages: made.pages, sum: made.sum })
+    assert.equal(await target.hash(house.dir), hash, name)
+    // No page that is the same is in it.
+    assert.ok(made.pages <= (ground === undefined ? PAGES : 6000), `${made.pages} pages`)
+  }
+
+  const out = join(house.dir, 'refused')
+  for (const [fold, what] of [
+    [{ base: { file: own, sum: { ...ownSum, pages: 1 } }, ground }, /own has another checksum/],
+    [{ base, ground: { file: house.file, sum: { ...ground.sum, sum: '0'.repeat(16) } } }, /base has another checksum/],
+    [{ base, ground: { ...ground, file: join(first, 'delta') } }, /another size/],
+  ] as const) {
+    await assert.rejects(compressDelta(artefacts.shimPath, { delta: undefined, fold, out }, compression, makeStep()), what)
+    await assert.rejects(stat(out), { code: 'ENOENT' })
+  }
+})
+
+test('a packed delta that was cut, flipped or made up is refused, and a compression that is cancelled leaves nothing', async (t) => {
+  const house = await houseFor(t)
+  const source = await house.start('source')
+  await source.do('paint 0 3000 1 13')
+  await dirty(source)
+  const draft = await house.draft('draft')
+  await captured(source, draft)
+  const good = join(house.dir, 'good')
+  const bad = join(house.dir, 'bad')
+  const again = join(house.dir, 'again')
+  const compression = { algorithm: 'zstd', level: 1 } as const
+  await compressDelta(artefacts.shimPath, { delta: join(draft, 'delta'), out: good }, compression, makeStep())
+  const packed = await readFile(good)
+  const target = await house.start('target')
+  const refuses = async (content: Buffer, what: RegExp): Promise<void> => {
+    await writeFile(bad, content)
+    await assert.rejects(target.shim.load(bad, makeStep()), what)
+    await assert.rejects(compressDelta(artefacts.shimPath, { delta: bad, out: again }, compression, makeStep()), what)
+    await assert.rejects(stat(again), { code: 'ENOENT' })
+  }
+  const changed = (at: number, ...bytes: number[]): Buffer => {
+    const copy = Buffer.from(packed)
+    Buffer.from(bytes).copy(copy, at)
+    return copy
+  }
+  const flipped = (at: number): Buffer => changed(at, packed.readUInt8(at) ^ 4)
+  await refuses(packed.subarray(0, -4), /cannot be used/)
+  await refuses(packed.subarray(0, 70), /another size/)
+  await refuses(flipped(12), /newer form/)
+  await refuses(flipped(48), /another checksum/)
+  await refuses(flipped(packed.length - 4), /other sizes|impossible size/)
+  for (let at = 64; at < packed.length; at += Math.ceil(packed.length / 40)) await refuses(flipped(at), /cannot be used/)
+  // A frame that says that it becomes 8 exabytes, and one that wants a window of as much as can be said.
+  await refuses(changed(64, 0x28, 0xb5, 0x2f, 0xfd, 0xe0, 255, 255, 255, 255, 255, 255, 255, 127), /cannot be unpacked/)
+  await refuses(changed(64, 0x28, 0xb5, 0x2f, 0xfd, 0, 255), /cannot be unpacked/)
+  await refuses(changed(packed.length - 4, 255, 255, 255, 255), /impossible size/)
+
+  const large = await houseFor(t, 65_536)
+  const writer = await large.start('writer')
+  await writer.do('fill 0 65536 1 71')
+  const much = await large.draft('much')
+  await captured(writer, much)
+  const cancelling = new AbortController()
+  const out = join(house.dir, 'slow')
+  const slow = compressDelta(
+    artefacts.shimPath,
+    { delta: join(much, 'delta'), out },
+    { algorithm: 'zstd', level: 19 },
+    { ...makeStep(), signal: cancelling.signal },
+  )
+  await pollUntil('it to begin', () => stat(out).catch(() => undefined), makeStep())
+  cancelling.abort()
+  await assert.rejects(slow, /cancelled/)
 })
 
 test('a consolidation keeps to its pace and ends with its step', async (t) => {
