@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
+import { measureCompression } from './measures/compression.ts'
 import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
@@ -40,6 +41,7 @@ const MEASURES: readonly Measure[] = [
   { ids: ['image_convert'], run: measureImageConversion },
   { ids: ['api_overhead', 'stat_round_trip', 'create_overhead'], run: measureOverheads },
   { ids: ['create_to_running', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
+  { ids: ['compress', 'compress_size', 'restore_compressed'], run: measureCompression },
   { ids: ['create_to_running_microvm'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
   {
     ids: [
