@@ -177,6 +177,31 @@ test('a sleeping state of another machine, or one that was damaged, is refused w
   const after = await story.look(instance)
   assert.deepEqual([after.born, await file('sleeper')], [before.born, 'kept'])
 
+  // Nothing that is whole is given up for a snapshot that is not.
+  const kept = await story.snapshot('sleeper', { kind: 'Standby' })
+  await story.standby('sleeper')
+  const wounds: [string, typeof cut][] = [
+    ['manifest.json', says((facts) => Object.assign(facts, { kernel: 'f'.repeat(64) }))],
+    ['state', flip(1000)],
+    ['delta', flip(-1)],
+  ]
+  for (const [name, damage] of wounds) {
+    const path = join(paths.snapshotDir(kept.id), name)
+    const whole = await readFile(path)
+    await damage(path, whole)
+    for (const target_state of ['Running', 'Standby']) {
+      const refused = await story.refused('POST', `/instances/sleeper/snapshots/${kept.id}/restore`, { target_state })
+      assert.equal(refused.code, 'snapshot_unusable', refused.message)
+      await story.expect('sleeper', 'Standby')
+    }
+    assert.equal((await story.refused('POST', `/snapshots/${kept.id}/fork`, { name: 'none' })).code, 'snapshot_unusable')
+    await writeFile(path, whole)
+  }
+  await story.daemon.client.delete(`/snapshots/${kept.id}`)
+  await story.restore('sleeper')
+  assert.equal((await story.look(instance)).born, before.born)
+  await story.assertInOrder()
+
   // A fork of what is damaged is none; a stop gives up the memory and keeps the disk.
   const [other = ''] = await readdir(paths.instanceSleepDir((await story.get('sharer')).id))
   await writeFile(join(paths.instanceSleep((await story.get('sharer')).id, other), 'state'), 'nonsense')

@@ -33,6 +33,9 @@ export interface Hypervisor {
   /** Recreates a VM from a capture, with the disks of `spec`. Resolves paused; the caller resumes. Throws `snapshot_unusable` with the reason when this host cannot. */
   restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm>
 
+  /** Would `restore` take it? Looks at machine, manifest and device state, not at memory. Throws `snapshot_unusable` with the reason. */
+  assertFits(spec: VmSpec, capture: Capture): Promise<void>
+
   /** Finds a VM that outlived the daemon. Undefined when it is gone or is not ours; then `lastExit` says how it ended. */
   reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined>
 

@@ -232,6 +232,32 @@ test('a sleeping state that is damaged or gone is refused with the reason, and a
   await assertInOrder(house)
 })
 
+for (const target of TARGETS) {
+  test(`an instance keeps what it has when its snapshot turns out to be damaged on the way to ${target}`, async () => {
+    await using house = new TestHouse()
+    const instances = await house.begin()
+    const { id } = await running(instances)
+    machineOf(house, id).guest.counter = 1
+    const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+    machineOf(house, id).guest.counter = 2
+    await instances.standby(id)
+    const before = instances.get(id)
+    rmSync(join(house.paths.snapshotDir(kept.id), 'state'))
+    if (target === 'Stopped') {
+      // Its memory is of no interest.
+      assert.equal((await instances.restoreSnapshot(id, kept, target)).state, target)
+      return
+    }
+    await assert.rejects(instances.restoreSnapshot(id, kept, target), { code: 'snapshot_unusable' })
+    await assert.rejects(instances.forkSnapshot(kept, { name: 'b', target }), { code: 'snapshot_unusable' })
+    assert.deepEqual(instances.get(id), before)
+    await instances.restore(id)
+    assert.equal(machineOf(house, id).guest.counter, 2)
+    await house.snapshots.delete(kept.id)
+    await assertInOrder(house)
+  })
+}
+
 test('a daemon that ends and begins again finds sleepers asleep', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

@@ -108,17 +108,30 @@ export class QemuHypervisor implements Hypervisor {
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     await assertPortsFree(spec.nic?.ports ?? [])
+    const { host, machine, manifest } = await this.#fitting(spec, capture)
+    using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
+    return await this.#run(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
+  }
+
+  async assertFits(spec: VmSpec, capture: Capture): Promise<void> {
+    await this.#fitting(spec, capture)
+  }
+
+  /** The machine that the capture is woken on, once it is seen that it can be. */
+  async #fitting(
+    spec: VmSpec,
+    { dir }: Pick<Capture, 'dir'>,
+  ): Promise<{ readonly host: HostAnswers; readonly machine: Machine; readonly manifest: CaptureManifest }> {
     const host = await this.#host.answers()
     const machine = this.#machine(host, spec)
-    const manifest = await readManifest(capture.dir)
+    const manifest = await readManifest(dir)
     const why =
       manifest.memoryBytes === machine.memoryMib * 2 ** 20
         ? unfitness(manifest.facts, captureFactsOf(machine, host, networkKindOf(spec)))
         : 'the instance has another size of memory now'
     if (why !== undefined) throw new AppError('snapshot_unusable', `The sleeping state cannot be woken here: ${why}`)
-    await checkState(capture.dir, manifest)
-    using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
-    return await this.#run(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
+    await checkState(dir, manifest)
+    return { host, machine, manifest }
   }
 
   async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<Vm> {

@@ -8,6 +8,9 @@ import { makeLayer } from './add-layer.ts'
 import { goOnFrom, type TargetState } from './fork.ts'
 import type { Point } from './take-point.ts'
 
+// It reads all that the guest has ever used.
+const VERIFY_LIMIT_MS = 600_000
+
 /**
  * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment. Its id, name, ports and expiry are
  * those of today. The record of where it goes on is the commit point: what was written since the snapshot is given up with it, and a
@@ -19,6 +22,9 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   const { id, disk: given } = work.instance
   if (!disks.isWhole(snapshot.disk))
     throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${snapshot.id} is missing`)
+  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id, snapshot.generation))
+  // A VM that has loaded it proves that it is whole. One that is to sleep proves nothing, and what is given up for it would be lost.
+  if (target === 'Standby' && point.capture) await work.uses.memory.verify(point.capture, await work.step('verify', VERIFY_LIMIT_MS))
   await sleepJobs.cancel(id)
   const then = rememberedOf(snapshot.instance)
   await using after = new AsyncDisposableStack()
@@ -27,7 +33,6 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   after.defer(() => disks.release([top, ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
   after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
-  const point = pointOf(snapshot, paths.snapshotDir(snapshot.id, snapshot.generation))
   await goOnFrom(work, point, target, { ...then, disk: [top, ...snapshot.disk], sleep: undefined, stateError: undefined })
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
