@@ -44,11 +44,15 @@ export function unfitness(
   captured: Readonly<Record<string, string | number>>,
   here: Readonly<Record<string, string | number>>,
 ): string | undefined {
-  const differing = Object.keys({ ...captured, ...here }).filter((name) => captured[name] !== here[name])
+  const differing = Object.keys({ ...captured, ...here }).filter((name) => !isSame(name, captured[name], here[name]))
   const [first] = differing
   if (first === undefined) return undefined
   return WORDS[first]?.(captured[first], here[first]) ?? `the machine has changed since then (${differing.join(', ')})`
 }
+
+/** Of a clock between two whole MHz, one measurement is rounded up and the next down. */
+const isSame = (name: string, then: Value, now: Value): boolean =>
+  name === 'tscMhz' && typeof then === 'number' && typeof now === 'number' ? Math.abs(then - now) <= 1 : then === now
 
 type Value = string | number | undefined
 const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
