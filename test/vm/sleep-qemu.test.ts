@@ -1,6 +1,7 @@
 /** Sleeping and waking with real VMs: what goes on, and that the workload cannot tell. */
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
+import { readJournal } from '../../packages/daemon/src/guest/journal.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { addSwap, buildPageOut, dropFromCache, swappedKib } from '../harness/paging.ts'
@@ -37,7 +38,10 @@ test(`a counter in RAM goes on over ${ROUNDS} naps: the same boot, open files, t
   for (let round = 0; round < ROUNDS; round++) {
     const asleep = await story.standby('naps')
     assert.deepEqual([asleep.state, asleep.network], ['Standby', instance.network])
+    // Neither who sleeps nor who runs notices that a daemon ends.
+    if (round === 10) await story.restartDaemon('kill')
     const awake = await story.restore('naps')
+    if (round === 30) await story.restartDaemon('kill')
     assert.deepEqual([awake.state, awake.network], ['Running', instance.network])
     const now = await story.look(awake)
     assertGoesOn(now, last)
@@ -46,6 +50,8 @@ test(`a counter in RAM goes on over ${ROUNDS} naps: the same boot, open files, t
     last = now
   }
   assert.equal(seen.size, ROUNDS + 1)
+  const journal = await readJournal(story.daemon.paths.instanceLogs(instance.id).journal)
+  assert.equal(new Set(journal.map(({ boot }) => boot)).size, 1)
   await pollUntil('the count to go on', async () => (await story.look(instance)).count > last.count, {
     signal: AbortSignal.timeout(10_000),
   })
@@ -53,8 +59,8 @@ test(`a counter in RAM goes on over ${ROUNDS} naps: the same boot, open files, t
   await story.remove('naps')
 })
 
-test('the board with PCI sleeps and wakes as well', { timeout: 120_000 }, async () => {
-  const instance = await story.run('pci', { hypervisor: 'qemu' })
+test('the board with PCI sleeps, wakes and is forked as well, with two processors', { timeout: 120_000 }, async () => {
+  const instance = await story.run('pci', { hypervisor: 'qemu', vcpus: 2 })
   let last = await story.look(instance)
   for (let round = 0; round < 2; round++) {
     await story.standby('pci')
@@ -64,7 +70,28 @@ test('the board with PCI sleeps and wakes as well', { timeout: 120_000 }, async 
     assertClockRight(now)
     last = now
   }
-  await story.remove('pci')
+  const fork = await story.fork('pci', { name: 'pci-fork', from_running: true, target_state: 'Running' })
+  assertGoesOn(await story.look(fork), last)
+  assertGoesOn(await story.look(instance), last)
+  await story.assertInOrder()
+  await story.remove('pci', 'pci-fork')
+})
+
+test('one without a network sleeps, wakes and is forked', { timeout: 120_000 }, async () => {
+  const asked = { name: 'mute', image: 'box', vcpus: 1, size: '256MB', overlay_size: '256MB', network: { enabled: false } }
+  await story.daemon.client.post('/instances?wait=running', asked)
+  const look = async (name: string): Promise<Look> => JSON.parse(await story.sh(name, 'echo look | nc 127.0.0.1 80'))
+  await pollUntil('it to listen', () => look('mute').catch(() => undefined), { signal: AbortSignal.timeout(10_000) })
+  const before = await look('mute')
+  await story.standby('mute')
+  await story.restore('mute')
+  assertGoesOn(await look('mute'), before)
+  await story.daemon.client.post('/instances/mute/fork', { name: 'mute-fork', from_running: true })
+  await story.expect('mute-fork', 'Running')
+  assertGoesOn(await look('mute-fork'), before)
+  assert.equal(await story.sh('mute-fork', 'hostname'), 'mute-fork')
+  await story.assertInOrder()
+  await story.remove('mute', 'mute-fork')
 })
 
 test('a command that runs over a nap ends: its caller is told why, and it is gone from the guest', { timeout: 60_000 }, async () => {
