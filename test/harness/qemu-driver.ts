@@ -40,7 +40,12 @@ let nextUid = 600_000 + (process.pid % 1000) * 100
 
 export const makeStep = (ms = 60_000): Step => ({ signal: AbortSignal.timeout(ms), log })
 
-export async function qemuUnderTest(name: HypervisorName, guest: GuestManners, changes: Partial<QemuUses> = {}): Promise<QemuUnderTest> {
+export async function qemuUnderTest(
+  name: HypervisorName,
+  guest: GuestManners,
+  changes: Partial<QemuUses> = {},
+  isNeeded: () => boolean = () => true,
+): Promise<QemuUnderTest> {
   const scratch = await Scratch.make()
   const dir = scratch.path
   const memory = new Memory({
@@ -48,7 +53,7 @@ export async function qemuUnderTest(name: HypervisorName, guest: GuestManners, c
     basesDir: join(dir, 'memory'),
     shimPath: artefacts.shimPath,
     log,
-    isNeeded: () => true,
+    isNeeded,
   })
   const drivers = createQemuDrivers({
     ...artefacts,

@@ -1,7 +1,7 @@
 /** Golden boots as a cache, with a machine that is made up: what matters here is what is kept, loaded, found broken and let go. */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdir, open, readdir, readFile, readlink, rm, stat, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, open, readdir, readFile, readlink, rename, rm, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { pino } from 'pino'
@@ -178,6 +178,72 @@ test('a sweep removes drafts of a dead daemon and what has gone stale, and nothi
   const names = await readdir(dir)
   assert.equal(names.length, 2)
   assert.ok(names.includes('kvm.json'))
+})
+
+for (const [what, harm] of Object.entries(harms)) {
+  test(`${what} of one that something stands on removes nothing of the rest of it`, async (t) => {
+    const dir = await scratchDir(t)
+    const { capture, boots } = machine()
+    let key = ''
+    {
+      await using first = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log })
+      using golden = await first.goldenBoot(shape(), capture, makeStep())
+      key = golden.key
+      await harm(join(dir, key))
+    }
+    const left = await readdir(join(dir, key))
+    let isNeeded = true
+    const second = memoryIn(t, dir, { isNeeded: () => isNeeded })
+    await second.sweep(() => true)
+    for (let round = 0; round < 2; round++) {
+      await assert.rejects(second.goldenBoot(shape(), capture, makeStep()), { code: 'snapshot_unusable' })
+    }
+    assert.deepEqual(await readdir(join(dir, key)), left)
+    assert.equal(boots(), 1)
+    isNeeded = false
+    const third = memoryIn(t, dir)
+    ;(await third.goldenBoot(shape(), capture, makeStep()))[Symbol.dispose]()
+    assert.equal(boots(), 2)
+  })
+}
+
+test('one that could not be woken is kept for those who stand on it, and made anew when none does', async (t) => {
+  const dir = await scratchDir(t)
+  let isNeeded = true
+  const memory = memoryIn(t, dir, { isNeeded: () => isNeeded })
+  const { capture, boots } = machine()
+  using golden = await memory.goldenBoot(shape(), capture, makeStep())
+  await golden.discard()
+  await assert.rejects(memory.goldenBoot(shape(), capture, makeStep()), { code: 'snapshot_unusable' })
+  using standing = await memory.standing(golden.key, makeStep())
+  assert.equal(standing.sum, golden.sum)
+  isNeeded = false
+  using anew = await memory.goldenBoot(shape(), capture, makeStep())
+  assert.equal(boots(), 2)
+  assert.equal(await readBase(golden, 0), await readBase(anew, 0))
+})
+
+test('one that cannot be read today is neither removed nor made anew', async (t) => {
+  const dir = await scratchDir(t)
+  const { capture, boots } = machine()
+  let key = ''
+  {
+    await using first = new GoldenBoots({ dir, shimPath: artefacts.shimPath, log })
+    using golden = await first.goldenBoot(shape(), capture, makeStep())
+    key = golden.key
+  }
+  for (const file of ['state', 'manifest.json']) {
+    // An error that passes, for root too: a directory where a file should be.
+    await rename(join(dir, key, file), join(dir, 'aside'))
+    await mkdir(join(dir, key, file))
+    const memory = memoryIn(t, dir)
+    await memory.sweep(() => false)
+    await assert.rejects(memory.goldenBoot(shape(), capture, makeStep()), { code: 'EISDIR' })
+    await rm(join(dir, key, file), { recursive: true })
+    await rename(join(dir, 'aside'), join(dir, key, file))
+  }
+  ;(await memoryIn(t, dir).goldenBoot(shape(), capture, makeStep()))[Symbol.dispose]()
+  assert.equal(boots(), 1)
 })
 
 test('the least recently used golden boots make room', async (t) => {

@@ -11,7 +11,8 @@ import { makeStep, qemuUnderTest } from '../harness/qemu-driver.ts'
 driverContract('qemu', () => qemuUnderTest('qemu', agentManners))
 
 test('a golden boot that cannot be woken is dropped, and the instance boots all the same', async () => {
-  await using driver = await qemuUnderTest('qemu', agentManners)
+  let isNeeded = true
+  await using driver = await qemuUnderTest('qemu', agentManners, {}, () => isNeeded)
   const started = async (): Promise<Vm> => driver.hypervisor.start(await driver.makeSpec(), makeStep())
   await (await started()).kill()
   const [key] = await readdir(join(driver.dir, 'golden'))
@@ -19,6 +20,12 @@ test('a golden boot that cannot be woken is dropped, and the instance boots all 
   const booted = await started()
   assert.equal(booted.origin, 'boot')
   await booted.kill()
+  // As long as someone stands on it.
+  const again = await started()
+  assert.equal(again.origin, 'boot')
+  await again.kill()
+  assert.deepEqual((await readdir(join(driver.dir, 'golden', key ?? ''))).sort(), ['manifest.json', 'memory', 'state'])
+  isNeeded = false
   const woken = await started()
   assert.equal(woken.origin, 'golden')
   await woken.kill()

@@ -201,7 +201,7 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_snapshot_compression', 'invalid_compression_delay'],
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'snapshot_unusable', 'invalid_snapshot_compression', 'invalid_compression_delay'],
   },
   restoreInstance: {
     tag: 'instances',

@@ -72,6 +72,7 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
 
 /** For drivers without layers: there is nothing to consolidate, and nothing to sweep; a capture is its device state. */
 export const noMemory: LayeredMemory = {
+  assertThere: async () => undefined,
   consolidate: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory layers')),
   compress: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory that could be compressed')),
   sweepBases: async () => undefined,

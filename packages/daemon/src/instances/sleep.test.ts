@@ -257,6 +257,21 @@ for (const target of TARGETS) {
     await assertInOrder(house)
   })
 }
+test('a VM whose base is gone runs on: a nap would be one that no one can wake from', async () => {
+  await using house = new TestHouse()
+  house.host.deltaBytes = 32 << 20
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.standby(id)
+  await instances.consolidated()
+  await instances.restore(id)
+  const base = instances.get(id).vm?.machine?.base ?? ''
+  assert.match(base, /^base\//)
+  rmSync(join(house.paths.basesDir, basename(base)), { recursive: true })
+  await assert.rejects(instances.standby(id), { code: 'snapshot_unusable' })
+  assert.equal(instances.get(id).state, 'Running')
+  assert.equal(machineOf(house, id).guest.isFrozen, false)
+})
 
 test('a daemon that ends and begins again finds sleepers asleep', async () => {
   await using house = new TestHouse()

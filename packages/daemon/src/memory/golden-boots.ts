@@ -11,6 +11,7 @@
  * files ever harms one that runs or starts.
  */
 import { createHash, randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import { mkdir, open, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import path from 'node:path'
@@ -49,7 +50,10 @@ export interface GoldenBoot extends Disposable {
   readonly sum: string
   /** Opens the device state anew, from its beginning; also when its file is deleted or replaced meanwhile. */
   readonly stateFile: string
-  /** Forgets it, as one that cannot be used: the next one who asks has it made anew. Those who hold it may go on holding it. Repeat is harmless. */
+  /**
+   * Says that it cannot be used. The next one who asks has it made anew, unless something stands on it: made anew it would be another
+   * memory. Those who hold it may go on holding it. Repeat is harmless.
+   */
   discard(): Promise<void>
 }
 
@@ -82,6 +86,8 @@ export class GoldenBoots implements AsyncDisposable {
   readonly #failures = new Map<string, { error: unknown; untilMs: number }>()
   /** Forgotten, and still held by someone. */
   readonly #discarded = new Set<Loaded>()
+  /** Nothing is woken from them here, and others stand on them: their files stay as they are until no one does. */
+  readonly #unusable = new Set<string>()
   /** Whose files are being removed: none may be read or made under that name meanwhile. */
   readonly #removals = new Map<string, Promise<void>>()
   readonly #closing = new AbortController()
@@ -92,10 +98,12 @@ export class GoldenBoots implements AsyncDisposable {
 
   /**
    * The golden boot of `shape`: loaded, read from disk, or made by `capture`. Any number may ask at once, it is made once; who stops
-   * waiting does not stop the making.
+   * waiting does not stop the making. Throws when there is one that cannot be used and that others stand on.
    */
   async goldenBoot(shape: GoldenShape, capture: CaptureGolden, step: Step): Promise<GoldenBoot> {
-    return this.#hold(keyOf(shape), (key, limit) => this.#load(key, shape, capture, limit), step)
+    const key = keyOf(shape)
+    if (this.#unusable.has(key)) await this.#replace(key)
+    return this.#hold(key, (key, limit) => this.#load(key, shape, capture, limit), step)
   }
 
   /** The golden boot that was known by `key` when something came to stand on it. Never made anew. Throws `snapshot_unusable`. */
@@ -106,8 +114,9 @@ export class GoldenBoots implements AsyncDisposable {
   /** Where the memory lies that something stands on, and what it holds. Throws `snapshot_unusable`. */
   async memoryOf(key: string): Promise<{ file: string; sum: MemorySum }> {
     const manifest = await this.#readManifest(key)
-    if (manifest === undefined) throw new AppError('snapshot_unusable', 'The golden boot that it stands on is gone')
-    return { file: path.join(this.#uses.dir, key, 'memory'), sum: manifest.memory }
+    const file = path.join(this.#uses.dir, key, 'memory')
+    if (manifest === undefined || !existsSync(file)) throw new AppError('snapshot_unusable', 'The golden boot that it stands on is gone')
+    return { file, sum: manifest.memory }
   }
 
   async #hold(key: string, load: Load, step: Step): Promise<GoldenBoot> {
@@ -139,11 +148,22 @@ export class GoldenBoots implements AsyncDisposable {
   /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
   async sweep(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
     for (const name of await this.#names()) {
-      const manifest = name.endsWith('.draft') ? undefined : await this.#readManifest(name)
-      if (manifest !== undefined && (this.#uses.isNeeded(name) || !(await isStale(manifest.facts)))) continue
+      // What something stands on stays, also when it cannot be read today.
+      if (!name.endsWith('.draft') && (this.#uses.isNeeded(name) || !(await this.#isGone(name, isStale)))) continue
       // Someone has begun to make or to use one meanwhile: what is left can wait for the next daemon.
       if (this.#underWay.size > 0 || (this.#loaded.get(name)?.users ?? 0) > 0) return
       await this.#remove(name)
+    }
+  }
+
+  /** Stale, or without the manifest that makes it count. */
+  async #isGone(name: string, isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<boolean> {
+    try {
+      const manifest = await this.#readManifest(name)
+      return manifest === undefined || (await isStale(manifest.facts))
+    } catch (error) {
+      this.#uses.log.warn({ err: error, golden: name }, 'a golden boot cannot be read, and is left alone')
+      return false
     }
   }
 
@@ -166,9 +186,22 @@ export class GoldenBoots implements AsyncDisposable {
   async #discard(loaded: Loaded): Promise<void> {
     // Someone has discarded it already, and what has its name now is another one.
     if (this.#loaded.get(loaded.key) !== loaded) return
+    if (this.#uses.isNeeded(loaded.key)) this.#unusable.add(loaded.key)
+    else await this.#forget(loaded)
+  }
+
+  async #forget(loaded: Loaded): Promise<void> {
     this.#loaded.delete(loaded.key)
     this.#discarded.add(loaded)
     await this.#remove(loaded.key)
+  }
+
+  /** Away with what could not be used, now that no one stands on it. */
+  async #replace(key: string): Promise<void> {
+    if (this.#uses.isNeeded(key)) throw stoodOn('it could not be woken, or is damaged')
+    this.#unusable.delete(key)
+    const loaded = this.#loaded.get(key)
+    if (loaded !== undefined) await this.#forget(loaded)
   }
 
   #begin(key: string, load: Load): Promise<Loaded> {
@@ -214,7 +247,11 @@ export class GoldenBoots implements AsyncDisposable {
     if (manifest !== undefined) {
       const broken = await this.#tryLoad(key, manifest, step)
       if (typeof broken !== 'string') return broken
-      this.#uses.log.warn({ golden: key, why: broken }, 'a golden boot is broken and will be made anew')
+      this.#uses.log.warn({ golden: key, why: broken }, 'a golden boot is broken')
+    }
+    if (this.#uses.isNeeded(key) && existsSync(dir)) {
+      this.#unusable.add(key)
+      throw stoodOn('it is damaged')
     }
     await this.#remove(key)
     const made = await this.#make(key, shape, capture, step)
@@ -241,7 +278,9 @@ export class GoldenBoots implements AsyncDisposable {
       state = undo.use(await open(path.join(dir, 'state'), 'r'))
       if ((await sha256Of(state)) !== manifest.state.sha256) return 'its device state has another checksum'
     } catch (error) {
-      return `a file cannot be read (${error instanceof Error ? error.message : String(error)})`
+      // Any other error may be over in a moment, and says nothing of what is in the file.
+      if (codeOf(error) === 'ENOENT') return 'a file is missing'
+      throw error
     }
     const base = await loadBase(this.#uses.shimPath, path.join(dir, 'memory'), step)
     undo.use(base.handle)
@@ -342,17 +381,19 @@ export class GoldenBoots implements AsyncDisposable {
     try {
       return (await readdir(this.#uses.dir)).filter((name) => /^[0-9a-f]{32}(\.[0-9a-f]+\.draft)?$/.test(name))
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+      if (codeOf(error) === 'ENOENT') return []
       throw error
     }
   }
 
+  /** Undefined when there is none, or none that is whole. */
   async #readManifest(key: string): Promise<Manifest | undefined> {
     try {
       const manifest: unknown = JSON.parse(await readFile(path.join(this.#uses.dir, key, 'manifest.json'), 'utf8'))
       return isManifest(manifest) ? manifest : undefined
-    } catch {
-      return undefined
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT' || error instanceof SyntaxError) return undefined
+      throw error
     }
   }
 
@@ -380,6 +421,11 @@ function keyOf(shape: GoldenShape): string {
 async function close({ base, state }: Loaded): Promise<void> {
   await Promise.all([base.handle.close(), state.close()])
 }
+
+const codeOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException).code
+
+const stoodOn = (why: string): AppError =>
+  new AppError('snapshot_unusable', `The golden boot of this shape cannot be used (${why}), and cannot be made anew while something stands on it`)
 
 /** Of a file that has just been opened. */
 const sha256Of = async (file: FileHandle): Promise<string> =>

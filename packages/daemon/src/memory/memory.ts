@@ -11,7 +11,7 @@ import path from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { BaseRef, Capture } from '../hypervisors/hypervisor.ts'
+import type { BaseRef, Capture, MachineRecord } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { sumUp } from './base-memory.ts'
@@ -51,7 +51,7 @@ export interface CompressedCapture extends AsyncDisposable {
 }
 
 /** What is done with captures at rest. */
-export type LayeredMemory = Pick<Memory, 'compress' | 'consolidate' | 'sweepBases' | 'verify'>
+export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'sweepBases' | 'verify'>
 
 export class Memory implements AsyncDisposable {
   readonly #golden: GoldenBoots
@@ -170,6 +170,11 @@ export class Memory implements AsyncDisposable {
     if (found.base?.sum !== from?.sum.sum || found.base?.pages !== from?.sum.pages || found.delta?.sum !== manifest.delta?.sum) {
       throw new AppError('snapshot_unusable', 'Its memory is damaged: its checksum is another')
     }
+  }
+
+  /** That what a VM was started on can be found by whoever is to go on from it. Throws `snapshot_unusable`. */
+  async assertThere({ base, baseSum }: Pick<MachineRecord, 'base' | 'baseSum'>): Promise<void> {
+    await this.#fileOf(base, baseSum)
   }
 
   /** Where a base lies on disk, and what it should hold; undefined for nothing but zeros. Throws `snapshot_unusable`. */

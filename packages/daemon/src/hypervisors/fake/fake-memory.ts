@@ -8,7 +8,7 @@ import { createId } from '../../lib/create-id.ts'
 import type { Step } from '../../lib/step.ts'
 import { checkState, DELTA, type DeltaSum, linkCapture, readManifest } from '../../memory/capture-files.ts'
 import type { CompressedCapture, FreshBase, LayeredMemory } from '../../memory/memory.ts'
-import type { BaseRef, Capture } from '../hypervisor.ts'
+import type { BaseRef, Capture, MachineRecord } from '../hypervisor.ts'
 import type { FakeHost } from './fake-host.ts'
 
 export interface FakeMemoryUses {
@@ -75,6 +75,11 @@ export class FakeMemory implements LayeredMemory {
     const standing = isOwn ? ({ base: 'zero', baseSum: '0'.repeat(16) } as const) : { base, baseSum: manifest.baseSum }
     await linkCapture(dir, into, { ...manifest, ...standing, delta })
     return { base: standing.base, delta, [Symbol.asyncDispose]: async () => undefined }
+  }
+
+  async assertThere({ base }: Pick<MachineRecord, 'base'>): Promise<void> {
+    const [kind, id = ''] = base.split('/')
+    if (kind === 'base' && !existsSync(join(this.#uses.basesDir, id))) throw new AppError('snapshot_unusable', `The base ${base} is gone`)
   }
 
   async verify({ dir }: Pick<Capture, 'dir'>): Promise<void> {

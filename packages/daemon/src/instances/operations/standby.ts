@@ -26,6 +26,9 @@ export async function standby(work: InstanceWork, options: StandbyOptions = {}):
   const { paths } = work.uses
   const { id } = work.instance
   await work.step('draft', 10_000)
+  // Its delta alone brings no one back, and the VM is about to go.
+  const { machine } = live.vm.handle
+  if (machine !== undefined) await work.uses.memory.assertThere(machine)
   const draft = await beginSleepDraft(paths, id)
   let pausedAtMs: number
   {
