@@ -231,6 +231,11 @@ export class Disks {
     return unnamed
   }
 
+  /** Does another row than that of `owner` name the layer? */
+  isShared(name: string, owner: InstanceId): boolean {
+    return this.#uses.layers.unnamed([name], owner).length === 0
+  }
+
   /** What frozen layers take on the host's disk, each once however many stand on it. */
   frozenBytes(): Promise<number> {
     return this.allocatedBytes(this.#uses.layers.frozen())

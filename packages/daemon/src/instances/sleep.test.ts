@@ -305,6 +305,31 @@ test('a disk does not grow longer and longer, whether its VM runs or not, and ev
   await assertInOrder(house)
 })
 
+test('a VM that has been taken over cannot choose what its disk stands on', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  for (let round = 0; round < 7; round++) await instances.fork(id, { name: `fork-${round}`, fromRunning: true, target: 'Stopped' })
+  const other = instances.resolve('fork-0')
+  const { disk } = instances.get(id)
+  assert.equal(disk.length, 8)
+  const [top, second, ...below] = disk.map((layer) => house.paths.disk(layer))
+  const bottom = below.at(-1)
+  assert.ok(top && second && bottom)
+  const victim = house.paths.disk(String(other.disk[0]))
+  const lies = { another: [victim], 'another below': [top, victim], 'no bottom': [top, second], shared: [second, bottom], upside: [bottom, top] }
+  for (const [what, lie] of Object.entries(lies)) {
+    const machine = machineOf(house, id)
+    const really = machine.chains.get('overlay') ?? []
+    machine.chains.set('overlay', lie)
+    await assert.rejects(instances.fork(id, { name: what.replaceAll(' ', '-'), fromRunning: true }), { code: 'internal_error' }, what)
+    assert.deepEqual(instances.get(id).disk, disk, what)
+    for (const layer of disk) assert.ok(existsSync(house.paths.disk(layer)), what)
+    machine.chains.set('overlay', really)
+  }
+  await assertInOrder(house)
+})
+
 test('a layer that a daemon put on record and did not live to use takes nothing with it when the disk is flattened', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

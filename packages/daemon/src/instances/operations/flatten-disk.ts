@@ -1,3 +1,4 @@
+import { AppError } from '@dormouse/api/errors.ts'
 import { isPlain } from '../../disks/layer.ts'
 import type { Step } from '../../lib/step.ts'
 import type { InstanceWork } from '../instance-work.ts'
@@ -20,10 +21,24 @@ export async function shortenDisk(work: InstanceWork): Promise<void> {
  */
 export async function flattenDisk(work: InstanceWork, step: Step): Promise<void> {
   const { disk } = work.instance
-  const flat = work.live === undefined ? await flattenAtRest(work, step) : await work.live.vm.flatten('overlay', step)
+  const flat = work.live === undefined ? await flattenAtRest(work, step) : believed(work, await work.live.vm.flatten('overlay', step))
   if (flat.length === disk.length && flat[0] === disk[0]) return
   work.change({ disk: flat })
   await work.uses.disks.release(disk).catch(work.leaveForSweep('layers of its disk'))
+}
+
+/**
+ * What a VM says it is left with, which may have been taken over by its guest: layers that it has, in their order, down to the same bottom,
+ * and on top one that is no one else's. The record would make anything else its own to read and to write.
+ */
+function believed({ instance: { id, name, disk }, uses }: InstanceWork, left: readonly string[]): readonly string[] {
+  const depths = left.map((layer) => disk.indexOf(layer))
+  const isInOrder = depths.every((depth, index) => depth > (depths[index - 1] ?? -1))
+  const [top] = left
+  if (top !== undefined && isInOrder && left.at(-1) === disk.at(-1) && !uses.disks.isShared(top, id)) return left
+  throw new AppError('internal_error', `The VM of ${name} names layers of its disk that cannot be right`, {
+    hint: 'It may have been taken over by its guest. Go back to a snapshot, or delete the instance',
+  })
 }
 
 async function flattenAtRest({ instance: { disk, uid }, uses }: InstanceWork, step: Step): Promise<readonly string[]> {
