@@ -137,7 +137,7 @@ export class Disks {
     if (top === undefined) throw new AppError('internal_error', 'There is nothing that a disk could stand on')
     const clone = await this.#clone(frozen, options)
     if (clone !== undefined) return clone
-    await this.#sizeOf(top)
+    await this.assertSound(top)
     return [await this.newLayer(options.bytes, options), ...frozen]
   }
 
@@ -187,6 +187,11 @@ export class Disks {
     const paths = names.map((name) => this.#uses.paths.disk(name))
     await Promise.all(paths.map(syncFile))
     for (const dir of new Set(paths.map(dirname))) await syncDirectory(dir)
+  }
+
+  /** Throws when the layer is damaged: no one else may come to stand on one that leads elsewhere. */
+  async assertSound(name: string): Promise<void> {
+    await this.#sizeOf(name)
   }
 
   /** How large the disk is that a layer is of. Throws when the layer is damaged. */

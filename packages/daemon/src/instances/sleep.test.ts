@@ -1,6 +1,7 @@
 /** Standby, restore, fork and snapshots on the fake driver: what goes on, what is its own, what is refused. Faults: sleep-faults.test.ts. */
 import assert from 'node:assert/strict'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { setImmediate, setTimeout } from 'node:timers/promises'
@@ -327,6 +328,24 @@ test('a VM that has been taken over cannot choose what its disk stands on', asyn
     for (const layer of disk) assert.ok(existsSync(house.paths.disk(layer)), what)
     machine.chains.set('overlay', really)
   }
+  await assertInOrder(house)
+})
+
+test('a layer whose head leads elsewhere is not frozen under others while its VM runs, nor stood upon by a fork', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.fork(id, { name: 'before', fromRunning: true, target: 'Stopped' })
+  const { disk } = instances.get(id)
+  {
+    await using file = await open(house.paths.disk(String(disk[0])), 'r+')
+    // An incompatible feature: its data is in another file, which its extensions name.
+    await file.write(Buffer.from([4]), 0, 1, 79)
+  }
+  await assert.rejects(instances.fork(id, { name: 'after', fromRunning: true, target: 'Stopped' }), { message: /damaged/ })
+  await assert.rejects(instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false }), { message: /damaged/ })
+  assert.deepEqual(instances.get(id).disk, disk)
+  assert.equal(instances.get(id).state, 'Running')
   await assertInOrder(house)
 })
 

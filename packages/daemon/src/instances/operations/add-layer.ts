@@ -1,8 +1,13 @@
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 
-/** A new, empty layer over `disk`, on record: what the instance writes from now on goes there. Returns its name. */
+/**
+ * A new, empty layer over `disk`, on record: what the instance writes from now on goes there. Returns its name. Throws when the head of the
+ * layer below it is not as it was made: QEMU would follow a data file that is named there, whatever it is told to stand on.
+ */
 export async function addLayer(work: InstanceWork, disk: readonly string[]): Promise<string> {
+  const [below] = disk
+  if (below !== undefined) await work.uses.disks.assertSound(below)
   const top = await makeLayer(work, work.instance)
   try {
     work.change({ disk: [top, ...disk] })
