@@ -10,7 +10,7 @@
  * A disk that a guest has had is hostile: only e2fsprogs and QEMU look into it, as the VM's own user, never the host's kernel.
  */
 import { randomBytes } from 'node:crypto'
-import { constants, existsSync } from 'node:fs'
+import { constants, statSync } from 'node:fs'
 import { chown, copyFile, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -221,9 +221,9 @@ export class Disks {
     await runCommand([...tied, 'resize2fs', path], run)
   }
 
-  /** Every layer of the chain is there, and it has one. */
+  /** Every layer of the chain is there, and it has one. Throws when that cannot be found out. */
   isWhole(chain: readonly string[]): boolean {
-    return chain.length > 0 && chain.every((name) => existsSync(this.#uses.paths.disk(name)))
+    return chain.length > 0 && chain.every((name) => statSync(this.#uses.paths.disk(name), { throwIfNoEntry: false }) !== undefined)
   }
 
   /**

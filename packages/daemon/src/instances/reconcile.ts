@@ -75,7 +75,7 @@ function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: Reconc
 }
 
 async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
-  const hasDisk = uses.disks.isWhole(instance.disk)
+  const hasDisk = isDiskThere(instance, uses)
   const { sleep } = instance
   if (instance.vm === undefined) {
     const hasSleep = sleep && existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
@@ -91,6 +91,15 @@ async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts
       facts: { vm: 'unclear', hasDisk, why: `its VM could not be looked at: ${error instanceof Error ? error.message : error}` },
       vm: undefined,
     }
+  }
+}
+
+function isDiskThere({ id, disk }: Instance, uses: ReconcileUses): boolean {
+  try {
+    return uses.disks.isWhole(disk)
+  } catch (error) {
+    uses.log.warn({ err: error, instance: id }, 'the disk of an instance could not be looked at')
+    return false
   }
 }
 

@@ -318,7 +318,13 @@ test('a VM that has been taken over cannot choose what its disk stands on', asyn
   const bottom = below.at(-1)
   assert.ok(top && second && bottom)
   const victim = house.paths.disk(String(other.disk[0]))
-  const lies = { another: [victim], 'another below': [top, victim], 'no bottom': [top, second], shared: [second, bottom], upside: [bottom, top] }
+  const lies = {
+    another: [victim],
+    'another below': [top, victim],
+    'no bottom': [top, second],
+    shared: [second, bottom],
+    upside: [bottom, top],
+  }
   for (const [what, lie] of Object.entries(lies)) {
     const machine = machineOf(house, id)
     const really = machine.chains.get('overlay') ?? []

@@ -17,7 +17,7 @@ import type { BaseRef } from '../hypervisors/hypervisor.ts'
 import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import { consolidateBase, type HeldMemory, loadBase, type MemorySum } from './base-memory.ts'
-import { DELTA } from './capture-files.ts'
+import { DELTA, isDamage } from './capture-files.ts'
 import type { MemoryFile } from './compress-delta.ts'
 import { SharedHolds } from './shared-holds.ts'
 
@@ -138,7 +138,8 @@ export class Bases implements AsyncDisposable {
       const { size } = await stat(this.#memoryOf(id))
       if (manifest.version === 1 && size === manifest.bytes && manifest.sum === sum) return manifest
     } catch (cause) {
-      throw new AppError('snapshot_unusable', 'The memory that it stands on cannot be read', { cause })
+      if (!isDamage(cause)) throw cause
+      throw new AppError('snapshot_unusable', 'The memory that it stands on is gone or damaged', { cause })
     }
     throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
   }

@@ -6,7 +6,7 @@
  *     manifest.json   what it stands on, what a machine must be like to wake it, sizes and checksums
  */
 import { createHash } from 'node:crypto'
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { link, mkdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import type { Compression } from '@dormouse/api/compression.ts'
@@ -45,6 +45,16 @@ export async function writeManifest(dir: string, manifest: CaptureManifest): Pro
   await writeFile(path.join(dir, MANIFEST), JSON.stringify({ sha256: sha256Of(text), text }), { flag: 'wx', flush: true })
 }
 
+/**
+ * An error that says of a file that it is gone, or that it is not what was written. Any other may be over in a moment, and is no reason to
+ * give anything up.
+ */
+export const isDamage = (error: unknown): boolean =>
+  error instanceof SyntaxError || error instanceof TypeError || (error as NodeJS.ErrnoException).code === 'ENOENT'
+
+/** Throws when that cannot be found out. */
+export const isThere = (file: string): boolean => statSync(file, { throwIfNoEntry: false }) !== undefined
+
 /** Throws `snapshot_unusable` when it is not there or not as it was written. */
 export async function readManifest(dir: string): Promise<CaptureManifest> {
   let cause: unknown
@@ -55,6 +65,7 @@ export async function readManifest(dir: string): Promise<CaptureManifest> {
       if (manifest.version === 1) return manifest
     }
   } catch (error) {
+    if (!isDamage(error)) throw error
     cause = error
   }
   throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its manifest is missing or damaged', { cause })
@@ -66,7 +77,8 @@ export async function checkState(dir: string, { state }: CaptureManifest): Promi
   try {
     found = await readFile(path.join(dir, STATE))
   } catch (cause) {
-    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its device state cannot be read', { cause })
+    if (!isDamage(cause)) throw cause
+    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its device state is gone', { cause })
   }
   if (found.length !== state.bytes || sha256Of(found) !== state.sha256) {
     throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its device state is damaged')

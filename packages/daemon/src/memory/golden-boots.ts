@@ -11,7 +11,6 @@
  * files ever harms one that runs or starts.
  */
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import { mkdir, open, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import path from 'node:path'
@@ -20,6 +19,7 @@ import type { Logger } from 'pino'
 import { publishDirectory } from '../host/files.ts'
 import type { Step } from '../lib/step.ts'
 import { type HeldMemory, loadBase, type MemorySum, makeBlank, storeBase } from './base-memory.ts'
+import { isDamage, isThere } from './capture-files.ts'
 
 export interface GoldenBootsUses {
   readonly dir: string
@@ -115,7 +115,7 @@ export class GoldenBoots implements AsyncDisposable {
   async memoryOf(key: string): Promise<{ file: string; sum: MemorySum }> {
     const manifest = await this.#readManifest(key)
     const file = path.join(this.#uses.dir, key, 'memory')
-    if (manifest === undefined || !existsSync(file)) throw new AppError('snapshot_unusable', 'The golden boot that it stands on is gone')
+    if (manifest === undefined || !isThere(file)) throw new AppError('snapshot_unusable', 'The golden boot that it stands on is gone')
     return { file, sum: manifest.memory }
   }
 
@@ -249,7 +249,7 @@ export class GoldenBoots implements AsyncDisposable {
       if (typeof broken !== 'string') return broken
       this.#uses.log.warn({ golden: key, why: broken }, 'a golden boot is broken')
     }
-    if (this.#uses.isNeeded(key) && existsSync(dir)) {
+    if (this.#uses.isNeeded(key) && isThere(dir)) {
       this.#unusable.add(key)
       throw stoodOn('it is damaged')
     }
@@ -392,7 +392,7 @@ export class GoldenBoots implements AsyncDisposable {
       const manifest: unknown = JSON.parse(await readFile(path.join(this.#uses.dir, key, 'manifest.json'), 'utf8'))
       return isManifest(manifest) ? manifest : undefined
     } catch (error) {
-      if (codeOf(error) === 'ENOENT' || error instanceof SyntaxError) return undefined
+      if (isDamage(error)) return undefined
       throw error
     }
   }
@@ -425,7 +425,10 @@ async function close({ base, state }: Loaded): Promise<void> {
 const codeOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException).code
 
 const stoodOn = (why: string): AppError =>
-  new AppError('snapshot_unusable', `The golden boot of this shape cannot be used (${why}), and cannot be made anew while something stands on it`)
+  new AppError(
+    'snapshot_unusable',
+    `The golden boot of this shape cannot be used (${why}), and cannot be made anew while something stands on it`,
+  )
 
 /** Of a file that has just been opened. */
 const sha256Of = async (file: FileHandle): Promise<string> =>

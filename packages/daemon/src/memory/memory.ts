@@ -6,7 +6,6 @@
  *
  * docs/memory.md explains it with a drawing. Who stands on what is in the rows; `isNeeded` asks them.
  */
-import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import type { Compression } from '@dormouse/api/compression.ts'
@@ -16,7 +15,7 @@ import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { sumUp } from './base-memory.ts'
 import { Bases, type FreshBase, type Ground } from './bases.ts'
-import { type CaptureManifest, checkState, DELTA, type DeltaSum, linkCapture, readManifest } from './capture-files.ts'
+import { type CaptureManifest, checkState, DELTA, type DeltaSum, isThere, linkCapture, readManifest } from './capture-files.ts'
 import { compressDelta, type MemoryFile } from './compress-delta.ts'
 import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
@@ -165,7 +164,7 @@ export class Memory implements AsyncDisposable {
     await checkState(dir, manifest)
     const from = await this.#fileOf(base, manifest.baseSum)
     const delta = manifest.delta && path.join(dir, DELTA)
-    if (delta !== undefined && !existsSync(delta)) throw new AppError('snapshot_unusable', 'What the VM has written is gone')
+    if (delta !== undefined && !isThere(delta)) throw new AppError('snapshot_unusable', 'What the VM has written is gone')
     const found = await sumUp(this.#shimPath, { base: from?.file, delta }, step)
     if (found.base?.sum !== from?.sum.sum || found.base?.pages !== from?.sum.pages || found.delta?.sum !== manifest.delta?.sum) {
       throw new AppError('snapshot_unusable', 'Its memory is damaged: its checksum is another')

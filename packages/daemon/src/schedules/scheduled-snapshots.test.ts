@@ -1,8 +1,9 @@
 /** Schedules over the real rooms, with made-up VMs. */
 import assert from 'node:assert/strict'
-import { rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { assertInOrder, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
 import { silentLogger } from '../log.ts'
@@ -34,10 +35,35 @@ test('scheduled snapshots are of the kind that the state allows, counted apart f
   for (const one of [running, asleep, stopped]) assert.equal(await door.verify(one.id, step), 'whole')
   await assert.rejects(door.create(id, { kind: 'Stopped', name: 'third', tags: {} }), { code: 'conflict' })
 
+  // What cannot be read today may be read tomorrow.
+  const [state, layer] = [join(house.paths.snapshotDir(running.id), 'state'), house.paths.disk(String(snapshots.get(stopped.id).disk[0]))]
+  for (const [file, spoil, code, one] of [
+    [state, () => mkdirSync(state), 'EISDIR', running],
+    [join(house.paths.snapshotDir(running.id), 'manifest.json'), (path: string) => mkdirSync(path), 'EISDIR', running],
+    [layer, () => symlinkSync(layer, layer), 'ELOOP', stopped],
+  ] as const) {
+    renameSync(file, `${file}.aside`)
+    spoil(file)
+    await assert.rejects(door.verify(one.id, step), { code })
+    rmSync(file, { recursive: true })
+    renameSync(`${file}.aside`, file)
+    assert.equal(await door.verify(one.id, step), 'whole')
+  }
+
   writeFileSync(join(house.paths.snapshotDir(running.id), 'state'), 'flipped')
   assert.equal(await door.verify(running.id, step), 'damaged')
   for (const layer of snapshots.get(stopped.id).disk) rmSync(house.paths.disk(layer))
   assert.equal(await door.verify(stopped.id, step), 'damaged')
+  const deletedMeanwhile = scheduledSnapshots(instances, {
+    get: (wanted) => snapshots.get(wanted),
+    listScheduled: () => [],
+    delete: async () => undefined,
+    verify: async (wanted) => {
+      await snapshots.delete(wanted)
+      throw new AppError('snapshot_unusable', 'Its files are gone')
+    },
+  })
+  await assert.rejects(deletedMeanwhile.verify(asleep.id, step), { code: 'not_found' })
   await door.delete(stopped.id)
   await assert.rejects(door.verify(stopped.id, step), { code: 'not_found' })
 })

@@ -34,7 +34,7 @@ export interface FindInstance {
 /** The rooms as schedules use them. */
 export const scheduledSnapshots = (
   instances: Pick<Instances, 'snapshot'>,
-  snapshots: Pick<Snapshots, 'listScheduled' | 'verify' | 'delete'>,
+  snapshots: Pick<Snapshots, 'get' | 'listScheduled' | 'verify' | 'delete'>,
 ): ScheduledSnapshots => ({
   create: (id, request) => instances.snapshot(id, { ...request, isScheduled: true }),
   listScheduled: (id) => snapshots.listScheduled(id),
@@ -43,8 +43,10 @@ export const scheduledSnapshots = (
       await snapshots.verify(id, step)
       return 'whole'
     } catch (error) {
-      if (errorCodeOf(error) === 'snapshot_unusable') return 'damaged'
-      throw error
+      if (errorCodeOf(error) !== 'snapshot_unusable') throw error
+      // Deleted while it was read it is not damaged: this says so then.
+      snapshots.get(id)
+      return 'damaged'
     }
   },
   delete: (id) => snapshots.delete(id),
