@@ -33,6 +33,12 @@ test('a layer goes with the last row that names it, of whatever kind', () => {
   assert.deepEqual(layers.unnamed(['old.raw']), ['old.raw'])
 })
 
+test('asking which snapshots stand on a base looks at no others', () => {
+  using db = rowsOf({})
+  const plan = db.prepare('EXPLAIN QUERY PLAN SELECT 1 FROM snapshots WHERE base = ? LIMIT 1').all('base/x')
+  assert.match(JSON.stringify(plan), /snapshots_by_base/)
+})
+
 test('frozen is what no instance writes, each layer once', () => {
   using db = rowsOf(
     { a: ['a.qcow2', 'mid.qcow2', 'base.raw'], b: ['b.qcow2', 'mid.qcow2', 'base.raw'], c: ['c.raw'] },

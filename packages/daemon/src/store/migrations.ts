@@ -156,6 +156,7 @@ export const migrations: readonly Migration[] = [
         UNIQUE (source_id, name)
       ) STRICT;
       CREATE INDEX snapshots_newest ON snapshots (created_at_ms DESC, id DESC);
+      CREATE INDEX snapshots_by_base ON snapshots (base);
 
       -- one for an instance at most; outlives it until its snapshots are gone
       CREATE TABLE snapshot_schedules (
