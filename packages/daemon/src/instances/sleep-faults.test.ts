@@ -380,6 +380,24 @@ for (const [what, inject] of CHILDREN_THAT_FAIL) {
   })
 }
 
+test('a fork that could be neither woken nor ended is not taken for its source by the next daemon', async () => {
+  await using house = new TestHouse({ settings: { BOOT_LIMIT: '200ms' } })
+  const instances = await house.begin()
+  const source = await running(house)
+  await instances.standby(source.id)
+  house.host.injectFault('connect_guest', 'fail', { times: 1e6 })
+  house.host.injectFault('sweep')
+  await assert.rejects(instances.fork(source.id, { name: 'b', target: 'Running' }), { code: 'guest_unavailable' })
+  const { id, state } = instances.resolve('b')
+  assert.equal(state, 'Unknown')
+  await house.end()
+  house.host.clearFaults()
+  await house.begin()
+  await settled(house.instances)
+  assert.deepEqual([house.instances.get(id).state, machineOf(house, { id }).guest.identity.hostname], ['Running', 'b'])
+  await assertInOrder(house)
+})
+
 test('of two forks that want one name, one has it', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

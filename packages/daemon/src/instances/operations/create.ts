@@ -29,9 +29,11 @@ export async function undoCreate(work: InstanceWork, cause: unknown): Promise<vo
     await work.hypervisor.sweep(work.runDir)
   } catch (error) {
     work.log.error({ err: error }, 'what a failed create started could not be ended')
+    // A guest that has not been told who it is now must not be taken for one that has.
+    const isWaking = work.instance.operation === 'restore' && work.instance.vm !== undefined
     work.change({
       state: 'Unknown',
-      operation: undefined,
+      ...(isWaking ? {} : { operation: undefined }),
       stateError: 'A VM that did not start could not be ended either: delete the instance',
     })
     throw cause
