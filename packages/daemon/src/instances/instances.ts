@@ -25,7 +25,7 @@ import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
-import { admitDemand, type Demand } from './admission.ts'
+import { admitDemand, type Demand, takesMemory } from './admission.ts'
 import { Consolidations } from './consolidations.ts'
 import { defaultTargetOf, forkOf } from './fork-of.ts'
 import { probeHostPort } from './host-ports.ts'
@@ -42,18 +42,18 @@ import type {
   WaitResult,
 } from './instance.ts'
 import { instanceLogger } from './instance-log.ts'
-import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
+import { type CrashPoint, eventDataOf, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Story } from './instance-worker.ts'
 import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { isLogThere, readLog } from './log-lines.ts'
 import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
-import { fork, type TargetState } from './operations/fork.ts'
+import { type AdmitAs, fork, type TargetState } from './operations/fork.ts'
 import { restore } from './operations/restore.ts'
 import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
 import { type StandbyOptions, standby } from './operations/standby.ts'
-import { type StartOverrides, start } from './operations/start.ts'
+import { type Admit, type StartOverrides, start } from './operations/start.ts'
 import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
@@ -317,8 +317,8 @@ export class Instances implements AsyncDisposable {
       throw new AppError('invalid_request', `The snapshot ${kept.id} is of another instance, ${kept.instance.name}`)
     const target = targetOf(kept, wanted)
     return this.#request(id, 'restore_snapshot', async (work) => {
-      const judge = await this.#admitAgain(work)
-      if (target === 'Running') judge()
+      const judge = await this.#admitAs(work, { ...kept.instance, runs: target === 'Running' })
+      if (target === 'Running' || kept.instance.overlayBytes > work.instance.overlayBytes) judge()
       await restoreSnapshot(work, kept, target)
     })
   }
@@ -445,9 +445,14 @@ export class Instances implements AsyncDisposable {
   }
 
   /** For an instance whose disk is counted already, as it is in every state. */
-  readonly #admitAgain = async ({ instance }: InstanceWork): Promise<() => void> => {
+  readonly #admitAgain: Admit = (work) => this.#admitAs(work, { ...work.instance, runs: true })
+
+  /** For one that becomes another than its record says: what it takes now makes room for what it will. */
+  readonly #admitAs: AdmitAs = async ({ instance }, { vcpus, memoryBytes, overlayBytes, runs }) => {
     const room = await this.#diskRoom()
-    return () => this.#admitDemand(instance.name, { ...instance, diskBytes: 0 }, room)
+    const machine = runs ? { vcpus, memoryBytes } : { vcpus: 0, memoryBytes: 0 }
+    const diskBytes = Math.max(0, overlayBytes - instance.overlayBytes)
+    return () => this.#admitDemand(instance.name, { ...machine, diskBytes }, room, instance)
   }
 
   /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
@@ -468,7 +473,9 @@ export class Instances implements AsyncDisposable {
       throw error
     }
     await using point = held
-    await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) => fork(work, point.point, target))
+    await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) =>
+      fork(work, point.point, { target, admit: this.#admitAs }),
+    )
     this.#compressions.begin(child.id)
     return this.get(child.id)
   }
@@ -476,7 +483,9 @@ export class Instances implements AsyncDisposable {
   async #reserveFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
     checkName(request.name)
     if (!source.network.enabled && request.ports?.length) throw portsWithoutNetwork()
-    const demand = target === 'Running' ? source : { vcpus: 0, memoryBytes: 0 }
+    // What has no memory to go on from boots first, also on its way to Standby.
+    const runs = target === 'Running' || (target === 'Standby' && source.state === 'Stopped')
+    const demand = runs ? source : { vcpus: 0, memoryBytes: 0 }
     const ports = await this.#choosePorts(request.ports ?? [])
     const room = await this.#diskRoom()
     this.#assertOpen()
@@ -681,14 +690,20 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  #admitDemand(name: string, demand: Demand, room: DiskRoom): void {
+  /** `by` is whose demand it is, when its processors and memory may be among those that are taken. */
+  #admitDemand(name: string, demand: Demand, room: DiskRoom, by?: Instance): void {
     const { limits } = this.#uses.config
     const { cpus, memoryBytes } = this.#uses.host
-    const { overlayBytes, ...taken } = this.#rows.demand()
+    const taken = this.#rows.demand()
+    const own = by !== undefined && takesMemory(by) ? by : { vcpus: 0, memoryBytes: 0 }
     admitDemand(
       name,
       demand,
-      { ...taken, diskBytes: overlayBytes + room.frozenBytes + room.imagesBytes },
+      {
+        vcpus: taken.vcpus - own.vcpus,
+        memoryBytes: taken.memoryBytes - own.memoryBytes,
+        diskBytes: taken.overlayBytes + room.frozenBytes + room.imagesBytes,
+      },
       {
         vcpus: cpus * limits.cpuRatio,
         memoryBytes: memoryBytes * limits.memoryRatio,

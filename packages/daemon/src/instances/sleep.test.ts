@@ -5,6 +5,7 @@ import { open } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { setImmediate, setTimeout } from 'node:timers/promises'
+import { readQcow2Size } from '../disks/qcow2.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
 import type { Instance, InstanceId } from './instance.ts'
@@ -168,6 +169,57 @@ for (const from of ['Running', 'Standby', 'Stopped'] as const) {
     })
   }
 }
+
+test('a fork is as large as its source is at the moment that it goes on from', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.stop(id)
+  const sizes = { vcpus: 1, overlayBytes: 2 * TEST_OVERLAY }
+  // It is in the queue before the fork, whose row is written before it is done.
+  const [, fork] = await Promise.all([instances.update(id, sizes), instances.fork(id, { name: 'b', target: 'Running' })])
+  assert.deepEqual([fork.vcpus, fork.overlayBytes], [sizes.vcpus, sizes.overlayBytes])
+  await using layer = await open(house.paths.disk(String(fork.disk[0])))
+  assert.equal(await readQcow2Size(layer), sizes.overlayBytes)
+  await assertInOrder(house)
+})
+
+test('what a fork or a snapshot will take is judged by what it will be', async () => {
+  // Room for two processors.
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  const instances = await house.begin()
+  const { id } = await instances.create({ ...request, vcpus: 2 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  await instances.stop(id)
+  const other = await instances.create({ ...request, name: 'other', vcpus: 1 })
+  // It boots on its way.
+  await assert.rejects(instances.fork(id, { name: 'b', target: 'Standby' }), { code: 'insufficient_resources', message: /CPU/ })
+  await instances.update(id, { vcpus: 1 })
+  await assert.rejects(instances.restoreSnapshot(id, kept, 'Running'), { code: 'insufficient_resources', message: /CPU/ })
+  assert.equal((await instances.restoreSnapshot(id, kept, 'Standby')).state, 'Standby')
+  await instances.delete(other.id)
+  assert.equal((await instances.restore(id)).vcpus, 2)
+  await settled(instances)
+  await assertInOrder(house)
+})
+
+test('a fork that outgrew the host while it waited is refused, and leaves nothing', async () => {
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  const instances = await house.begin()
+  const { id } = await instances.create({ ...request, vcpus: 1 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.stop(id)
+  await instances.create({ ...request, name: 'other', vcpus: 1 })
+  const outcomes = await Promise.allSettled([instances.update(id, { vcpus: 2 }), instances.fork(id, { name: 'b', target: 'Running' })])
+  assert.deepEqual(
+    outcomes.map(({ status }) => status),
+    ['fulfilled', 'rejected'],
+  )
+  assert.equal(instances.list().length, 2)
+  await settled(instances)
+  await assertInOrder(house)
+})
 
 test('a name that is taken, and ports that are, are refused before anything is touched', async () => {
   await using house = new TestHouse()

@@ -1,9 +1,11 @@
 /** What a fork makes of a point in another instance's life: an instance of its own, which goes on from there. */
 import { mkdir } from 'node:fs/promises'
+import { isDeepStrictEqual } from 'node:util'
 import { noteStarted } from '../../guest/journal.ts'
 import { linkCapture, readManifest } from '../../memory/capture-files.ts'
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
+import type { Sizes } from '../limits.ts'
 import { beginSleepDraft } from '../sleep-files.ts'
 import { addLayer } from './add-layer.ts'
 import { settleRunning } from './conclusions.ts'
@@ -17,9 +19,13 @@ export type TargetState = 'Stopped' | 'Standby' | 'Running'
 
 const BOOT_LIMIT_MS = 180_000
 
+/** Judges what an instance is about to become, `runs` when a VM of it will; as `Admit` does. */
+export type AdmitAs = (work: InstanceWork, then: Sizes & { readonly runs: boolean }) => Promise<() => void>
+
 /** From a reserved row to `target`. When it throws nothing of the fork is left. */
-export async function fork(work: InstanceWork, point: Point, target: TargetState): Promise<void> {
+export async function fork(work: InstanceWork, point: Point, { target, admit }: { target: TargetState; admit: AdmitAs }): Promise<void> {
   try {
+    await followSource(work, point, { target, admit })
     await makeFiles(work, point)
     await goOnFrom(work, point, target)
   } catch (cause) {
@@ -60,6 +66,26 @@ export async function goOnFrom(work: InstanceWork, point: Point, target: TargetS
   work.change({ ...along, state: 'Standby', operation: undefined, sleep: { generation: draft.generation, base: capture.base, isForeign } })
   undo.move()
 }
+
+/** The source may have become another between the reservation and the point: its memory and its disk fit the machine that it was then. */
+async function followSource(work: InstanceWork, point: Point, { target, admit }: { target: TargetState; admit: AdmitAs }): Promise<void> {
+  const machine = machineOf(point.instance)
+  const { instance } = work
+  const isLarger = SIZES.some((size) => machine[size] > instance[size])
+  const boots = point.capture === undefined && target === 'Standby'
+  if (isLarger || boots) {
+    const judge = await admit(work, { ...machine, runs: boots || target === 'Running' })
+    judge()
+  }
+  if (!isDeepStrictEqual(machine, machineOf(instance))) work.change(machine)
+}
+
+const SIZES = ['vcpus', 'memoryBytes', 'overlayBytes'] as const
+
+const machineOf = ({ image, imageDigest, platform, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd }: Instance) => ({
+  ...{ image, imageDigest, platform, vcpus, memoryBytes, hotplugBytes, overlayBytes },
+  ...{ entrypoint, cmd },
+})
 
 async function makeFiles(work: InstanceWork, point: Point): Promise<void> {
   const { paths } = work.uses
