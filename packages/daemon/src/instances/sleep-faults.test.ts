@@ -460,6 +460,37 @@ test('a snapshot cannot be deleted while it is gone on from, and a fork of one t
   await assertInOrder(house)
 })
 
+test('a snapshot can be deleted on a full disk', async () => {
+  let room = (): void => undefined
+  const ballast = {
+    spend<T>(work: () => T): T {
+      try {
+        return work()
+      } catch {
+        room()
+        return work()
+      }
+    },
+  }
+  await using house = new TestHouse({ ballast })
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  const { db, events } = house
+  // SQLite says the same of a database that may not grow as of a disk that is full.
+  const limit = (pages: string) => db.prepare(`PRAGMA max_page_count = ${pages}`).get()
+  room = () => limit('1000000')
+  limit(String(db.prepare('PRAGMA page_count').get()?.page_count))
+  const tell = () => db.transaction(() => events.record({ kind: 'snapshot.deleted', subject: kept.id, data: { instance: id } }))
+  const fill = () => {
+    for (;;) tell()
+  }
+  assert.throws(fill, { code: 'insufficient_resources' })
+  await house.snapshots.delete(kept.id)
+  assert.deepEqual(house.snapshots.list(), [])
+  await assertInOrder(house)
+})
+
 for (const sharesBlocks of [false, true]) {
   test(`a snapshot that cannot be recorded leaves nothing but its source, on a file system that ${sharesBlocks ? 'shares' : 'copies'} blocks`, async () => {
     for (const state of ['Running', 'Standby', 'Stopped'] as const) {

@@ -19,6 +19,7 @@ import { createLogger, type LogLevel } from '../log.ts'
 import { checkState, readManifest } from '../memory/capture-files.ts'
 import { Paths } from '../paths.ts'
 import { type Snapshot, Snapshots } from '../snapshots/snapshots.ts'
+import type { Ballast } from '../store/ballast.ts'
 import { Database } from '../store/database.ts'
 import { DiskLayers } from '../store/disk-layers.ts'
 import type { OperationName } from '../store/instance-record.ts'
@@ -68,6 +69,8 @@ export interface TestHouseOptions {
   readonly logLevel?: LogLevel
   /** Of the file system that the disks are on. */
   readonly sharesBlocks?: boolean
+  /** What a full database may spend. */
+  readonly ballast?: Pick<Ballast, 'spend'>
 }
 
 export class TestHouse implements AsyncDisposable {
@@ -123,7 +126,8 @@ export class TestHouse implements AsyncDisposable {
         }),
       ),
     )
-    const db = Database.open(this.paths.database)
+    const { ballast } = this.#options
+    const db = Database.open(this.paths.database, ballast === undefined ? {} : { ballast })
     const events = new Events({ db })
     const life = { db, events, isDead: false }
     const alive = async (): Promise<void> => {

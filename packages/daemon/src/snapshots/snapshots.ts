@@ -135,10 +135,13 @@ export class Snapshots {
       throw error
     }
     const { db, events, paths, disks, memory } = this.#uses
-    db.transaction(() => {
-      this.#rows.delete(id)
-      events.record({ kind: 'snapshot.deleted', subject: id, data: { instance: instance.id, name } })
-    })
+    db.transaction(
+      () => {
+        this.#rows.delete(id)
+        events.record({ kind: 'snapshot.deleted', subject: id, data: { instance: instance.id, name } })
+      },
+      { evenWhenFull: true },
+    )
     const dir = paths.snapshotDir(id, generation)
     // What no row names is swept when a daemon starts, also under this name.
     await rename(dir, `${dir}.draft`).catch((error: NodeJS.ErrnoException) => {
