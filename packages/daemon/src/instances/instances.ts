@@ -504,14 +504,17 @@ export class Instances implements AsyncDisposable {
     })
   }
 
-  /** Rows of forks that have no worker yet name the layers that they will stand on. */
+  /** Rows of forks name the layers that they will stand on. One that was asked something meanwhile has a worker, which follows. */
   #claim(disk: readonly string[], takers: readonly InstanceId[]): void {
-    this.#uses.db.transaction(() => {
-      for (const id of takers) {
-        const taker = this.#rows.find(id)
-        if (taker) this.#rows.update({ ...taker, disk })
-      }
+    const claimed = this.#uses.db.transaction(() => {
+      const found = takers.flatMap((id) => this.#rows.find(id) ?? []).map((taker) => ({ ...taker, disk }))
+      for (const taker of found) this.#rows.update(taker)
+      return found
     })
+    for (const taker of claimed) {
+      const worker = this.#workers.get(taker.id)
+      if (worker) worker.instance = taker
+    }
   }
 
   async #sweepUnused(disk: readonly string[]): Promise<void> {

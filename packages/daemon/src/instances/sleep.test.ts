@@ -184,6 +184,28 @@ test('a fork is as large as its source is at the moment that it goes on from', a
   await assertInOrder(house)
 })
 
+test('a fork that is asked something before it has its disk keeps what it stands on', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.stop(id)
+  const growing = instances.update(id, { overlayBytes: 2 * TEST_OVERLAY })
+  const forking = instances.fork(id, { name: 'b' })
+  const isReserved = () => instances.list().some(({ name }) => name === 'b')
+  await pollUntil('the row of the fork', isReserved, { signal: AbortSignal.timeout(5000) }, { everyMs: 1, upToMs: 1 })
+  await instances.update(instances.resolve('b').id, { tags: { asked: 'early' } })
+  house.db
+    .prepare(
+      `CREATE TRIGGER forgetful BEFORE UPDATE ON instances WHEN OLD.disk <> '[]' AND NEW.disk = '[]'
+         BEGIN SELECT RAISE(ABORT, 'its layers were forgotten'); END`,
+    )
+    .run()
+  await growing
+  const { disk, tags } = await forking
+  assert.deepEqual([disk.length, tags], [2, { asked: 'early' }])
+  await assertInOrder(house)
+})
+
 test('what a fork or a snapshot will take is judged by what it will be', async () => {
   // Room for two processors.
   await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
