@@ -1,4 +1,4 @@
-import { appendFile, open } from 'node:fs/promises'
+import { open } from 'node:fs/promises'
 
 /** What the guest wrote down before it was gone. */
 export type JournalFact =
@@ -53,7 +53,3 @@ function factOf(line: string): JournalFact | undefined {
   const words = typeof message === 'string' ? message.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ').slice(0, 500) : ''
   return { event, code, message: words, ...common }
 }
-
-/** For a guest that was started in another's name: its own journal begins with the fact. */
-export const noteStarted = (path: string): Promise<void> =>
-  appendFile(path, `${JSON.stringify({ event: 'started', atMs: Date.now() })}\n`, { mode: 0o640 })

@@ -74,6 +74,17 @@ test('a stop of a sleeper gives up its memory and keeps its disk', async () => {
   await assertInOrder(house)
 })
 
+test('one that was woken, and a fork, tell how they ended: their journals begin anew, and their guests write into them', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.standby(id)
+  const fork = await instances.fork(id, { name: 'b', target: 'Running' })
+  await instances.restore(id)
+  for (const one of [id, fork.id]) assert.equal((await instances.stop(one, { force: true })).exitCode, 137)
+  await assertInOrder(house)
+})
+
 test('a fork of one that runs goes on from the same memory under a name of its own, and the source never stops', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

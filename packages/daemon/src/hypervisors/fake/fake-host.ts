@@ -1,4 +1,4 @@
-import { appendFileSync } from 'node:fs'
+import { appendFileSync, writeFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Duplex, duplexPair } from 'node:stream'
@@ -147,6 +147,7 @@ export class FakeMachine {
   async boot(): Promise<void> {
     // As a shim does, whether or not anything is ever written.
     this.#write(this.spec.logs.app, '')
+    writeFileSync(this.spec.logs.journal, '')
     this.#write(this.spec.logs.vmm, `fake VM ${this.spec.id} is up\n`)
   }
 

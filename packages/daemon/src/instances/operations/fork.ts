@@ -1,7 +1,6 @@
 /** What a fork makes of a point in another instance's life: an instance of its own, which goes on from there. */
 import { mkdir } from 'node:fs/promises'
 import { isDeepStrictEqual } from 'node:util'
-import { noteStarted } from '../../guest/journal.ts'
 import { linkCapture, readManifest } from '../../memory/capture-files.ts'
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
@@ -51,7 +50,6 @@ export async function goOnFrom(work: InstanceWork, point: Point, target: TargetS
     if (target === 'Standby') await standby(work)
     return
   }
-  await noteStarted(work.uses.paths.instanceLogs(work.instance.id).journal)
   // A fork that has never been awake is still who its source was.
   const isForeign = point.instance.id !== work.instance.id || point.instance.sleep?.isForeign === true
   if (target === 'Running') return wakeFrom(work, capture, { isForeign, along })
