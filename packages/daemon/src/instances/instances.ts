@@ -281,7 +281,8 @@ export class Instances implements AsyncDisposable {
     })
     if (admission.answer === 'denied') throw this.#denied(source, 'fork', admission.reason)
     const child = await this.#reserveFork(source, request, target)
-    return this.#goOn(child, target, () => this.#points.take(source, child.id, { fromRunning: request.fromRunning === true }))
+    const wanted = { fromRunning: request.fromRunning === true, diskOnly: target === 'Stopped' }
+    return this.#goOn(child, target, () => this.#points.take(source, child.id, wanted))
   }
 
   /** A new instance that goes on from a snapshot, whose source may be gone. */

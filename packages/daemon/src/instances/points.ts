@@ -1,6 +1,7 @@
 /**
  * Points in an instance's life that forks go on from. Forks that wait for one source at the same time share one point: the source
- * stands still once, and what it holds in memory becomes one base for all of them.
+ * stands still once, and what it holds in memory becomes one base for all of them. Those that want the disk alone share another, for
+ * which no memory is written.
  */
 
 import { rm } from 'node:fs/promises'
@@ -32,6 +33,11 @@ export interface HeldPoint extends AsyncDisposable {
 const GATHER_PAUSE_MS = 10
 const GATHER_LIMIT_MS = 200
 
+interface Wanted {
+  readonly fromRunning: boolean
+  readonly diskOnly: boolean
+}
+
 interface Gathering {
   readonly takers: InstanceId[]
   users: number
@@ -54,13 +60,13 @@ export class Points {
     return [...this.#held].some(({ capture }) => capture?.base === base)
   }
 
-  async take(source: Instance, taker: InstanceId, { fromRunning }: { fromRunning: boolean }): Promise<HeldPoint> {
-    const key = `${source.id} ${fromRunning}`
+  async take(source: Instance, taker: InstanceId, wanted: Wanted): Promise<HeldPoint> {
+    const key = `${source.id} ${wanted.fromRunning} ${wanted.diskOnly}`
     const underWay = this.#gathering.get(key)
     const mine = underWay ?? this.#open(key)
     mine.takers.push(taker)
     mine.users++
-    if (underWay === undefined) this.#begin(source.id, key, mine, fromRunning)
+    if (underWay === undefined) this.#begin(source.id, key, mine, wanted)
     const point = await mine.point.promise
     return {
       point,
@@ -76,7 +82,7 @@ export class Points {
     return gathering
   }
 
-  #begin(id: InstanceId, key: string, gathering: Gathering, fromRunning: boolean): void {
+  #begin(id: InstanceId, key: string, gathering: Gathering, { fromRunning, diskOnly }: Wanted): void {
     const { takers, point, dir } = gathering
     const close = (): number => {
       if (this.#gathering.get(key) === gathering) this.#gathering.delete(key)
@@ -98,7 +104,7 @@ export class Points {
             hint: 'Ask for it with from_running, or put it into standby first',
           })
         }
-        const taken = await takePoint(work, { dir, close: gathered })
+        const taken = await takePoint(work, { dir, close: gathered, diskOnly })
         this.#held.add(taken)
         try {
           this.#uses.claim(taken, takers)

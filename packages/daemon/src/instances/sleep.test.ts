@@ -157,6 +157,20 @@ test('a nap is answered before its leftovers are cleared away, and the wake wait
   await assertInOrder(house)
 })
 
+test('forks that are to be Stopped take the disk alone, and nothing of the memory of their source is written', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const source = await running(instances)
+  house.host.deltaBytes = 128 << 20
+  // Would be met.
+  for (const point of ['capture', 'store', 'consolidate'] as const) house.host.injectFault(point)
+  const names = ['b', 'c']
+  const forks = await Promise.all(names.map((name) => instances.fork(source.id, { name, fromRunning: true, target: 'Stopped' })))
+  for (const fork of forks) assert.deepEqual([fork.state, fork.disk.slice(-1)], ['Stopped', source.disk])
+  assert.equal(instances.get(source.id).state, 'Running')
+  await assertInOrder(house)
+})
+
 const TARGETS = ['Running', 'Standby', 'Stopped'] as const
 for (const from of ['Running', 'Standby', 'Stopped'] as const) {
   for (const target of TARGETS) {

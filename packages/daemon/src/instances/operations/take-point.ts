@@ -19,7 +19,7 @@ import { liveOf } from './standby.ts'
 export interface Point {
   /** As it was. */
   readonly instance: Instance
-  /** Absent when it was stopped. */
+  /** Absent when it was stopped, or the disk alone was asked for. */
   readonly capture?: Capture
   /** Layers that no one writes any more, top first. */
   readonly disk: readonly string[]
@@ -39,6 +39,8 @@ export interface TakePoint {
   readonly close: () => Promise<number>
   /** What was written is not made part of a base, however much it is: it is about to be compressed. */
   readonly keepsDelta?: boolean
+  /** No one wants its memory: none is written. */
+  readonly diskOnly?: boolean
 }
 
 export async function takePoint(work: InstanceWork, taking: TakePoint): Promise<Point> {
@@ -51,24 +53,26 @@ export async function takePoint(work: InstanceWork, taking: TakePoint): Promise<
   return point
 }
 
-async function takeResting(work: InstanceWork, { dir, close }: TakePoint): Promise<Point> {
+async function takeResting(work: InstanceWork, { dir, close, diskOnly = false }: TakePoint): Promise<Point> {
   const { instance } = work
   await close()
-  const capture = instance.state === 'Standby' ? await shareSleep(work, dir) : undefined
+  const capture = instance.state === 'Standby' && !diskOnly ? await shareSleep(work, dir) : undefined
   const disk = await freezeAtRest(work)
   return { instance, disk, ...(capture === undefined ? {} : { capture }) }
 }
 
-async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close, keepsDelta = false }: TakePoint): Promise<Point> {
+async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint): Promise<Point> {
+  const { dir, close, keepsDelta = false, diskOnly = false } = taking
   const { instance } = work
   const captured = `${dir}/point`
   await work.step('draft', 10_000)
   await mkdir(captured, { recursive: true, mode: 0o700 })
   let takers = 0
-  const { stored } = await captureWithDisk(work, live, captured, async () => {
+  const capturing = await captureWithDisk(work, live, diskOnly ? undefined : captured, async () => {
     takers = await close()
   })
-  const capture = await stored
+  if (capturing === undefined) return { instance, disk: instance.disk }
+  const capture = await capturing.stored
   const { delta, ...manifest } = await readManifest(captured)
   const isWide = delta !== undefined && !keepsDelta && delta.bytes * takers > WIDE_BYTES
   if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
@@ -86,7 +90,12 @@ async function takeRunning(work: InstanceWork, live: LiveVm, { dir, close, keeps
  * The record names the new layer before the VM writes to it: a layer that no row names is taken away when a daemon starts. Named too
  * early it is empty, and changes nothing.
  */
-async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, begin: () => Promise<void>): Promise<CaptureUnderWay> {
+async function captureWithDisk(
+  work: InstanceWork,
+  live: LiveVm,
+  into: string | undefined,
+  begin: () => Promise<void>,
+): Promise<CaptureUnderWay | undefined> {
   const { disk: frozen } = work.instance
   const { paths } = work.uses
   const top = await addLayer(work, frozen)
@@ -112,8 +121,13 @@ async function captureWithDisk(work: InstanceWork, live: LiveVm, into: string, b
   }
 }
 
-/** Freeze, pause, capture, pivot; then it goes on, whatever happened. */
-async function captureInPause(work: InstanceWork, live: LiveVm, into: string, pivot: Pivot): Promise<CaptureUnderWay> {
+/** Freeze, pause, capture unless there is nothing to write it `into`, pivot; then it goes on, whatever happened. */
+async function captureInPause(
+  work: InstanceWork,
+  live: LiveVm,
+  into: string | undefined,
+  pivot: Pivot,
+): Promise<CaptureUnderWay | undefined> {
   await using goOn = new AsyncDisposableStack()
   goOn.defer(() => thaw(work, live))
   if (!(await freezeWorkload(work, live))) {
@@ -126,11 +140,11 @@ async function captureInPause(work: InstanceWork, live: LiveVm, into: string, pi
   goOn.defer(() => runOn(work, live))
   await live.vm.pause(await work.step('pause', 10_000))
   const pausedAt = performance.now()
-  const capturing = await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
-  capturing.stored.catch(() => undefined)
+  const capturing = into === undefined ? undefined : await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
+  capturing?.stored.catch(() => undefined)
   await pivot.commit(await work.step('pivot', 10_000))
   await live.vm.resume(await work.step('resume', 10_000))
-  work.log.info({ bytes: capturing.bytes, pausedMs: Math.round((performance.now() - pausedAt) * 10) / 10 }, 'VM captured, and goes on')
+  work.log.info({ bytes: capturing?.bytes, pausedMs: Math.round((performance.now() - pausedAt) * 10) / 10 }, 'VM captured, and goes on')
   return capturing
 }
 
