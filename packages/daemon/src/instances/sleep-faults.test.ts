@@ -89,14 +89,19 @@ test('a standby that hangs is cut short at the end of the daemon, and the VM run
   await assertInOrder(house)
 })
 
-test('a guest that hangs is put to sleep all the same, and wakes when it can', async () => {
+test('a guest that hangs is put to sleep all the same, cannot be copied then, and wakes when it can', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await running(house)
   fallSilent(house, machineOf(house, { id }))
   assert.equal((await instances.standby(id)).state, 'Standby')
   house.host.muteGuests = false
+  // A copy of it would run on as the source before it could be told another name.
+  await assert.rejects(instances.fork(id, { name: 'b', target: 'Running' }), { code: 'guest_unavailable' })
+  await assert.rejects(instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false }), { code: 'guest_unavailable' })
+  await assertInOrder(house)
   assert.equal((await instances.restore(id)).state, 'Running')
+  await instances.fork(id, { name: 'b', fromRunning: true })
   await assertInOrder(house)
 })
 

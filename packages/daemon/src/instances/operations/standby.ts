@@ -36,7 +36,7 @@ export async function standby(work: InstanceWork, options: StandbyOptions = {}):
     undo.defer(() => draft.discard())
 
     undo.defer(() => thaw(work, live))
-    await freezeWorkload(work, live)
+    const isFrozen = await freezeWorkload(work, live)
 
     // Deferred before the pause, since one that timed out may still have happened; resume is harmless on repeat.
     undo.defer(() => runOn(work, live))
@@ -54,7 +54,7 @@ export async function standby(work: InstanceWork, options: StandbyOptions = {}):
         state: 'Standby',
         vm: undefined,
         stoppedAtMs: Date.now(),
-        sleep: { generation: draft.generation, base, ...compressOf(work, options) },
+        sleep: { generation: draft.generation, base, ...compressOf(work, options), ...(isFrozen ? {} : { isUnfrozen: true }) },
       },
       { via: { state: 'Paused', sinceMs: pausedAtMs } },
     )

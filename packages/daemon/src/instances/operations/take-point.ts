@@ -169,6 +169,11 @@ async function freezeAtRest(work: InstanceWork): Promise<readonly string[]> {
 async function shareSleep(work: InstanceWork, dir: string): Promise<Capture> {
   const { id, name, sleep } = work.instance
   if (sleep === undefined) throw new Error(`${name} is in standby and has no sleeping state`)
+  if (sleep.isUnfrozen) {
+    throw new AppError('guest_unavailable', `The guest of ${name} did not answer when it was put to sleep, so it cannot be copied`, {
+      hint: 'Restore it: once it answers it can be',
+    })
+  }
   await work.step('share', 30_000)
   const from = work.uses.paths.instanceSleep(id, sleep.generation)
   const to = `${dir}/point`
