@@ -4,9 +4,11 @@ import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import { QMP_SOCKET } from '../../packages/daemon/src/hypervisors/qemu/qemu-vm.ts'
+import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import type { ApiClient } from '../harness/api-client.ts'
 import { type FoundProcess, processesNaming } from '../harness/processes.ts'
-import { artefacts } from '../harness/qemu-driver.ts'
+import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 
 export interface ShownInstance {
   readonly id: string
@@ -63,11 +65,54 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
   )
   assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
   assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
-  assert.deepEqual(namesIn(join(dir, 'data/points')), [])
-  const drafts = ['data/golden', 'data/snapshots', 'data/images/drafts'].flatMap((name) =>
-    namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)),
-  )
+  await assertMemory(dir, running)
+  const drafts = ['data/golden', 'data/images/drafts'].flatMap((name) => namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)))
   assert.deepEqual(drafts, [])
+}
+
+/** No VM stands still; sleeping states, snapshots and bases of memory are those that rows name, and nothing is on its way to one. */
+async function assertMemory(dir: string, running: readonly ShownInstance[]): Promise<void> {
+  for (const instance of running) {
+    using qmp = await Qmp.connect(join(runDirOf(dir)(instance), QMP_SOCKET), makeStep(10_000))
+    const { status } = (await qmp.execute('query-status', undefined, makeStep(10_000))) as { status: string }
+    assert.equal(status, 'running', `the VM of ${instance.name}`)
+  }
+  const differences = (): string[] => {
+    const { asleep, snapshots, bases } = memoryOf(dir)
+    const expected = new Map([
+      ...[...asleep].map(([id, generations]) => [`data/instances/${id}/sleep`, generations] as const),
+      ['data/snapshots', snapshots] as const,
+      ['data/memory', bases] as const,
+      ['data/points', []] as const,
+    ])
+    return [...expected].flatMap(([name, wanted]) => {
+      const found = namesIn(join(dir, name)).sort().join(' ')
+      return found === [...wanted].sort().join(' ') ? [] : [`${name} holds ${found || 'nothing'}, not ${wanted.join(' ') || 'nothing'}`]
+    })
+  }
+  // A sleeper may just be given a base of its own.
+  const isSettled = () => differences().length === 0
+  await pollUntil('memory to be what rows name', isSettled, { signal: AbortSignal.timeout(20_000) }).catch(() => undefined)
+  assert.deepEqual(differences(), [])
+}
+
+/** What rows name of memory on disk: sleeping states by instance, snapshots that have memory, and bases that someone stands on. */
+function memoryOf(dir: string): { asleep: Map<string, string[]>; snapshots: string[]; bases: string[] } {
+  const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
+  try {
+    const instances = db.prepare("SELECT id, sleep ->> '$.generation' AS generation FROM instances").all()
+    const snapshots = db.prepare("SELECT id || coalesce('.' || generation, '') AS name FROM snapshots WHERE base IS NOT NULL").all()
+    const bases = db.prepare(
+      "SELECT sleep ->> '$.base' AS base FROM instances UNION SELECT vm ->> '$.machine.base' FROM instances UNION SELECT base FROM snapshots",
+    )
+    return {
+      asleep: new Map(instances.map(({ id, generation }) => [String(id), generation === null ? [] : [String(generation)]])),
+      snapshots: snapshots.map(({ name }) => String(name)),
+      bases: bases.all().flatMap(({ base }) => (String(base).startsWith('base/') ? [String(base).slice('base/'.length)] : [])),
+    }
+  } finally {
+    db.close()
+  }
 }
 
 /** The layers of each disk by its instance or snapshot, from the rows themselves: no answer of the daemon's has them. */
