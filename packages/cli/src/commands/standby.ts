@@ -7,7 +7,7 @@ import { parseCompression } from '../parse/compression.ts'
 export function define(command: Command): void {
   command
     .argument('<name...>', 'name, id or the beginning of an id')
-    .option('--compress <algorithm[:level]>', 'compress the memory once it is on disk: zstd, zstd:3, lz4')
+    .option('--compress <algorithm[:level]>', 'compress the memory once it is on disk: zstd, zstd:3, lz4; off: do not')
     .option('--compress-after <duration>', 'not before so long, such as 5m')
     .option('--json', 'for programs: one object a line')
     .addHelpText('after', HELP)

@@ -67,6 +67,17 @@ test('addresses to listen on are read in all their forms', () => {
   assert.deepEqual(configured({ LISTEN: ':0' }).listen.tcp, { host: '127.0.0.1', port: 0 })
 })
 
+test('a compression is an algorithm and a level that it has, or off', () => {
+  const compression = (text: string) => configured({ SNAPSHOT_COMPRESSION: text }).snapshots.compression
+  assert.equal(configured({}).snapshots.compression, undefined)
+  assert.equal(compression('off'), undefined)
+  assert.deepEqual(compression('zstd'), { algorithm: 'zstd', level: 1 })
+  assert.deepEqual(compression('zstd:19'), { algorithm: 'zstd', level: 19 })
+  assert.deepEqual(compression('lz4'), { algorithm: 'lz4', level: 0 })
+  for (const wrong of ['zstd:0', 'zstd:20', 'lz4:10', 'gzip', 'zstd:', 'zstd:-1'])
+    assert.throws(() => compression(wrong), { message: /^DORMOUSE_SNAPSHOT_COMPRESSION is .* but must be off, or/ }, wrong)
+})
+
 test('lists and pairs are parted by commas', () => {
   const config = configured({ INSECURE_REGISTRIES: 'a:5000, b', REGISTRY_MIRRORS: 'docker.io=mirror.test' })
   assert.deepEqual(config.images.insecureRegistries, ['a:5000', 'b'])

@@ -138,6 +138,41 @@ test('a wake ends a compression that is under way, and loses nothing; a failed w
   await assertInOrder(house)
 })
 
+for (const deed of ['stop', 'delete', 'fork', 'snapshot', 'restore_snapshot', 'end'] as const) {
+  test(`a compression that is under way at a ${deed} is in no one's way, and leaves nothing`, async () => {
+    await using house = makeHouse()
+    const instances = await house.begin()
+    const { id } = await running(instances)
+    house.host.injectFault('compress', 'hang')
+    await instances.standby(id, { compression: ZSTD })
+    await until('it to be begun', () => readdirSync(house.paths.instanceSleepDir(id)).some((name) => name.endsWith('.draft')))
+    switch (deed) {
+      case 'stop':
+        assert.equal((await instances.stop(id)).state, 'Stopped')
+        break
+      case 'delete':
+        await instances.delete(id)
+        break
+      case 'fork':
+        assert.equal((await instances.fork(id, { name: 'b', target: 'Running' })).state, 'Running')
+        await instances.stop(id)
+        break
+      case 'snapshot':
+        assert.equal((await take(instances, id, 'off')).compressionState, 'none')
+        await instances.stop(id)
+        break
+      case 'restore_snapshot':
+        assert.equal((await instances.restoreSnapshot(id, await take(instances, id, 'off'), 'Running')).state, 'Running')
+        break
+      case 'end':
+        await house.end()
+        await house.begin()
+        assert.deepEqual(await until('it to be compressed', () => compressionOf(house, id)), ZSTD)
+    }
+    await assertInOrder(house)
+  })
+}
+
 test('a snapshot is compressed after it was taken, and says so; what goes on from it goes on from the same', async () => {
   await using house = makeHouse()
   const instances = await house.begin()

@@ -16,7 +16,7 @@ export function define(command: Command): void {
     .argument('<instance>', 'name, id or the beginning of an id')
     .option('-n, --name <name>', 'of the snapshot; an instance has each name once')
     .option('-t, --tag <key=value>', 'a tag of your own; may be repeated', collect)
-    .option('--compress <algorithm[:level]>', 'compress its memory afterwards: zstd, zstd:3, lz4')
+    .option('--compress <algorithm[:level]>', 'compress its memory afterwards: zstd, zstd:3, lz4; off: do not')
     .option('--json', 'for programs: the snapshot')
     .addHelpText(
       'after',
