@@ -40,6 +40,8 @@ export interface BasesUses {
   readonly isNeeded: (ref: BaseRef) => boolean
 }
 
+const LOAD_LIMIT_MS = 300_000
+
 export class Bases implements AsyncDisposable {
   readonly #uses: BasesUses
   readonly #loaded: SharedHolds<HeldMemory>
@@ -61,7 +63,8 @@ export class Bases implements AsyncDisposable {
   async hold(id: string, sum: string, step: Step): Promise<{ fd: number } & Disposable> {
     const held = await this.#loaded.hold(id, async () => {
       const manifest = await this.#manifestOf(id, sum)
-      const base = await loadBase(this.#uses.shimPath, this.#memoryOf(id), step)
+      // Its own limit: others may have joined, and none of them is to fail because the first has given up.
+      const base = await loadBase(this.#uses.shimPath, this.#memoryOf(id), { ...step, signal: AbortSignal.timeout(LOAD_LIMIT_MS) })
       if (base.sum === manifest.sum && base.pages === manifest.pages) return base
       await base.handle.close()
       throw new AppError('snapshot_unusable', 'The memory that it stands on is damaged: its checksum is another')

@@ -22,6 +22,7 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   const { id, disk: given } = work.instance
   if (!disks.isWhole(snapshot.disk))
     throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${snapshot.id} is missing`)
+  for (const layer of snapshot.disk.slice(0, 1)) await disks.assertSound(layer)
   const point = pointOf(snapshot, paths.snapshotDir(snapshot.id, snapshot.generation))
   // A VM that has loaded it proves that it is whole. One that is to sleep proves nothing, and what is given up for it would be lost.
   if (target === 'Standby' && point.capture) await work.uses.memory.verify(point.capture, await work.step('verify', VERIFY_LIMIT_MS))
