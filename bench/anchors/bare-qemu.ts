@@ -26,7 +26,7 @@ export const MAC = '02:64:6d:00:00:01'
 const LIMIT_MS = 120_000
 
 /** What the daemon asks of a guest that was asleep; whoever wakes one by hand asks the same. */
-export const WAKE: WakeRequest = { closeConnections: true }
+export const WAKE: WakeRequest = { closeConnections: true, announce: true }
 
 export const limited = (): Step => ({ signal: AbortSignal.timeout(LIMIT_MS), log: silentLogger })
 

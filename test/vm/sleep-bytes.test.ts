@@ -6,6 +6,7 @@ import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { after, before, test } from 'node:test'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { InstanceStory } from './instance-story.ts'
 
 let story: InstanceStory
@@ -40,6 +41,21 @@ async function bases(): Promise<Map<string, string>> {
   return found
 }
 
+/** The bytes of the delta that the next nap is to write once more; none once it has become part of a base. */
+function untilAtRest(sleeps: string): Promise<number> {
+  const look = async (): Promise<{ bytes: number } | undefined> => {
+    const [generation = '', ...others] = await readdir(sleeps)
+    if (others.length > 0) return undefined
+    const bytes = await stat(join(sleeps, generation, 'delta')).then(
+      ({ size }) => size,
+      (error: NodeJS.ErrnoException) => (error.code === 'ENOENT' ? 0 : Promise.reject(error)),
+    )
+    return bytes <= CARRIED_BYTES ? { bytes } : undefined
+  }
+  const step = { signal: AbortSignal.timeout(60_000) }
+  return pollUntil('the nap to be consolidated', look, step).then(({ bytes }) => bytes)
+}
+
 test(`${NAPS} naps of an instance that has touched ${HELD_MIB} MiB write what has changed, and no one writes a base`, {
   timeout: 600_000,
 }, async () => {
@@ -47,18 +63,15 @@ test(`${NAPS} naps of an instance that has touched ${HELD_MIB} MiB write what ha
   await story.ask(instance, `fill 0 ${HELD_MIB * 256} 1`)
   const { paths } = story.daemon
   const written: number[] = []
-  const consolidated = () => written.filter((bytes) => bytes > CARRIED_BYTES).length
+  const carried: number[] = []
   const atNapOne = new Map<string, string>()
   for (let nap = 1; nap <= NAPS; nap++) {
     await story.standby('naps')
     const bytes = Number((await story.logged('memory captured', instance)).at(-1)?.bytes)
     written.push(bytes)
-    if (bytes > CARRIED_BYTES) await story.untilConsolidated(instance, consolidated())
-    else {
-      const [generation = ''] = await readdir(paths.instanceSleepDir(instance.id))
-      const { size } = await stat(join(paths.instanceSleep(instance.id, generation), 'delta'))
-      assert.ok(size <= bytes + 64 * 1024, `${size} bytes in the file for ${bytes} of memory`)
-    }
+    const carriedOn = await untilAtRest(paths.instanceSleepDir(instance.id))
+    assert.ok(carriedOn <= bytes + 64 * 1024, `${carriedOn} bytes in the file for ${bytes} of memory`)
+    carried.push(carriedOn)
     if (nap === 1) for (const [base, hash] of await bases()) atNapOne.set(base, hash)
     await story.restore('naps')
     await story.ask(instance, `fill ${nap * FILLED_PAGES} ${FILLED_PAGES} ${nap + 1}`)
@@ -68,9 +81,7 @@ test(`${NAPS} naps of an instance that has touched ${HELD_MIB} MiB write what ha
   const [first = 0, ...later] = written
   assert.ok(first > HELD_MIB * MIB, `the first nap wrote ${first} bytes`)
   later.forEach((bytes, index) => {
-    const before = written[index] ?? 0
-    const carried = before > CARRIED_BYTES ? 0 : before
-    const limit = FILLED_PAGES * PAGE + OWN_BYTES + carried
+    const limit = FILLED_PAGES * PAGE + OWN_BYTES + (carried[index] ?? 0)
     assert.ok(bytes <= limit, `nap ${index + 2} wrote ${bytes} bytes, of ${limit}: ${written}`)
   })
   const now = await bases()

@@ -80,8 +80,7 @@ export function wakeRequestOf(instance: Instance, dns: readonly string[], { isFo
   return {
     ...(vm === undefined ? {} : { token: [instance.id, vm.bootId, vm.vmm.pid, vm.vmm.startTicks].join(' ') }),
     closeConnections: instance.network.enabled,
-    // Its one neighbour is that helper, which knows no address yet and asks for those that it needs. To announce them would take the
-    // guest a fifth of its wake.
+    announce: instance.network.enabled,
     ...(isForeign ? { identity: guestIdentityOf(instance, dns) } : {}),
   }
 }
