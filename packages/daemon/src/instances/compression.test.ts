@@ -125,6 +125,7 @@ test('a wake ends a compression that is under way, and loses nothing; a failed w
   await instances.standby(id, { compression: ZSTD })
   await until('it to be begun', () => readdirSync(house.paths.instanceSleepDir(id)).some((name) => name.endsWith('.draft')))
   assert.equal((await instances.restore(id)).state, 'Running')
+  assert.ok(readdirSync(house.paths.instanceSleepDir(id)).every((name) => !name.endsWith('.draft')))
   // What was consumed is cleared away behind the answer.
   await until('its sleeping state to be gone', () => readdirSync(house.paths.instanceSleepDir(id)).length === 0)
 
