@@ -80,6 +80,8 @@ export function wakeRequestOf(instance: Instance, dns: readonly string[], { isFo
   return {
     ...(vm === undefined ? {} : { token: [instance.id, vm.bootId, vm.vmm.pid, vm.vmm.startTicks].join(' ') }),
     closeConnections: instance.network.enabled,
+    // The helper loses a packet for each address that it has to ask for; and of a copy it may have heard the old one, in a frame that was
+    // sent before the agent was told the new one, and would stay with it.
     announce: instance.network.enabled,
     ...(isForeign ? { identity: guestIdentityOf(instance, dns) } : {}),
   }
