@@ -231,6 +231,37 @@ test('a guest that wakes as before goes on where it was, with the clock of today
   assert.equal((await woken.wake({ closeConnections: true, token: 'nap-2' }, step())).closedConnections, 1)
 })
 
+test('a wake that lies about on a busy host is said once more, so that the clock is right all the same', async () => {
+  const { fake, client } = await running()
+  await client.freeze({ bestEffort: true }, step())
+  fake.connections = 2
+  const copy = FakeGuest.restore(fake.snapshot())
+  const [ours, theirs] = duplexPair()
+  const [held, inner] = duplexPair()
+  copy.attach(inner)
+  held.pipe(theirs)
+  let delayMs = 0
+  theirs.on('data', (data: Buffer) => {
+    setTimeout(() => held.write(data), delayMs)
+    delayMs = 0
+  })
+  const woken = await GuestClient.connect(ours, step())
+  delayMs = 300
+  const { closedConnections } = await woken.wake({ closeConnections: true, token: 'late' }, step())
+  assert.ok(Math.abs(copy.clockMs - Date.now()) < 100, `${copy.clockMs - Date.now()} ms off`)
+  assert.equal(closedConnections, 2)
+})
+
+test('a guest is told the time as the host has it now, also when that was set after the daemon began', async (t) => {
+  const { fake, client } = await running()
+  await client.freeze({ bestEffort: true }, step())
+  const { fake: copy, client: woken } = await awoken(fake)
+  const now = Date.now
+  t.mock.method(Date, 'now', () => now() + 3_600_000)
+  await woken.wake({}, step())
+  assert.ok(Math.abs(copy.clockMs - Date.now()) < 1000, `${copy.clockMs - Date.now()} ms off`)
+})
+
 test('a guest that wakes as another is another machine, once', async () => {
   const { fake, client } = await running()
   await client.freeze({ bestEffort: true }, step())
