@@ -71,8 +71,8 @@ class House {
     const flat = this.paths.disk(await this.disks.flatten(chain, { step: makeStep() }))
     // 1: the journal was replayed, as after a power cut.
     await runCommand(['e2fsck', '-p', flat], { step: makeStep(), okCodes: [0, 1] })
-    const { stdout } = await runCommand(['e2fsck', '-f', '-n', flat], { step: makeStep() })
-    assert.doesNotMatch(stdout, /error|fix/i)
+    // It ends with 0 only if there is nothing to mend. What it prints names the file, whose id may spell any word.
+    await runCommand(['e2fsck', '-f', '-n', flat], { step: makeStep() })
   }
 }
 
