@@ -70,7 +70,7 @@ install_node_packages() {
 build_native() {
   local version
   version=$(cat build/kernel/version)
-  make -s -C guest OUT="$PWD/build/guest" KERNEL_MODULES="$PWD/build/kernel/modules/lib/modules/$version" all initrd >&2
+  make -s -C guest OUT="$PWD/build/guest" KERNEL_MODULES="$PWD/build/kernel/modules/lib/modules/$version" all initrd rehearsal >&2
   make -s -C shim OUT="$PWD/build/shim" all >&2
 }
 

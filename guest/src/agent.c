@@ -15,6 +15,7 @@
 #include "io.h"
 #include "net.h"
 #include "power.h"
+#include "rehearsal.h"
 #include "root.h"
 #include "stream.h"
 #include "timings.h"
@@ -207,6 +208,7 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_FREEZE: freeze_start(id, r); break;
 	case OP_THAW: thaw(id); break;
 	case OP_WAKE: wake(id, r); break;
+	case OP_REHEARSE: rehearse(id); break;
 	case OP_SHUTDOWN: shut_down(id, r); break;
 	default: stream_reply(id, STATUS_UNSUPPORTED, "This guest does not know that request");
 	}

@@ -16,6 +16,8 @@ struct agent {
 	 * at a wake as another machine.
 	 */
 	uint8_t boot_nonce[16];
+	/* It is the child that rehearses, and all that it becomes ends with it. */
+	bool rehearsing;
 	/* What "go" said. */
 	struct request config;
 	struct ending ending;

@@ -78,6 +78,25 @@ bool cgroup_prepare(void)
 	return workload >= 0 && events >= 0 && make_namespace();
 }
 
+/* None may be there that has something in it: a directory of cgroups goes only when it is empty. */
+static bool remove_all(const char *path)
+{
+	bool all = true;
+	int dir = openat(workload, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *list = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *entry; list && (entry = readdir(list));)
+		if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+			all &= unlinkat(dir, entry->d_name, AT_REMOVEDIR) == 0;
+	if (list)
+		closedir(list);
+	return all;
+}
+
+bool cgroup_renew(void)
+{
+	return remove_all("exec") && remove_all(".") && mkdirat(workload, "main", 0755) == 0 && mkdirat(workload, "exec", 0755) == 0;
+}
+
 int cgroup_namespace(void)
 {
 	return namespace;

@@ -14,6 +14,8 @@
 
 /* Before the park; /sys must be mounted. */
 bool cgroup_prepare(void);
+/* The workload's groups made anew, as if nothing had ever run in them; false when something still does. */
+bool cgroup_renew(void);
 /* The namespace in which /workload is the root of all that is seen. */
 int cgroup_namespace(void);
 /* As fork, with the child born into the cgroup that the descriptor names. */

@@ -163,6 +163,8 @@ static void ready(struct watch *w, uint32_t events)
 
 void connection_start(int fd)
 {
+	connected = false;
+	out_start = out_end = 0;
 	port = (struct watch){ .fd = fd, .ready = ready };
 	watch_set(&port, EPOLLIN | EPOLLOUT | EPOLLET);
 }

@@ -8,10 +8,7 @@
 
 #include "agent.h"
 #include "cgroup.h"
-#include "connection.h"
 #include "io.h"
-#include "journal.h"
-#include "log.h"
 #include "loop.h"
 #include "modules.h"
 #include "net.h"
@@ -44,15 +41,12 @@ int main(void)
 	ready &= modules_load(root_initrd(), "ports");
 	world_draw(agent.boot_nonce, sizeof agent.boot_nonce);
 	loop_start();
-	struct ports ports;
-	ready = ready && ports_open(&ports);
+	ready = ready && ports_open();
 	/* Disks and cards meet their drivers now, empty as their slots are: that is slow, and the same for all. */
 	if (!ready || !modules_load(root_initrd(), "later")) {
 		say("the guest could not be brought up");
 		power_off();
 	}
-	log_start(ports.log);
-	journal_start(ports.journal);
-	connection_start(ports.agent);
+	ports_serve();
 	loop_run();
 }

@@ -16,6 +16,8 @@
 #include "agent.h"
 #include "io.h"
 
+#define ETHERNET_MTU 1500
+
 struct message {
 	struct nlmsghdr head;
 	uint8_t body[512];
@@ -131,6 +133,23 @@ bool net_loopback_up(void)
 	return done;
 }
 
+static void drop_addresses(int socket, unsigned index)
+{
+	struct message m;
+	struct ifaddrmsg *info = begin(&m, RTM_DELADDR, 0, sizeof *info);
+	info->ifa_family = AF_INET;
+	info->ifa_index = index;
+	while (talk(socket, &m))
+		;
+}
+
+static void forbid_ipv6(unsigned index, bool forbid)
+{
+	char name[IF_NAMESIZE] = "", path[64];
+	snprintf(path, sizeof path, "sys/net/ipv6/conf/%s/disable_ipv6", if_indextoname(index, name) ? name : "all");
+	write_at(agent.proc, path, forbid ? "1" : "0");
+}
+
 const char *net_configure(const struct network *n)
 {
 	unsigned index = find_card();
@@ -140,19 +159,13 @@ const char *net_configure(const struct network *n)
 	if (fd < 0)
 		return "No netlink socket could be opened";
 	const char *wrong = NULL;
-	char name[IF_NAMESIZE] = "", path[64];
 	/* Without an address it would only look for routers and neighbours, as a container's does not either. */
-	snprintf(path, sizeof path, "sys/net/ipv6/conf/%s/disable_ipv6", if_indextoname(index, name) ? name : "all");
-	write_at(agent.proc, path, n->has6 ? "0" : "1");
+	forbid_ipv6(index, !n->has6);
 	/* Down first: a card takes another MAC only then, and loses its old routes by it. */
 	if (!set_link(fd, index, false, NULL, 0) || !set_link(fd, index, false, n->mac, n->mtu))
 		wrong = "The network card did not take its MAC";
-	struct message m;
-	struct ifaddrmsg *info = begin(&m, RTM_DELADDR, 0, sizeof *info);
-	info->ifa_family = AF_INET;
-	info->ifa_index = index;
-	while (!wrong && talk(fd, &m))
-		;
+	if (!wrong)
+		drop_addresses(fd, index);
 	if (!wrong && !set_link(fd, index, true, NULL, 0))
 		wrong = "The network card did not come up";
 	if (!wrong && n->has4 && !add_address(fd, index, AF_INET, n->address4, 4, n->prefix4))
@@ -179,16 +192,48 @@ bool net_silence(void)
 	return done;
 }
 
+static bool read_mac(int socket, unsigned index, struct ifreq *card)
+{
+	*card = (struct ifreq){ 0 };
+	return if_indextoname(index, card->ifr_name) && ioctl(socket, SIOCGIFHWADDR, card) == 0;
+}
+
+bool net_read_mac(uint8_t mac[6])
+{
+	struct ifreq card;
+	unsigned index = find_card();
+	int fd = index ? socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE) : -1;
+	bool done = fd >= 0 && read_mac(fd, index, &card);
+	if (done)
+		memcpy(mac, card.ifr_hwaddr.sa_data, 6);
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+bool net_forget(const uint8_t mac[6])
+{
+	unsigned index = find_card();
+	int fd = index ? socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE) : -1;
+	if (fd < 0)
+		return false;
+	bool done = set_link(fd, index, false, NULL, 0) && set_link(fd, index, false, mac, ETHERNET_MTU);
+	drop_addresses(fd, index);
+	forbid_ipv6(index, false);
+	close(fd);
+	return done;
+}
+
 /* The kernel announces by itself when a card that is up takes a MAC, be it the one that it has, if it was told to. */
 bool net_announce(void)
 {
-	struct ifreq card = { 0 };
+	struct ifreq card;
 	char path[64];
 	unsigned index = find_card();
 	if (index == 0)
 		return true;
 	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-	bool done = fd >= 0 && if_indextoname(index, card.ifr_name) && ioctl(fd, SIOCGIFHWADDR, &card) == 0;
+	bool done = fd >= 0 && read_mac(fd, index, &card);
 	snprintf(path, sizeof path, "sys/net/ipv4/conf/%.15s/arp_notify", card.ifr_name);
 	done = done && write_at(agent.proc, path, "1");
 	snprintf(path, sizeof path, "sys/net/ipv6/conf/%.15s/ndisc_notify", card.ifr_name);

@@ -9,11 +9,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "connection.h"
 #include "io.h"
+#include "journal.h"
+#include "log.h"
 
 #define WAIT_MS 20000
 
-static void look(struct ports *ports)
+static int agent_port = -1, log_port = -1, journal_port = -1;
+
+static void look(void)
 {
 	DIR *list = opendir("/sys/class/virtio-ports");
 	if (!list)
@@ -24,9 +29,9 @@ static void look(struct ports *ports)
 		if (entry->d_name[0] == '.' || read_at(dirfd(list), path, name, sizeof name) <= 0)
 			continue;
 		name[strcspn(name, "\n")] = 0;
-		int *port = strcmp(name, "dormouse.agent") == 0 ? &ports->agent :
-			    strcmp(name, "dormouse.log") == 0 ? &ports->log :
-			    strcmp(name, "dormouse.journal") == 0 ? &ports->journal : NULL;
+		int *port = strcmp(name, "dormouse.agent") == 0 ? &agent_port :
+			    strcmp(name, "dormouse.log") == 0 ? &log_port :
+			    strcmp(name, "dormouse.journal") == 0 ? &journal_port : NULL;
 		snprintf(path, sizeof path, "/dev/%s", entry->d_name);
 		if (port && *port < 0)
 			*port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -34,18 +39,17 @@ static void look(struct ports *ports)
 	closedir(list);
 }
 
-bool ports_open(struct ports *ports)
+bool ports_open(void)
 {
-	*ports = (struct ports){ -1, -1, -1 };
 	/* Listening starts before looking, so that nothing can come in between. */
 	int events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 };
 	bind(events, (struct sockaddr *)&address, sizeof address);
 	uint64_t end = now_ms() + WAIT_MS;
 	for (;;) {
-		look(ports);
+		look();
 		uint64_t now = now_ms();
-		if ((ports->agent >= 0 && ports->log >= 0 && ports->journal >= 0) || now >= end)
+		if ((agent_port >= 0 && log_port >= 0 && journal_port >= 0) || now >= end)
 			break;
 		/* A port's name comes after its device without a word of its own, so the wait is also cut into short ones. */
 		struct pollfd waiting = { .fd = events, .events = POLLIN };
@@ -54,5 +58,12 @@ bool ports_open(struct ports *ports)
 			(void)!recv(events, event, sizeof event, 0);
 	}
 	close(events);
-	return ports->agent >= 0;
+	return agent_port >= 0;
+}
+
+void ports_serve(void)
+{
+	log_start(log_port);
+	journal_start(journal_port);
+	connection_start(agent_port);
 }

@@ -3,11 +3,9 @@
 #define DORMOUSE_PORTS_H
 #include <stdbool.h>
 
-struct ports {
-	int agent, log, journal;
-};
-
 /* Waits until they are there. Once open they stay open: closing one loses what the host has sent meanwhile. */
-bool ports_open(struct ports *ports);
+bool ports_open(void);
+/* Registers those who speak on them with the loop. */
+void ports_serve(void);
 
 #endif

@@ -49,6 +49,7 @@
 #define OP_THAW 8
 #define OP_SHUTDOWN 12
 #define OP_WAKE 13
+#define OP_REHEARSE 14
 
 /* How a request ended. */
 #define STATUS_OK 0

@@ -52,20 +52,17 @@ static int directory(const char *path)
 	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
-bool root_prepare(void)
+static const unsigned long quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+/* Those in which something is kept that is not on a disk. */
+static bool place_kept(void)
 {
-	const unsigned long quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-	umask(0);
-	initrd = directory("/");
-	bool all = place("proc", "/proc", quiet, NULL) & place("sysfs", "/sys", quiet, NULL) &
-		   place("devtmpfs", "/dev", MS_NOSUID, "mode=755") &
-		   place("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666") &
-		   place("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777") & place("mqueue", "/dev/mqueue", quiet, NULL) &
-		   place("tmpfs", "/private", quiet, "mode=755,size=4m");
-	symlink("/proc/self/fd", "/dev/fd");
-	symlink("/proc/self/fd/0", "/dev/stdin");
-	symlink("/proc/self/fd/1", "/dev/stdout");
-	symlink("/proc/self/fd/2", "/dev/stderr");
+	return place("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777") & place("mqueue", "/dev/mqueue", quiet, NULL) &
+	       place("tmpfs", "/private", quiet, "mode=755,size=4m");
+}
+
+static void take_hold(void)
+{
 	moved_proc = mount_handle(AT_FDCWD, "/proc", false);
 	moved_sys = mount_handle(AT_FDCWD, "/sys", false);
 	moved_dev = mount_handle(AT_FDCWD, "/dev", false);
@@ -74,10 +71,32 @@ bool root_prepare(void)
 	agent.dev = directory("/dev");
 	agent.pts = directory("/dev/pts");
 	agent.private = directory("/private");
+}
+
+bool root_prepare(void)
+{
+	umask(0);
+	initrd = directory("/");
+	bool all = place("proc", "/proc", quiet, NULL) & place("sysfs", "/sys", quiet, NULL) &
+		   place("devtmpfs", "/dev", MS_NOSUID, "mode=755") &
+		   place("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666") &
+		   place_kept();
+	symlink("/proc/self/fd", "/dev/fd");
+	symlink("/proc/self/fd/0", "/dev/stdin");
+	symlink("/proc/self/fd/1", "/dev/stdout");
+	symlink("/proc/self/fd/2", "/dev/stderr");
+	take_hold();
 	/* As Docker: whoever may run here may ping and listen on any port. */
 	write_at(agent.proc, "sys/net/ipv4/ping_group_range", "0 2147483647");
 	write_at(agent.proc, "sys/net/ipv4/ip_unprivileged_port_start", "0");
 	return all;
+}
+
+bool root_part(void)
+{
+	bool done = place_kept();
+	take_hold();
+	return done && moved_proc >= 0 && moved_sys >= 0 && moved_dev >= 0 && agent.private >= 0;
 }
 
 static const char *mount_disk(const char *serial, const char *path, const char *type, unsigned long flags, bool is_written)
@@ -161,6 +180,9 @@ const char *root_mount_volumes(const struct request *config)
 void root_seal(void)
 {
 	sync();
+	/* A frozen file system would outlive its mounts. */
+	if (agent.rehearsing)
+		return;
 	/* Freezing writes the journal home and marks the file system clean, whatever still holds files open on it. */
 	for (size_t i = 0; i < written_count; i++)
 		if (ioctl(written[i], FIFREEZE, 0) < 0)

@@ -7,6 +7,8 @@
 
 /* /proc, /sys, /dev and what hangs below it, and the agent's own descriptors of them. */
 bool root_prepare(void);
+/* In a mount namespace that was copied from the first: takes hold of its own mounts, and keeps what is told here apart. */
+bool root_part(void);
 /* The initrd's root, which stays reachable to the agent alone. */
 int root_initrd(void);
 /* Finds the disks by serial, puts the writable layer over the image and makes it the root. NULL, or a sentence. */

@@ -200,6 +200,14 @@ export class GuestClient implements AsyncDisposable {
     await this.#ask('The guest could not be shut down', fields.finish(), step)
   }
 
+  /**
+   * A parked guest lives a whole life in a child of its agent, which whoever connects next finds parked and leads through it. The one
+   * who connects after its end finds the guest parked as it was, or its machine powered off. Resolves when the child begins.
+   */
+  async rehearse(step: Step): Promise<void> {
+    await this.#ask('The guest could not rehearse', operation(OP.REHEARSE).finish(), step)
+  }
+
   /** How the guest is now. */
   async ping(step: Step): Promise<{ phase: GuestPhase; bootNonce: string; isFrozen: boolean }> {
     const answer = await this.#ask('The guest does not answer', operation(OP.PING).finish(), step)

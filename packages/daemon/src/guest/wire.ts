@@ -40,6 +40,7 @@ export const OP = {
   THAW: 8,
   SHUTDOWN: 12,
   WAKE: 13,
+  REHEARSE: 14,
 } as const
 
 export const STATUS = {
