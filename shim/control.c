@@ -19,7 +19,18 @@ static int signal_named(const char *name) {
     return 0;
 }
 
-static int obey(const struct client *client, char *line, const struct vmm *vmm) {
+/* NAME FILE */
+static const char *move_log_named(const struct controlled *what, char *words) {
+    char *file = strchr(words, ' ');
+    if (file == NULL) return "a log and a file are wanted";
+    *file++ = '\0';
+    for (size_t i = 0; i < what->log_count; i++)
+        if (strcmp(what->logs[i].plan.name, words) == 0) return move_log(&what->logs[i], file) == 0 ? NULL : strerror(errno);
+    return "no such log";
+}
+
+static int obey(const struct client *client, char *line, const struct controlled *what) {
+    const struct vmm *vmm = &what->vmm;
     char text[LINE_SIZE];
     if (strcmp(line, "status") == 0) {
         snprintf(text, sizeof text, "running %d\n", (int)vmm->pid);
@@ -33,6 +44,16 @@ static int obey(const struct client *client, char *line, const struct vmm *vmm) 
         snprintf(text, sizeof text, "error %s\n", strerror(errno));
         return answer(client, text);
     }
+    if (strncmp(line, "log ", 4) == 0) {
+        const char *wrong = move_log_named(what, line + 4);
+        if (wrong == NULL) return answer(client, "ok\n");
+        snprintf(text, sizeof text, "error %s\n", wrong);
+        return answer(client, text);
+    }
+    if (strcmp(line, "claim") == 0) {
+        *what->waits = 0;
+        return answer(client, "ok\n");
+    }
     switch (start_job(client->fd, line, vmm)) {
         case 0: return answer(client, "error no such request\n");
         case 1: return -1;
@@ -42,14 +63,14 @@ static int obey(const struct client *client, char *line, const struct vmm *vmm) 
     return -1;
 }
 
-int serve_client(struct client *client, const struct vmm *vmm) {
+int serve_client(struct client *client, const struct controlled *what) {
     ssize_t got = recv(client->fd, client->line + client->length, LINE_SIZE - client->length, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (got <= 0) return -1;
     client->length += (size_t)got;
     for (char *newline; (newline = memchr(client->line, '\n', client->length)) != NULL;) {
         *newline = '\0';
-        if (obey(client, client->line, vmm) < 0) return -1;
+        if (obey(client, client->line, what) < 0) return -1;
         size_t used = (size_t)(newline - client->line) + 1;
         client->length -= used;
         memmove(client->line, newline + 1, client->length);

@@ -2,6 +2,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "drain.h"
 #include "job.h"
 
 /* A line has room for a path. */
@@ -14,12 +15,22 @@ struct client {
     size_t length;
 };
 
+/* What requests are about. */
+struct controlled {
+    struct vmm vmm;
+    struct log_file *logs;
+    size_t log_count;
+    int *waits;
+};
+
 /*
  * Reads what is there and answers every whole line:
  *   status      →  running PID
  *   signal NAME →  ok | error WHY       NAME without SIG: KILL, TERM, STOP, CONT
+ *   log NAME FILE →  ok | error WHY     the log of that name goes on in FILE
+ *   claim       →  ok                   the VM is an instance's: it no longer ends with our connections
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
  * Returns -1 when the client is to be let go.
  */
-int serve_client(struct client *client, const struct vmm *vmm);
+int serve_client(struct client *client, const struct controlled *what);

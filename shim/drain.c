@@ -24,6 +24,27 @@ void open_log(struct log_file *log, const struct log_plan *plan) {
     log->bytes = facts.st_size;
 }
 
+int move_log(struct log_file *log, const char *path) {
+    if (strlen(path) >= sizeof log->moved) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    int fd = open_end(path, log->plan.is_capped ? O_TRUNC : 0);
+    struct stat facts;
+    int is_ours = fd >= 0 && fstat(fd, &facts) == 0 && dup3(fd, log->fd, O_CLOEXEC) >= 0;
+    int error = errno;
+    if (fd >= 0) close(fd);
+    if (!is_ours) {
+        errno = error;
+        return -1;
+    }
+    strcpy(log->moved, path);
+    log->plan.path = log->moved;
+    log->bytes = facts.st_size;
+    log->is_full = 0;
+    return 0;
+}
+
 /*
  * FILE becomes FILE.1, whatever was there is gone. A reader that follows FILE sees its inode change. 0 when it could not be done:
  * then FILE is filled up to its bound, and what comes after is lost.

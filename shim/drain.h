@@ -7,9 +7,15 @@ struct log_file {
     int fd;
     long long bytes;
     int is_full;
+    char moved[4096]; /* its path, once it has been moved */
 };
 
 void open_log(struct log_file *log, const struct log_plan *plan);
+/*
+ * Goes on in the file PATH, whatever was in it kept unless the log is capped. -1 with errno when it cannot be opened: then all is as it
+ * was.
+ */
+int move_log(struct log_file *log, const char *path);
 /* What cannot be written (the disk is full, the cap is reached) is dropped. */
 void append_to_log(struct log_file *log, const char *data, size_t length);
 /* A line of the shim's own. */

@@ -176,6 +176,8 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             add_descriptor(plan, pairs, &pair_count, value, plan->helper_fds, &plan->helper_fd_count);
         } else if (IS("--memory")) {
             plan->memory_fd = vmm_descriptor(plan, number(value, OWN_DESCRIPTORS - 1));
+        } else if (IS("--waits")) {
+            plan->waits = strcmp(value, "yes") == 0;
         } else if (IS("--isolate-network")) {
             plan->isolates_network = strcmp(value, "yes") == 0;
         } else if (IS("--helper")) {

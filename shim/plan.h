@@ -40,6 +40,7 @@ struct plan {
     int blank_fd;  /* -1: none was asked for */
     int memory_fd; /* what the VMM maps as its guest's memory; -1: not named */
     char **vmm_argv;
+    int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */
     struct descriptor helper_fds[MAX_DESCRIPTORS];
     size_t helper_fd_count;
@@ -69,6 +70,7 @@ struct plan {
  *       hold:         one end of a stream whose other end the shim holds open and does nothing with
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
  *   --memory N                descriptor N of the VMM is its guest's memory, which it maps privately
+ *   --waits yes               ends the VMM when the last connection does, until `claim`
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
  *   --helper ARG              a word of the helper's command line; repeated
  *   -- VMM ARGS

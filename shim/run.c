@@ -221,17 +221,34 @@ static void accept_client(struct shim *shim) {
     close(fd);
 }
 
+/* A VM that waits belongs to the daemon alone, and no one would ever take it now. */
+static void end_if_left(struct shim *shim) {
+    if (!shim->plan.waits || shim->has_ended) return;
+    for (size_t i = 0; i < MAX_CLIENTS; i++)
+        if (shim->clients[i].fd >= 0) return;
+    kill(shim->vmm, SIGKILL);
+}
+
+static void serve(struct shim *shim, struct client *client) {
+    const struct controlled what = {
+        .vmm = {shim->vmm, shim->plan.memory_fd, shim->plan.blank_fd},
+        .logs = shim->logs,
+        .log_count = shim->plan.log_count,
+        .waits = &shim->plan.waits,
+    };
+    if (client->fd < 0 || serve_client(client, &what) >= 0) return;
+    close(client->fd);
+    client->fd = -1;
+    end_if_left(shim);
+}
+
 static void on_event(struct shim *shim, unsigned what) {
     if (what == ON_SIGNAL) {
         on_signals(shim);
     } else if (what == ON_LISTEN) {
         accept_client(shim);
     } else if (what >= ON_CLIENT) {
-        struct client *client = &shim->clients[what - ON_CLIENT];
-        if (client->fd >= 0 && serve_client(client, &(struct vmm){shim->vmm, shim->plan.memory_fd, shim->plan.blank_fd}) < 0) {
-            close(client->fd);
-            client->fd = -1;
-        }
+        serve(shim, &shim->clients[what - ON_CLIENT]);
     } else {
         struct source_plan *source = &shim->plan.sources[what];
         if (source->fd >= 0 && drain(source->fd, &shim->logs[source->log]) < 0) {

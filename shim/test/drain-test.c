@@ -1,4 +1,5 @@
 /* Logs stay within their limits, whatever is written and in whatever pieces. */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,6 +63,18 @@ int main(void) {
     CHECK(size_of(older) == 11 && size_of(path) == 12);
     append_to_log(&log, "third line\n", 11);
     CHECK(size_of(older) == 12 && size_of(path) == 11);
+
+    // Another file: what was said before stays where it is, what comes goes there, as far as it has room.
+    char other[64];
+    snprintf(other, sizeof other, "%s/other", dir);
+    log = fresh(path, 1, 10);
+    append_to_log(&log, "0123456789abc", 13);
+    CHECK(move_log(&log, "/nowhere/log") < 0 && errno == ENOENT && log.is_full);
+    CHECK(move_log(&log, other) == 0);
+    append_to_log(&log, "0123456", 7);
+    CHECK(size_of(path) == 10 && size_of(other) == 7);
+    CHECK(move_log(&log, other) == 0 && size_of(other) == 0);
+    unlink(other);
 
     // One endless line, in one piece and in many.
     log = fresh(path, 0, 100);

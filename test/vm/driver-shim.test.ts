@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, mkdir, readFile, readlink, stat, writeFile } from 'node:fs/promises'
+import { chmod, mkdir, readFile, readlink, rename, stat, writeFile } from 'node:fs/promises'
 import net from 'node:net'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { isAlive, signalProcess } from '../../packages/daemon/src/host/process-identity.ts'
+import { findShims } from '../../packages/daemon/src/hypervisors/find-shims.ts'
 import { readExit, Shim, type ShimPlan } from '../../packages/daemon/src/hypervisors/shim.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
@@ -231,4 +232,62 @@ test('the control socket answers one line to one line, and lets nonsense go', as
   assert.equal(await ask('signal CONT', 'signal HUP', 'dance'), 'ok\nerror no such signal\nerror no such request\n')
   assert.equal(await ask('x'.repeat(5000)), '')
   assert.equal(await ask('status'), `running ${shim.vmm.pid}\n`)
+})
+
+const WRITES = 'while read line <&9; do echo "$line" >&12; echo "$line" >&13; echo "$line"; done'
+const waitingPlan = async (t: TestContext): Promise<ShimPlan & { dir: string }> => {
+  const plan = await planFor(t, WRITES, { waits: true })
+  const { argv, descriptors } = plan.vmm
+  return { ...plan, vmm: { argv, descriptors: [...descriptors, { number: 9, kind: 'hold' }] } }
+}
+
+test('a VM that waits ends with the last connection of its daemon, one that was claimed does not', async (t) => {
+  const plan = await waitingPlan(t)
+  const left = await launched(t, plan)
+  left[Symbol.dispose]()
+  await pollUntil('it to end', () => !isAlive(left.vmm) && !isAlive(left.identity), makeStep())
+
+  const other = await waitingPlan(t)
+  const claimed = await launched(t, other)
+  const logs = { app: join(other.dir, 'app.own'), vmm: join(other.dir, 'vmm.own'), journal: join(other.dir, 'journal.own') }
+  await claimed.claim(logs, makeStep())
+  claimed[Symbol.dispose]()
+  const again = await Shim.adopt(other.runDir, claimed.identity, claimed.vmm, makeStep())
+  assert.ok(again)
+  again[Symbol.dispose]()
+  assert.ok(isAlive(claimed.vmm))
+})
+
+test('logs go on in the files of whoever claims it, bounded as before, and its run directory may be renamed', async (t) => {
+  const plan = await planFor(
+    t,
+    'echo before >&12; echo before >&13; while [ ! -e "$0" ]; do sleep 0.01; done; seq 1 5000 >&12; seq 1 5000 >&13; sleep 60',
+    {
+      waits: true,
+      maxBytes: 4096,
+    },
+  )
+  const go = join(plan.dir, 'go')
+  const shim = await launched(t, { ...plan, vmm: { ...plan.vmm, argv: [...plan.vmm.argv, go] } })
+  const text = (file: string): Promise<string> => readFile(join(plan.dir, file), 'utf8').catch(() => '')
+  await pollUntil('what it says first', async () => (await text('app.log')) !== '' && (await text('journal')) !== '', makeStep())
+  const moved = join(plan.dir, 'moved')
+  await rename(plan.runDir, moved)
+  shim.moved(moved)
+  await writeFile(join(plan.dir, 'journal.own'), 'of an earlier start')
+  await shim.claim({ app: join(plan.dir, 'app.own'), vmm: join(plan.dir, 'vmm.own'), journal: join(plan.dir, 'journal.own') }, makeStep())
+  await writeFile(go, '')
+  await pollUntil('the last line', async () => (await text('app.own')).endsWith('\n5000\n'), makeStep())
+  assert.ok((await stat(join(plan.dir, 'app.own'))).size <= 4096 && (await stat(join(plan.dir, 'app.own.1'))).size <= 4096)
+  await pollUntil('a full journal', async () => (await stat(join(plan.dir, 'journal.own'))).size === 4096, makeStep())
+  assert.match(await text('journal.own'), /^1\n2\n/)
+  assert.deepEqual([await text('app.log'), await text('journal')], ['before\n', 'before\n'])
+
+  assert.deepEqual(
+    (await findShims(moved)).map(({ pid }) => pid),
+    [shim.identity.pid],
+  )
+  await assert.rejects(shim.claim({ app: join(plan.dir, 'nowhere/app'), vmm: '', journal: '' }, makeStep()), /No such file/)
+  const exit = await shim.kill()
+  assert.deepEqual(await readExit(moved), exit)
 })

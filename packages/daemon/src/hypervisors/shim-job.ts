@@ -40,11 +40,18 @@ export class ShimJob implements Disposable {
 
   /** Asks the shim of `runDir` for a job; `what` is said of it in errors, as in "could not <what>". */
   static async start(file: string, words: readonly string[], what: string, step: Step): Promise<ShimJob> {
-    const request = words.join(' ')
-    if (request.includes('\n')) throw new AppError('invalid_path', `A path with a line break in it cannot be handed on: ${request}`)
     const job = new ShimJob(await connectTo(file, step), what, step.signal)
-    job.#socket.write(`${request}\n`)
+    if (words.length > 0) job.ask(words)
     return job
+  }
+
+  ask(words: readonly string[]): void {
+    const request = words.join(' ')
+    if (request.includes('\n')) {
+      this.#socket.destroy()
+      throw new AppError('invalid_path', `A path with a line break in it cannot be handed on: ${request}`)
+    }
+    this.#socket.write(`${request}\n`)
   }
 
   /** The next line, which must look like `expected`. Anything else is an error, after which the job is over and has left nothing. */

@@ -25,6 +25,8 @@ export interface ShimPlan {
   readonly vmm: ShimChild
   /** Which of the VMM's descriptors is the memory that it maps privately; without it the VM's memory can be neither captured nor loaded. */
   readonly memory?: number
+  /** The VM is no one's yet: until `claim` it ends with this daemon. */
+  readonly waits?: boolean
   /** The VMM needs no network of its own: its traffic goes to the helper. */
   readonly isolateNetwork: boolean
   readonly helper?: ShimChild
@@ -107,6 +109,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
     ...descriptors('--fd', plan.vmm),
     ...(plan.memory === undefined ? [] : ['--memory', `${plan.memory}`]),
+    ...(plan.waits ? ['--waits', 'yes'] : []),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
     ...(plan.helper === undefined
       ? []
@@ -120,15 +123,15 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
 export class Shim implements Disposable {
   readonly identity: ProcessIdentity
   readonly vmm: ProcessIdentity
-  readonly runDir: string
   /** The number of the shim's own descriptor of the VMM's blank memory; only known to the daemon that started it. */
   readonly blankFd: number | undefined
   /** Settles once, when the shim has let go of us: the VMM has ended and is recorded, or the shim itself is gone. */
   readonly ended: Promise<VmExit>
   readonly #socket: Socket
+  #runDir: string
 
   private constructor(runDir: string, identity: ProcessIdentity, vmm: ProcessIdentity, socket: Socket, blankFd?: number) {
-    this.runDir = runDir
+    this.#runDir = runDir
     this.identity = identity
     this.vmm = vmm
     this.blankFd = blankFd
@@ -137,10 +140,14 @@ export class Shim implements Disposable {
       // A shim that ends says nothing that the record does not; the end of the stream is the event.
       socket.on('data', () => undefined)
       socket.on('error', () => undefined)
-      socket.once('close', () => resolve(howItEnded(runDir, [identity, vmm])))
+      socket.once('close', () => resolve(howItEnded(this.runDir, [identity, vmm])))
     })
     // A VM must not keep a daemon from ending.
     socket.unref()
+  }
+
+  get runDir(): string {
+    return this.#runDir
   }
 
   /** Starts a shim, its helper and its VMM. When it throws, none of them is left. */
@@ -203,6 +210,21 @@ export class Shim implements Disposable {
   async give(file: string, access: 'ro' | 'rw', set: number, step: Step): Promise<void> {
     using job = await this.#begin(['give', file, access, `${set}`], `hand ${path.basename(file)} to the VM`, step)
     await job.answer(/^gave \d+$/)
+  }
+
+  /** Its run directory is another now: it is named relative to it, so it need not be told. */
+  moved(runDir: string): void {
+    this.#runDir = runDir
+  }
+
+  /** A VM that waited becomes an instance's: its logs go on in these files, and it no longer ends with this daemon. */
+  async claim(logs: Readonly<Record<ShimLog['name'], string>>, step: Step): Promise<void> {
+    const requests = [...Object.entries(logs).map(([name, file]) => ['log', name, file]), ['claim']]
+    using job = await this.#begin([], 'take the VM over', step)
+    for (const request of requests) {
+      job.ask(request)
+      await job.answer(/^ok$/)
+    }
   }
 
   #begin(words: readonly string[], what: string, step: Step): Promise<ShimJob> {
