@@ -40,9 +40,12 @@ const MEASURES: readonly Measure[] = [
   { ids: ['list_1000'], run: measureList },
   { ids: ['image_convert'], run: measureImageConversion },
   { ids: ['api_overhead', 'stat_round_trip', 'create_overhead'], run: measureOverheads },
-  { ids: ['create_to_running', 'exec_round_trip', 'daemon_rss'], run: (bench) => measureBoots(bench, 'qemu') },
+  {
+    ids: ['create_to_running', 'create_to_running_cold_pool', 'exec_round_trip', 'daemon_rss'],
+    run: (bench) => measureBoots(bench, 'qemu'),
+  },
   { ids: ['compress', 'compress_size', 'restore_compressed'], run: measureCompression },
-  { ids: ['create_to_running_microvm'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
+  { ids: ['create_to_running_microvm', 'create_to_running_microvm_cold_pool'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
   {
     ids: [
       ...['standby', 'standby_third', 'standby_bytes', 'standby_bytes_third', 'standby_libvirt'],

@@ -19,6 +19,7 @@ const root = resolve(import.meta.dirname, '..')
 const ASSETS = [
   'guest/dormouse-guest',
   'guest/initrd.cpio',
+  'guest/rehearsal.squashfs',
   'kernel/vmlinux',
   'kernel/modules.squashfs',
   'kernel/version',

@@ -1,6 +1,7 @@
 /** Promises about an instance's coming to life and what goes through its agent, beside machines that plain QEMU boots. */
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
@@ -18,7 +19,8 @@ const EXECS = 60
 
 export async function measureBoots({ dir, installed, runs, tell }: Bench, hypervisor: 'qemu' | 'qemu-microvm'): Promise<Measurement[]> {
   const place = join(dir, hypervisor)
-  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor, argv: installed.daemon, env: installed.env })
+  const env = { ...installed.env, DORMOUSE_POOL_SIZE: '1' }
+  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor, argv: installed.daemon, env })
   const { path, digest } = await makeBusyboxImage(join(place, 'image'))
   await importImage(daemon, path, IMAGE)
   const rootfs = daemon.paths.imageRootfs(digest)
@@ -32,16 +34,24 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
   await daemon.client.delete('/instances/warm-up')
 
   const ours: number[] = []
+  const alone: number[] = []
   const anchor: number[] = []
   for (let run = 0; run < runs; run += 1) {
     tell(`${board}: run ${run + 1} of ${runs}`)
+    await untilOneWaits(daemon, hypervisor)
     ours.push(await create(daemon, `run-${run}`))
     await daemon.client.delete(`/instances/run-${run}`)
+    // The next one does not wait yet, nor has it been begun.
+    alone.push(await create(daemon, `alone-${run}`))
+    await daemon.client.delete(`/instances/alone-${run}`)
+    // Nothing else is to be made while the other side boots.
+    await untilOneWaits(daemon, hypervisor)
     await using boot = await raw(run)
     anchor.push(boot.readyMs)
   }
 
   await create(daemon, 'exec')
+  await untilOneWaits(daemon, hypervisor)
   await using boot = await raw(runs)
   const execs: number[] = []
   const bareExecs: number[] = []
@@ -57,10 +67,18 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
   return [
     {
       id: board === 'q35' ? 'create_to_running' : 'create_to_running_microvm',
-      what: `POST /instances?wait=running and an exec of the image's /bin/true, ${board}, ${acceleration}, ${MEMORY_MIB} MiB, golden boot warm; the anchor is plain QEMU on the same board, kernel, initrd and disks, to the same end`,
+      what: `POST /instances?wait=running and an exec of the image's /bin/true, ${board}, ${acceleration}, ${MEMORY_MIB} MiB, golden boot warm and a VM waiting; the anchor is plain QEMU on the same board, kernel, initrd and disks, to the same end`,
+      unit: 'ms',
+      target: atLeastTimesFaster(10),
+      ours,
+      anchor,
+    },
+    {
+      id: board === 'q35' ? 'create_to_running_cold_pool' : 'create_to_running_microvm_cold_pool',
+      what: `the same just after it, golden boot warm and no VM waiting, ${board}, ${acceleration}, ${MEMORY_MIB} MiB`,
       unit: 'ms',
       target: atLeastTimesFaster(6),
-      ours,
+      ours: alone,
       anchor,
     },
     {
@@ -88,6 +106,16 @@ async function create({ client, socket }: DaemonProcess, name: string): Promise<
   const { exitCode } = await execOverApi(socket, name, { command: ['/bin/true'] })
   if (exitCode !== 0) throw new Error(`/bin/true ended with ${exitCode} in ${name}`)
   return performance.now() - from
+}
+
+async function untilOneWaits({ client, log }: DaemonProcess, hypervisor: HypervisorName): Promise<void> {
+  const isOne = async (): Promise<boolean> => {
+    const { runtimes } = await client.get<{ runtimes: { name: string; waiting?: number }[] }>('/capabilities')
+    return runtimes.some(({ name, waiting }) => name === hypervisor && waiting === 1)
+  }
+  await pollUntil('a VM to wait', isOne, { signal: AbortSignal.timeout(60_000) }, { everyMs: 50 }).catch(async (cause) => {
+    throw new Error(`No VM waits; the daemon's log ends with:\n${(await log()).slice(-2000)}`, { cause })
+  })
 }
 
 async function timed(work: () => Promise<unknown>): Promise<number> {

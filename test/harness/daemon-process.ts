@@ -103,6 +103,8 @@ function settingsOf({ dir, driver, env }: DaemonOptions): Record<string, string>
     DORMOUSE_DATA_DIR: join(dir, 'data'),
     DORMOUSE_RUN_DIR: join(dir, 'run'),
     DORMOUSE_LISTEN: 'off',
+    // VMs of no instance would take the machine's two processors, and be counted: whoever wants them says so.
+    DORMOUSE_POOL_SIZE: '0',
     // From source: some 250 files whose types are stripped and whose code is compiled once, not at each start.
     NODE_COMPILE_CACHE: join(REPOSITORY, 'build/cache/node'),
     ...(driver === undefined ? {} : { DORMOUSE_HYPERVISOR: driver }),

@@ -43,11 +43,12 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
   const running = instances.filter(({ state }) => state === 'Running')
   await untilGone(dir, running.map(runDirOf(dir)))
 
-  const { shims, vmms, helpers } = await processesOf(dir)
+  const { shims, vmms, helpers } = await processesOfInstances(dir)
+  const disks = disksOf(dir)
   for (const instance of instances) {
     const { id, name } = instance
     const isRunning = running.includes(instance)
-    const own = shims.filter(({ argv }) => argv[argv.indexOf('--dir') + 1] === runDirOf(dir)(instance))
+    const own = shims.filter(({ place }) => place === runDirOf(dir)(instance))
     assert.equal(own.length, isRunning ? 1 : 0, `shims of ${name}`)
     const children = [vmms, helpers].map((found) => found.filter(({ parent }) => parent === own[0]?.pid))
     assert.deepEqual(
@@ -55,7 +56,9 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
       isRunning ? [1, instance.network.enabled === false ? 0 : 1] : [0, 0],
       `VMM and network helper of ${name}`,
     )
-    assert.ok(!isRunning || children[0]?.[0]?.argv.includes(id), `the VMM of ${name} is another's`)
+    const [top = ''] = disks.get(id) ?? []
+    const files = openFiles(children[0]?.[0]?.pid ?? 0)
+    assert.ok(!isRunning || files.includes(join(dir, 'data/disks', top)), `the VMM of ${name} is another's`)
     assertPorts(instance, isRunning, children[1]?.[0]?.pid)
   }
   assert.deepEqual(
@@ -153,8 +156,8 @@ const runDirOf =
 async function untilGone(dir: string, runDirs: readonly string[]): Promise<void> {
   const strangers = async () => {
     const dirs = ['run/vm', 'run/golden'].flatMap((name) => namesIn(join(dir, name)).map((it) => join(dir, name, it)))
-    const { shims, vmms, helpers } = await processesOf(dir)
-    const known = shims.filter(({ argv }) => runDirs.includes(argv[argv.indexOf('--dir') + 1] ?? ''))
+    const { shims, vmms, helpers } = await processesOfInstances(dir)
+    const known = shims.filter(({ place }) => runDirs.includes(place))
     const isKnown = ({ parent }: FoundChild): boolean => known.some(({ pid }) => pid === parent)
     return dirs.some((it) => !runDirs.includes(it)) || known.length < shims.length || ![...vmms, ...helpers].every(isKnown)
   }
@@ -167,23 +170,46 @@ interface FoundChild extends FoundProcess {
   readonly parent: number
 }
 
+interface FoundShim extends FoundProcess {
+  /** Its run directory: where it stands now. */
+  readonly place: string
+}
+
+/** All but those of VMs that wait to become an instance's. */
+async function processesOfInstances(dir: string): ReturnType<typeof processesOf> {
+  const { shims, vmms, helpers } = await processesOf(dir)
+  const waiting = shims.filter(({ place }) => place.startsWith(join(dir, 'run/pool/'))).map(({ pid }) => pid)
+  const isTheirs = ({ parent }: FoundChild): boolean => !waiting.includes(parent)
+  return { shims: shims.filter(({ pid }) => !waiting.includes(pid)), vmms: vmms.filter(isTheirs), helpers: helpers.filter(isTheirs) }
+}
+
 /**
  * Shims that were started for a directory below `dir`, and what is or was theirs: VMMs that they hold or that hold a file below it (their
  * command lines name descriptors, not files), network helpers of this repository that they hold or that no shim holds any more.
  */
-export async function processesOf(dir: string): Promise<{ shims: FoundProcess[]; vmms: FoundChild[]; helpers: FoundChild[] }> {
+export async function processesOf(dir: string): Promise<{ shims: FoundShim[]; vmms: FoundChild[]; helpers: FoundChild[] }> {
   const called = async (name: string): Promise<FoundChild[]> =>
     (await processesNaming(name))
       .filter(({ argv }) => basename(argv[0] ?? '').startsWith(name))
       .map((it) => ({ ...it, parent: parentOf(it.pid) }))
   const [allShims, allVmms, allHelpers] = await Promise.all(['dormouse-shim', 'qemu-system', 'dormouse-net'].map(called))
-  const shims = allShims?.filter(({ argv }) => argv[argv.indexOf('--dir') + 1]?.startsWith(`${dir}/`)) ?? []
+  const isBelow = ({ argv }: FoundProcess): boolean => argv[argv.indexOf('--dir') + 1]?.startsWith(`${dir}/`) === true
+  const shims = (allShims ?? []).filter(isBelow).map((shim) => ({ ...shim, place: placeOf(shim.pid) }))
   const isOurs = (argv: readonly string[]): boolean => argv[0] === artefacts.networkHelperPath
   const isIn = (found: readonly FoundProcess[], pid: number): boolean => found.some((it) => it.pid === pid)
   return {
     shims,
     vmms: allVmms?.filter(({ pid, parent }) => isIn(shims, parent) || openFiles(pid).some((path) => path.startsWith(dir))) ?? [],
     helpers: allHelpers?.filter(({ parent, argv }) => isIn(shims, parent) || (isOurs(argv) && !isIn(allShims ?? [], parent))) ?? [],
+  }
+}
+
+function placeOf(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`)
+  } catch {
+    // It ended while it was looked at.
+    return ''
   }
 }
 

@@ -23,6 +23,7 @@ export const Runtime = Type.Object(
     version: Type.Optional(Type.String()),
     acceleration: Type.Optional(Type.Enum(['kvm', 'tcg'], { description: 'kvm: by the processor; tcg: emulated, slower' })),
     reason: Type.Optional(Type.String({ description: 'Why it is not available, or why it runs without KVM' })),
+    waiting: Type.Optional(Type.Integer({ minimum: 0, description: 'VMs that wait for the next creates and starts' })),
   },
   { $id: 'CapabilitiesRuntime' },
 )

@@ -10,11 +10,12 @@ import { Events } from './events/events.ts'
 import { readHostFacts } from './host/host-facts.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors, noMemory } from './hypervisor-set.ts'
+import { createHypervisors, type DriverUses, noMemory } from './hypervisor-set.ts'
 import type { BaseRef, Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
 import { Instances } from './instances/instances.ts'
+import { DEFAULT_SIZES } from './instances/limits.ts'
 import { Reaper } from './instances/reaper.ts'
 import { BackgroundJobs } from './lib/background-jobs.ts'
 import type { Logger } from './log.ts'
@@ -88,7 +89,12 @@ export class Daemon implements AsyncDisposable {
     const host = readHostFacts()
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
     const isNeeded = (base: BaseRef): boolean => instances.standsOn(base)
-    const uses = { config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir, isNeeded }
+    const disks = new Disks({ paths, layers: new DiskLayers(db) })
+    const pool: DriverUses['pool'] = {
+      roomBytes: () => instances.memoryRoom(),
+      makeDisk: (file, owner, step) => disks.makeEmpty(file, DEFAULT_SIZES.overlayBytes, { owner, step }),
+    }
+    const uses = { config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir, isNeeded, pool }
     const set = given === undefined ? createHypervisors(uses) : { drivers: given, memory: noMemory, recover: async () => undefined }
     const { drivers } = set
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
@@ -97,7 +103,6 @@ export class Daemon implements AsyncDisposable {
       new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
     )
     const { memory } = set
-    const disks = new Disks({ paths, layers: new DiskLayers(db) })
     const compressing = stack.use(new BackgroundJobs())
     const snapshots = new Snapshots({ db, events, disks, memory, paths, log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -142,6 +147,7 @@ export class Daemon implements AsyncDisposable {
           hypervisors: drivers.map((driver) => ({
             name: driver.name,
             capabilities: driver.capabilities,
+            waiting: () => driver.waiting,
             probe: () => driver.probe({ signal: AbortSignal.timeout(60_000), log }),
           })),
           ratios: { cpu: config.limits.cpuRatio, memory: config.limits.memoryRatio, disk: config.limits.diskRatio },

@@ -1,13 +1,14 @@
 /** The one place that names concrete drivers: for the daemon, and for the doctor who probes them without one. */
-import { readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Assets } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { GuestClient } from './guest/guest-client.ts'
+import { rehearse } from './guest/rehearsal.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
 import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
-import { createQemuDrivers, dropStaleGoldenBoots } from './hypervisors/qemu/qemu.ts'
+import { createQemuDrivers, dropStaleGoldenBoots, Pool, type PoolPlace, type WaitingMachine } from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
 import { checkState, readManifest } from './memory/capture-files.ts'
 import { type LayeredMemory, Memory } from './memory/memory.ts'
@@ -24,6 +25,12 @@ export interface DriverUses {
   readonly workDir: string
   /** Does a VM, a sleeping state or a snapshot stand on it? */
   readonly isNeeded: (base: BaseRef) => boolean
+  /** Whose VMs wait for starts; absent where nothing is ever started. */
+  readonly pool?: {
+    /** Memory that admission has given to no instance. */
+    readonly roomBytes: () => number
+    readonly makeDisk: PoolPlace['makeDisk']
+  }
 }
 
 export interface HypervisorSet {
@@ -34,11 +41,16 @@ export interface HypervisorSet {
 }
 
 /** The drivers of this configuration. What they hold open goes on the stack. Touches nothing of a daemon that runs. */
-export function createHypervisors({ config, log, paths, assets, isRoot, stack, workDir, isNeeded }: DriverUses): HypervisorSet {
+export function createHypervisors(uses: DriverUses): HypervisorSet {
+  const { config, log, paths, assets, isRoot, stack, workDir } = uses
   if (config.hypervisor === 'fake') return { drivers: [new FakeHypervisor()], memory: noMemory, recover: async () => undefined }
   const { goldenDir, basesDir } = paths
+  // An instance that one of those that wait becomes will stand on what it was woken from.
+  const isNeeded = (base: BaseRef): boolean =>
+    uses.isNeeded(base) || pool?.machines.some(({ handle }) => handle.machine?.base === base) === true
   const memory = stack.use(new Memory({ goldenDir, basesDir, shimPath: assets.shim, log, isNeeded }))
   const goldenUid = config.instances.uidBase + config.instances.uidCount
+  const pool = poolOf(uses)
   const drivers = createQemuDrivers({
     memory,
     log,
@@ -56,6 +68,7 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
         throw new AppError('internal_error', `The guest of a golden boot is ${guest.hello.phase}, not parked`)
     },
     ...(isRoot ? { goldenUser: { uid: goldenUid, gid: goldenUid } } : {}),
+    ...(pool === undefined ? {} : { pool }),
   })
   return {
     drivers,
@@ -63,10 +76,25 @@ export function createHypervisors({ config, log, paths, assets, isRoot, stack, w
     recover: async () => {
       await memory.sweepGoldenBoots(() => false)
       const [first] = drivers
-      for (const name of namesIn(workDir)) await first?.sweep(join(workDir, name))
+      for (const dir of [workDir, paths.poolRunDir]) for (const name of namesIn(dir)) await first?.sweep(join(dir, name))
       // It has to ask the host first, which takes longer than a start of the daemon may.
       void dropStaleGoldenBoots(drivers, { memory, log })
     },
+  }
+}
+
+/** Users of VMs that wait follow those of instances and the one of golden boots, as many as there are of instances. */
+function poolOf({ config, log, paths, assets, isRoot, stack, pool }: DriverUses): PoolPlace | undefined {
+  const { uidBase, uidCount } = config.instances
+  if (pool === undefined || config.pool.size === 0 || !config.golden.enabled || !existsSync(assets.rehearsal)) return undefined
+  const { roomBytes, makeDisk } = pool
+  return {
+    machines: stack.use(new Pool<WaitingMachine>({ size: config.pool.size, roomBytes, log })),
+    dir: paths.poolRunDir,
+    image: assets.rehearsal,
+    makeDisk,
+    rehearse,
+    ...(isRoot ? { users: { base: uidBase + uidCount + 1, count: uidCount } } : {}),
   }
 }
 

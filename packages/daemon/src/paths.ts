@@ -86,6 +86,10 @@ export class Paths {
   get goldenRunDir(): string {
     return join(this.runDir, 'golden')
   }
+  /** Where VMs wait that are no instance's yet; emptied at every start. */
+  get poolRunDir(): string {
+    return join(this.runDir, 'pool')
+  }
   /** The same for a doctor's probe. */
   get doctorRunDir(): string {
     return join(this.runDir, `doctor-${process.pid}`)

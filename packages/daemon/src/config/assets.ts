@@ -8,6 +8,8 @@ export interface Assets {
   readonly initrd: string
   readonly modules: string
   readonly guest: string
+  /** The image that guests rehearse with while they wait. */
+  readonly rehearsal: string
   readonly shim: string
   readonly networkHelper: string
 }
@@ -18,6 +20,7 @@ export const assetsIn = (dir: string): Assets => ({
   initrd: join(dir, 'guest/initrd.cpio'),
   modules: join(dir, 'kernel/modules.squashfs'),
   guest: join(dir, 'guest/dormouse-guest'),
+  rehearsal: join(dir, 'guest/rehearsal.squashfs'),
   shim: join(dir, 'shim/dormouse-shim'),
   networkHelper: join(dir, 'shim/dormouse-net'),
 })

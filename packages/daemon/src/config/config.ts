@@ -69,6 +69,8 @@ export interface Config {
     /** Of sleepers and snapshots that neither their request nor their policy says anything of. */
     readonly compression: Compression | undefined
   }
+  /** How many VMs wait for creates and starts, of all kinds together; 0: none. */
+  readonly pool: { readonly size: number }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
   readonly crashAt: string | undefined
 }
@@ -103,6 +105,8 @@ const duration = (byDefault: string) =>
   })
 const integer = (byDefault: number) =>
   setting(byDefault, 'a whole number above 0', (value) => (/^\d+$/.test(value) ? positive(Number(value)) : undefined))
+const count = (byDefault: number) =>
+  setting(byDefault, 'a whole number, 0 or more', (value) => (/^\d{1,4}$/.test(value) ? Number(value) : undefined))
 const ratio = (byDefault: number) => setting(byDefault, 'a number above 0', (value) => positive(Number(value)))
 const flag = (byDefault: boolean) => setting(byDefault, 'true or false', parseFlag)
 const choice = <const T extends string>(byDefault: T, options: readonly T[]) =>
@@ -158,6 +162,7 @@ const SETTINGS = {
     'off, or an algorithm and its level such as zstd, zstd:3 or lz4',
     parseCompression,
   ),
+  POOL_SIZE: count(2),
   CRASH_AT: optionalText(),
 } as const
 
@@ -230,6 +235,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS, allowHostAccess: s.ALLOW_HOST_ACCESS },
     golden: { enabled: s.GOLDEN },
     snapshots: { compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION },
+    pool: { size: s.POOL_SIZE },
     crashAt: s.CRASH_AT,
   }
 }

@@ -51,7 +51,11 @@ export class Disks {
 
   /** A layer with an empty filesystem of `bytes`; none of that name may exist. Leaves nothing behind when it throws. */
   async createOverlay(name: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
-    const path = this.#uses.paths.disk(name)
+    await this.makeEmpty(this.#uses.paths.disk(name), bytes, options)
+  }
+
+  /** The same at any path, for a machine that is no instance's. */
+  async makeEmpty(path: string, bytes: number, options: { owner?: DiskOwner | undefined; step: Step }): Promise<void> {
     const template = await this.#templateOf(bytes, options.step)
     try {
       await using file = await open(path, 'wx', 0o600)

@@ -79,7 +79,7 @@ export const checkAssets: Check = async (config) => {
   if (missing.length === 0) return [{ what: 'guest parts', state: 'good', says: `kernel, initrd, modules and shim in ${dir}` }]
   return missing.map(([name, path]) => ({
     what: 'guest parts',
-    state: name === 'modules' || name === 'guest' ? 'poor' : 'bad',
+    state: name === 'modules' || name === 'guest' || name === 'rehearsal' ? 'poor' : 'bad',
     says: `the ${name} is missing: ${path}`,
     mend: 'Build it in the clone with: scripts/setup.sh (or make install), or set DORMOUSE_ASSETS_DIR',
   }))
@@ -126,6 +126,14 @@ export const checkHypervisors: Check = async (config) => {
   } catch (error) {
     return [{ what: 'hypervisors', state: 'bad', says: sentenceOf(error) }]
   }
+}
+
+export const checkPool: Check = async ({ pool, golden }) => {
+  const isOff = pool.size === 0 || !golden.enabled
+  const says = isOff
+    ? 'no VM waits for creates: each wakes or boots its own'
+    : `up to ${pool.size} wait for creates; /capabilities says how many do`
+  return [{ what: 'waiting VMs', state: 'good', says }]
 }
 
 export const checkNetwork: Check = async ({ network }) => {

@@ -9,6 +9,7 @@ import {
   checkHost,
   checkHypervisors,
   checkNetwork,
+  checkPool,
   checkReflink,
   checkRights,
   checkRunDir,
@@ -38,7 +39,18 @@ export async function doctor(config: Config, { json, print }: DoctorOptions): Pr
 }
 
 async function examine(config: Config): Promise<Finding[]> {
-  const checks = [checkHost, checkRights, checkTools, checkAssets, checkHypervisors, checkNetwork, checkDataDir, checkReflink, checkRunDir]
+  const checks = [
+    checkHost,
+    checkRights,
+    checkTools,
+    checkAssets,
+    checkHypervisors,
+    checkPool,
+    checkNetwork,
+    checkDataDir,
+    checkReflink,
+    checkRunDir,
+  ]
   const findings: Finding[] = []
   // One after the other: the probe of KVM boots a guest, and should have the host to itself.
   for (const check of checks) findings.push(...(await check(config)))

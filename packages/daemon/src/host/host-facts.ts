@@ -28,6 +28,23 @@ export function readAvailableMemoryBytes(): number {
   return match ? Number(match[1]) * 1024 : os.freemem()
 }
 
+export interface MemoryPressure {
+  readonly availableBytes: number
+  readonly totalBytes: number
+  /** How much of the last ten seconds something stood still for want of memory; 0 where the kernel does not say. */
+  readonly stalledPercent: number
+}
+
+export function readMemoryPressure(): MemoryPressure {
+  let stalled: string | undefined
+  try {
+    stalled = /^some avg10=([\d.]+)/m.exec(readFileSync('/proc/pressure/memory', 'latin1'))?.[1]
+  } catch {
+    // Not every kernel counts it.
+  }
+  return { availableBytes: readAvailableMemoryBytes(), totalBytes: os.totalmem(), stalledPercent: Number(stalled ?? 0) }
+}
+
 /**
  * How fast the time stamp counter runs. A guest kernel under TCG must be told, since it cannot calibrate it on a busy host.
  * "cpu MHz" in /proc/cpuinfo is the frequency of the moment and JavaScript cannot read the counter, so the shim measures it

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { readdir, readFile } from 'node:fs/promises'
 import type { Step } from '../lib/step.ts'
 import { pollUntil } from './poll-until.ts'
 
@@ -64,6 +65,17 @@ function childrenOf(pid: number): ProcessIdentity[] {
   } catch {
     return []
   }
+}
+
+/** Every user that a process of this host runs as. */
+export async function usersOfProcesses(): Promise<Set<number>> {
+  const users = new Set<number>()
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name)) continue
+    const status = await readFile(`/proc/${name}/status`, 'latin1').catch(() => '')
+    for (const uid of /^Uid:\s+(.*)$/m.exec(status)?.[1]?.split('\t') ?? []) users.add(Number(uid))
+  }
+  return users
 }
 
 /** Changes with every boot of the host; a pid and its start time of another boot mean nothing. */

@@ -7,7 +7,10 @@ export class Metrics {
   readonly #requests: Counter<'route' | 'status'>
   readonly #seconds: Histogram<'route'>
 
-  constructor(uses: { instances: { list(filter: object): readonly { readonly state: InstanceState }[] } }) {
+  constructor(uses: {
+    instances: { list(filter: object): readonly { readonly state: InstanceState }[] }
+    host: { readonly hypervisors: readonly { readonly name: string; readonly waiting?: () => number | undefined }[] }
+  }) {
     const registers = [this.#registry]
     collectDefaultMetrics({ register: this.#registry, prefix: 'dormouse_' })
     this.#requests = new Counter({
@@ -32,6 +35,15 @@ export class Metrics {
         const counts = new Map<InstanceState, number>(INSTANCE_STATES.map((state) => [state, 0]))
         for (const { state } of uses.instances.list({})) counts.set(state, (counts.get(state) ?? 0) + 1)
         for (const [state, count] of counts) this.set({ state }, count)
+      },
+    })
+    new Gauge({
+      name: 'dormouse_waiting_vms',
+      help: 'VMs that wait for the next creates and starts',
+      labelNames: ['hypervisor'],
+      registers,
+      collect() {
+        for (const { name, waiting } of uses.host.hypervisors) this.set({ hypervisor: name }, waiting?.() ?? 0)
       },
     })
   }

@@ -124,6 +124,8 @@ export interface HostDoor {
   readonly hypervisors: readonly {
     readonly name: HypervisorName
     readonly capabilities: ReadonlySet<string>
+    /** How many VMs wait for starts, where any ever do. */
+    readonly waiting?: () => number | undefined
     probe(): Promise<HypervisorProbe>
   }[]
   /** Capacity times this may be given away. */

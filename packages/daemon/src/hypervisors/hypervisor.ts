@@ -20,6 +20,8 @@ export type HypervisorName = 'qemu' | 'qemu-microvm' | 'cloud-hypervisor' | 'fir
 export interface Hypervisor {
   readonly name: HypervisorName
   readonly capabilities: ReadonlySet<Capability>
+  /** How many VMs wait to become an instance's, of a driver that has such. */
+  readonly waiting?: number
 
   /** Is the binary there, is its version one we know, does KVM really run a guest? Answers, never throws. Cached per host kernel and VMM version. */
   probe(step: Step): Promise<HypervisorProbe>
@@ -56,8 +58,8 @@ export interface HypervisorProbe {
 
 export interface Vm {
   readonly handle: VmHandle
-  /** How it came to run: a golden boot that was woken, or a boot from the start. */
-  readonly origin: 'golden' | 'boot' | 'restore' | 'adopted'
+  /** How it came to run: a golden boot that was woken, for it or before it was asked for (`pool`), or a boot from the start. */
+  readonly origin: 'golden' | 'boot' | 'restore' | 'adopted' | 'pool'
   /** Settles once, for any reason. Never rejects. */
   readonly exited: Promise<VmExit>
 

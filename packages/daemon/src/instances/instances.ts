@@ -207,6 +207,12 @@ export class Instances implements AsyncDisposable {
     return this.#rows.demand().overlayBytes + (await this.#uses.disks.frozenBytes())
   }
 
+  /** Memory that is given to no instance, oversubscription included. */
+  memoryRoom(): number {
+    const { host, config } = this.#uses
+    return host.memoryBytes * config.limits.memoryRatio - this.#rows.demand().memoryBytes
+  }
+
   /** True while an instance stands on that image, so that it may not be deleted. */
   isImageInUse(digest: string): boolean {
     return this.#rows.hasImage(digest) || this.#snapshots.hasImage(digest)

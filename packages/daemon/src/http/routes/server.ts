@@ -89,8 +89,9 @@ const isBuilt: Readonly<Record<string, boolean>> = (() => {
 
 async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabilities> {
   const runtimes = await Promise.all(
-    host.hypervisors.map(async ({ name, capabilities, probe }): Promise<Runtime> => {
+    host.hypervisors.map(async ({ name, capabilities, probe, waiting }): Promise<Runtime> => {
       const { available, version: vmm, acceleration, reason } = await probe()
+      const count = waiting?.()
       const features = [...capabilities].filter((one) => isBuilt[one] ?? true).map((one) => FEATURE_OF[one] ?? one)
       return {
         name,
@@ -99,6 +100,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
         ...(vmm !== undefined && { version: vmm }),
         ...(acceleration !== undefined && { acceleration }),
         ...(reason !== undefined && { reason }),
+        ...(count !== undefined && { waiting: count }),
       }
     }),
   )

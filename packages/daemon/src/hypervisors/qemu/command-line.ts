@@ -28,6 +28,8 @@ export interface Wiring {
   readonly entry: Entry
   readonly disks: readonly DiskSpec[]
   readonly nic?: { readonly mac: string }
+  /** Its disks will be others before its guest is told to go. */
+  readonly waits?: boolean
 }
 
 /** Descriptors that the shim gives to QEMU under these numbers; those of disks follow, see disk-nodes.ts. */
@@ -88,7 +90,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ]),
     ...(wiring.nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]),
     ...['-device', nicDevice(board, wiring)],
-    ...(wiring.entry === 'capture' ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
+    ...(wiring.entry === 'capture' || wiring.waits ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
     ...disks.flatMap((disk, index) => [
       ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk, index)),
       ...diskDevice(board, disk, index),
@@ -135,9 +137,14 @@ function nicDevice(board: Board, wiring: Wiring): string {
  */
 function emptyNode(index: number, entry: Entry): string[] {
   if (entry !== 'capture') return ['-blockdev', `driver=null-co,node-name=${nodeName(index)},size=0,read-zeroes=on`]
-  const file = { driver: 'file', filename: `/dev/fdset/${FD.EMPTY}`, locking: 'off' }
-  return ['-blockdev', JSON.stringify({ driver: 'raw', 'node-name': nodeName(index), file })]
+  return ['-blockdev', JSON.stringify(resizableNode(nodeName(index)))]
 }
+
+export const resizableNode = (name: string): Record<string, unknown> => ({
+  driver: 'raw',
+  'node-name': name,
+  file: { driver: 'file', filename: `/dev/fdset/${FD.EMPTY}`, locking: 'off' },
+})
 
 function diskDevice(board: Board, disk: DiskSpec | undefined, index: number): string[] {
   const device = `${board.devices.disk},id=${deviceName(disk, index)},drive=${nodeName(index)},${board.place(2 + index)}`

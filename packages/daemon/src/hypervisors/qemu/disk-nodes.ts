@@ -30,25 +30,43 @@ export function layerName(set: number): string {
 /** How a device is called: a disk by its role, by which it is found again; an empty slot by its number. */
 export const deviceName = (disk: DiskSpec | undefined, index: number): string => disk?.role ?? `empty${index}`
 
-/** What the shim opens for the disks: of each the top for writing unless it is read-only, all below for reading. */
+/** The device of a disk, for what is changed of it while QEMU runs. */
+export const devicePath = ({ role }: DiskSpec): string => `/machine/peripheral/${role}`
+
+export interface LayerFile extends DiskLayer {
+  readonly set: number
+  readonly isWritten: boolean
+}
+
+/** The files of a disk, top first: the top for writing unless it is read-only, all below for reading. */
+export const layerFiles = (disk: DiskSpec, index: number): LayerFile[] =>
+  layersOf(disk).map(({ path, format }, depth) => ({
+    path,
+    format,
+    set: FIRST_SET + index * MAX_LAYERS + depth,
+    isWritten: depth === 0 && !disk.readOnly,
+  }))
+
+/** What the shim opens for the disks. */
 export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] =>
   disks.flatMap((disk, index) =>
-    layersOf(disk).map(
-      ({ path }, depth): Descriptor => ({ number: setOf(index, depth), kind: isWritten(disk, depth) ? 'write' : 'read', file: path }),
-    ),
+    layerFiles(disk, index).map(({ set, path, isWritten }) => ({ number: set, kind: isWritten ? 'write' : 'read', file: path })),
   )
 
 /** The arguments that make the nodes of a disk. */
 export function diskNode(disk: DiskSpec, index: number): string[] {
-  const layers = layersOf(disk)
-  const node = layers.reduceRight<object | null>((below, { format }, depth) => {
-    return layerNode({ set: setOf(index, depth), format, isWritten: isWritten(disk, depth) }, below)
-  }, null)
-  const sets = layers.flatMap(({ path }, depth) => {
-    const set = setOf(index, depth)
-    return ['-add-fd', `fd=${set},set=${set}${disk.readOnly ? '' : noteOf(path)}`]
-  })
-  return [...sets, '-blockdev', JSON.stringify(node)]
+  const sets = layerFiles(disk, index).flatMap(({ set, path }) => ['-add-fd', `fd=${set},set=${set}${disk.readOnly ? '' : noteOf(path)}`])
+  return [...sets, '-blockdev', JSON.stringify(diskOptions(disk, index))]
+}
+
+/** The nodes of a disk, each with what lies below it. */
+export function diskOptions(disk: DiskSpec, index: number): Readonly<Record<string, unknown>> {
+  const [top, ...below] = layerFiles(disk, index)
+  if (top === undefined) throw new AppError('internal_error', `The disk ${disk.role} has no layer`)
+  return layerNode(
+    top,
+    below.reduceRight<object | null>((lower, layer) => layerNode(layer, lower), null),
+  )
 }
 
 /** QEMU keeps it with the descriptor: a daemon that adopts the VM learns from it on which layers the disk really stands. */
@@ -103,9 +121,6 @@ function layersOf(disk: DiskSpec): readonly DiskLayer[] {
   }
   return layers
 }
-
-const setOf = (index: number, depth: number): number => FIRST_SET + index * MAX_LAYERS + depth
-const isWritten = (disk: DiskSpec, depth: number): boolean => depth === 0 && !disk.readOnly
 
 /** True for the set of a disk's layer; the others are for other things. */
 export const isLayerSet = (set: number): boolean => set >= FIRST_SET

@@ -1,5 +1,6 @@
 /** Machines of ours and not an instance's, run up to the point where the guest parks: golden boots, and the probe of KVM. */
 import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { copyFile, type FileHandle, mkdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -115,14 +116,15 @@ export const COMMON_DESCRIPTORS: readonly Descriptor[] = [
 
 /** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
 export async function makeRunDir(runDir: string): Promise<void> {
+  await clearRunDir(runDir)
+  await mkdir(runDir, { mode: 0o700 })
+}
+
+/** Makes room for a run directory of that name. */
+export async function clearRunDir(runDir: string): Promise<void> {
   await mkdir(path.dirname(runDir), { recursive: true })
-  try {
-    await mkdir(runDir, { mode: 0o700 })
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    // Every shim's directory exists, so only now is there one to be looked for.
-    if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A VM still runs in ${runDir}`)
-    await rm(runDir, { recursive: true, force: true })
-    await mkdir(runDir, { mode: 0o700 })
-  }
+  // Every shim's directory exists, so only then is there one to be looked for.
+  if (!existsSync(runDir)) return
+  if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A VM still runs in ${runDir}`)
+  await rm(runDir, { recursive: true, force: true })
 }

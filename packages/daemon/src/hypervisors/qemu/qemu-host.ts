@@ -9,9 +9,12 @@ import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
 import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
+import type { VmSpec } from '../vm-spec.ts'
 import { type Acceleration, decideAcceleration } from './acceleration.ts'
 import { Q35 } from './boards.ts'
 import { withParked } from './parked-machine.ts'
+import type { Pool } from './pool.ts'
+import type { WaitingMachine } from './waiting-machine.ts'
 
 export interface QemuUses {
   readonly memory: Memory
@@ -30,10 +33,26 @@ export interface QemuUses {
   readonly goldenUser?: { readonly uid: number; readonly gid: number }
   /** Resolves when the guest behind a fresh stream says that it is parked. */
   readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
+  /** Where VMs wait for starts; absent: none does. */
+  readonly pool?: PoolPlace
   /** A switch for those who want every kernel to draw secrets of its own; true when absent. */
   readonly goldenBoots?: boolean
   /** For tests. */
   readonly kvmDevice?: string
+}
+
+export interface PoolPlace {
+  readonly machines: Pool<WaitingMachine>
+  /** For their run directories and files. On the file system of those of instances: a directory is renamed when it becomes one's. */
+  readonly dir: string
+  /** The root disk that they rehearse with. */
+  readonly image: string
+  /** An empty writable disk, as instances have. */
+  makeDisk(file: string, owner: VmSpec['user'], step: Step): Promise<void>
+  /** Leads a parked guest through a life; it is parked again when this resolves. */
+  rehearse(connect: () => Promise<Duplex>, about: { readonly mac: string; readonly hasModules: boolean }, step: Step): Promise<void>
+  /** Each runs as one of its own; absent when the daemon is not root. */
+  readonly users?: { readonly base: number; readonly count: number }
 }
 
 export interface HostAnswers {

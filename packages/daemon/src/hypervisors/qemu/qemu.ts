@@ -4,12 +4,13 @@
  *   start ─► golden boot at hand? ─yes─► shim + QEMU on its base ─► load device state ─► runs, parked, drivers bound to empty slots
  *                    └─no, or a fresh boot is wanted─► shim + QEMU ─► boots to the same parked point
  */
-import { readdir, rm } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
+import { mkdir, readdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
-import { killFamily, readBootId } from '../../host/process-identity.ts'
+import { killFamily, readBootId, usersOfProcesses } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
@@ -18,18 +19,22 @@ import { findShims } from '../find-shims.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { NETWORK_SOCKET, NetworkHelper, portWord } from '../network-helper.ts'
 import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
-import type { VmSpec } from '../vm-spec.ts'
+import type { DiskSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
 import { diskDescriptors } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
+import type { Kind } from './pool.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
 import { QemuVm, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
+import { canWaitFor, WaitingMachine } from './waiting-machine.ts'
 
-export type { QemuUses } from './qemu-host.ts'
+export { Pool } from './pool.ts'
+export type { PoolPlace, QemuUses } from './qemu-host.ts'
+export type { WaitingMachine } from './waiting-machine.ts'
 
 /** `qemu` (q35) and `qemu-microvm`, sharing what they find out about the host. */
 export function createQemuDrivers(uses: QemuUses): QemuHypervisor[] {
@@ -87,11 +92,18 @@ export class QemuHypervisor implements Hypervisor {
     return facts.board === now.board && Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
   }
 
+  get waiting(): number {
+    return this.#uses.pool?.machines.count((machine) => machine.handle.hypervisor === this.name) ?? 0
+  }
+
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     await assertPortsFree(spec.nic?.ports ?? [])
     const host = await this.#host.answers()
     const machine = this.#machine(host, spec)
+    using _start = this.#uses.pool?.machines.start()
     using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
+    const waited = await this.#takeWaiting(spec, machine, host, golden, step)
+    if (waited !== undefined) return waited
     try {
       return await (golden === undefined
         ? this.#boot(spec, machine, host, step)
@@ -109,6 +121,8 @@ export class QemuHypervisor implements Hypervisor {
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     await assertPortsFree(spec.nic?.ports ?? [])
     const { host, machine, manifest } = await this.#fitting(spec, capture)
+    using _start = this.#uses.pool?.machines.start()
+    this.#uses.pool?.machines.take(undefined)
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     return await this.#run(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
   }
@@ -139,7 +153,99 @@ export class QemuHypervisor implements Hypervisor {
     return await this.#run(spec, machine, host, { entry: 'boot', base }, step)
   }
 
+  /** A VM that waited for just this start; undefined when there is none, or when it could not become it. */
+  async #takeWaiting(
+    spec: VmSpec,
+    machine: Machine,
+    host: HostAnswers,
+    golden: GoldenBoot | undefined,
+    step: Step,
+  ): Promise<Vm | undefined> {
+    const kind = golden !== undefined && canWaitFor(spec) ? this.#kindOf(spec, machine, host, golden) : undefined
+    const waiting = this.#uses.pool?.machines.take(kind)
+    if (waiting === undefined) return undefined
+    try {
+      const handle = await waiting.become(spec, step)
+      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, true))
+    } catch (error) {
+      await waiting.end()
+      await rm(spec.runDir, { recursive: true, force: true })
+      if (step.signal.aborted || errorCodeOf(error) === 'port_in_use') throw error
+      step.log.warn({ err: error }, 'a VM that waited could not be used, waking another')
+      return undefined
+    }
+  }
+
+  #kindOf(spec: VmSpec, machine: Machine, host: HostAnswers, { key, sum }: GoldenBoot): Kind<WaitingMachine> {
+    const { vcpus, memoryMib } = machine
+    const modules = spec.disks[2]
+    const { maxBytes } = spec.logs
+    return {
+      key: JSON.stringify([this.name, key, sum, modules?.path, maxBytes]),
+      memoryBytes: memoryMib * 2 ** 20,
+      make: (step) => this.#makeWaiting({ vcpus, memoryMib, modules, maxBytes }, machine, host, step),
+    }
+  }
+
+  /** Wakes a golden boot for no one in particular, lets it rehearse and parks it. */
+  async #makeWaiting(
+    like: Pick<VmSpec, 'vcpus' | 'memoryMib'> & { modules: DiskSpec | undefined; maxBytes: number },
+    machine: Machine,
+    host: HostAnswers,
+    step: Step,
+  ): Promise<WaitingMachine> {
+    const { pool } = this.#uses
+    if (pool === undefined) throw new AppError('internal_error', 'There is no place for VMs to wait in')
+    const { vcpus, memoryMib, modules, maxBytes } = like
+    const id = randomBytes(6).toString('hex')
+    const file = (kind: string): string => path.join(pool.dir, `${id}.${kind}`)
+    const log = file('log')
+    const overlay = file('overlay')
+    const files = [log, `${log}.1`, overlay]
+    await using undo = new AsyncDisposableStack()
+    undo.defer(async () => void (await Promise.all(files.map((name) => rm(name, { force: true })))))
+    await mkdir(pool.dir, { recursive: true, mode: 0o711 })
+    const user = pool.users === undefined ? undefined : await freeUser(pool.users)
+    await pool.makeDisk(overlay, user, step)
+    const spec: VmSpec = {
+      id: `waiting-${id}`,
+      runDir: path.join(pool.dir, id),
+      vcpus,
+      memoryMib,
+      disks: [
+        { role: 'rootfs', path: pool.image, format: 'raw', readOnly: true },
+        { role: 'overlay', path: overlay, format: 'raw', readOnly: false },
+        ...(modules === undefined ? [] : [modules]),
+      ],
+      nic: { mac: WAITING_MAC, backend: 'user', ports: [] },
+      logs: { app: log, vmm: log, journal: log, maxBytes },
+      ...(user === undefined ? {} : { user }),
+    }
+    using golden = await this.#golden(machine, host, step)
+    if (golden === undefined) throw new AppError('internal_error', 'There is no golden boot to wake')
+    const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'wake', golden, waits: true }, step)
+    undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
+    undo.defer(() => void shim[Symbol.dispose]())
+    undo.defer(async () => void (await shim.kill()))
+    const vm = new QemuVm(handle, 'golden', shim, undefined)
+    await pool.rehearse(() => vm.connectGuest(step), { mac: WAITING_MAC, hasModules: modules !== undefined }, step)
+    await WaitingMachine.park(spec.runDir, spec.disks, step)
+    undo.move()
+    return new WaitingMachine(shim, handle, files)
+  }
+
   async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<Vm> {
+    const { shim, handle } = await this.#launch(spec, machine, host, origin, step)
+    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic !== undefined))
+  }
+
+  async #launch(
+    spec: VmSpec,
+    machine: Machine,
+    host: HostAnswers,
+    origin: Origin,
+    step: Step,
+  ): Promise<{ readonly shim: Shim; readonly handle: VmHandle }> {
     await using undo = new AsyncDisposableStack()
     await makeRunDir(spec.runDir)
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
@@ -176,7 +282,7 @@ export class QemuHypervisor implements Hypervisor {
       },
     }
     undo.move()
-    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic !== undefined))
+    return { shim, handle }
   }
 
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
@@ -227,8 +333,10 @@ export class QemuHypervisor implements Hypervisor {
 
   #plan(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin): ShimPlan {
     const { app, vmm, journal, maxBytes } = spec.logs
+    const waits = origin.entry === 'wake' && origin.waits === true
     const wiring: Wiring = {
       id: spec.id,
+      waits,
       entry: origin.entry,
       disks: spec.disks,
       ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }),
@@ -243,6 +351,7 @@ export class QemuHypervisor implements Hypervisor {
         { name: 'vmm', file: vmm, maxBytes },
         { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
       ],
+      waits,
       isolateNetwork: true,
       memory: FD.MEMORY,
       vmm: {
@@ -251,6 +360,7 @@ export class QemuHypervisor implements Hypervisor {
           ...COMMON_DESCRIPTORS,
           memoryOf(origin),
           ...stateOf(origin),
+          ...(waits ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
           ...(spec.nic === undefined ? [] : [{ number: FD.NIC, kind: 'pair', name: 'nic' } as const]),
@@ -276,7 +386,7 @@ export class QemuHypervisor implements Hypervisor {
 /** Where a VM comes from: see `Entry`. */
 type Origin =
   | { readonly entry: 'boot'; readonly base: HeldBase }
-  | { readonly entry: 'wake'; readonly golden: GoldenBoot }
+  | { readonly entry: 'wake'; readonly golden: GoldenBoot; readonly waits?: boolean }
   | { readonly entry: 'restore'; readonly capture: Capture; readonly manifest: CaptureManifest; readonly base: HeldBase }
 
 const ZERO_SUM = '0'.repeat(16)
@@ -330,6 +440,16 @@ async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDe
 }
 
 const networkKindOf = (spec: VmSpec): 'user' | 'none' => spec.nic?.backend ?? 'none'
+
+/** A user that no process runs as. No two VMs are made to wait at once, so none is taken twice. */
+async function freeUser({ base, count }: { base: number; count: number }): Promise<{ uid: number; gid: number }> {
+  const taken = await usersOfProcesses()
+  for (let uid = base; uid < base + count; uid++) if (!taken.has(uid)) return { uid, gid: uid }
+  throw new AppError('insufficient_resources', 'Every user id for VMs that wait is taken')
+}
+
+/** Golden boots keep the MAC that they were made with until a guest is told another. */
+const WAITING_MAC = '02:64:6d:00:00:00'
 
 /** A VM that did not come out of its golden boot. Never leaves this file. */
 class WakeFailed extends Error {
