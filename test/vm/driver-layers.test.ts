@@ -6,11 +6,13 @@ import { chmod, chown, copyFile, link, mkdir, open, readdir, readFile, stat, tru
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import type { Compression } from '../../packages/api/src/compression.ts'
+import type { AppError } from '../../packages/api/src/errors.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import { type CaptureRead, Shim, type StoredCapture } from '../../packages/daemon/src/hypervisors/shim.ts'
 import { consolidateBase, loadBase, sumUp } from '../../packages/daemon/src/memory/base-memory.ts'
+import { Bases } from '../../packages/daemon/src/memory/bases.ts'
 import { compressDelta } from '../../packages/daemon/src/memory/compress-delta.ts'
 import { type Base, buildMemoryHolder, childrenOf, hashOf, MemoryHolder, PAGE, writeBase } from '../harness/memory-holder.ts'
 import { addSwap } from '../harness/paging.ts'
@@ -404,6 +406,25 @@ test('a consolidation keeps to its pace and ends with its step', async (t) => {
   await pollUntil('it to begin', () => stat(`${out}-2`).catch(() => undefined), makeStep())
   cancelling.abort()
   await assert.rejects(slow, /cancelled/)
+})
+
+test('a base that no one waits for leaves the disk what is to be spared, and keeps to its pace', async (t) => {
+  const house = await houseFor(t)
+  const source = await house.start('source')
+  await source.do('fill 0 4096 1 31')
+  const draft = await house.draft('draft')
+  await captured(source, draft)
+  const dir = await house.draft('bases')
+  await using bases = new Bases({ dir, shimPath: artefacts.shimPath, isNeeded: () => true })
+  const make = (spareBytes: number) =>
+    bases.consolidate(undefined, draft, PAGES * PAGE, makeStep(), { maxBytesPerSecond: 32 << 20, spareBytes })
+  await assert.rejects(make(2 ** 60), ({ code, message }: AppError) => code === 'insufficient_resources' && / 17MB /.test(message))
+  assert.deepEqual(await readdir(dir), [])
+  const from = performance.now()
+  const { ref } = await make(0)
+  // 16 MiB.
+  assert.ok(performance.now() - from >= 450)
+  assert.deepEqual(await readdir(dir), [ref.replace('base/', '')])
 })
 
 test('a worker that is hung up leaves no file and no process, and its shim serves on', async (t) => {

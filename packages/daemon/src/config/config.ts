@@ -7,7 +7,7 @@ import { isIP } from 'node:net'
 import { join } from 'node:path'
 import { type Compression, compressionOf, wrongLevelOf } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import { parseDuration, parseSize } from '@dormouse/api/units.ts'
+import { parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
 import { LOG_LEVELS, type LogLevel } from '../log.ts'
 
@@ -68,6 +68,8 @@ export interface Config {
   readonly snapshots: {
     /** Of sleepers and snapshots that neither their request nor their policy says anything of. */
     readonly compression: Compression | undefined
+    /** How fast sleeping states are consolidated, read and written together; 0: as fast as it goes. */
+    readonly consolidationBytesPerSecond: number
   }
   /** How many VMs wait for creates and starts, of all kinds together; 0: none. */
   readonly pool: { readonly size: number }
@@ -95,6 +97,7 @@ const setting = <T>(byDefault: T, expects: string, parse: (text: string) => T | 
 const text = (byDefault: string) => setting(byDefault, 'a text', (value) => value)
 const optionalText = () => setting<string | undefined>(undefined, 'a text', (value) => value)
 const size = (byDefault: string) => setting(parseSize(byDefault) ?? 0, 'a size such as 32GB', parseSize)
+const rate = (byDefault: string) => setting(parseDiskRate(byDefault) ?? 0, 'a rate such as 200MB/s, or 0 for no limit', parseDiskRate)
 /** 24 days. A timer of Node that is told 20 hours more fires at once, and the work around a wait adds to it. */
 const DURATION_MAX_MS = 24 * 24 * 3_600_000
 const duration = (byDefault: string) =>
@@ -162,6 +165,7 @@ const SETTINGS = {
     'off, or an algorithm and its level such as zstd, zstd:3 or lz4',
     parseCompression,
   ),
+  CONSOLIDATION_RATE: rate('200MB/s'),
   POOL_SIZE: count(2),
   CRASH_AT: optionalText(),
 } as const
@@ -234,7 +238,10 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     },
     network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS, allowHostAccess: s.ALLOW_HOST_ACCESS },
     golden: { enabled: s.GOLDEN },
-    snapshots: { compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION },
+    snapshots: {
+      compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,
+      consolidationBytesPerSecond: s.CONSOLIDATION_RATE,
+    },
     pool: { size: s.POOL_SIZE },
     crashAt: s.CRASH_AT,
   }

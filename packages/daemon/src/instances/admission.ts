@@ -23,8 +23,8 @@ export interface Demand {
 /** A VM runs for it, may run or is about to, so its memory and processors are taken. */
 export const takesMemory = ({ state, vm }: Pick<Instance, 'state' | 'vm'>): boolean => isLive(state) || vm !== undefined
 
-// Overlays are sparse and fill as guests write; below this nothing new is begun, so that those that run keep room.
-const DISK_RESERVE = 512 << 20
+/** Overlays are sparse and fill as guests write; below this nothing new is begun, so that those that run keep room. */
+export const DISK_RESERVE = 512 << 20
 
 /** Throws `insufficient_resources` naming the first thing that is short. Pure; `taken` counts what runs and what is about to. */
 export function admitDemand(what: string, demand: Demand, taken: Demand, capacity: Capacity): void {

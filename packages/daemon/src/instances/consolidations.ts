@@ -7,6 +7,7 @@ import type { Logger } from '../log.ts'
 import { linkCapture, readManifest } from '../memory/capture-files.ts'
 import type { FreshBase, LayeredMemory } from '../memory/memory.ts'
 import type { Paths } from '../paths.ts'
+import { DISK_RESERVE } from './admission.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import type { CrashPoint } from './instance-work.ts'
 import type { Story } from './instance-worker.ts'
@@ -17,6 +18,8 @@ export interface ConsolidationsUses {
   readonly paths: Paths
   readonly log: Logger
   readonly crashPoint: CrashPoint
+  /** 0: as fast as it goes. */
+  readonly maxBytesPerSecond: number
   find(id: InstanceId): Instance | undefined
   /** Has the instance's worker do it, in turn. */
   perform(id: InstanceId, name: string, story: Story): Promise<void>
@@ -61,7 +64,7 @@ export class Consolidations implements AsyncDisposable {
 
   /** A new base, and a generation that stands on it and counts for nothing yet. Leaves nothing behind when it throws. */
   async #prepare(id: InstanceId, signal: AbortSignal): Promise<Commit | undefined> {
-    const { memory, paths, log, crashPoint } = this.#uses
+    const { memory, paths, log, crashPoint, maxBytesPerSecond } = this.#uses
     const sleep = this.#uses.find(id)?.sleep
     if (sleep === undefined) return undefined
     const dir = paths.instanceSleep(id, sleep.generation)
@@ -72,7 +75,7 @@ export class Consolidations implements AsyncDisposable {
     const step = { signal: AbortSignal.any([signal, AbortSignal.timeout(LIMIT_MS)]), log }
     await using undo = new AsyncDisposableStack()
     await crashPoint('consolidate', 'merge')
-    const fresh = await memory.consolidate({ dir, base: sleep.base }, step)
+    const fresh = await memory.consolidate({ dir, base: sleep.base }, step, { maxBytesPerSecond, spareBytes: DISK_RESERVE })
     undo.defer(() => fresh.settle())
     step.signal.throwIfAborted()
     await crashPoint('consolidate', 'publish')

@@ -114,7 +114,7 @@ export class Instances implements AsyncDisposable {
       find: (id: InstanceId) => this.find(id),
       perform: async (id: InstanceId, name: string, story: Story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
     }
-    this.#consolidations = new Consolidations(sleepUses)
+    this.#consolidations = new Consolidations({ ...sleepUses, maxBytesPerSecond: uses.config.snapshots.consolidationBytesPerSecond })
     this.#compressions = new SleepCompressions({
       ...sleepUses,
       jobs: uses.compressing,

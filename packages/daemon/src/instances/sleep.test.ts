@@ -8,6 +8,7 @@ import { setImmediate, setTimeout } from 'node:timers/promises'
 import { readQcow2Size } from '../disks/qcow2.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
+import { DISK_RESERVE } from './admission.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import type { Instances } from './instances.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
@@ -371,6 +372,18 @@ test('a VM whose base is gone runs on: a nap would be one that no one can wake f
   await assert.rejects(instances.standby(id), { code: 'snapshot_unusable' })
   assert.equal(instances.get(id).state, 'Running')
   assert.equal(machineOf(house, id).guest.isFrozen, false)
+})
+
+test('a sleeper is consolidated at leisure, the children of a fork that wait are not', async () => {
+  await using house = new TestHouse({ settings: { CONSOLIDATION_RATE: '64MB/s' } })
+  house.host.deltaBytes = 128 << 20
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  await instances.fork(id, { name: 'child', fromRunning: true })
+  assert.deepEqual(house.host.leisures, [undefined])
+  await instances.standby(id)
+  await instances.consolidated()
+  assert.deepEqual(house.host.leisures.slice(1), [{ maxBytesPerSecond: 64 << 20, spareBytes: DISK_RESERVE }])
 })
 
 test('a daemon that ends and begins again finds sleepers asleep', async () => {

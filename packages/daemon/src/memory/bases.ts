@@ -9,9 +9,10 @@
  * into a sealed memfd, out of the reach of each.
  */
 
-import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rm, stat, statfs, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
 import { publishDirectory } from '../host/files.ts'
 import type { BaseRef } from '../hypervisors/hypervisor.ts'
 import { createId } from '../lib/create-id.ts'
@@ -40,7 +41,16 @@ export interface BasesUses {
   readonly isNeeded: (ref: BaseRef) => boolean
 }
 
+/** For a base that no one waits for: others come first. */
+export interface Leisure {
+  /** Read and written together; 0: as fast as it goes. */
+  readonly maxBytesPerSecond: number
+  /** What is to stay free on the disk. */
+  readonly spareBytes: number
+}
+
 const LOAD_LIMIT_MS = 300_000
+const mib = (bytes: number): string => formatSize(Math.ceil(bytes / 2 ** 20) * 2 ** 20)
 
 export class Bases implements AsyncDisposable {
   readonly #uses: BasesUses
@@ -74,14 +84,18 @@ export class Bases implements AsyncDisposable {
 
   /**
    * A new base: `from` with the delta of `captureDir` applied. It is safe from the sweep until `settle` says that the row which
-   * names it is written, or that none will be. Leaves nothing behind when it throws.
+   * names it is written, or that none will be. Leaves nothing behind when it throws, as it does with `insufficient_resources` where the
+   * disk would be left with less than is to be spared.
    */
   async consolidate(
     from: (MemoryFile & { readonly ground?: Ground }) | undefined,
     captureDir: string,
     bytes: number,
     step: Step,
+    leisure?: Leisure,
   ): Promise<FreshBase> {
+    const delta = path.join(captureDir, DELTA)
+    if (leisure !== undefined) await this.#assertSpared(leisure.spareBytes, from?.file, delta)
     const id = createId()
     const draft = path.join(this.#uses.dir, `${id}.draft`)
     this.#fresh.add(id)
@@ -91,7 +105,8 @@ export class Bases implements AsyncDisposable {
     undo.defer(() => rm(draft, { recursive: true, force: true }))
     const out = path.join(draft, 'memory')
     const base = from === undefined ? { base: undefined } : { base: from.file, baseSum: from.sum }
-    const sum = await consolidateBase(this.#uses.shimPath, { ...base, delta: path.join(captureDir, DELTA), out }, step)
+    const pace = leisure === undefined ? {} : { maxBytesPerSecond: leisure.maxBytesPerSecond }
+    const sum = await consolidateBase(this.#uses.shimPath, { ...base, delta, out, ...pace }, step)
     const ground = from?.ground === undefined ? {} : { ground: from.ground }
     const manifest: Manifest = { version: 1, ...sum, bytes, ...ground }
     await writeFile(path.join(draft, 'manifest.json'), JSON.stringify(manifest), { flush: true })
@@ -105,6 +120,19 @@ export class Bases implements AsyncDisposable {
         if (!this.#uses.isNeeded(`base/${id}`)) await this.#remove(id)
       },
     }
+  }
+
+  /** As if none of the base's blocks could be shared: whether they can is known only once it has been tried. */
+  async #assertSpared(spareBytes: number, base: string | undefined, delta: string): Promise<void> {
+    const { bavail, bsize } = await statfs(this.#uses.dir)
+    const files = await Promise.all([base, delta].filter((file) => file !== undefined).map((file) => stat(file)))
+    const needed = files.reduce((bytes, { blocks }) => bytes + blocks * 512, 0)
+    if (bavail * bsize - needed >= spareBytes) return
+    throw new AppError(
+      'insufficient_resources',
+      `A base of ${mib(needed)} would leave less than ${mib(spareBytes)} of the ${mib(bavail * bsize)} that are free`,
+      { hint: 'Free space on the file system of the data directory' },
+    )
   }
 
   /** Removes bases that no one stands on any more, and drafts that a dead daemon left. */

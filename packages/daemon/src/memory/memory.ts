@@ -14,12 +14,12 @@ import type { BaseRef, Capture, MachineRecord } from '../hypervisors/hypervisor.
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { sumUp } from './base-memory.ts'
-import { Bases, type FreshBase, type Ground } from './bases.ts'
+import { Bases, type FreshBase, type Ground, type Leisure } from './bases.ts'
 import { type CaptureManifest, checkState, DELTA, type DeltaSum, isThere, linkCapture, readManifest } from './capture-files.ts'
 import { compressDelta, type MemoryFile } from './compress-delta.ts'
 import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
-export type { FreshBase } from './bases.ts'
+export type { FreshBase, Leisure } from './bases.ts'
 export type { CaptureGolden, GoldenBoot, GoldenShape } from './golden-boots.ts'
 
 export interface MemoryUses {
@@ -105,11 +105,14 @@ export class Memory implements AsyncDisposable {
     }
   }
 
-  /** Base and delta of a capture as one new base. What becomes of the capture is the caller's affair. */
-  async consolidate(capture: Capture, step: Step): Promise<FreshBase> {
+  /**
+   * Base and delta of a capture as one new base. What becomes of the capture is the caller's affair. As fast as it goes, unless it is
+   * said to take its time.
+   */
+  async consolidate(capture: Capture, step: Step, leisure?: Leisure): Promise<FreshBase> {
     const manifest = await readManifest(capture.dir)
     const from = await this.#fileOf(capture.base, manifest.baseSum)
-    return this.#bases.consolidate(from, capture.dir, manifest.memoryBytes, step)
+    return this.#bases.consolidate(from, capture.dir, manifest.memoryBytes, step, leisure)
   }
 
   /**

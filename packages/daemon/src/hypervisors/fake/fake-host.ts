@@ -7,6 +7,7 @@ import { FakeGuest, type FakeGuestState, type FakeGuestUses } from '../../guest/
 import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
+import type { Leisure } from '../../memory/memory.ts'
 import type { MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
 import type { DiskRole, VmSpec } from '../vm-spec.ts'
 
@@ -41,6 +42,8 @@ export class FakeHost {
   muteGuests = false
   /** What guests are said to have written since their base was mapped, in captures that are taken from now on. */
   deltaBytes = 0
+  /** How the bases were asked for that have been made of captures: at leisure, or as fast as it goes. */
+  readonly leisures: (Leisure | undefined)[] = []
   readonly #faults = new Map<FaultPoint, { readonly fault: Fault; times: number }>()
   readonly #gone = new Set<string>()
 

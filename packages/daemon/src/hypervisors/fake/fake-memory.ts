@@ -7,7 +7,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { createId } from '../../lib/create-id.ts'
 import type { Step } from '../../lib/step.ts'
 import { checkState, DELTA, type DeltaSum, linkCapture, readManifest } from '../../memory/capture-files.ts'
-import type { CompressedCapture, FreshBase, LayeredMemory } from '../../memory/memory.ts'
+import type { CompressedCapture, FreshBase, LayeredMemory, Leisure } from '../../memory/memory.ts'
 import type { BaseRef, Capture, MachineRecord } from '../hypervisor.ts'
 import type { FakeHost } from './fake-host.ts'
 
@@ -27,7 +27,7 @@ export class FakeMemory implements LayeredMemory {
     this.#uses = uses
   }
 
-  async consolidate(capture: Capture, step: Step): Promise<FreshBase> {
+  async consolidate(capture: Capture, step: Step, leisure?: Leisure): Promise<FreshBase> {
     const { host, basesDir, alive } = this.#uses
     const { delta } = await readManifest(capture.dir)
     const [kind, from = ''] = capture.base.split('/')
@@ -41,6 +41,7 @@ export class FakeMemory implements LayeredMemory {
       mkdirSync(`${dir}.draft`, { recursive: true })
       await host.reach('consolidate', step)
       await alive()
+      host.leisures.push(leisure)
       renameSync(`${dir}.draft`, dir)
     } catch (error) {
       this.#fresh.delete(id)
