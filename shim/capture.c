@@ -83,7 +83,7 @@ static void let_vm_run(const struct vmm_memory *memory, const struct stretches *
 void capture(const struct job *job) {
     struct vmm_memory memory;
     struct stretches changed;
-    const char *wrong = find_memory(&memory, job->vmm->pid, &job->files, job->vmm->memory_fd);
+    const char *wrong = find_job_memory(&memory, job);
     if (wrong != NULL) fail("%s", wrong);
     wrong = find_changed(&memory, &changed);
     if (wrong != NULL) fail("cannot tell which pages the VM has written: %s", wrong);

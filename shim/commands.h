@@ -8,4 +8,5 @@ int command_store(const char *file);
 int command_consolidate(int argc, char **argv);
 int command_compress(int argc, char **argv);
 int command_verify(const char *base, const char *delta_file);
+int command_reach(const char *user);
 int command_tsc(void);

@@ -57,6 +57,11 @@ static void end_with_client_and_shim(pid_t shim) {
     end_if_hung_up(SIGIO);
 }
 
+const char *find_job_memory(struct vmm_memory *memory, const struct job *job) {
+    const struct vmm *vmm = job->vmm;
+    return vmm->copy_fd < 0 ? find_memory(memory, vmm->pid, &job->files, vmm->memory_fd) : take_copy(memory, vmm->memory_fd, vmm->copy_fd);
+}
+
 static int ascending(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
 
 /* Other clients' connections, the VMM's streams: what is not ours must not be kept open by us. */
@@ -73,7 +78,7 @@ static void close_all_but(int *kept, size_t count) {
 
 static _Noreturn void work(size_t which, int client, const struct job *job, pid_t shim) {
     dup2(client, STDOUT_FILENO);
-    int kept[] = {job->vmm->memory_fd, job->vmm->state_fd, job->files.maps, job->files.pagemap, job->files.mem};
+    int kept[] = {job->vmm->memory_fd, job->vmm->copy_fd, job->vmm->state_fd, job->files.maps, job->files.pagemap, job->files.mem};
     close_all_but(kept, sizeof kept / sizeof *kept);
     prctl(PR_SET_NAME, "dormouse-job");
     // The shim is spared when memory runs out; a job can be done again.
@@ -89,7 +94,8 @@ int start_job(int client, char *line, const struct vmm *vmm) {
     while (which < sizeof jobs / sizeof *jobs && strncmp(line, jobs[which].word, strlen(jobs[which].word)) != 0) which++;
     if (which == sizeof jobs / sizeof *jobs) return 0;
     struct job job = {vmm, {-1, -1, -1}, line + strlen(jobs[which].word)};
-    if (jobs[which].needs_memory && open_vmm_files(&job.files, vmm->pid) < 0) return -1;
+    int needs_rights = jobs[which].needs_memory && vmm->copy_fd < 0;
+    if (needs_rights && open_vmm_files(&job.files, vmm->pid) < 0) return -1;
     pid_t shim = getpid(), pid = fork();
     if (pid == 0) work(which, client, &job, shim);
     int error = errno;

@@ -10,7 +10,8 @@
 /* What the shim knows of its VMM. */
 struct vmm {
     pid_t pid;
-    int memory_fd; /* of its guest; -1: not known */
+    int memory_fd; /* the base of its guest's; -1: not known */
+    int copy_fd;   /* what it maps instead; -1: it maps the base */
     int state_fd;  /* what it saves device state to; -1: none */
 };
 
@@ -26,6 +27,9 @@ struct job {
  *   give FILE ro|rw SET  →  gave FD
  * and `error WHY` at any point, after which nothing is left of what it was about to make.
  */
+/* NULL, or in words why it cannot be used. */
+const char *find_job_memory(struct vmm_memory *memory, const struct job *job);
+
 void capture(const struct job *job);
 void load(const struct job *job);
 void give(const struct job *job);

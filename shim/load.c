@@ -19,7 +19,7 @@ static int readers_of(const struct delta *delta) {
 
 void load(const struct job *job) {
     struct vmm_memory memory;
-    const char *wrong = find_memory(&memory, job->vmm->pid, &job->files, job->vmm->memory_fd);
+    const char *wrong = find_job_memory(&memory, job);
     if (wrong != NULL) fail("%s", wrong);
     int fd = open(job->words, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) fail_errno("cannot open %s", job->words);

@@ -28,6 +28,14 @@ static int new_memfd(off_t size) {
     return fd;
 }
 
+int copy_of_memory(int base) {
+    struct stat facts;
+    if (fstat(base, &facts) < 0) fail_errno("the memory cannot be looked at");
+    int fd = new_memfd(facts.st_size);
+    copy_memory(base, fd, facts.st_size);
+    return fd;
+}
+
 static void seal(int fd) {
     if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0) fail_errno("cannot seal memory");
 }

@@ -28,5 +28,7 @@ void copy_pages(struct copied *copied, int to, const char *pages, uint64_t first
 /* A whole memory. */
 struct copied copy_memory(int from, int to, off_t size);
 
+/* A new memfd with what is in `base`, for one VMM to write. Ends the program when it cannot be made. */
+int copy_of_memory(int base);
 /* All of it, or the end of the program with a word. */
 void write_all(int fd, const void *data, size_t length, off_t at);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "fail.h"
+#include "pages.h"
 
 static long long number(const char *text, long long max) {
     char *end;
@@ -142,10 +143,17 @@ static int vmm_descriptor(const struct plan *plan, long long wanted) {
     fail("the VMM has no descriptor %lld", wanted);
 }
 
+/* Other ways to look into it than the VMM's own are then needed by no one. */
+static void copy_memory_for_vmm(struct plan *plan) {
+    for (size_t i = 0; i < plan->vmm_fd_count; i++)
+        if (plan->vmm_fds[i].fd == plan->memory_fd) plan->vmm_fds[i].fd = plan->copy_fd = raise_fd(copy_of_memory(plan->memory_fd));
+    if (plan->copy_fd < 0) fail("no memory was named that could be copied");
+}
+
 void read_plan(struct plan *plan, int argc, char **argv) {
     struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
-    plan->blank_fd = plan->memory_fd = -1;
+    plan->blank_fd = plan->memory_fd = plan->copy_fd = -1;
     int i = 0;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];
@@ -176,6 +184,8 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             add_descriptor(plan, pairs, &pair_count, value, plan->helper_fds, &plan->helper_fd_count);
         } else if (IS("--memory")) {
             plan->memory_fd = vmm_descriptor(plan, number(value, OWN_DESCRIPTORS - 1));
+        } else if (IS("--copies-memory")) {
+            if (strcmp(value, "yes") == 0) copy_memory_for_vmm(plan);
         } else if (IS("--waits")) {
             plan->waits = strcmp(value, "yes") == 0;
         } else if (IS("--isolate-network")) {

@@ -38,7 +38,8 @@ struct plan {
     struct descriptor vmm_fds[MAX_DESCRIPTORS];
     size_t vmm_fd_count;
     int blank_fd;  /* -1: none was asked for */
-    int memory_fd; /* what the VMM maps as its guest's memory; -1: not named */
+    int memory_fd; /* the base of its guest's memory; -1: not named */
+    int copy_fd;   /* what the VMM maps instead of the base, where we may not read it; -1: it maps the base */
     char **vmm_argv;
     int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */
@@ -70,6 +71,7 @@ struct plan {
  *       hold:         one end of a stream whose other end the shim holds open and does nothing with
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
  *   --memory N                descriptor N of the VMM is its guest's memory, which it maps privately
+ *   --copies-memory yes       the VMM gets a memfd with what is in its memory's descriptor instead, and maps it shared
  *   --waits yes               ends the VMM when the last connection does, until `claim`
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
  *   --helper ARG              a word of the helper's command line; repeated

@@ -170,7 +170,7 @@ static void start_vmm(struct shim *shim) {
 static void let_go_of_descriptors(const struct plan *plan) {
     for (size_t i = 0; i < plan->vmm_fd_count; i++) {
         int fd = plan->vmm_fds[i].fd;
-        if (fd != plan->blank_fd && fd != plan->memory_fd) close(fd);
+        if (fd != plan->blank_fd && fd != plan->memory_fd && fd != plan->copy_fd) close(fd);
     }
 }
 
@@ -231,7 +231,7 @@ static void end_if_left(struct shim *shim) {
 
 static void serve(struct shim *shim, struct client *client) {
     const struct controlled what = {
-        .vmm = {shim->vmm, shim->plan.memory_fd, shim->plan.blank_fd},
+        .vmm = {shim->vmm, shim->plan.memory_fd, shim->plan.copy_fd, shim->plan.blank_fd},
         .logs = shim->logs,
         .log_count = shim->plan.log_count,
         .waits = &shim->plan.waits,

@@ -86,7 +86,7 @@ static int appearance(int fd, struct mapping *found) {
 }
 
 const char *find_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int memory_fd) {
-    *memory = (struct vmm_memory){.pid = vmm, .files = *files};
+    *memory = (struct vmm_memory){.pid = vmm, .files = *files, .base = -1, .copy = -1};
     struct stat facts;
     struct mapping known, mapping;
     if (fstat(memory_fd, &facts) < 0 || appearance(memory_fd, &known) < 0) return "the memory that the VMM was given cannot be looked at";
@@ -107,6 +107,15 @@ const char *find_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_f
     for (size_t i = 0; i < mapped->count && mapped->list[i].first == next; i++) next += mapped->list[i].count;
     if (next * PAGE == memory->bytes && mapped->pages == next) return NULL;
     return "the VMM has not mapped its memory once and as a whole";
+}
+
+/* Addresses are then places in the copy. */
+const char *take_copy(struct vmm_memory *memory, int base, int copy) {
+    struct stat facts;
+    *memory = (struct vmm_memory){.files = {-1, -1, copy}, .is_denied = 1, .base = base, .copy = copy};
+    if (fstat(copy, &facts) < 0) return "the memory that the VMM was given cannot be looked at";
+    memory->bytes = (uint64_t)facts.st_size;
+    return add_stretch(&memory->mapped, (struct stretch){0, memory->bytes / PAGE, 0}) < 0 ? "there is no memory for it" : NULL;
 }
 
 /* Linux 6.7; the headers of the distribution may be older than its kernel. */
@@ -180,8 +189,37 @@ static int read_pagemap(int pagemap, const struct stretch *stretch, struct stret
     return run.count > 0 ? add_stretch(changed, run) : 0;
 }
 
+struct comparison {
+    const char *base;
+    struct stretches changed;
+    int failed;
+};
+
+static void compare(void *context, const char *pages, uint64_t first, size_t count) {
+    struct comparison *comparison = context;
+    const char *base = comparison->base + first * PAGE;
+    for (size_t page = 0; page < count && !comparison->failed; page++) {
+        size_t from = page;
+        while (page < count && memcmp(pages + page * PAGE, base + page * PAGE, PAGE) != 0) page++;
+        struct stretch differing = {first + from, page - from, (first + from) * PAGE};
+        comparison->failed = page > from && add_stretch(&comparison->changed, differing) < 0;
+    }
+}
+
+/* Whatever is in a hole of the copy has never been written: no one punches holes into it, and all of the base that is not zero was copied. */
+static const char *find_differing(const struct vmm_memory *memory, struct stretches *changed) {
+    const char *base = mmap(NULL, memory->bytes, PROT_READ, MAP_PRIVATE, memory->base, 0);
+    if (base == MAP_FAILED) return strerror(errno);
+    struct comparison comparison = {base, {0}, 0};
+    read_pages(memory->copy, (off_t)memory->bytes, compare, &comparison);
+    munmap((void *)base, memory->bytes);
+    *changed = comparison.changed;
+    return comparison.failed ? "there is no memory for it" : NULL;
+}
+
 const char *find_changed(const struct vmm_memory *memory, struct stretches *changed) {
     *changed = (struct stretches){0};
+    if (memory->copy >= 0) return find_differing(memory, changed);
     int is_old_kernel = 0;
     for (size_t i = 0; i < memory->mapped.count; i++) {
         const struct stretch *stretch = &memory->mapped.list[i];
@@ -233,6 +271,7 @@ ssize_t read_stretches(struct vmm_memory *memory, const struct stretches *from, 
 
 int has_ended(const struct vmm_memory *memory) {
     char byte;
+    if (memory->copy >= 0) return 0;
     return memory->mapped.count == 0 || pread(memory->files.mem, &byte, 1, (off_t)memory->mapped.list[0].address) != 1;
 }
 

@@ -1,5 +1,8 @@
 #pragma once
-/* The guest's memory as it lies in the VMM: a private mapping of a base, and pages of its own where it has been written. */
+/*
+ * The guest's memory as it lies in the VMM: a private mapping of a base, and pages of its own where it has been written. Where we may not
+ * look into the VMM, it maps a copy of the base instead, which we have as well: what was written is then found by comparing them.
+ */
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -28,6 +31,7 @@ struct vmm_memory {
     uint64_t bytes;
     struct stretches mapped; /* all of it, in order */
     int is_denied;           /* the quick way to read it */
+    int base, copy;          /* -1: the VMM has mapped the base itself */
 };
 
 /* -1 with errno. */
@@ -36,6 +40,8 @@ void close_vmm_files(const struct vmm_files *files);
 
 /* Finds where the VMM has mapped the file `memory_fd`. NULL, or in words why it cannot be used. */
 const char *find_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int memory_fd);
+/* A VMM that has mapped `copy`, which began as `base`. NULL, or in words why it cannot be used. */
+const char *take_copy(struct vmm_memory *memory, int base, int copy);
 /* The pages that are the VMM's own, swapped-out ones included. NULL, or in words what failed. */
 const char *find_changed(const struct vmm_memory *memory, struct stretches *changed);
 

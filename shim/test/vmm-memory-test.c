@@ -1,4 +1,7 @@
-/* Which pages are a process's own is seen the same by the quick scan and by pagemap, and read the same by both ways. */
+/*
+ * Which pages are a process's own is seen the same by the quick scan and by pagemap, and read the same by both ways; which of a copy are, by
+ * comparing it with its base.
+ */
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -56,6 +59,37 @@ static struct stretches by_pagemap(const struct vmm_memory *memory) {
     return changed;
 }
 
+/* Written, written with what was there before, written with zeros, and not at all. */
+static void check_copy(void) {
+    int base = memfd_create("base", 0), copy = memfd_create("copy", 0);
+    char page[PAGE];
+    CHECK(ftruncate(base, SIZE) == 0 && ftruncate(copy, SIZE) == 0);
+    for (int number = 0; number < 20; number++) {
+        memset(page, number + 1, PAGE);
+        CHECK(pwrite(base, page, PAGE, (off_t)number * PAGE) == PAGE && pwrite(copy, page, PAGE, (off_t)number * PAGE) == PAGE);
+    }
+    struct vmm_memory memory;
+    struct stretches changed;
+    CHECK(take_copy(&memory, base, copy) == NULL && memory.bytes == SIZE);
+    CHECK(find_changed(&memory, &changed) == NULL && changed.pages == 0);
+    memset(page, 0, PAGE);
+    CHECK(write_memory(&memory, page, 3, 1) == 0);
+    CHECK(write_memory(&memory, page, PAGES - 2, 1) == 0);
+    page[PAGE - 1] = 1;
+    CHECK(write_memory(&memory, page, 4, 1) == 0);
+    CHECK(write_memory(&memory, page, PAGES - 1, 1) == 0);
+    CHECK(find_changed(&memory, &changed) == NULL && changed.pages == 3 && changed.count == 2);
+    CHECK(changed.list[0].first == 3 && changed.list[0].count == 2 && changed.list[1].first == PAGES - 1);
+    char pages[3 * PAGE];
+    struct place place = {0, 0};
+    CHECK(read_stretches(&memory, &changed, &place, pages, 3) == 3 && memcmp(pages + 2 * PAGE, page, PAGE) == 0 && pages[0] == 0);
+    CHECK(!has_ended(&memory));
+    free(changed.list);
+    free(memory.mapped.list);
+    close(base);
+    close(copy);
+}
+
 int main(void) {
     int fd = memfd_create("memory", 0), ready[2];
     if (fd < 0 || ftruncate(fd, SIZE) < 0 || pipe(ready) < 0) return 1;
@@ -93,6 +127,7 @@ int main(void) {
     CHECK(has_ended(&memory));
     struct place place = {0, 0};
     CHECK(read_stretches(&memory, &quick, &place, pages, 1) < 0);
+    check_copy();
     free(quick.list);
     free(slow.list);
     free(memory.mapped.list);

@@ -13,7 +13,8 @@ import { ApiClient } from './api-client.ts'
 import { endProcessesNaming } from './processes.ts'
 
 export const REPOSITORY = resolve(import.meta.dirname, '../..')
-const MAIN = join(REPOSITORY, 'packages/daemon/src/main.ts')
+/** The daemon from source. */
+export const MAIN = join(REPOSITORY, 'packages/daemon/src/main.ts')
 const START_LIMIT_MS = 20_000
 const STOP_LIMIT_MS = 60_000
 

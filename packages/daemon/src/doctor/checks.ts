@@ -121,12 +121,20 @@ export const checkHypervisors: Check = async (config) => {
             }
           : {}),
       })
+      if (probe.memoryOutOfReach !== undefined) findings.push(memoryCopied(driver.name, probe.memoryOutOfReach))
     }
     return findings
   } catch (error) {
     return [{ what: 'hypervisors', state: 'bad', says: sentenceOf(error) }]
   }
 }
+
+const memoryCopied = (driver: string, why: string): Finding => ({
+  what: driver,
+  state: 'poor',
+  says: `the memory of VMs is out of reach (${why}): each gets a copy of its base, so that it starts later and takes more memory`,
+  mend: 'Give the daemon CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0 or 1',
+})
 
 export const checkPool: Check = async ({ pool, golden }) => {
   const isOff = pool.size === 0 || !golden.enabled

@@ -54,6 +54,8 @@ export interface HypervisorProbe {
   readonly acceleration?: 'kvm' | 'tcg'
   /** Why it is not available, or why it runs without KVM; a sentence. */
   readonly reason?: string
+  /** Why no one may look into the memory of VMs here, so that each gets a copy of its own: it starts later and shares nothing. */
+  readonly memoryOutOfReach?: string
 }
 
 export interface Vm {

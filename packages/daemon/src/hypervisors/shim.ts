@@ -25,6 +25,8 @@ export interface ShimPlan {
   readonly vmm: ShimChild
   /** Which of the VMM's descriptors is the memory that it maps privately; without it the VM's memory can be neither captured nor loaded. */
   readonly memory?: number
+  /** The VMM gets a copy of it and maps that shared: whoever may not look into the VMM then needs not. */
+  readonly copiesMemory?: boolean
   /** The VM is no one's yet: until `claim` it ends with this daemon. */
   readonly waits?: boolean
   /** The VMM needs no network of its own: its traffic goes to the helper. */
@@ -109,6 +111,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
     ...descriptors('--fd', plan.vmm),
     ...(plan.memory === undefined ? [] : ['--memory', `${plan.memory}`]),
+    ...(plan.copiesMemory ? ['--copies-memory', 'yes'] : []),
     ...(plan.waits ? ['--waits', 'yes'] : []),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
     ...(plan.helper === undefined

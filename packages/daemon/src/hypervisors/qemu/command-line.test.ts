@@ -139,6 +139,8 @@ test('a wake maps its base privately and needs no kernel', () => {
   assert.equal(values(argv, '-object')[0], `memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/${FD.MEMORY},share=off`)
   assert.deepEqual(values(argv, '-incoming'), ['defer'])
   assert.ok(!argv.includes('-kernel'))
+  // A copy that is its own is written through, for the shim to see.
+  assert.match(values(commandLine(machine, { ...wiring(), ownsMemory: true }), '-object')[0] ?? '', /share=on$/)
 })
 
 test('a guest under TCG is told its time stamp frequency, one under KVM is not', () => {

@@ -28,6 +28,8 @@ export interface Wiring {
   readonly entry: Entry
   readonly disks: readonly DiskSpec[]
   readonly nic?: { readonly mac: string }
+  /** Its memory is a copy that is its own: others look into that, and not into the VMM. */
+  readonly ownsMemory?: boolean
   /** Its disks will be others before its guest is told to go. */
   readonly waits?: boolean
 }
@@ -69,7 +71,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ...['-cpu', cpuModel(machine.acceleration)],
     ...['-smp', `${machine.vcpus}`],
     ...['-m', `${machine.memoryMib}M`],
-    ...['-object', memoryBackend(machine, wiring.entry)],
+    ...['-object', memoryBackend(machine, wiring)],
     ...['-rtc', 'base=utc'],
     // Two sections that say nothing of the devices, and would tie a state to the very command line it came from.
     ...['-global', 'migration.send-configuration=off', '-global', 'migration.store-global-state=off'],
@@ -120,10 +122,10 @@ export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKh
 /** Device state and memory come from elsewhere; no kernel is loaded. */
 const isLoaded = (entry: Entry): boolean => entry === 'wake' || entry === 'restore'
 
-function memoryBackend(machine: Machine, entry: Entry): string {
+function memoryBackend(machine: Machine, { entry, ownsMemory = false }: Wiring): string {
   const size = `id=ram,size=${machine.memoryMib}M`
   // QEMU opens it read-write even to map it privately; the memfd behind it is sealed against writing unless this is a capture.
-  return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' ? 'on' : 'off'}`
+  return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' || ownsMemory ? 'on' : 'off'}`
 }
 
 function nicDevice(board: Board, wiring: Wiring): string {

@@ -61,6 +61,8 @@ export interface HostAnswers {
   readonly tscKhz: number
   readonly kernelHash: string
   readonly initrdHash: string
+  /** Why a shim may not look into its VMM's memory, so that each VM gets a copy of its base; undefined when it may. */
+  readonly outOfReach: string | undefined
 }
 
 /** What is asked of the host once and then known. A failure is not kept: what was missing may be installed. */
@@ -84,14 +86,15 @@ export class QemuHost {
     const uses = this.#uses
     // Many may wait for it, so it runs under a limit of its own.
     const step = { signal: AbortSignal.timeout(60_000), log: uses.log }
-    const [version, tscKhz, kernelHash, initrdHash] = await Promise.all([
+    const [version, tscKhz, kernelHash, initrdHash, outOfReach] = await Promise.all([
       readVersion(step),
       measureTscKhz(uses.shimPath, step),
       hashFile(uses.kernelPath),
       hashFile(uses.initrdPath),
+      readReach(uses, step),
     ])
     const { kernel, cpuModel: cpu } = readHostFacts()
-    const answers = { version, tscKhz, kernelHash, initrdHash }
+    const answers = { version, tscKhz, kernelHash, initrdHash, outOfReach }
     const acceleration = await decideAcceleration(
       {
         device: uses.kvmDevice ?? '/dev/kvm',
@@ -103,6 +106,7 @@ export class QemuHost {
       step,
     )
     uses.log.info({ version, acceleration: acceleration.kind, reason: acceleration.reason }, 'QEMU is ready')
+    if (outOfReach !== undefined) uses.log.warn({ reason: outOfReach }, 'memory of VMs is out of reach, each gets a copy of its base')
     return { ...answers, acceleration }
   }
 }
@@ -124,6 +128,13 @@ const tryKvm = (uses: QemuUses, host: HostAnswers, step: Step): Promise<void> =>
     step,
     async () => undefined,
   )
+
+/** Capabilities, Yama and namespaces all have a say in it, so it is tried, on a process of the user that golden boots run as. */
+async function readReach({ shimPath, goldenUser }: QemuUses, step: Step): Promise<string | undefined> {
+  const user = goldenUser === undefined ? '-' : `${goldenUser.uid}:${goldenUser.gid}`
+  const { stdout } = await runCommand([shimPath, 'reach', user], { step })
+  return stdout === 'yes\n' ? undefined : stdout.trim().replace(/^no /, '')
+}
 
 async function readVersion(step: Step): Promise<string> {
   const { stdout } = await runCommand(['qemu-system-x86_64', '--version'], { step })

@@ -77,8 +77,9 @@ export class QemuHypervisor implements Hypervisor {
 
   async probe(_step: Step): Promise<HypervisorProbe> {
     try {
-      const { version, acceleration } = await this.#host.answers()
-      const probe = { available: true, version, acceleration: acceleration.kind }
+      const { version, acceleration, outOfReach } = await this.#host.answers()
+      const memory = outOfReach === undefined ? {} : { memoryOutOfReach: outOfReach }
+      const probe = { available: true, version, acceleration: acceleration.kind, ...memory }
       return acceleration.reason === undefined ? probe : { ...probe, reason: acceleration.reason }
     } catch (error) {
       return { available: false, reason: error instanceof Error ? error.message : String(error) }
@@ -338,6 +339,7 @@ export class QemuHypervisor implements Hypervisor {
       id: spec.id,
       waits,
       entry: origin.entry,
+      ownsMemory: host.outOfReach !== undefined,
       disks: spec.disks,
       ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }),
     }
@@ -354,6 +356,7 @@ export class QemuHypervisor implements Hypervisor {
       waits,
       isolateNetwork: true,
       memory: FD.MEMORY,
+      copiesMemory: host.outOfReach !== undefined,
       vmm: {
         argv: commandLine(machine, wiring),
         descriptors: [
