@@ -34,7 +34,7 @@
 enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
-enum { READY = 9, HELPER_LIMIT_MS = 5000, JOB_LIMIT_S = 5 };
+enum { READY = 9, HELPER_LIMIT_MS = 5000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
 
 struct shim {
     struct plan plan;
@@ -47,6 +47,7 @@ struct shim {
     long long helper_began_ms;
     long long helper_due_ms; /* when a helper that died is started again; 0: not waiting */
     long long helper_pause_ms;
+    long long left_at_ms; /* a VM that waits ends then, unless its daemon has come to it; 0: it has */
 };
 
 static long long now_ms(void) {
@@ -215,6 +216,7 @@ static void accept_client(struct shim *shim) {
     for (size_t i = 0; i < MAX_CLIENTS; i++) {
         if (shim->clients[i].fd >= 0) continue;
         shim->clients[i] = (struct client){.fd = fd};
+        shim->left_at_ms = 0;
         watch(shim, fd, ON_CLIENT + (unsigned)i);
         return;
     }
@@ -308,6 +310,7 @@ int command_run(int argc, char **argv) {
     start_vmm(&shim);
     let_go_of_descriptors(&shim.plan);
     say_ready(shim.plan.blank_fd, shim.vmm);
+    if (shim.plan.waits) shim.left_at_ms = now_ms() + FIRST_CLIENT_LIMIT_MS;
 
     while (!shim.has_ended) {
         int timeout = -1;
@@ -315,6 +318,11 @@ int command_run(int argc, char **argv) {
             long long left = shim.helper_due_ms - now_ms();
             if (left <= 0 && start_helper(&shim, -1) < 0) shim.helper_due_ms = now_ms() + 10000;
             timeout = left > 0 ? (int)left : shim.helper_due_ms > 0 ? 10000 : -1;
+        }
+        if (shim.left_at_ms > 0) {
+            long long left = shim.left_at_ms - now_ms();
+            if (left <= 0) end_if_left(&shim);
+            if (timeout < 0 || timeout > left) timeout = left > 0 ? (int)left : 1000;
         }
         struct epoll_event ready[16];
         int count = epoll_wait(shim.events, ready, 16, timeout);

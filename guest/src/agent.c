@@ -209,6 +209,7 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_THAW: thaw(id); break;
 	case OP_WAKE: wake(id, r); break;
 	case OP_REHEARSE: rehearse(id); break;
+	case OP_VACATE: vacate(id); break;
 	case OP_SHUTDOWN: shut_down(id, r); break;
 	default: stream_reply(id, STATUS_UNSUPPORTED, "This guest does not know that request");
 	}

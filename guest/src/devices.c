@@ -18,17 +18,17 @@
 #define SIZE_MS 10000
 
 /*
- * A disk that has just been woken is told its size by a worker of the kernel's, which on another CPU may come later than this.
+ * A disk whose machine has just been woken is told its size by a worker of the kernel's, which on another CPU may come later than this.
  * Nothing else tells of it but the size itself.
  */
-static bool await_size(int disks, const char *name)
+static bool await_size(int disks, const char *name, bool any)
 {
 	char file[300], sectors[24];
 	snprintf(file, sizeof file, "%s/size", name);
 	for (uint64_t end = now_ms() + SIZE_MS; read_at(disks, file, sectors, sizeof sectors) > 0 && now_ms() < end; poll(NULL, 0, 1))
-		if (strtoull(sectors, NULL, 10) > 0)
+		if ((strtoull(sectors, NULL, 10) > 0) == any)
 			return true;
-	errno = ENOMEDIUM;
+	errno = any ? ENOMEDIUM : EBUSY;
 	return false;
 }
 
@@ -43,20 +43,31 @@ static bool has_serial(int disks, const char *name, const char *serial)
 	return strcmp(text, serial) == 0;
 }
 
-bool devices_find_disk(const char *serial, char *path, size_t size)
+static bool find_disk(const char *serial, bool any, char *path, size_t size)
 {
 	int error = ENODEV, dir = openat(agent.sys, "block", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *disks = dir < 0 ? NULL : fdopendir(dir);
 	for (struct dirent *entry; disks && (entry = readdir(disks));)
 		if (has_serial(dir, entry->d_name, serial)) {
 			snprintf(path, size, "/dev/%.20s", entry->d_name);
-			error = await_size(dir, entry->d_name) ? 0 : errno;
+			error = await_size(dir, entry->d_name, any) ? 0 : errno;
 			break;
 		}
 	if (disks)
 		closedir(disks);
 	errno = error;
 	return error == 0;
+}
+
+bool devices_find_disk(const char *serial, char *path, size_t size)
+{
+	return find_disk(serial, true, path, size);
+}
+
+bool devices_await_vacant(const char *serial)
+{
+	char path[32];
+	return find_disk(serial, false, path, sizeof path);
 }
 
 void devices_forbid_writing(const char *path)

@@ -50,6 +50,7 @@
 #define OP_SHUTDOWN 12
 #define OP_WAKE 13
 #define OP_REHEARSE 14
+#define OP_VACATE 15
 
 /* How a request ended. */
 #define STATUS_OK 0

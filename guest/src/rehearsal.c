@@ -17,6 +17,7 @@
 #include "agent.h"
 #include "cgroup.h"
 #include "connection.h"
+#include "devices.h"
 #include "io.h"
 #include "loop.h"
 #include "net.h"
@@ -44,13 +45,10 @@ static void live(void)
 }
 
 /* No one has mounted it, and nothing that was read from it is kept. */
-static bool let_go_of_disk(int disks, const char *name)
+static bool let_go_of_disk(const char *name)
 {
-	char path[64];
 	int writable = 0;
-	snprintf(path, sizeof path, "%.40s", name);
-	int fd = openat(agent.dev, path, O_RDONLY | O_EXCL | O_CLOEXEC);
-	(void)disks;
+	int fd = openat(agent.dev, name, O_RDONLY | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return false;
 	bool done = ioctl(fd, BLKFLSBUF, 0) == 0 && ioctl(fd, BLKROSET, &writable) == 0;
@@ -65,7 +63,7 @@ static bool let_go_of_disks(void)
 	DIR *list = dir < 0 ? NULL : fdopendir(dir);
 	for (struct dirent *entry; list && (entry = readdir(list));)
 		if (strncmp(entry->d_name, "vd", 2) == 0)
-			all &= let_go_of_disk(dir, entry->d_name);
+			all &= let_go_of_disk(entry->d_name);
 	if (!list)
 		return false;
 	closedir(list);
@@ -94,11 +92,23 @@ void rehearse(uint32_t id)
 		live();
 	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
-	bool clean = pid > 0 && powered_off(status);
-	clean &= !has_card || net_forget(mac);
-	clean &= let_go_of_disks() & cgroup_renew();
-	if (clean)
+	bool ended = pid > 0 && powered_off(status);
+	bool card = !has_card || net_forget(mac);
+	bool disks = let_go_of_disks();
+	bool groups = cgroup_renew();
+	if (ended && card && disks && groups)
 		return;
-	say("a rehearsal left something: %d, %s", status, strerror(errno));
+	say("a rehearsal left something:%s%s%s%s (%d)", ended ? "" : " its end", card ? "" : " its network", disks ? "" : " its disks",
+	    groups ? "" : " its processes", status);
 	power_off();
+}
+
+void vacate(uint32_t id)
+{
+	if (agent.phase != PHASE_PARKED || agent.rehearsing)
+		stream_reply(id, STATUS_WRONG_PHASE, "Only a parked guest has no disks");
+	else if (!devices_await_vacant("rootfs") || !devices_await_vacant("overlay"))
+		stream_reply(id, STATUS_FAILED, strerror(errno));
+	else
+		stream_reply(id, STATUS_OK, NULL);
 }

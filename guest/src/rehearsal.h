@@ -8,5 +8,7 @@
  * finds this machine parked as it was before, or powered off: one that was not left as it was is of no use.
  */
 void rehearse(uint32_t id);
+/* Answers once the disks that an instance will have are gone: whoever has some then, has them from the host that put them there. */
+void vacate(uint32_t id);
 
 #endif

@@ -3,6 +3,7 @@
  * twice, none is left when there is no one to give it to.
  */
 import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
@@ -19,6 +20,7 @@ import { Scratch } from '../harness/scratch.ts'
 import { assertHostInOrder, atRest, disksOf, processesOf, type ShownInstance } from './house-in-order.ts'
 
 const SIZE = 2
+const isRunning = (pid: number): boolean => existsSync(`/proc/${pid}`)
 const SHAPE = { image: 'box', vcpus: 1, size: '256MB', overlay_size: '512MB' }
 
 /** What a workload can see of its machine, but for who it is. */
@@ -151,6 +153,35 @@ for (const board of ['qemu-microvm', 'qemu'] as const) {
       const users = await Promise.all(vmms.map(({ pid }) => stat(`/proc/${pid}`).then(({ uid }) => uid)))
       assert.equal(new Set(users).size, process.geteuid?.() === 0 ? users.length : 1)
       for (const name of names) await remove(name)
+    })
+
+    test('one that hangs is given up, and another is woken in its place', { timeout: 240_000 }, async () => {
+      await fill()
+      const { shims, vmms } = await processesOf(dir)
+      const isTheirs = (parent: number): boolean =>
+        shims.some(({ pid, place }) => pid === parent && place.startsWith(join(dir, 'run/pool')))
+      const hanging = vmms.filter(({ parent }) => isTheirs(parent))
+      assert.equal(hanging.length, SIZE)
+      for (const { pid } of hanging) process.kill(pid, 'SIGSTOP')
+      await run('patient')
+      assert.equal(await lastOrigin(), 'golden')
+      assert.equal(await sh('patient', 'hostname'), 'patient\n')
+      const { pid: other } = hanging.find(({ pid }) => isRunning(pid)) ?? {}
+      assert.ok(other, 'only the one that was taken is ended')
+      process.kill(other, 'SIGCONT')
+      await assertHostInOrder(dir, await atRest(daemon.client))
+      await remove('patient')
+    })
+
+    test('a second processor and a large disk are found by the first word', { timeout: 240_000 }, async () => {
+      const large = { vcpus: 2, overlay_size: '12GB' }
+      for (const origin of ['golden', 'pool']) {
+        await run('large', large)
+        assert.equal(await lastOrigin(), origin)
+        assert.match(await sh('large', 'nproc; df -m / | tail -1'), /^2\n\S+ +1[12]\d\d\d /)
+        await remove('large')
+        await untilWaiting(SIZE)
+      }
     })
 
     test('one that waited sleeps, wakes and is forked as any other', { timeout: 240_000 }, async () => {

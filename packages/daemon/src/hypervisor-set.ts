@@ -86,7 +86,11 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
 /** Users of VMs that wait follow those of instances and the one of golden boots, as many as there are of instances. */
 function poolOf({ config, log, paths, assets, isRoot, stack, pool }: DriverUses): PoolPlace | undefined {
   const { uidBase, uidCount } = config.instances
-  if (pool === undefined || config.pool.size === 0 || !config.golden.enabled || !existsSync(assets.rehearsal)) return undefined
+  if (pool === undefined || config.pool.size === 0 || !config.golden.enabled) return undefined
+  if (!existsSync(assets.rehearsal)) {
+    log.warn({ file: assets.rehearsal }, 'no VM waits for starts: what they rehearse with is missing')
+    return undefined
+  }
   const { roomBytes, makeDisk } = pool
   return {
     machines: stack.use(new Pool<WaitingMachine>({ size: config.pool.size, roomBytes, log })),

@@ -136,8 +136,8 @@ const memoryCopied = (driver: string, why: string): Finding => ({
   mend: 'Give the daemon CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0 or 1',
 })
 
-export const checkPool: Check = async ({ pool, golden }) => {
-  const isOff = pool.size === 0 || !golden.enabled
+export const checkPool: Check = async ({ pool, golden, assetsDir }) => {
+  const isOff = pool.size === 0 || !golden.enabled || !existsSync(assetsIn(assetsDir ?? defaultAssetsDir()).rehearsal)
   const says = isOff
     ? 'no VM waits for creates: each wakes or boots its own'
     : `up to ${pool.size} wait for creates; /capabilities says how many do`

@@ -208,6 +208,11 @@ export class GuestClient implements AsyncDisposable {
     await this.#ask('The guest could not rehearse', operation(OP.REHEARSE).finish(), step)
   }
 
+  /** Resolves when a parked guest has seen that the disks of its rehearsal are gone; those that it sees later are other ones. */
+  async vacate(step: Step): Promise<void> {
+    await this.#ask('The guest still has the disks of its rehearsal', operation(OP.VACATE).finish(), step)
+  }
+
   /** How the guest is now. */
   async ping(step: Step): Promise<{ phase: GuestPhase; bootNonce: string; isFrozen: boolean }> {
     const answer = await this.#ask('The guest does not answer', operation(OP.PING).finish(), step)

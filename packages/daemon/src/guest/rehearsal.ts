@@ -16,15 +16,19 @@ const GRACE_MS = 5000
  */
 const LINK_EVENTS_MS = 1200
 
+export interface RehearsalUses {
+  readonly connect: () => Promise<Duplex>
+  readonly mac: string
+  readonly hasModules: boolean
+  /** Takes the disks of the rehearsal away from a guest that runs. */
+  readonly takeDisks: () => Promise<void>
+}
+
 /**
  * Leads a parked guest through whole lives, on the disks of a rehearsal: its configuration, a workload, a command beside it, the end.
- * Resolves when it is parked as it was before. When it throws, the machine is of no use any more.
+ * Resolves when it is parked as it was before, and has seen that these disks are gone. When it throws, the machine is of no use any more.
  */
-export async function rehearse(
-  connect: () => Promise<Duplex>,
-  about: { readonly mac: string; readonly hasModules: boolean },
-  step: Step,
-): Promise<void> {
+export async function rehearse({ connect, takeDisks, ...about }: RehearsalUses, step: Step): Promise<void> {
   for (let life = 0; life < LIVES; life++) {
     {
       await using guest = await parked(connect, step)
@@ -41,7 +45,8 @@ export async function rehearse(
     if (ending.code !== 0) throw new AppError('internal_error', `The workload of a rehearsal failed: ${ending.message}`)
   }
   await using guest = await parked(connect, step)
-  await guest.ping(step)
+  await takeDisks()
+  await guest.vacate(step)
   await sleep(LINK_EVENTS_MS, undefined, { signal: step.signal })
 }
 

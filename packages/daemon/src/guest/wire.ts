@@ -41,6 +41,7 @@ export const OP = {
   SHUTDOWN: 12,
   WAKE: 13,
   REHEARSE: 14,
+  VACATE: 15,
 } as const
 
 export const STATUS = {

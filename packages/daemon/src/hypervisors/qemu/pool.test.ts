@@ -33,6 +33,7 @@ function house(t: TestContext, changes: Partial<PoolUses> = {}) {
   const pool = new Pool<Machine>({ size: 2, roomBytes: () => 64 * GIB, log: silentLogger, pressure: () => CALM, ...changes })
   const kind = (key: string, memoryBytes = GIB): Kind<Machine> => ({
     key,
+    base: key,
     memoryBytes,
     async make() {
       if (fails.has(key)) throw new Error('it hung')
@@ -129,8 +130,42 @@ test('all go when the host is short of memory, and come back when it is not', as
   await pass(MINUTE)
   assert.deepEqual([pool.count(), made.every(({ isEnded }) => isEnded)], [0, true])
   pressure = CALM
+  // What was given back to the host looks like plenty a moment later.
+  await pass(30_000)
+  assert.equal(pool.count(), 0)
   await pass(MINUTE)
   assert.equal(pool.count(), 1)
+})
+
+test('none is made that would make the host short of memory', async (t) => {
+  let pressure = { ...CALM, availableBytes: 2 * GIB }
+  const { pool, kind, pass, start } = house(t, { pressure: () => pressure })
+  start(kind('a'))
+  await pass(MINUTE)
+  assert.equal(pool.count(), 0)
+  pressure = CALM
+  await pass(MINUTE)
+  assert.equal(pool.count(), 1)
+})
+
+test('what stands on something that cannot be used is ended and forgotten, until a start asks for its like', async (t) => {
+  const { pool, kind, pass, start, made } = house(t)
+  start(kind('a'))
+  start(kind('b'))
+  await pass(MINUTE)
+  await pool.forget('a')
+  assert.deepEqual([pool.count(), made.find(({ kind }) => kind === 'a')?.isEnded], [1, true])
+  await pass(2 * MINUTE)
+  assert.equal(
+    pool.count(({ kind }) => kind === 'a'),
+    0,
+  )
+  start(kind('a'))
+  await pass(MINUTE)
+  assert.equal(
+    pool.count(({ kind }) => kind === 'a'),
+    1,
+  )
 })
 
 test('a host on which nothing is started any more keeps none', async (t) => {

@@ -10,6 +10,8 @@ import type { Step } from '../../lib/step.ts'
 /** VMs of one kind are alike: any start that asks for the kind can have any of them. */
 export interface Kind<M> {
   readonly key: string
+  /** What they stand on. */
+  readonly base: string
   /** What one counts as, as an instance would. */
   readonly memoryBytes: number
   make(step: Step): Promise<M>
@@ -56,6 +58,8 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   #making: { readonly kind: Kind<M>; readonly done: Promise<void> } | undefined
   #ending = new Set<Promise<void>>()
   #starts = 0
+  /** Until then the host has other uses for its memory. */
+  #tightUntilMs = 0
   #timer: NodeJS.Timeout | undefined
 
   constructor(uses: PoolUses) {
@@ -98,6 +102,13 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
     return found?.machine
   }
 
+  /** Ends those that stand on `base`; none is made on it until a start asks for one again. Resolves when they are gone. */
+  async forget(base: string): Promise<void> {
+    this.#recent = this.#recent.filter(({ kind }) => kind.base !== base)
+    this.#drop(this.#waiting.filter(({ kind }) => kind.base === base))
+    await Promise.all(this.#ending)
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort()
     clearTimeout(this.#timer)
@@ -117,8 +128,10 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   #look(): void {
     const nowMs = Date.now()
     this.#recent = this.#recent.filter(({ atMs }) => nowMs - atMs < RECENT_MS)
-    if (isTight(this.#uses.pressure())) this.#drop(this.#waiting)
-    else this.#follow(nowMs)
+    if (isTight(this.#uses.pressure())) {
+      this.#tightUntilMs = nowMs + FAILURE_KEPT_MS
+      this.#drop(this.#waiting)
+    } else this.#follow(nowMs)
     if (this.#recent.length > 0 || this.#waiting.length > 0) this.#lookIn(LOOK_EVERY_MS)
   }
 
@@ -129,8 +142,14 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
     )
     const { surplus, missing } = compare(this.#waiting, this.#making === undefined ? wanted : without(wanted, this.#making.kind))
     this.#drop(surplus)
-    const next = missing.find(({ key }) => (this.#failures.get(key) ?? 0) <= nowMs)
-    if (next !== undefined && this.#making === undefined && this.#starts === 0) this.#make(next)
+    const next = missing.find(({ key, memoryBytes }) => (this.#failures.get(key) ?? 0) <= nowMs && this.#isEasy(memoryBytes))
+    if (next !== undefined && nowMs >= this.#tightUntilMs && this.#making === undefined && this.#starts === 0) this.#make(next)
+  }
+
+  /** It would not be in the way as soon as it is there. */
+  #isEasy(bytes: number): boolean {
+    const pressure = this.#uses.pressure()
+    return !isTight({ ...pressure, availableBytes: pressure.availableBytes - bytes })
   }
 
   #make(kind: Kind<M>): void {

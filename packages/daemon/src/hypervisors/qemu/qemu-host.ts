@@ -49,8 +49,16 @@ export interface PoolPlace {
   readonly image: string
   /** An empty writable disk, as instances have. */
   makeDisk(file: string, owner: VmSpec['user'], step: Step): Promise<void>
-  /** Leads a parked guest through a life; it is parked again when this resolves. */
-  rehearse(connect: () => Promise<Duplex>, about: { readonly mac: string; readonly hasModules: boolean }, step: Step): Promise<void>
+  /** Leads a parked guest through a life, and has its disks taken away then; it is parked again when this resolves. */
+  rehearse(
+    uses: {
+      readonly connect: () => Promise<Duplex>
+      readonly mac: string
+      readonly hasModules: boolean
+      readonly takeDisks: () => Promise<void>
+    },
+    step: Step,
+  ): Promise<void>
   /** Each runs as one of its own; absent when the daemon is not root. */
   readonly users?: { readonly base: number; readonly count: number }
 }

@@ -7,6 +7,7 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import path from 'node:path'
+import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
@@ -114,6 +115,7 @@ export class QemuHypervisor implements Hypervisor {
       step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, booting from the start')
       const vm = await this.#boot(spec, machine, host, step)
       // The VM runs without it, so it was to blame and not this VM's disks: no later start shall trip over it.
+      await this.#uses.pool?.machines.forget(`golden/${golden.key}`)
       await golden.discard()
       return vm
     }
@@ -166,12 +168,14 @@ export class QemuHypervisor implements Hypervisor {
     const waiting = this.#uses.pool?.machines.take(kind)
     if (waiting === undefined) return undefined
     try {
-      const handle = await waiting.become(spec, step)
+      // One that hangs is not waited for as long as a start may take: another can still be woken.
+      const limit = { ...step, signal: AbortSignal.any([step.signal, AbortSignal.timeout(BECOME_LIMIT_MS)]) }
+      const handle = await waiting.become(spec, limit)
       return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, true))
     } catch (error) {
-      await waiting.end()
-      await rm(spec.runDir, { recursive: true, force: true })
-      if (step.signal.aborted || errorCodeOf(error) === 'port_in_use') throw error
+      await waiting.end().catch((cause: unknown) => step.log.error({ err: cause }, 'a VM that waited could not be ended'))
+      // Of a conflict the run directory is another VM's.
+      if (step.signal.aborted || ['port_in_use', 'conflict'].includes(errorCodeOf(error) ?? '')) throw error
       step.log.warn({ err: error }, 'a VM that waited could not be used, waking another')
       return undefined
     }
@@ -183,6 +187,7 @@ export class QemuHypervisor implements Hypervisor {
     const { maxBytes } = spec.logs
     return {
       key: JSON.stringify([this.name, key, sum, modules?.path, maxBytes]),
+      base: `golden/${key}`,
       memoryBytes: memoryMib * 2 ** 20,
       make: (step) => this.#makeWaiting({ vcpus, memoryMib, modules, maxBytes }, machine, host, step),
     }
@@ -229,8 +234,11 @@ export class QemuHypervisor implements Hypervisor {
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     const vm = new QemuVm(handle, 'golden', shim, undefined)
-    await pool.rehearse(() => vm.connectGuest(step), { mac: WAITING_MAC, hasModules: modules !== undefined }, step)
-    await WaitingMachine.park(spec.runDir, spec.disks, step)
+    const connect = (): Promise<Duplex> => vm.connectGuest(step)
+    const takeDisks = (): Promise<void> => WaitingMachine.takeDisks(spec, step)
+    await pool.rehearse({ connect, takeDisks, mac: WAITING_MAC, hasModules: modules !== undefined }, step)
+    await WaitingMachine.park(spec, step)
+    await rm(overlay)
     undo.move()
     return new WaitingMachine(shim, handle, files)
   }
@@ -450,6 +458,9 @@ async function freeUser({ base, count }: { base: number; count: number }): Promi
   for (let uid = base; uid < base + count; uid++) if (!taken.has(uid)) return { uid, gid: uid }
   throw new AppError('insufficient_resources', 'Every user id for VMs that wait is taken')
 }
+
+/** It takes some 15 ms. */
+const BECOME_LIMIT_MS = 5000
 
 /** Golden boots keep the MAC that they were made with until a guest is told another. */
 const WAITING_MAC = '02:64:6d:00:00:00'

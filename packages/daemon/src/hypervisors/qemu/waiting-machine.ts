@@ -1,7 +1,7 @@
 /**
  * A VM that waits to become an instance's:
  *
- *   woken from its golden boot, on disks of its own ─► rehearsed ─► paused, its own disks gone, a change of their size pending
+ *   woken from its golden boot, on disks of its own ─► rehearsed ─► these gone, and seen to be ─► paused, a change of their size pending
  *                                                                     ╰─► `become`: the instance's disks, logs and ports ─► runs, parked
  *
  * What costs an emulated guest is code that runs for the first time in its QEMU. All that lies between "go" and a workload has run
@@ -45,18 +45,25 @@ export class WaitingMachine implements Waiting {
     this.#files = files
   }
 
-  /** Takes the rehearsal's own disks out of a VM that has rehearsed, and leaves it paused. */
-  static async park(runDir: string, disks: readonly DiskSpec[], step: Step): Promise<void> {
+  /** Takes the rehearsal's own disks out of a VM that has rehearsed and runs. */
+  static async takeDisks({ runDir, disks }: VmSpec, step: Step): Promise<void> {
     using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
-    await qmp.execute('stop', undefined, step)
     for (const [slot, disk] of ownDisks(disks)) {
       await qmp.execute('blockdev-add', resizableNode(emptyName(slot)), step)
       await qmp.execute('qom-set', { path: devicePath(disk), property: 'drive', value: emptyName(slot) }, step)
-      // Whatever the size: that it was set is what the guest is told of when it goes on, and then it looks at the disk that is there.
-      await qmp.execute('block_resize', { 'node-name': emptyName(slot), size: 512 }, step)
+      // The guest is told that a size was set, and looks for itself.
+      await qmp.execute('block_resize', { 'node-name': emptyName(slot), size: 0 }, step)
       await qmp.execute('blockdev-del', { 'node-name': nodeName(slot) }, step)
       for (const { set } of layerFiles(disk, slot)) await qmp.execute('remove-fd', { 'fdset-id': set }, step)
     }
+  }
+
+  /** Pauses it for as long as it waits. */
+  static async park({ runDir, disks }: VmSpec, step: Step): Promise<void> {
+    using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
+    await qmp.execute('stop', undefined, step)
+    // Whatever the size: the guest is told when it goes on, and then it looks at the disk that is there.
+    for (const [slot] of ownDisks(disks)) await qmp.execute('block_resize', { 'node-name': emptyName(slot), size: 512 }, step)
   }
 
   /** Becomes the VM of `spec` and runs. When it throws it is of no use any more. */
@@ -66,12 +73,13 @@ export class WaitingMachine implements Waiting {
     this.shim.moved(spec.runDir)
     const { app, vmm, journal } = spec.logs
     const ports = spec.nic?.ports ?? []
-    const ready = [
+    const ready = Promise.all([
       this.shim.claim({ app, vmm, journal }, step),
       ...(ports.length === 0 ? [] : [new NetworkHelper(spec.runDir).setPorts(ports, step)]),
-    ]
-    await Promise.all([this.#run(spec, Promise.all(ready), step), ...ready])
-    await this.#removeFiles()
+    ])
+    await Promise.all([this.#run(spec, ready, step), ready])
+    // A start takes away what is left of them, and this one is not to wait for a disk.
+    void this.#removeFiles().catch((error: unknown) => step.log.warn({ err: error }, 'files of a VM that waited could not be removed'))
     return { ...this.handle, runDir: spec.runDir, startedAtMs: Date.now() }
   }
 
@@ -79,7 +87,7 @@ export class WaitingMachine implements Waiting {
     await this.shim.kill()
     this.shim[Symbol.dispose]()
     await this.#removeFiles()
-    await rm(this.handle.runDir, { recursive: true, force: true })
+    await rm(this.shim.runDir, { recursive: true, force: true })
   }
 
   /** Puts the disks behind their slots, and lets it run once `ready` is. */
