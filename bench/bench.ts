@@ -17,6 +17,7 @@ import { measureOverheads } from './measures/overheads.ts'
 import { measureProgramStarts } from './measures/program-starts.ts'
 import { measureRestoreFlat } from './measures/restore-flat.ts'
 import { measureSleep } from './measures/sleep.ts'
+import { measureWakes } from './measures/wakes.ts'
 import { measureWideFork } from './measures/wide-fork.ts'
 import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
 
@@ -47,12 +48,10 @@ const MEASURES: readonly Measure[] = [
   { ids: ['compress', 'compress_size', 'restore_compressed'], run: measureCompression },
   { ids: ['create_to_running_microvm', 'create_to_running_microvm_cold_pool'], run: (bench) => measureBoots(bench, 'qemu-microvm') },
   {
-    ids: [
-      ...['standby', 'standby_third', 'standby_bytes', 'standby_bytes_third', 'standby_libvirt'],
-      ...['restore', 'restore_cont', 'restore_libvirt'],
-    ],
+    ids: [...['standby', 'standby_third', 'standby_bytes', 'standby_bytes_third', 'standby_libvirt'], ...['restore', 'restore_libvirt']],
     run: measureSleep,
   },
+  { ids: ['restore_cont', 'restore_ready'], run: measureWakes },
   { ids: ['restore_flat'], run: measureRestoreFlat },
   { ids: ['fork_pause', 'fork_ready', 'snapshot_create'], run: measureForks },
   { ids: ['fork_20', 'fork_20_memory'], run: measureWideFork },

@@ -51,7 +51,8 @@ export class SleepingHouse implements AsyncDisposable {
     this.machine = machine
   }
 
-  static async open({ dir, installed }: Bench, name: string): Promise<SleepingHouse> {
+  /** `poolSize`: how many VMs wait for the next create or restore. */
+  static async open({ dir, installed }: Bench, name: string, poolSize = 0): Promise<SleepingHouse> {
     const place = join(dir, name)
     const env = {
       ...installed.env,
@@ -59,6 +60,7 @@ export class SleepingHouse implements AsyncDisposable {
       DORMOUSE_MEMORY_RATIO: '10',
       DORMOUSE_CPU_RATIO: '100',
       DORMOUSE_DISK_RATIO: '100',
+      DORMOUSE_POOL_SIZE: String(poolSize),
     }
     const daemon = await startDaemon({ dir: join(place, 'd'), driver: 'qemu', argv: installed.daemon, env })
     const { path, digest } = await makeBusyboxImage(join(place, 'image'))

@@ -50,10 +50,6 @@ export async function measureSleep(bench: Bench): Promise<Measurement[]> {
     saves.push(saveMs)
     starts.push(startMs)
   }
-  const loads = (await house.logged<{ operation: string; steps?: string[] }>('operation done'))
-    .filter(({ operation }) => operation === 'restore')
-    .map(({ steps = [] }) => millisecondsUntil(steps, 'resume'))
-
   const naps = 'POST /instances/{id}/standby of a guest of 2 GiB, with its answer: the VM is gone, everything is flushed'
   const changed = 'a program has written 16 MiB anew since it woke'
   const bytes = (naps: readonly Nap[]) => ({ ours: naps.map((one) => one.writtenMib), anchor: naps.map((one) => one.changedMib) })
@@ -90,11 +86,6 @@ export async function measureSleep(bench: Bench): Promise<Measurement[]> {
       id: 'restore',
       what: 'POST /instances/{id}/restore of a guest of 2 GiB until its agent has set it right and answered; the anchor does the same by hand: plain QEMU on a copy of the disk, the same memory mapped and the same state loaded, the same request to the agent',
       ...{ unit: 'ms', target: atMostTimesAnchor(1.5), ours: restores, anchor: bareRestores },
-    },
-    {
-      id: 'restore_cont',
-      what: 'of the same restores, from the begin of the operation until QEMU has confirmed that the VM runs, by the log of its steps',
-      ...{ unit: 'ms', target: atMost(15, 'ms'), ours: loads },
     },
     ...(saves.length === 0 ? [] : besideLibvirt),
   ]
@@ -166,10 +157,4 @@ async function bootInLibvirt(house: SleepingHouse): Promise<LibvirtSleeper> {
     },
     [Symbol.asyncDispose]: () => held.disposeAsync(),
   }
-}
-
-/** From steps as the log has them, `name milliseconds` each. */
-function millisecondsUntil(steps: readonly string[], last: string): number {
-  const names = steps.map((step) => step.split(' ')[0])
-  return steps.slice(0, names.lastIndexOf(last) + 1).reduce((sum, step) => sum + Number(step.split(' ')[1]), 0)
 }

@@ -200,6 +200,56 @@ for (const board of ['qemu-microvm', 'qemu'] as const) {
       await remove('naps')
     })
 
+    test('a sleeper finds its VM made ready, and what has changed meanwhile is not taken for it', { timeout: 240_000 }, async () => {
+      const restores = async (): Promise<(string | undefined)[]> =>
+        (await daemon.log())
+          .trim()
+          .split('\n')
+          .map((line) => JSON.parse(line) as { msg?: string; origin?: string })
+          .filter(({ msg }) => msg === 'VM restored')
+          .map(({ origin }) => origin)
+      const nap = async (): Promise<void> => {
+        await daemon.client.post('/instances/naps/standby', {})
+        await daemon.client.post('/instances/naps/restore', {})
+      }
+      await run('naps', { cmd: ['/bin/sh', '-c', 'echo 42 > /dev/shm/kept; echo x > /root/file; exec sleep 1000000'] })
+      await sh('naps', 'until [ -e /root/file ]; do sleep 0.1; done')
+      await untilWaiting(1)
+      // Its place is beside the one that waits for a create.
+      for (let round = 0; round < 3; round++) {
+        await sh('naps', `head -c 8000000 /dev/urandom > /dev/shm/much; echo ${round} > /root/file`)
+        const much = await sh('naps', 'md5sum < /dev/shm/much')
+        await daemon.client.post('/instances/naps/standby', {})
+        await untilWaiting(2)
+        const ports = [{ host_port: 0, guest_port: 80 + round }]
+        await daemon.client.call('PATCH', '/instances/naps', { network: { ports } })
+        await daemon.client.post('/instances/naps/restore', {})
+        assert.equal((await restores()).at(-1), 'pool')
+        assert.equal(await sh('naps', 'cat /dev/shm/kept /root/file; md5sum < /dev/shm/much'), `42\n${round}\n${much}`)
+        await assertHostInOrder(dir, await atRest(daemon.client))
+      }
+      // At once: none is there yet.
+      await nap()
+      assert.equal((await restores()).at(-1), 'restore')
+      // A fork of the sleeper freezes its disk, and a stop gives up its memory.
+      await daemon.client.post('/instances/naps/standby', {})
+      await untilWaiting(2)
+      await daemon.client.post('/instances/naps/fork', { name: 'child', target_state: 'Running' })
+      await untilWaiting(1)
+      await daemon.client.post('/instances/naps/restore', {})
+      for (const name of ['naps', 'child']) assert.equal(await sh(name, 'cat /dev/shm/kept'), '42\n')
+      await daemon.client.post('/instances/naps/standby', {})
+      await untilWaiting(2)
+      await daemon.client.post('/instances/naps/stop')
+      await untilWaiting(1)
+      await daemon.client.post('/instances/child/standby', {})
+      await untilWaiting(2)
+      await remove('child')
+      assert.equal(await waiting(), 1)
+      await remove('naps')
+      await assertHostInOrder(dir, await atRest(daemon.client))
+    })
+
     test('a start takes one too, and after a restart of the daemon it is held again', { timeout: 240_000 }, async () => {
       await run('comes')
       await sh('comes', 'echo kept > /root/file')

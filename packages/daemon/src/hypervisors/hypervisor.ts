@@ -35,6 +35,15 @@ export interface Hypervisor {
   /** Recreates a VM from a capture, with the disks of `spec`. Resolves paused; the caller resumes. Throws `snapshot_unusable` with the reason when this host cannot. */
   restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm>
 
+  /**
+   * It has gone to sleep and is likely to wake: what a restore would do may be done before it is asked for. Returns at once; repeat is
+   * harmless. Absent where nothing can be.
+   */
+  expectRestore?(spec: VmSpec, capture: Capture): void
+
+  /** It wakes, is gone, or sleeps otherwise than was said. Resolves when nothing holds its files for it any more. Repeat is harmless. */
+  unexpect?(id: string): Promise<void>
+
   /** Would `restore` take it? Looks at machine, manifest and device state, not at memory. Throws `snapshot_unusable` with the reason. */
   assertFits(spec: VmSpec, capture: Capture): Promise<void>
 

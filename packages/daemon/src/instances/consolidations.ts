@@ -40,11 +40,15 @@ export class Consolidations implements AsyncDisposable {
     this.#uses = uses
   }
 
-  /** Begins when its turn comes. Repeat is harmless. Failures are logged; the sleeping state stays as it is then. */
-  begin(id: InstanceId): void {
+  /**
+   * Begins when its turn comes. Repeat is harmless. Failures are logged; the sleeping state stays as it is then. `onSettled` unless it was
+   * cancelled.
+   */
+  begin(id: InstanceId, onSettled?: () => void): void {
     this.#jobs.begin(id, {
       prepare: (signal) => this.#prepare(id, signal),
       onError: (error) => this.#uses.log.warn({ err: error, instance: id }, 'a sleeping state could not be consolidated'),
+      ...(onSettled === undefined ? {} : { onSettled }),
     })
   }
 

@@ -2,6 +2,7 @@
  * What an operation is given: the instance as it is now, the rooms it works with, and its steps. Each step has a name, a limit and
  * a crash point; the name is what errors, logs and the crash tests call it by.
  */
+import { isDeepStrictEqual } from 'node:util'
 import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
@@ -180,10 +181,16 @@ export class InstanceWork {
       { evenWhenFull },
     )
     this.host.instance = after
+    if (before.sleep !== undefined && !isDeepStrictEqual([before.sleep, before.disk], [after.sleep, after.disk])) this.#unexpect()
     if (before.state !== after.state) {
       const ms = Date.now() - before.phases.sinceMs
       this.log.info({ from: before.state, to: after.state, operation: this.operation, ms }, 'instance changed')
     }
+  }
+
+  /** Nothing may hold the files of a sleeper that is another now. */
+  #unexpect(): void {
+    this.hypervisor.unexpect?.(this.instance.id).catch(this.leaveForSweep('a VM that waited for it'))
   }
 
   /** The image that it was made of. Throws `not_found` when it has been taken away by force. */

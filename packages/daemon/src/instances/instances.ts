@@ -59,6 +59,7 @@ import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
 import { SleepCompressions } from './sleep-compressions.ts'
+import { vmSpecOf } from './vm-spec-of.ts'
 import { type WaitFor, waitForState } from './wait.ts'
 
 export interface InstancesUses {
@@ -260,7 +261,7 @@ export class Instances implements AsyncDisposable {
     const refuse =
       Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
     const instance = await this.#request(id, 'standby', (work) => standby(work, options), refuse)
-    this.#attendSleep(id)
+    this.#attendSleep(id, () => this.#expectRestore(id))
     return instance
   }
 
@@ -463,11 +464,24 @@ export class Instances implements AsyncDisposable {
   }
 
   /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
-  #attendSleep(id: InstanceId): void {
+  #attendSleep(id: InstanceId, onConsolidated?: () => void): void {
     const sleep = this.find(id)?.sleep
     if (sleep === undefined) return
-    if (sleep.compress === undefined || sleep.compress.atMs > Date.now()) this.#consolidations.begin(id)
+    if (sleep.compress === undefined || sleep.compress.atMs > Date.now()) this.#consolidations.begin(id, onConsolidated)
     this.#compressions.begin(id)
+  }
+
+  /** Who has just gone to sleep may soon be woken: its driver makes ready for it. */
+  #expectRestore(id: InstanceId): void {
+    const instance = this.find(id)
+    if (instance?.sleep === undefined) return
+    const { paths, settings } = this.#work
+    const image = this.#uses.images.byDigest(instance.imageDigest)
+    const { generation, base } = instance.sleep
+    if (image === undefined) return
+    const spec = vmSpecOf(instance, { image, paths, ...settings })
+    const capture = { dir: paths.instanceSleep(id, generation), base, isShared: this.#standsOn(base, id) }
+    this.#hypervisor(instance.hypervisor).expectRestore?.(spec, capture)
   }
 
   /** A fork's row and its way to `target`; what cannot be taken leaves nothing. */

@@ -10,6 +10,8 @@ export interface Job {
   readonly notBeforeMs?: number
   /** Not told when it was cancelled. Must not throw. */
   readonly onError: (error: unknown) => void
+  /** Done, failed, or there was nothing to do; not told when it was cancelled. What it throws `onError` is told. */
+  readonly onSettled?: () => void
 }
 
 /** A timer of Node that is told more fires at once. */
@@ -55,7 +57,7 @@ export class BackgroundJobs implements AsyncDisposable {
     await this.settled()
   }
 
-  async #do(key: string, { prepare, onError }: Job, ended: AbortController): Promise<void> {
+  async #do(key: string, { prepare, onError, onSettled }: Job, ended: AbortController): Promise<void> {
     if (ended.signal.aborted) return
     try {
       const done = prepare(ended.signal)
@@ -68,6 +70,12 @@ export class BackgroundJobs implements AsyncDisposable {
       if (!ended.signal.aborted) onError(error)
     } finally {
       if (this.#jobs.get(key) === ended) this.#jobs.delete(key)
+    }
+    if (ended.signal.aborted) return
+    try {
+      onSettled?.()
+    } catch (error) {
+      onError(error)
     }
   }
 }

@@ -31,7 +31,7 @@ export interface Wiring {
   /** Its memory is a copy that is its own: others look into that, and not into the VMM. */
   readonly ownsMemory?: boolean
   /** Its disks will be others before its guest is told to go. */
-  readonly waits?: boolean
+  readonly changesDisks?: boolean
 }
 
 /** Descriptors that the shim gives to QEMU under these numbers; those of disks follow, see disk-nodes.ts. */
@@ -92,7 +92,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ]),
     ...(wiring.nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]),
     ...['-device', nicDevice(board, wiring)],
-    ...(wiring.entry === 'capture' || wiring.waits ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
+    ...(wiring.entry === 'capture' || wiring.changesDisks ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
     ...disks.flatMap((disk, index) => [
       ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk, index)),
       ...diskDevice(board, disk, index),

@@ -153,7 +153,7 @@ test('what stands on something that cannot be used is ended and forgotten, until
   start(kind('a'))
   start(kind('b'))
   await pass(MINUTE)
-  await pool.forget('a')
+  await pool.forget(({ base }) => base === 'a')
   assert.deepEqual([pool.count(), made.find(({ kind }) => kind === 'a')?.isEnded], [1, true])
   await pass(2 * MINUTE)
   assert.equal(
@@ -199,6 +199,25 @@ test('one that ends by itself is cleared away and made anew; what cannot be made
     pool.count(({ kind }) => kind === 'b'),
     2,
   )
+})
+
+test('one for an owner is made as soon as it is expected, taken once, and gone when it is not expected any more', async (t) => {
+  const { pool, kind, pass, start, made } = house(t)
+  const of = (owner: string, key = owner): Kind<Machine> => ({ ...kind(key), owner })
+  start(kind('a'))
+  pool.expect(of('sleeper', 'first'))
+  // It was changed before it was taken: the older one is of no use.
+  await pass(MINUTE)
+  pool.expect(of('sleeper', 'second'))
+  await pass(MINUTE)
+  assert.deepEqual([pool.count(), made.find(({ kind }) => kind === 'first')?.isEnded], [2, true])
+  assert.equal(start(of('sleeper', 'second'))?.kind, 'second')
+  await pass(MINUTE)
+  assert.deepEqual([pool.count(), start(of('sleeper', 'second'))], [1, undefined], 'one that woke is not expected to wake once more')
+  pool.expect(of('other'))
+  await pass(MINUTE)
+  await pool.forget(({ owner }) => owner === 'other')
+  assert.deepEqual([pool.count(), pool.count(({ kind }) => kind === 'a')], [1, 1])
 })
 
 test('at the end all are ended, also one that is being made', async (t) => {

@@ -12,6 +12,8 @@ export interface Kind<M> {
   readonly key: string
   /** What they stand on. */
   readonly base: string
+  /** The instance that alone can have it, and once; absent: any start may. */
+  readonly owner?: string
   /** What one counts as, as an instance would. */
   readonly memoryBytes: number
   make(step: Step): Promise<M>
@@ -93,7 +95,8 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   take(kind: Kind<M> | undefined): M | undefined {
     const found = kind && this.#waiting.find((one) => one.kind.key === kind.key)
     this.#waiting = this.#waiting.filter((one) => one !== found)
-    if (kind !== undefined) this.#recent = [{ kind, atMs: Date.now() }, ...this.#recent].slice(0, this.#uses.size)
+    if (kind?.owner !== undefined) this.#recent = this.#recent.filter((start) => start.kind.owner !== kind.owner)
+    else if (kind !== undefined) this.#want(kind)
     const fitting = wantedOf(
       this.#waiting.map((one) => one.kind),
       this.#uses.roomBytes(),
@@ -102,10 +105,17 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
     return found?.machine
   }
 
-  /** Ends those that stand on `base`; none is made on it until a start asks for one again. Resolves when they are gone. */
-  async forget(base: string): Promise<void> {
-    this.#recent = this.#recent.filter(({ kind }) => kind.base !== base)
-    this.#drop(this.#waiting.filter(({ kind }) => kind.base === base))
+  /** Its owner is the likeliest to start next; of one owner one is expected at a time. */
+  expect(kind: Kind<M>): void {
+    this.#recent = this.#recent.filter((start) => start.kind.owner !== kind.owner)
+    this.#want(kind)
+    this.#lookIn(this.#uses.quietMs)
+  }
+
+  /** Ends those of the kinds that are meant; none is made until a start asks for one again. Resolves when they are gone. */
+  async forget(isMeant: (kind: Kind<M>) => boolean): Promise<void> {
+    this.#recent = this.#recent.filter(({ kind }) => !isMeant(kind))
+    this.#drop(this.#waiting.filter(({ kind }) => isMeant(kind)))
     await Promise.all(this.#ending)
   }
 
@@ -115,6 +125,10 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
     await this.#making?.done
     this.#drop(this.#waiting)
     await Promise.all(this.#ending)
+  }
+
+  #want(kind: Kind<M>): void {
+    this.#recent = [{ kind, atMs: Date.now() }, ...this.#recent].slice(0, this.#uses.size)
   }
 
   #lookIn(ms: number): void {
@@ -159,6 +173,7 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
         const machine = await kind.make(step)
         const one = { kind, machine }
         this.#waiting.push(one)
+        this.#uses.log.debug({ kind: kind.key, instance: kind.owner }, 'a VM waits')
         this.#failures.delete(kind.key)
         void machine.ended.then(() => {
           if (!this.#waiting.includes(one)) return

@@ -28,10 +28,12 @@ import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
 import type { Kind } from './pool.ts'
+import { canPrepareFor, loadDevices, PreparedMachine, preparedKey } from './prepared-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
 import { QemuVm, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
-import { canWaitFor, WaitingMachine } from './waiting-machine.ts'
+import { canRehearseFor, RehearsedMachine } from './rehearsed-machine.ts'
+import type { WaitingMachine } from './waiting-machine.ts'
 
 export { Pool } from './pool.ts'
 export type { PoolPlace, QemuUses } from './qemu-host.ts'
@@ -104,7 +106,8 @@ export class QemuHypervisor implements Hypervisor {
     const machine = this.#machine(host, spec)
     using _start = this.#uses.pool?.machines.start()
     using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
-    const waited = await this.#takeWaiting(spec, machine, host, golden, step)
+    const kind = golden !== undefined && canRehearseFor(spec) ? this.#startKind(spec, machine, host, golden) : undefined
+    const waited = await this.#takeWaiting(kind, spec, step)
     if (waited !== undefined) return waited
     try {
       return await (golden === undefined
@@ -115,7 +118,7 @@ export class QemuHypervisor implements Hypervisor {
       step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, booting from the start')
       const vm = await this.#boot(spec, machine, host, step)
       // The VM runs without it, so it was to blame and not this VM's disks: no later start shall trip over it.
-      await this.#uses.pool?.machines.forget(`golden/${golden.key}`)
+      await this.#uses.pool?.machines.forget(({ base }) => base === `golden/${golden.key}`)
       await golden.discard()
       return vm
     }
@@ -125,9 +128,18 @@ export class QemuHypervisor implements Hypervisor {
     await assertPortsFree(spec.nic?.ports ?? [])
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     using _start = this.#uses.pool?.machines.start()
-    this.#uses.pool?.machines.take(undefined)
+    const waited = await this.#takeWaiting(canPrepareFor(spec) ? this.#restoreKind(spec, capture) : undefined, spec, step)
+    if (waited !== undefined) return waited
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     return await this.#run(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
+  }
+
+  expectRestore(spec: VmSpec, capture: Capture): void {
+    if (canPrepareFor(spec)) this.#uses.pool?.machines.expect(this.#restoreKind(spec, capture))
+  }
+
+  async unexpect(id: string): Promise<void> {
+    await this.#uses.pool?.machines.forget(({ owner }) => owner === id)
   }
 
   async assertFits(spec: VmSpec, capture: Capture): Promise<void> {
@@ -156,22 +168,15 @@ export class QemuHypervisor implements Hypervisor {
     return await this.#run(spec, machine, host, { entry: 'boot', base }, step)
   }
 
-  /** A VM that waited for just this start; undefined when there is none, or when it could not become it. */
-  async #takeWaiting(
-    spec: VmSpec,
-    machine: Machine,
-    host: HostAnswers,
-    golden: GoldenBoot | undefined,
-    step: Step,
-  ): Promise<Vm | undefined> {
-    const kind = golden !== undefined && canWaitFor(spec) ? this.#kindOf(spec, machine, host, golden) : undefined
+  /** A VM that waited for just this; undefined when there is none, or when it could not become it. */
+  async #takeWaiting(kind: Kind<WaitingMachine> | undefined, spec: VmSpec, step: Step): Promise<Vm | undefined> {
     const waiting = this.#uses.pool?.machines.take(kind)
     if (waiting === undefined) return undefined
     try {
       // One that hangs is not waited for as long as a start may take: another can still be woken.
       const limit = { ...step, signal: AbortSignal.any([step.signal, AbortSignal.timeout(BECOME_LIMIT_MS)]) }
       const handle = await waiting.become(spec, limit)
-      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, true))
+      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, spec.nic !== undefined))
     } catch (error) {
       await waiting.end().catch((cause: unknown) => step.log.error({ err: cause }, 'a VM that waited could not be ended'))
       // Of a conflict the run directory is another VM's.
@@ -181,7 +186,7 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 
-  #kindOf(spec: VmSpec, machine: Machine, host: HostAnswers, { key, sum }: GoldenBoot): Kind<WaitingMachine> {
+  #startKind(spec: VmSpec, machine: Machine, host: HostAnswers, { key, sum }: GoldenBoot): Kind<WaitingMachine> {
     const { vcpus, memoryMib } = machine
     const modules = spec.disks[2]
     const { maxBytes } = spec.logs
@@ -189,12 +194,50 @@ export class QemuHypervisor implements Hypervisor {
       key: JSON.stringify([this.name, key, sum, modules?.path, maxBytes]),
       base: `golden/${key}`,
       memoryBytes: memoryMib * 2 ** 20,
-      make: (step) => this.#makeWaiting({ vcpus, memoryMib, modules, maxBytes }, machine, host, step),
+      make: (step) => this.#makeRehearsed({ vcpus, memoryMib, modules, maxBytes }, machine, host, step),
     }
   }
 
+  /** One for the sleeper of `spec`, and only for as long as it sleeps just so. */
+  #restoreKind(spec: VmSpec, capture: Capture): Kind<WaitingMachine> {
+    return {
+      key: JSON.stringify([this.name, preparedKey(spec, capture)]),
+      base: capture.base,
+      owner: spec.id,
+      memoryBytes: spec.memoryMib * 2 ** 20,
+      make: (step) => this.#makePrepared(spec, capture, step),
+    }
+  }
+
+  /** All of a restore that can be done before it is asked for. */
+  async #makePrepared(spec: VmSpec, capture: Capture, step: Step): Promise<WaitingMachine> {
+    const { host, machine, manifest } = await this.#fitting(spec, capture)
+    const { runDir, log, files } = await this.#placeToWait()
+    await using undo = new AsyncDisposableStack()
+    undo.defer(async () => void (await Promise.all(files.map((name) => rm(name, { force: true })))))
+    const waiting: VmSpec = {
+      ...spec,
+      runDir,
+      logs: { app: log, vmm: log, journal: log, maxBytes: spec.logs.maxBytes },
+      ...(spec.nic === undefined ? {} : { nic: { ...spec.nic, ports: [] } }),
+    }
+    using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
+    const { shim, handle } = await this.#launch(waiting, machine, host, { entry: 'restore', capture, manifest, base, waits: true }, step)
+    undo.move()
+    return new PreparedMachine(shim, handle, files)
+  }
+
+  async #placeToWait(): Promise<{ readonly id: string; readonly runDir: string; readonly log: string; readonly files: readonly string[] }> {
+    const { pool } = this.#uses
+    if (pool === undefined) throw new AppError('internal_error', 'There is no place for VMs to wait in')
+    const id = randomBytes(6).toString('hex')
+    const log = path.join(pool.dir, `${id}.log`)
+    await mkdir(pool.dir, { recursive: true, mode: 0o711 })
+    return { id, runDir: path.join(pool.dir, id), log, files: [log, `${log}.1`] }
+  }
+
   /** Wakes a golden boot for no one in particular, lets it rehearse and parks it. */
-  async #makeWaiting(
+  async #makeRehearsed(
     like: Pick<VmSpec, 'vcpus' | 'memoryMib'> & { modules: DiskSpec | undefined; maxBytes: number },
     machine: Machine,
     host: HostAnswers,
@@ -203,19 +246,15 @@ export class QemuHypervisor implements Hypervisor {
     const { pool } = this.#uses
     if (pool === undefined) throw new AppError('internal_error', 'There is no place for VMs to wait in')
     const { vcpus, memoryMib, modules, maxBytes } = like
-    const id = randomBytes(6).toString('hex')
-    const file = (kind: string): string => path.join(pool.dir, `${id}.${kind}`)
-    const log = file('log')
-    const overlay = file('overlay')
-    const files = [log, `${log}.1`, overlay]
+    const { id, runDir, log, files } = await this.#placeToWait()
+    const overlay = path.join(pool.dir, `${id}.overlay`)
     await using undo = new AsyncDisposableStack()
-    undo.defer(async () => void (await Promise.all(files.map((name) => rm(name, { force: true })))))
-    await mkdir(pool.dir, { recursive: true, mode: 0o711 })
+    undo.defer(async () => void (await Promise.all([...files, overlay].map((name) => rm(name, { force: true })))))
     const user = pool.users === undefined ? undefined : await freeUser(pool.users)
     await pool.makeDisk(overlay, user, step)
     const spec: VmSpec = {
       id: `waiting-${id}`,
-      runDir: path.join(pool.dir, id),
+      runDir,
       vcpus,
       memoryMib,
       disks: [
@@ -235,12 +274,12 @@ export class QemuHypervisor implements Hypervisor {
     undo.defer(async () => void (await shim.kill()))
     const vm = new QemuVm(handle, 'golden', shim, undefined)
     const connect = (): Promise<Duplex> => vm.connectGuest(step)
-    const takeDisks = (): Promise<void> => WaitingMachine.takeDisks(spec, step)
+    const takeDisks = (): Promise<void> => RehearsedMachine.takeDisks(spec, step)
     await pool.rehearse({ connect, takeDisks, mac: WAITING_MAC, hasModules: modules !== undefined }, step)
-    await WaitingMachine.park(spec, step)
+    await RehearsedMachine.park(spec, step)
     await rm(overlay)
     undo.move()
-    return new WaitingMachine(shim, handle, files)
+    return new RehearsedMachine(shim, handle, files)
   }
 
   async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<Vm> {
@@ -268,7 +307,10 @@ export class QemuHypervisor implements Hypervisor {
         // Not only loaded: it runs.
         await qmp.event('RESUME', step)
       }
-      if (origin.entry === 'restore') await load(shim, qmp, origin, step)
+      if (origin.entry === 'restore') {
+        await loadMemory(shim, origin, step)
+        if (!origin.waits) await loadDevices(qmp, step)
+      }
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
@@ -342,10 +384,12 @@ export class QemuHypervisor implements Hypervisor {
 
   #plan(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin): ShimPlan {
     const { app, vmm, journal, maxBytes } = spec.logs
-    const waits = origin.entry === 'wake' && origin.waits === true
+    const waits = origin.entry !== 'boot' && origin.waits === true
+    // Its disks are not the ones that it will have.
+    const changesDisks = waits && origin.entry === 'wake'
     const wiring: Wiring = {
       id: spec.id,
-      waits,
+      changesDisks,
       entry: origin.entry,
       ownsMemory: host.outOfReach !== undefined,
       disks: spec.disks,
@@ -371,7 +415,7 @@ export class QemuHypervisor implements Hypervisor {
           ...COMMON_DESCRIPTORS,
           memoryOf(origin),
           ...stateOf(origin),
-          ...(waits ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
+          ...(changesDisks ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
           ...(spec.nic === undefined ? [] : [{ number: FD.NIC, kind: 'pair', name: 'nic' } as const]),
@@ -398,7 +442,13 @@ export class QemuHypervisor implements Hypervisor {
 type Origin =
   | { readonly entry: 'boot'; readonly base: HeldBase }
   | { readonly entry: 'wake'; readonly golden: GoldenBoot; readonly waits?: boolean }
-  | { readonly entry: 'restore'; readonly capture: Capture; readonly manifest: CaptureManifest; readonly base: HeldBase }
+  | {
+      readonly entry: 'restore'
+      readonly capture: Capture
+      readonly manifest: CaptureManifest
+      readonly base: HeldBase
+      readonly waits?: boolean
+    }
 
 const ZERO_SUM = '0'.repeat(16)
 const ORIGINS = { boot: 'boot', wake: 'golden', restore: 'restore' } as const
@@ -428,17 +478,12 @@ function stateOf(origin: Origin): Descriptor[] {
   return [{ number: FD.STATE, kind: 'read', file }]
 }
 
-/** Memory first, checked while it is written, then devices. The VM is then as it was when it was paused. */
-async function load(shim: Shim, qmp: Qmp, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
-  if (manifest.delta !== undefined) {
-    const { pages, sum } = await loadDelta(shim, path.join(capture.dir, DELTA), step)
-    if (pages !== manifest.delta.pages || sum !== manifest.delta.sum) {
-      throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
-    }
-  }
-  await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, step)
-  await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
-  await qmp.event('MIGRATION', step, ({ status }) => status === 'completed')
+/** Checked while it is written, and before the devices. */
+async function loadMemory(shim: Shim, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
+  if (manifest.delta === undefined) return
+  const { pages, sum } = await loadDelta(shim, path.join(capture.dir, DELTA), step)
+  if (pages === manifest.delta.pages && sum === manifest.delta.sum) return
+  throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
 }
 
 async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDelta> {

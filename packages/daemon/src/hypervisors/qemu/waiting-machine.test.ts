@@ -9,7 +9,7 @@ import { silentLogger } from '../../log.ts'
 import type { VmHandle } from '../hypervisor.ts'
 import type { Shim } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
-import { WaitingMachine } from './waiting-machine.ts'
+import { RehearsedMachine } from './rehearsed-machine.ts'
 
 test('a VM that cannot become an instance’s says so once, whatever fails first, and leaves its place', async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'dm-'))
@@ -35,7 +35,7 @@ test('a VM that cannot become an instance’s says so once, whatever fails first
     kill: async () => undefined,
     [Symbol.dispose]: () => undefined,
   } as unknown as Shim
-  const machine = new WaitingMachine(shim, { runDir } as VmHandle, [])
+  const machine = new RehearsedMachine(shim, { runDir } as VmHandle, [])
   const spec = {
     runDir: join(dir, 'vm/a'),
     disks: [{ role: 'rootfs', path: '/image', format: 'raw', readOnly: true }],

@@ -46,7 +46,7 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
   const startedAt = performance.now()
   const vm = await work.hypervisor.restore(spec, capture, load)
   undo.defer(async () => void (await vm.kill()))
-  work.log.info({ ms: Math.round(performance.now() - startedAt) }, 'VM restored')
+  work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM restored')
 
   await work.step('record', 10_000)
   const { startedAtMs = Date.now() } = work.instance

@@ -1,0 +1,37 @@
+/**
+ * A VM that waits for the restore of one sleeper:
+ *
+ *   base mapped, delta loaded, disks opened and not yet locked ─► `become`: logs and ports ─► device state loaded ─► paused, as after any load
+ *
+ * What is left is what a restore has to do at the moment that it is asked for.
+ */
+import path from 'node:path'
+import type { Step } from '../../lib/step.ts'
+import type { Capture } from '../hypervisor.ts'
+import type { VmSpec } from '../vm-spec.ts'
+import { STATE_URI } from './command-line.ts'
+import { QMP_SOCKET } from './qemu-vm.ts'
+import { Qmp } from './qmp.ts'
+import { WaitingMachine } from './waiting-machine.ts'
+
+/** Its network helper takes ports while it runs; what others need would have to be made before. Pure. */
+export const canPrepareFor = ({ nic }: Pick<VmSpec, 'nic'>): boolean => nic === undefined || nic.backend === 'user'
+
+/** The same for a sleeper as long as nothing of it has changed but what it takes over at last. Pure. */
+export function preparedKey({ runDir: _runDir, logs: _logs, freshBoot: _freshBoot, nic, ...rest }: VmSpec, capture: Capture): string {
+  return JSON.stringify([rest, nic?.mac, capture.dir, capture.base, capture.isShared === true])
+}
+
+/** Into a machine that was started for it and has its memory. It is then as it was when it was paused. */
+export async function loadDevices(qmp: Qmp, step: Step): Promise<void> {
+  await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, step)
+  await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
+  await qmp.event('MIGRATION', step, ({ status }) => status === 'completed')
+}
+
+export class PreparedMachine extends WaitingMachine {
+  protected async finish({ runDir }: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
+    using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
+    await Promise.all([loadDevices(qmp, step), ready])
+  }
+}
