@@ -309,6 +309,26 @@ for (const board of ['qemu-microvm', 'qemu'] as const) {
       await remove('a')
     })
 
+    test('a daemon that dies before it has recorded that a sleeper took its VM leaves it asleep as it was', {
+      timeout: 240_000,
+    }, async () => {
+      await run('a', { cmd: ['/bin/sh', '-c', 'echo 42 > /dev/shm/kept; exec sleep 1000000'] })
+      await sh('a', 'until [ -e /dev/shm/kept ]; do sleep 0.1; done')
+      await daemon.stop()
+      daemon = await begin({ DORMOUSE_CRASH_AT: 'restore:record' })
+      await daemon.client.post('/instances/a/standby', {})
+      await untilWaiting(1)
+      daemon.client.post('/instances/a/restore', {}).catch(() => undefined)
+      assert.equal(await daemon.exited, 'SIGKILL')
+      daemon = await begin()
+      const instances = await atRest(daemon.client)
+      assert.equal(instances[0]?.state, 'Standby')
+      await assertHostInOrder(dir, instances)
+      await daemon.client.post('/instances/a/restore', {})
+      assert.equal(await sh('a', 'cat /dev/shm/kept'), '42\n')
+      await remove('a')
+    })
+
     test('whoever wants none has none', { timeout: 240_000 }, async () => {
       await daemon.stop()
       for (const env of [{ DORMOUSE_POOL_SIZE: '0' }, { DORMOUSE_GOLDEN: 'false' }] as Readonly<Record<string, string>>[]) {
