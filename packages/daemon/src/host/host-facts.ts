@@ -35,10 +35,11 @@ export interface MemoryPressure {
   readonly stalledPercent: number
 }
 
-export function readMemoryPressure(): MemoryPressure {
+/** `file`: where the kernel tells of stalls; it is absent, or cannot be read, where the kernel does not count them. */
+export function readMemoryPressure(file = '/proc/pressure/memory'): MemoryPressure {
   let stalled: string | undefined
   try {
-    stalled = /^some avg10=([\d.]+)/m.exec(readFileSync('/proc/pressure/memory', 'latin1'))?.[1]
+    stalled = /^some avg10=(\d+(?:\.\d+)?)/m.exec(readFileSync(file, 'latin1'))?.[1]
   } catch {
     // Not every kernel counts it.
   }

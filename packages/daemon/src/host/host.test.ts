@@ -8,6 +8,7 @@ import { Readable } from 'node:stream'
 import { after, before, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
 import { cloneFile, publishDirectory, writeFileAtomically } from './files.ts'
+import { readMemoryPressure } from './host-facts.ts'
 import { pollUntil } from './poll-until.ts'
 import { identityOf, isAlive, killProcess, readBootId, signalProcess, usageOf } from './process-identity.ts'
 import { CommandError, runCommand } from './run-command.ts'
@@ -130,4 +131,23 @@ test('a clone is equal and stays sparse', async () => {
   assert.ok((await readFile(target)).equals(await readFile(source)))
   await assert.rejects(cloneFile(source, target), { code: 'EEXIST' })
   assert.ok((await stat(target)).size > 0)
+})
+
+test('the pressure on memory is what some stood still for in the last ten seconds, and none where the kernel does not tell', async () => {
+  const file = path.join(dir, 'pressure')
+  const stalledWith = async (content: string): Promise<number> => {
+    await writeFile(file, content)
+    return readMemoryPressure(file).stalledPercent
+  }
+  const psi = (some: string) => `some avg10=${some} avg60=4.11 avg300=1.02 total=81\nfull avg10=77.00 avg60=2.00 avg300=0.90 total=60\n`
+  assert.equal(await stalledWith(psi('12.50')), 12.5)
+  assert.equal(await stalledWith(psi('0.00')), 0)
+  for (const strange of ['', 'full avg10=77.00 avg60=2.00 avg300=0.90 total=60\n', 'some avg10= avg60=1.00\n', 'some avg10=much\n'])
+    assert.equal(await stalledWith(strange), 0, strange)
+  // A kernel without it has no such file; one that was booted with psi=0 has one that cannot be read.
+  for (const unreadable of [path.join(dir, 'absent'), dir]) {
+    const { stalledPercent, availableBytes, totalBytes } = readMemoryPressure(unreadable)
+    assert.equal(stalledPercent, 0)
+    assert.ok(availableBytes > 0 && availableBytes <= totalBytes)
+  }
 })
