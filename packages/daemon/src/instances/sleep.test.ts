@@ -48,6 +48,77 @@ test('a nap keeps memory, names and disk, and the time asleep is told', async ()
   await assertInOrder(house)
 })
 
+/** When it was started and stopped, and how it ended, as its row tells it. */
+const timesOf = ({ startedAtMs, stoppedAtMs, exitCode, exitMessage }: Instance) => ({ startedAtMs, stoppedAtMs, exitCode, exitMessage })
+
+test('when it was started and stopped, and how it ended, is told through naps, stops, snapshots and forks', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, startedAtMs } = await running(instances)
+  const born = { startedAtMs, stoppedAtMs: undefined, exitCode: undefined, exitMessage: undefined }
+  assert.ok(startedAtMs)
+  assert.deepEqual(timesOf(instances.get(id)), born)
+  const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+
+  // A nap is no start and no end of a life: it says when it fell asleep, and nothing any more once it is awake.
+  const { stoppedAtMs: asleepAtMs, ...asleep } = timesOf(await instances.standby(id))
+  assert.ok(asleepAtMs !== undefined && asleepAtMs >= startedAtMs)
+  assert.deepEqual({ ...asleep, stoppedAtMs: undefined }, born)
+  assert.deepEqual(timesOf(await instances.restore(id)), born)
+
+  // A sleeper that is stopped had no exit.
+  await instances.standby(id)
+  const { stoppedAtMs: discardedAtMs, ...discarded } = timesOf(await instances.stop(id))
+  assert.ok(discardedAtMs !== undefined && discardedAtMs >= asleepAtMs)
+  assert.deepEqual({ ...discarded, stoppedAtMs: undefined }, born)
+
+  await instances.start(id)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const again = timesOf(instances.get(id))
+  assert.ok(again.startedAtMs !== undefined && again.startedAtMs >= discardedAtMs)
+  await instances.stop(id, { force: true })
+  const ended = timesOf(instances.get(id))
+  assert.deepEqual([ended.startedAtMs, ended.exitCode], [again.startedAtMs, 137])
+  const endedKept = await instances.snapshot(id, { kind: 'Stopped', tags: {}, isScheduled: false })
+
+  // Back in the life that the snapshot is of, which never ended; asleep or stopped in it since it was taken.
+  assert.deepEqual(timesOf(await instances.restoreSnapshot(id, kept, 'Running')), born)
+  await instances.stop(id, { force: true })
+  for (const target of ['Standby', 'Stopped'] as const)
+    assert.deepEqual(timesOf(await instances.restoreSnapshot(id, kept, target)), { ...born, stoppedAtMs: kept.createdAtMs }, target)
+  assert.deepEqual(timesOf(await instances.restoreSnapshot(id, endedKept, 'Stopped')), ended)
+
+  // What a fork has not lived itself is not told of it.
+  const unborn = { startedAtMs: undefined, stoppedAtMs: undefined, exitCode: undefined, exitMessage: undefined }
+  assert.deepEqual(timesOf(await instances.fork(id, { name: 'b' })), unborn)
+  assert.deepEqual(timesOf(await instances.forkSnapshot(endedKept, { name: 'c' })), unborn)
+  const fork = await instances.forkSnapshot(kept, { name: 'd' })
+  assert.ok(fork.startedAtMs !== undefined && fork.startedAtMs >= fork.createdAtMs)
+  await assertInOrder(house)
+})
+
+test('one that is woken is Paused from the record of its VM to the answer of its guest, and only within the restore', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(instances)
+  const seen: string[] = []
+  using _ = house.events.listen(({ kind, subject, data }) => {
+    if (kind === 'instance.changed' && subject === id) seen.push(`${data.state} ${data.operation ?? ''}`.trim())
+  })
+  await instances.standby(id)
+  house.host.muteGuests = true
+  const waking = instances.restore(id)
+  await pollUntil('it to be Paused', () => instances.get(id).state === 'Paused', { signal: AbortSignal.timeout(5000) }, { everyMs: 1 })
+  const { operation, sleep, vm } = instances.get(id)
+  assert.deepEqual([operation, sleep, vm === undefined], ['restore', undefined, false])
+  await assert.rejects(instances.fork(id, { name: 'b', fromRunning: true }), { code: 'invalid_state' })
+  house.host.muteGuests = false
+  machineOf(house, id).hangUp()
+  await waking
+  assert.deepEqual(seen, ['Standby', 'Paused restore', 'Running'])
+  await assertInOrder(house)
+})
+
 test('repeats are answered as what they are, and a sleeper takes nothing that it could not do', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

@@ -41,7 +41,7 @@ export async function goOnFrom(work: InstanceWork, point: Point, target: TargetS
   const { capture } = point
   if (target === 'Stopped') {
     await work.step('record', 10_000)
-    return work.change({ ...along, state: 'Stopped', operation: undefined, sleep: undefined, ...ended(point.instance) })
+    return work.change({ ...along, state: 'Stopped', operation: undefined, sleep: undefined })
   }
   if (capture === undefined) {
     await powerOn(work, { along })
@@ -94,6 +94,3 @@ async function makeFiles(work: InstanceWork, point: Point): Promise<void> {
   await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
   await addLayer(work, point.disk)
 }
-
-/** How its last life ended is told of a fork too that never ran. */
-const ended = ({ exitCode, exitMessage, stoppedAtMs }: Instance): Partial<Instance> => ({ exitCode, exitMessage, stoppedAtMs })

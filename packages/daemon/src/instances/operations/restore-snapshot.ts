@@ -12,8 +12,8 @@ import type { Point } from './take-point.ts'
 const VERIFY_LIMIT_MS = 600_000
 
 /**
- * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment. Its id, name, ports and expiry are
- * those of today. The record of where it goes on is the commit point: what was written since the snapshot is given up with it, and a
+ * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment, when it was started and how it had
+ * ended. Its id, name, ports and expiry are those of today. The record of where it goes on is the commit point: what was written since the snapshot is given up with it, and a
  * snapshot that cannot be gone back to leaves the instance as it was.
  */
 export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
@@ -27,7 +27,7 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   // A VM that has loaded it proves that it is whole. One that is to sleep proves nothing, and what is given up for it would be lost.
   if (target === 'Standby' && point.capture) await work.uses.memory.verify(point.capture, await work.step('verify', VERIFY_LIMIT_MS))
   await sleepJobs.cancel(id)
-  const then = rememberedOf(snapshot.instance)
+  const then = rememberedOf(snapshot)
   await using after = new AsyncDisposableStack()
   const top = await makeLayer(work, { ...work.instance, ...then })
   // Whichever way it ends, what the record does not name then goes.
@@ -53,11 +53,13 @@ export function targetOf({ kind }: Pick<Snapshot, 'kind'>, wanted: TargetState |
   throw new AppError('invalid_request', `A snapshot of the kind ${kind} leads to ${possible.join(' or ')}, not to ${wanted}`)
 }
 
-function rememberedOf(instance: Instance): Partial<Instance> {
+function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
   const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
-  const { snapshotPolicy, skipGuestAgent, skipKernelHeaders, exitCode, exitMessage } = instance
+  const { snapshotPolicy, skipGuestAgent, skipKernelHeaders, startedAtMs, exitCode, exitMessage } = instance
+  // Of one that ran, what is gone back to ended when the snapshot was taken.
+  const { stoppedAtMs = createdAtMs } = instance
   return {
     ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags },
-    ...{ snapshotPolicy, skipGuestAgent, skipKernelHeaders, exitCode, exitMessage },
+    ...{ snapshotPolicy, skipGuestAgent, skipKernelHeaders, startedAtMs, stoppedAtMs, exitCode, exitMessage },
   }
 }

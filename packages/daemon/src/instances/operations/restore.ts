@@ -49,7 +49,8 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
   work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM restored')
 
   await work.step('record', 10_000)
-  const { startedAtMs = Date.now() } = work.instance
+  // A nap is not a start: what it began as is told through all of them.
+  const { startedAtMs = Date.now() } = { ...work.instance, ...along }
   work.change({
     ...along,
     ...{ state: 'Paused', operation: 'restore', vm: vm.handle, sleep: undefined },
