@@ -218,6 +218,7 @@ export const Instance = Type.Object(
     network: Type.Optional(InstanceNetwork),
     volumes: Type.Optional(Type.Array(VolumeMount)),
     gpu: Type.Optional(Type.Object({ profile: Type.Optional(Type.String()), mdev_uuid: Type.Optional(Type.String()) })),
+    fresh_boot: Type.Optional(Type.Boolean({ description: 'Every start boots from the beginning; absent where they need not' })),
     has_snapshot: Type.Optional(Type.Boolean({ description: 'Does it have a sleeping state to restore' })),
     snapshot_policy: Type.Optional(SnapshotPolicy),
     auto_standby: Type.Optional(AutoStandbyPolicy),
@@ -304,6 +305,9 @@ export const CreateInstanceRequest = Type.Object(
     restart_policy: Type.Optional(RestartPolicy),
     skip_kernel_headers: Type.Optional(Type.Boolean({ description: 'Taken and without effect: modules come with the guest kernel' })),
     skip_guest_agent: Type.Optional(Type.Boolean()),
+    fresh_boot: Type.Optional(
+      Type.Boolean({ default: false, description: 'Every start boots from the beginning, with a kernel that draws secrets of its own' }),
+    ),
   },
   { $id: 'CreateInstanceRequest', ...strict },
 )

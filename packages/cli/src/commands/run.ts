@@ -43,6 +43,7 @@ export function define(command: Command): void {
     .option('--tag <key=value>', 'a tag of your own; may be repeated', collect)
     .option('--ttl <duration>', 'delete it after so long, such as 2h')
     .option('--no-network', 'without a network')
+    .option('--fresh-boot', 'boot from the beginning at every start: slower, and no secret of the kernel is shared')
     .option('--platform <os/arch>', 'such as linux/amd64; the host’s own when left out')
     .option('--pull <when>', 'missing, always or never', 'missing')
     .option('-q, --quiet', 'no progress and no remarks')

@@ -20,6 +20,7 @@ export interface CreateOptions {
   readonly tag?: string[]
   readonly ttl?: string
   readonly network: boolean
+  readonly freshBoot?: true
   readonly platform?: string
 }
 
@@ -65,6 +66,7 @@ export async function requestOf(
     // The daemon knows which there are, and names them when this is none of them.
     ...(options.hypervisor !== undefined && { hypervisor: options.hypervisor as HypervisorKind }),
     ...(options.platform !== undefined && { platform: options.platform }),
+    ...(options.freshBoot && { fresh_boot: true }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
   }
 }

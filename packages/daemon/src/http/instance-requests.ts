@@ -32,6 +32,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     }),
     ...present('snapshotPolicy', body.snapshot_policy),
     ...present('skipKernelHeaders', body.skip_kernel_headers),
+    ...present('freshBoot', body.fresh_boot),
     ...(typeof expiresAtMs === 'number' && { expiresAtMs }),
   }
 }

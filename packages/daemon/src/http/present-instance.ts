@@ -34,6 +34,7 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     tags: instance.tags,
     network: presentNetwork(instance.network),
     volumes: [],
+    ...(instance.freshBoot && { fresh_boot: true }),
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
     phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,

@@ -40,6 +40,7 @@ export interface CreateInstance {
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly skipGuestAgent?: boolean
   readonly skipKernelHeaders?: boolean
+  readonly freshBoot?: boolean
   readonly expiresAtMs?: number
 }
 

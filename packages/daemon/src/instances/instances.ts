@@ -678,6 +678,7 @@ export class Instances implements AsyncDisposable {
         phases: { current: 'Created', sinceMs: nowMs, durations: {} },
         ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),
+        ...(request.freshBoot ? { freshBoot: true } : {}),
         ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
         ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
         ...(uid === undefined ? {} : { uid }),

@@ -55,6 +55,12 @@ test('a VM has its rootfs read-only, its overlay writable, and every layer of ev
   assert.equal(spec.runDir, '/run/x/vm/abcdefghijkl')
 })
 
+test('a VM boots afresh when its instance asks for it, or when all do', () => {
+  assert.equal(vmSpecOf(instance, inputs).freshBoot, false)
+  assert.equal(vmSpecOf({ ...instance, freshBoot: true }, inputs).freshBoot, true)
+  assert.equal(vmSpecOf(instance, { ...inputs, freshBoot: true }).freshBoot, true)
+})
+
 test('a VM without network has no nic, one without root no user of its own', () => {
   const { uid: _uid, ...rootless } = instance
   const spec = vmSpecOf({ ...rootless, network: { enabled: false, ports: [] } }, inputs)

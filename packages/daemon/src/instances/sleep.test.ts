@@ -375,6 +375,32 @@ test('a snapshot is kept, gone back to, forked, and what stands on it outlives i
   await assertInOrder(house)
 })
 
+test('one that wants fresh boots has one at every start, to another daemon too, and so have those that are made of it', async () => {
+  await using house = new TestHouse()
+  let instances = await house.begin()
+  const { id } = await instances.create({ ...request, freshBoot: true })
+  const wake = async (one: InstanceId): Promise<boolean | undefined> => {
+    await instances.wait(one, { state: 'Running', timeoutMs: 5000 })
+    return machineOf(house, one).spec.freshBoot
+  }
+  assert.equal(await wake(id), true)
+  const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  await instances.stop(id)
+  await house.end()
+  instances = await house.begin()
+  await instances.start(id)
+  assert.equal(await wake(id), true)
+  await instances.stop(id)
+  const fork = await instances.fork(id, { name: 'b', target: 'Running' })
+  assert.equal(await wake(fork.id), true)
+  await instances.restoreSnapshot(id, kept, 'Stopped')
+  await instances.start(id)
+  assert.equal(await wake(id), true)
+  const other = await instances.create({ ...request, name: 'c' })
+  assert.equal(await wake(other.id), false)
+  await assertInOrder(house)
+})
+
 test('a snapshot outlives its source, and is forked without it', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

@@ -11,6 +11,7 @@ export interface VmSpecInputs {
   /** The squashfs of kernel modules; absent where none was built. */
   readonly modules: string | undefined
   readonly logMaxBytes: number
+  /** Of all instances; one that asks for it has it in any case. */
   readonly freshBoot: boolean
 }
 
@@ -24,7 +25,7 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
     memoryMib: Math.floor(instance.memoryBytes / 2 ** 20),
     disks: disksOf(instance, image, paths, modules),
     logs: { app, vmm, journal, maxBytes: logMaxBytes },
-    freshBoot,
+    freshBoot: freshBoot || instance.freshBoot === true,
     ...(instance.network.enabled && instance.network.mac !== undefined
       ? { nic: { mac: instance.network.mac, backend: 'user', ports: instance.network.ports } as const }
       : {}),

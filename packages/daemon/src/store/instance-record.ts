@@ -35,6 +35,8 @@ export interface Instance {
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly skipGuestAgent: boolean
   readonly skipKernelHeaders: boolean
+  /** Every start boots from the beginning, instead of waking a golden boot. */
+  readonly freshBoot?: boolean
   readonly expiresAtMs?: number
 
   /** The user that its VMM runs as and that owns its disk; absent when the daemon is not root. */

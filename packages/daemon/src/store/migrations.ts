@@ -176,4 +176,8 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'fresh boots',
+    sql: 'ALTER TABLE instances ADD COLUMN fresh_boot INTEGER NOT NULL DEFAULT 0;',
+  },
 ]

@@ -55,11 +55,11 @@ export function targetOf({ kind }: Pick<Snapshot, 'kind'>, wanted: TargetState |
 
 function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
   const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
-  const { snapshotPolicy, skipGuestAgent, skipKernelHeaders, startedAtMs, exitCode, exitMessage } = instance
+  const { snapshotPolicy, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } = instance
   // Of one that ran, what is gone back to ended when the snapshot was taken.
   const { stoppedAtMs = createdAtMs } = instance
   return {
     ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags },
-    ...{ snapshotPolicy, skipGuestAgent, skipKernelHeaders, startedAtMs, stoppedAtMs, exitCode, exitMessage },
+    ...{ snapshotPolicy, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, stoppedAtMs, exitCode, exitMessage },
   }
 }
