@@ -42,10 +42,17 @@ const EATER = `
   eat()
 `
 
-/** Fills the file system of `dir` and keeps it full, until it is disposed of: then there is room again. */
-export async function fillDisk(dir: string): Promise<AsyncDisposable> {
+/**
+ * Fills the file system of `dir` and keeps it full, until it is disposed of: then there is room again. With `leaveBytes` so much stays
+ * free for whoever comes first.
+ */
+export async function fillDisk(dir: string, { leaveBytes }: { leaveBytes?: number } = {}): Promise<AsyncDisposable> {
   const [bulk, crumbs] = [join(dir, 'bulk'), join(dir, 'crumbs')]
   const { bavail, bsize } = await statfs(dir)
+  if (leaveBytes !== undefined) {
+    await runCommand(['fallocate', '--length', `${bavail * bsize - leaveBytes}`, bulk], { step: step() })
+    return { [Symbol.asyncDispose]: () => rm(bulk) }
+  }
   await runCommand(['fallocate', '--length', `${Math.floor(bavail * bsize * 0.95)}`, bulk], { step: step() })
   const eater = spawn(process.execPath, ['-e', EATER, crumbs], { stdio: ['ignore', 'ignore', 'inherit'] })
   const gone = once(eater, 'exit')

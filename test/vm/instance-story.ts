@@ -1,7 +1,7 @@
 /** A real daemon with real VMs for a story of instances: one data directory, one image, and a workload that notices what is done to it. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { readFile } from 'node:fs/promises'
+import { mkdir, readFile } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
@@ -13,6 +13,7 @@ import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { processesNaming } from '../harness/processes.ts'
 import { Scratch } from '../harness/scratch.ts'
+import { mountSmallDisk } from '../harness/small-disk.ts'
 import { assertHostInOrder, atRest, type ShownInstance } from './house-in-order.ts'
 
 /** What `wakeful` says of itself. */
@@ -46,19 +47,21 @@ interface StoryOptions {
   readonly driver: HypervisorName
   readonly env?: Readonly<Record<string, string>>
   readonly image?: BusyboxImageOptions
+  /** The data directory is a file system of its own, of so many bytes; only root can have that. */
+  readonly diskBytes?: number
 }
 
 const WORKLOAD_PORT = 80
 
 export class InstanceStory implements AsyncDisposable {
   readonly dir: string
-  readonly #scratch: Scratch
+  readonly #house: AsyncDisposable
   readonly #options: StoryOptions
   daemon: DaemonProcess
 
-  private constructor(scratch: Scratch, options: StoryOptions, daemon: DaemonProcess) {
-    this.dir = join(scratch.path, 'd')
-    this.#scratch = scratch
+  private constructor(dir: string, house: AsyncDisposable, options: StoryOptions, daemon: DaemonProcess) {
+    this.dir = dir
+    this.#house = house
     this.#options = options
     this.daemon = daemon
   }
@@ -71,7 +74,15 @@ export class InstanceStory implements AsyncDisposable {
     const wakeful = join(scratch.path, 'wakeful')
     const argv = ['gcc', '-O2', '-static', '-o', wakeful, join(import.meta.dirname, '../harness/wakeful.c')] as const
     await runCommand(argv, { step: { signal: AbortSignal.timeout(60_000) } })
-    const daemon = undo.use(await startDaemon({ dir: join(scratch.path, 'd'), ...options }))
+    const dir = join(scratch.path, 'd')
+    if (options.diskBytes !== undefined) {
+      await mkdir(dir)
+      undo.use(await mountSmallDisk(join(dir, 'data'), options.diskBytes))
+    }
+    const house = undo.move()
+    await using end = new AsyncDisposableStack()
+    end.use(house)
+    const daemon = end.use(await startDaemon({ dir, ...options }))
     const { image = {} } = options
     const { path } = await makeBusyboxImage(join(scratch.path, 'image'), {
       cmd: ['/bin/wakeful', `${WORKLOAD_PORT}`],
@@ -80,8 +91,8 @@ export class InstanceStory implements AsyncDisposable {
       programs: { '/bin/wakeful': wakeful, ...image.programs },
     })
     await importImage(daemon, path, 'box')
-    undo.move()
-    return new InstanceStory(scratch, options, daemon)
+    end.move()
+    return new InstanceStory(dir, house, options, daemon)
   }
 
   /** A small instance of `box` that runs, its workload reached through a port of this host. */
@@ -202,7 +213,7 @@ export class InstanceStory implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.daemon[Symbol.asyncDispose]()
-    await this.#scratch[Symbol.asyncDispose]()
+    await this.#house[Symbol.asyncDispose]()
   }
 }
 

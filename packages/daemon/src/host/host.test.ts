@@ -7,6 +7,7 @@ import path from 'node:path'
 import { Readable } from 'node:stream'
 import { after, before, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
+import { isNoSpace, workerError } from './disk-full.ts'
 import { cloneFile, publishDirectory, writeFileAtomically } from './files.ts'
 import { readMemoryPressure } from './host-facts.ts'
 import { pollUntil } from './poll-until.ts'
@@ -150,4 +151,18 @@ test('the pressure on memory is what some stood still for in the last ten second
     assert.equal(stalledPercent, 0)
     assert.ok(availableBytes > 0 && availableBytes <= totalBytes)
   }
+})
+
+test('a full disk is told from other failures, in codes, in the words of programs, and below other errors', async () => {
+  const full = Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
+  assert.ok(isNoSpace(full))
+  assert.ok(isNoSpace(new AppError('internal_error', 'It failed', { cause: new Error('as well', { cause: full }) })))
+  const talking = runCommand(['sh', '-c', 'echo "mkfs: No space left on device" >&2; exit 1'], { step: within(5000) })
+  assert.ok(isNoSpace(await talking.catch((error: unknown) => error)))
+  for (const other of [undefined, 'ENOSPC', new Error('No space left on device'), Object.assign(new Error('x'), { code: 'EIO' })])
+    assert.equal(isNoSpace(other), false)
+  const { code, message } = workerError('The memory could not be written', 'error cannot make /data/x: No space left on device\n')
+  assert.deepEqual([code, message], ['insufficient_resources', 'The memory could not be written: the disk of the data directory is full'])
+  assert.equal(workerError('It could not', 'error the base is gone').code, 'internal_error')
+  assert.match(workerError('It could not', undefined).message, /ended without a word$/)
 })

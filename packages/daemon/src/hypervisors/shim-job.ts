@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import { AppError } from '@dormouse/api/errors.ts'
+import { workerError } from '../host/disk-full.ts'
 import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
 
@@ -72,10 +73,7 @@ export class ShimJob implements Disposable {
     await this.#hangUp()
     if (line === undefined && this.#signal.aborted)
       throw new AppError('timed_out', `Gave up before the VM's shim could ${this.#what}`, { cause: this.#signal.reason })
-    throw new AppError(
-      'internal_error',
-      `The VM's shim could not ${this.#what}: ${line?.replace(/^error /, '') ?? 'it ended without a word'}`,
-    )
+    throw workerError(`The VM's shim could not ${this.#what}`, line)
   }
 
   [Symbol.dispose](): void {

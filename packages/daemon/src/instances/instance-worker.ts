@@ -9,6 +9,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { type Access, admit, type Capability, OPERATIONS, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
 import type { WakeRequest } from '../guest/guest-client.ts'
+import { diskFullError, isNoSpace } from '../host/disk-full.ts'
 import type { Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
 import { guestConfigOf } from './guest-config-of.ts'
@@ -284,6 +285,9 @@ export class InstanceWorker implements WorkHost {
     // When an undo failed too, what it was undoing is the reason; the rest is for the log.
     const error = firstOf(thrown)
     if (error !== thrown) this.log.error({ err: thrown, operation: work.operation, step: work.at }, 'an undo failed')
+    const isSettled = error instanceof AppError && error.code !== 'internal_error'
+    if (!isSettled && isNoSpace(error))
+      return diskFullError(`The ${work.operation} of ${this.instance.name} failed at the step "${work.at}"`, error)
     if (error instanceof AppError) return error
     if (this.#uses.signal.aborted) {
       return new AppError('shutting_down', `The daemon ended during ${work.operation} of ${this.instance.name}`, { cause: error })

@@ -7,6 +7,7 @@ import { once } from 'node:events'
 import { constants } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
+import { workerError } from '../host/disk-full.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { Step } from '../lib/step.ts'
 
@@ -31,13 +32,13 @@ export const makeBlank = (shimPath: string, bytes: number, step: Step): Promise<
 
 /** Seals what a golden boot has left in `memory` and writes it, flushed, to `file`. No VMM may still map it for writing. */
 export async function storeBase(shimPath: string, memory: FileHandle, file: string, step: Step): Promise<MemorySum> {
-  const { stdout } = await runCommand([shimPath, 'store', file], { step, inherit: [memory.fd] })
+  const { stdout } = await runCommand([shimPath, 'store', file], { step, inherit: [memory.fd], okCodes: [0, 1] })
   return storedSum(stdout, 'The memory of a golden boot could not be stored')
 }
 
 function storedSum(said: string, otherwise: string): MemorySum {
   const match = /^stored ([0-9a-f]{16}) (\d+)$/m.exec(said)
-  if (match === null) throw new AppError('internal_error', `${otherwise}: ${said.trim().replace(/^error /, '')}`)
+  if (match === null) throw workerError(otherwise, said)
   return { sum: match[1] ?? '', pages: Number(match[2]) }
 }
 
@@ -76,7 +77,7 @@ export async function sumUp(
   }
   const sums = { base: said('base'), delta: said('delta') }
   if ((base !== undefined && sums.base === undefined) || (delta !== undefined && sums.delta === undefined)) {
-    throw new AppError('internal_error', `Memory could not be read: ${stdout.trim().replace(/^error /m, '')}`)
+    throw workerError('Memory could not be read', stdout)
   }
   return sums
 }
@@ -90,8 +91,7 @@ async function take(argv: readonly [string, ...string[]], flags: number, step: S
     step.signal.throwIfAborted()
     const line = await firstLine(helper)
     const match = /^held (\d+) ([0-9a-f]{16}) (\d+)$/.exec(line)
-    if (match === null)
-      throw new AppError('internal_error', `Memory could not be had: ${line.replace(/^error /, '') || 'the helper ended without a word'}`)
+    if (match === null) throw workerError('Memory could not be had', line)
     const handle = await open(`/proc/${helper.pid}/fd/${match[1]}`, flags)
     return { handle, sum: match[2] ?? '', pages: Number(match[3]) }
   } finally {

@@ -1,5 +1,5 @@
 import type { Compression } from '@dormouse/api/compression.ts'
-import { AppError } from '@dormouse/api/errors.ts'
+import { workerError } from '../host/disk-full.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { Step } from '../lib/step.ts'
 import type { MemorySum } from './base-memory.ts'
@@ -31,6 +31,6 @@ export async function compressDelta(
   const argv = ['compress', algorithm, `${level}`, delta, out, ...layers]
   const { stdout } = await runCommand([shimPath, ...argv], { step, okCodes: [0, 1] })
   const match = /^packed ([0-9a-f]{16}) (\d+) (\d+) (\d+)$/m.exec(stdout)
-  if (match === null) throw new AppError('internal_error', `The memory could not be compressed: ${stdout.trim().replace(/^error /, '')}`)
+  if (match === null) throw workerError('The memory could not be compressed', stdout)
   return { sum: match[1] ?? '', pages: Number(match[2]), bytes: Number(match[3]), plainBytes: Number(match[4]), compression }
 }
