@@ -75,7 +75,7 @@ export class Daemon implements AsyncDisposable {
   }
 
   /** A daemon that has mended what it found and answers requests. Throws a sentence, having taken down what it had built. */
-  static async start({ config, log, hypervisors: given, crashPoint = crashPointOf(config.crashAt) }: DaemonOptions): Promise<Daemon> {
+  static async start({ config, log, hypervisors: given, crashPoint = crashPointOf(config, log) }: DaemonOptions): Promise<Daemon> {
     const startedAt = performance.now()
     await using stack = new AsyncDisposableStack()
     const paths = new Paths(config)
@@ -194,11 +194,20 @@ export class Daemon implements AsyncDisposable {
   }
 }
 
-/** Dies at one named step: how the crash tests see what a restart makes of it. */
-function crashPointOf(at: string | undefined): CrashPoint {
-  if (at === undefined) return async () => undefined
+/**
+ * Dies at one named step: how the crash tests see what a restart makes of it. At others it stops until it is told to go on (SIGCONT), so
+ * that something can be done to its VM just then.
+ */
+function crashPointOf({ crashAt, stopAt }: Pick<Config, 'crashAt' | 'stopAt'>, log: Logger): CrashPoint {
+  if (crashAt === undefined && stopAt.length === 0) return async () => undefined
   return async (operation, step) => {
-    if (`${operation}:${step}` !== at) return
+    const at = `${operation}:${step}`
+    if (stopAt.includes(at)) {
+      log.info({ at }, 'daemon stops itself')
+      // Of all threads the one that sends it gets it, before it goes on.
+      process.kill(process.pid, 'SIGSTOP')
+    }
+    if (at !== crashAt) return
     process.kill(process.pid, 'SIGKILL')
     // The signal comes at its own time; nothing may happen until then.
     await new Promise(() => undefined)

@@ -75,6 +75,7 @@ export interface Config {
   readonly pool: { readonly size: number }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
   readonly crashAt: string | undefined
+  readonly stopAt: readonly string[]
 }
 
 type Settings = { -readonly [key in keyof typeof SETTINGS]: (typeof SETTINGS)[key] extends Setting<infer T> ? T : never }
@@ -168,6 +169,7 @@ const SETTINGS = {
   CONSOLIDATION_RATE: rate('200MB/s'),
   POOL_SIZE: count(2),
   CRASH_AT: optionalText(),
+  STOP_AT: list([]),
 } as const
 
 /** Variables that name no setting of the daemon: the file itself, and what the CLI reads. */
@@ -244,6 +246,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     },
     pool: { size: s.POOL_SIZE },
     crashAt: s.CRASH_AT,
+    stopAt: s.STOP_AT,
   }
 }
 

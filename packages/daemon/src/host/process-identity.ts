@@ -92,6 +92,8 @@ export function usageOf(identity: ProcessIdentity): ProcessUsage | undefined {
   const fields = statFields(identity.pid)
   if (fields === undefined || fields[19] !== identity.startTicks) return undefined
   const number = (index: number): number => Number(fields[index] ?? 0)
+  // One that is ending has given its memory back already, and is only waited for by its parent.
+  if (number(20) === 0) return undefined
   return { cpuSeconds: (number(11) + number(12)) / CLOCK_TICKS, rssBytes: number(21) * PAGE_BYTES, vmsBytes: number(20) }
 }
 

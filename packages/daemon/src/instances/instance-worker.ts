@@ -12,6 +12,7 @@ import type { WakeRequest } from '../guest/guest-client.ts'
 import { diskFullError, isNoSpace } from '../host/disk-full.ts'
 import type { Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
+import { exitOf } from './exit-of.ts'
 import { guestConfigOf } from './guest-config-of.ts'
 import type { Instance } from './instance.ts'
 import { InstanceWork, type WorkHost, type WorkUses } from './instance-work.ts'
@@ -173,26 +174,38 @@ export class InstanceWorker implements WorkHost {
 
   async #drain(): Promise<void> {
     this.#isDraining = true
+    /** What is yet to be said of a request whose VM has ended. */
+    let owed: (() => void) | undefined
     for (let task = this.#queue.shift(); task !== undefined; task = this.#queue.shift()) {
       const work = new InstanceWork(task.name, this.#uses.work, this, this.#uses.signal)
       this.#current = { task, work }
       if (task.graceMs !== undefined) work.hurry(task.graceMs)
+      const answerBefore = owed
+      owed = undefined
       try {
         await this.#do(task, work)
         this.#current = undefined
         task.done.resolve()
       } catch (error) {
         this.#current = undefined
-        const said = this.#explain(error, work)
-        this.#admitDoubt(work, said)
+        const why = this.#explain(error, work)
+        const ended = await this.#endOf(work, why)
+        const said = ended ?? why
+        // Of one that has ended its exit is told next.
+        if (ended === undefined) this.#admitDoubt(work, said)
         this.log[task.request === undefined || !(error instanceof AppError) ? 'error' : 'warn'](
           { err: said, operation: task.name, step: work.at },
           'operation failed',
         )
-        task.done.reject(said)
+        const answer = (): void => task.done.reject(said)
+        // The end is on record before anyone hears of it.
+        if (ended === undefined) answer()
+        else owed = answer
       }
+      answerBefore?.()
       await work.tidyUp()
     }
+    owed?.()
     this.#isDraining = false
     this.#uses.onIdle()
   }
@@ -279,6 +292,21 @@ export class InstanceWorker implements WorkHost {
     return new AppError('invalid_state', `The instance ${this.instance.name} cannot take ${verb} now: ${reason}`, {
       detail: { state: this.instance.state, operation: this.instance.operation },
     })
+  }
+
+  /** What failed because the VM has ended meanwhile is told as that. What has a reason of its own keeps it. */
+  async #endOf(work: InstanceWork, error: AppError): Promise<AppError | undefined> {
+    const { live, instance } = this
+    const canBeIt = error.code === 'internal_error' || error.code === 'guest_unavailable' || error.code === 'timed_out'
+    if (!canBeIt || instance.vm === undefined || live === undefined || !(await live.hasEnded()) || live.exit === undefined) return undefined
+    return new AppError(
+      'guest_unavailable',
+      `The VM of ${instance.name} ended during its ${work.operation}: ${exitOf([], live.exit).message}`,
+      {
+        hint: `Its disk is whole. See what happened with: dormouse logs --source vmm ${instance.name}`,
+        cause: error,
+      },
+    )
   }
 
   #explain(thrown: unknown, work: InstanceWork): AppError {

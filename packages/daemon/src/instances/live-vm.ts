@@ -36,6 +36,8 @@ const CONNECT_LIMIT_MS = 10_000
 const REDIAL_FIRST_MS = 20
 const REDIAL_LAST_MS = 2000
 const LINE_HOLDS_MS = 5000
+// From the end of a VMM's process to its shim's word of it.
+const EXIT_LIMIT_MS = 2000
 // A guest that could not start its workload says so and powers off; one that does neither is ended.
 const LAST_WORDS_MS = 10_000
 
@@ -93,6 +95,16 @@ export class LiveVm {
 
   get exit(): VmExit | undefined {
     return this.#exit
+  }
+
+  /** Is its VM gone? The end of one that is just ending is waited for: then it is on record, and what failed for it is told as that. */
+  async hasEnded(): Promise<boolean> {
+    if (this.#exit === undefined && (await this.vm.usage().catch(() => undefined)) === undefined) {
+      const limit = new AbortController()
+      await Promise.race([this.vm.exited, sleep(EXIT_LIMIT_MS, undefined, { ref: false, signal: limit.signal })]).catch(() => undefined)
+      limit.abort()
+    }
+    return this.#exit !== undefined
   }
 
   /** The line to the guest as it is now. */

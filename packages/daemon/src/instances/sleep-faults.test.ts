@@ -176,6 +176,33 @@ test('a VM that dies while it is put to sleep leaves it Stopped, its end explain
   await assertInOrder(house)
 })
 
+test('whoever asked for a nap, a fork or a snapshot of a VM that dies meanwhile hears of that, and never of Unknown', async () => {
+  for (const ask of ['standby', 'fork', 'snapshot'] as const) {
+    await using house = new TestHouse()
+    const instances = await house.begin()
+    const { id } = await running(house)
+    house.host.injectFault('capture', 'hang')
+    const asked = {
+      standby: () => instances.standby(id),
+      fork: () => instances.fork(id, { name: 'b', fromRunning: true }),
+      snapshot: () => instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false }),
+    }[ask]()
+    const heard = asked.then(
+      () => 'done',
+      (error: Error & { code?: string }) => `${error.code} ${error.message} ${instances.get(id).state}`,
+    )
+    const machine = machineOf(house, { id })
+    await pollUntil('the VM to be paused', () => machine.isPaused, { signal: AbortSignal.timeout(5000) })
+    house.host.injectFault('resume', 'fail', { times: 2 })
+    await machine.end({ kind: 'signaled', signal: 'SIGKILL', atMs: Date.now() })
+    const why = `The VM of a ended during its ${ask}: the VM was killed by SIGKILL: see its vmm log`
+    assert.equal(await heard, `guest_unavailable ${why} Stopped`)
+    assert.ok(!('unknown' in instances.get(id).phases.durations))
+    await settled(instances)
+    await assertInOrder(house)
+  }
+})
+
 test('a VM that cannot be ended when it has been put to sleep is ended before its memory is loaded again, or by the next daemon', async () => {
   for (const [faults, wayOut] of [
     [['kill'], 'restore'],

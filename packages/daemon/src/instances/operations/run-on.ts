@@ -15,7 +15,7 @@ export async function runOn(work: InstanceWork, live: LiveVm): Promise<void> {
     await resume().catch(resume)
   } catch (error) {
     // One that has ended is told of by its exit.
-    if (live.exit !== undefined) return
+    if (await live.hasEnded()) return
     work.log.error({ err: error }, 'a VM that was paused could not be resumed')
     const why = error instanceof Error ? error.message : String(error)
     work.change({ state: 'Unknown', stateError: `its VM stands still and could not be resumed: ${why}` })
