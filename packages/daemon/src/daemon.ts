@@ -203,7 +203,7 @@ function crashPointOf({ crashAt, stopAt }: Pick<Config, 'crashAt' | 'stopAt'>, l
   return async (operation, step) => {
     const at = `${operation}:${step}`
     if (stopAt.includes(at)) {
-      log.info({ at }, 'daemon stops itself')
+      log.info({ at, pid: process.pid }, 'daemon stops itself')
       // Of all threads the one that sends it gets it, before it goes on.
       process.kill(process.pid, 'SIGSTOP')
     }
