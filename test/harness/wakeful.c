@@ -5,11 +5,13 @@
  *   look              one line of JSON
  *   fill FIRST COUNT SEED   writes COUNT pages of the tmpfs from FIRST on, each with contents of its own
  *   sum               a sum over all pages of the tmpfs
+ *   hog MS            for so long of its processor time nothing else runs on that processor, not the agent either
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,9 +66,25 @@ static uint64_t sum(void) {
     return total;
 }
 
+static uint64_t spent_ms(void) {
+    struct timespec spent;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent);
+    return (uint64_t)spent.tv_sec * 1000 + (uint64_t)spent.tv_nsec / 1000000;
+}
+
+static void hog(unsigned long ms) {
+    // Real-time programs may take all of a processor, and not only 95 %.
+    FILE *limit = fopen("/proc/sys/kernel/sched_rt_runtime_us", "w");
+    if (limit == NULL || fputs("-1", limit) < 0 || fclose(limit) != 0) die("sched_rt_runtime_us");
+    struct sched_param first = {.sched_priority = sched_get_priority_max(SCHED_FIFO)}, ordinary = {0};
+    if (sched_setscheduler(0, SCHED_FIFO, &first) < 0) die("sched_setscheduler");
+    for (uint64_t until = spent_ms() + ms; spent_ms() < until;) continue;
+    if (sched_setscheduler(0, SCHED_OTHER, &ordinary) < 0) die("sched_setscheduler");
+}
+
 static void serve(int connection) {
     char line[200] = "";
-    unsigned long first, pages, seed;
+    unsigned long first, pages, seed, ms = 0;
     ssize_t length = read(connection, line, sizeof line - 1);
     if (length > 0 && strcmp(line, "look\n") == 0) {
         look(connection);
@@ -75,8 +93,11 @@ static void serve(int connection) {
         dprintf(connection, "filled\n");
     } else if (length > 0 && strcmp(line, "sum\n") == 0) {
         dprintf(connection, "%016" PRIx64 "\n", sum());
+    } else if (length > 0 && sscanf(line, "hog %lu", &ms) == 1) {
+        dprintf(connection, "hogging\n");
     }
     close(connection);
+    if (ms > 0) hog(ms);
 }
 
 static int listen_on(int port) {
