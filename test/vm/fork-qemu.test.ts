@@ -185,6 +185,52 @@ async function identityOf({ id, name, network }: ShownInstance): Promise<Identit
   return { hostname, machineId, mac, chance, nonce: journal.at(-1)?.boot ?? '' }
 }
 
+test('a fork is in the state that is asked for, whatever its source is in: awake, asleep or stopped', { timeout: 120_000 }, async () => {
+  const a = await story.run('a')
+  const { born, boot } = await story.look(a)
+  const written = 'on the disk'
+  await story.sh('a', `echo ${written} > /root/file; sync`)
+  /** It has booted by itself, from the disk as it was. */
+  const assertBooted = async (name: string): Promise<void> => {
+    const instance = await story.expect(name, 'Running')
+    await story.untilItListens(instance)
+    const now = await story.look(instance)
+    assert.notEqual(now.boot, boot)
+    assert.notEqual(now.born, born)
+    assert.equal(await story.sh(name, 'cat /root/file; hostname'), `${written}\n${name}`)
+  }
+  const start = async (name: string): Promise<void> => void (await story.daemon.client.post(`/instances/${name}/start?wait=running`, {}))
+
+  const asleep = await story.fork('a', { name: 'asleep', from_running: true, target_state: 'Standby' })
+  const still = await story.fork('a', { name: 'still', from_running: true, target_state: 'Stopped' })
+  assert.deepEqual([asleep.state, still.state, still.exit_code], ['Standby', 'Stopped', null])
+  await story.assertInOrder()
+  const woken = await story.look(await story.restore('asleep'))
+  assert.deepEqual([woken.boot, woken.born], [boot, born])
+  assert.equal(await story.sh('asleep', 'cat /root/file; hostname'), `${written}\nasleep`)
+  await start('still')
+  await assertBooted('still')
+  await story.remove('asleep', 'still')
+
+  await story.standby('a')
+  assert.equal((await story.fork('a', { name: 'still', target_state: 'Stopped' })).state, 'Stopped')
+  await start('still')
+  await assertBooted('still')
+  const again = await story.look(await story.restore('a'))
+  assert.deepEqual([again.boot, again.born], [boot, born])
+  await story.remove('still')
+
+  await story.daemon.client.post('/instances/a/stop', {})
+  assert.equal((await story.fork('a', { name: 'awake', target_state: 'Running' })).state, 'Running')
+  await assertBooted('awake')
+  assert.equal((await story.fork('a', { name: 'asleep', target_state: 'Standby' })).state, 'Standby')
+  await story.restore('asleep')
+  await assertBooted('asleep')
+  await story.expect('a', 'Stopped')
+  await story.assertInOrder()
+  await story.remove('a', 'awake', 'asleep')
+})
+
 test('a fork of a fork of a fork, ten times: each has what those before it wrote, and their disks do not grow longer and longer', {
   timeout: 300_000,
 }, async () => {

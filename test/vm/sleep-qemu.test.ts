@@ -77,6 +77,22 @@ test('the board with PCI sleeps, wakes and is forked as well, with two processor
   await story.remove('pci', 'pci-fork')
 })
 
+test('one that wants fresh boots has one at every start, and sleeps, wakes and is forked like any', { timeout: 120_000 }, async () => {
+  const instance = await story.run('fresh', { fresh_boot: true })
+  const origins = async () => (await story.logged('VM started', instance)).map(({ origin }) => String(origin))
+  const before = await story.look(instance)
+  await story.standby('fresh')
+  await story.restore('fresh')
+  const fork = await story.fork('fresh', { name: 'fresh-fork', from_running: true })
+  for (const one of [instance, fork]) assertGoesOn(await story.look(one), before)
+  await story.stop('fresh')
+  await story.daemon.client.post('/instances/fresh/start?wait=running', {})
+  assert.deepEqual(await origins(), ['boot', 'boot'])
+  assert.equal((await story.daemon.client.get<{ fresh_boot?: boolean }>('/instances/fresh-fork')).fresh_boot, true)
+  await story.assertInOrder()
+  await story.remove('fresh', 'fresh-fork')
+})
+
 test('one without a network sleeps, wakes and is forked', { timeout: 120_000 }, async () => {
   const asked = { name: 'mute', image: 'box', vcpus: 1, size: '256MB', overlay_size: '256MB', network: { enabled: false } }
   await story.daemon.client.post('/instances?wait=running', asked)
