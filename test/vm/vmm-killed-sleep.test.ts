@@ -1,5 +1,5 @@
 /**
- * The VMM dies (SIGKILL, as by the OOM killer) at the steps of standby, fork and snapshot, with a real VM: the one who asked is told that
+ * The VMM dies (SIGKILL, as by the OOM killer) at the steps of standby, restore, fork and snapshot, with a real VM: the one who asked is told that
  * it is gone, the instance ends in a true state, and nothing is left over. What its disk or its sleeping state held is there.
  */
 import assert from 'node:assert/strict'
@@ -26,6 +26,7 @@ const each = (operation: string, steps: string, the: Omit<Case, 'at'>): Case[] =
 const CASES: readonly Case[] = [
   ...each('standby', 'freeze pause capture', { path: 'standby', body: {} }),
   ...each('standby', 'publish kill', { path: 'standby', body: {}, succeeds: 'Standby' }),
+  ...each('restore', 'resume wake', { path: 'restore', body: {} }),
   ...each('fork', 'prepare_disk freeze capture pivot resume', { path: 'fork', body: { name: 'b', from_running: true } }),
   ...each('snapshot', 'pause pivot', { path: 'snapshots', body: { kind: 'Standby' } }),
   ...each('snapshot', 'publish', { path: 'snapshots', body: { kind: 'Standby' }, succeeds: 'Stopped' }),
@@ -48,16 +49,16 @@ for (const { at, path, body, succeeds } of CASES) {
   }, async () => {
     const a = await wake()
     seen = await story.look(a)
-    const vmm = await story.vmmOf(a)
+    if (path === 'restore') await story.standby('a')
     const { daemon } = story
     const asked = daemon.client.call<RefusedAnswer & { id?: string }>('POST', `/instances/a/${path}`, body)
     await gate.until(at)
-    process.kill(vmm, 'SIGKILL')
+    process.kill(await story.vmmOf(a), 'SIGKILL')
     gate.pass()
     const { status, body: said } = await asked
     if (succeeds === undefined) {
       assert.deepEqual([status, said.code], [503, 'guest_unavailable'], said.message)
-      assert.match(said.message, /^The VM of a ended during its (standby|fork|snapshot): the VM was killed by SIGKILL/)
+      assert.match(said.message, /^The VM of a ended during its (standby|restore|fork|snapshot): the VM was killed by SIGKILL/)
     } else {
       assert.ok(status < 300, said.message)
       // It was answered for what it is; how the VM ended is another thing.
@@ -72,7 +73,8 @@ for (const { at, path, body, succeeds } of CASES) {
     // Whoever waits for it must not be told Unknown on the way.
     const { phase_durations_ms: phases } = await daemon.client.get<{ phase_durations_ms: object }>('/instances/a')
     assert.ok(!('unknown' in phases), JSON.stringify(phases))
-    if (left?.state === 'Stopped') assert.match(left.exit_message ?? '', /SIGKILL/)
+    if (left?.state === 'Stopped')
+      assert.match(left.exit_message ?? '', path === 'restore' ? /its memory was lost while it woke: .*SIGKILL/ : /SIGKILL/)
     await story.assertInOrder()
     if (path === 'snapshots' && succeeds !== undefined) await daemon.client.delete(`/snapshots/${said.id}`)
   })

@@ -189,7 +189,7 @@ export class InstanceWorker implements WorkHost {
       } catch (error) {
         this.#current = undefined
         const why = this.#explain(error, work)
-        const ended = await this.#endOf(work, why)
+        const ended = await this.#endOf(task, work, why)
         const said = ended ?? why
         // Of one that has ended its exit is told next.
         if (ended === undefined) this.#admitDoubt(work, said)
@@ -294,9 +294,13 @@ export class InstanceWorker implements WorkHost {
     })
   }
 
-  /** What failed because the VM has ended meanwhile is told as that. What has a reason of its own keeps it. */
-  async #endOf(work: InstanceWork, error: AppError): Promise<AppError | undefined> {
+  /**
+   * What was asked for and failed because the VM has ended meanwhile is told as that. What has a reason of its own keeps it, and what ends
+   * a VM did not fail for its end.
+   */
+  async #endOf({ request }: Task, work: InstanceWork, error: AppError): Promise<AppError | undefined> {
     const { live, instance } = this
+    if (request === undefined || request.verb === 'stop' || request.verb === 'delete') return undefined
     const canBeIt = error.code === 'internal_error' || error.code === 'guest_unavailable' || error.code === 'timed_out'
     if (!canBeIt || instance.vm === undefined || live === undefined || !(await live.hasEnded()) || live.exit === undefined) return undefined
     return new AppError(

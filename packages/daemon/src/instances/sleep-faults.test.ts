@@ -203,6 +203,22 @@ test('whoever asked for a nap, a fork or a snapshot of a VM that dies meanwhile 
   }
 })
 
+test('a stop that cannot be recorded says so, and not that its VM has ended, which it was to', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  {
+    using _ = refuseRows(house, "NEW.state = 'Stopped'")
+    await assert.rejects(instances.stop(id, { force: true }), {
+      code: 'internal_error',
+      message: 'The stop of a failed at the step "settle"',
+    })
+    await pollUntil('its end to be taken in', () => !instances.isBusy(), { signal: AbortSignal.timeout(5000) }, { everyMs: 1 })
+  }
+  assert.equal((await instances.stop(id)).state, 'Stopped')
+  await assertInOrder(house)
+})
+
 test('a VM that cannot be ended when it has been put to sleep is ended before its memory is loaded again, or by the next daemon', async () => {
   for (const [faults, wayOut] of [
     [['kill'], 'restore'],
