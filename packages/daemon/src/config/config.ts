@@ -75,6 +75,7 @@ export interface Config {
   readonly pool: { readonly size: number }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
   readonly crashAt: string | undefined
+  /** The same: it stands still at each of these until SIGCONT. */
   readonly stopAt: readonly string[]
 }
 

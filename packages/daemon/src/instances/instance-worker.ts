@@ -187,9 +187,9 @@ export class InstanceWorker implements WorkHost {
         this.#current = undefined
         task.done.resolve()
       } catch (error) {
-        this.#current = undefined
         const why = this.#explain(error, work)
         const ended = await this.#endOf(task, work, why)
+        this.#current = undefined
         const said = ended ?? why
         // Of one that has ended its exit is told next.
         if (ended === undefined) this.#admitDoubt(work, said)

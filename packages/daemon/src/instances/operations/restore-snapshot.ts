@@ -13,8 +13,8 @@ const VERIFY_LIMIT_MS = 600_000
 
 /**
  * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment, when it was started and how it had
- * ended. Its id, name, ports and expiry are those of today. The record of where it goes on is the commit point: what was written since the snapshot is given up with it, and a
- * snapshot that cannot be gone back to leaves the instance as it was.
+ * ended. Its id, name, ports and expiry are those of today. The record of where it goes on is the commit point: what was written since
+ * the snapshot is given up with it, and a snapshot that cannot be gone back to leaves the instance as it was.
  */
 export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
   await work.step('intent', 10_000)
