@@ -8,6 +8,7 @@ import { compare } from './commands/stats.ts'
 import { addressText, connectionFailure, parseAddress } from './connect.ts'
 import { Failure, tell } from './failure.ts'
 import { randomName } from './random-name.ts'
+import { requestOf } from './run/create-instance.ts'
 import { commandOf } from './run/interactive.ts'
 import { verbGroups, verbs } from './verbs.ts'
 import { VERSION } from './version.ts'
@@ -100,4 +101,13 @@ test('processor use is what was added since, and nothing when the process is ano
   const before = { atMs: 1000, stats: [{ ...stats, cpu_seconds: 1 }] }
   assert.equal(compare(before, { atMs: 2000, stats: [{ ...stats, cpu_seconds: 1.5 }] })[0]?.cpu_ratio, 0.5)
   assert.equal(compare(before, { atMs: 2000, stats: [{ ...stats, cpu_seconds: 0.1 }] })[0]?.cpu_ratio, undefined)
+})
+
+test('what `run` asks for is what its options say, and nothing else', async () => {
+  assert.deepEqual(await requestOf('alpine', [], { network: true }, { idle: false }), { image: 'alpine' })
+  const options = { network: false, freshBoot: true, memory: '512m', tag: ['a=b'] } as const
+  assert.deepEqual(await requestOf('alpine', ['ls'], { ...options, tag: [...options.tag] }, { idle: false }), {
+    ...{ image: 'alpine', cmd: ['ls'], tags: { a: 'b' }, network: { enabled: false }, size: '512m' },
+    fresh_boot: true,
+  })
 })

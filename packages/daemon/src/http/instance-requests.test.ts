@@ -16,6 +16,7 @@ test('texts become numbers, and what was left out stays out', () => {
     entrypoint: ['sh'],
   })
   assert.deepEqual(create({ size: '' }), good)
+  assert.equal(create({ fresh_boot: true }).freshBoot, true)
 })
 
 test('sizes with decimals are taken, in whole MiB upwards', () => {
