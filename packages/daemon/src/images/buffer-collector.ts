@@ -1,5 +1,5 @@
 // V8 lets dead buffers gather up to 64 MiB before it looks; where gigabytes pass through, that is its standing size.
-const EVERY_BYTES = 16 << 20
+const EVERY_BYTES = 8 << 20
 
 let gathered = 0
 

@@ -2,7 +2,7 @@
 export interface ImageLimits {
   /** Files of all layers together, holes counted; and what any one layer unpacks to. */
   readonly maxImageBytes: number
-  /** Entries of all layers together. A conversion holds about 42 bytes for each, and its name. */
+  /** Entries of all layers together. A conversion holds some 27 bytes for each, and its name; tar2sqfs 250. */
   readonly maxEntries: number
   readonly maxNameBytes: number
   /** How many bytes may come out of one compressed byte, once a layer has given `ratioFloorBytes`: zeros compress well in honest images too. */

@@ -13,7 +13,7 @@ import { decompress } from './decompress.ts'
 import { readLayerPath, readLinkTarget } from './layer-path.ts'
 import type { ImageLimits } from './limits.ts'
 import { MergedTree } from './merged-tree.ts'
-import { NO_XATTRS, printableName, type TarEntry, tooLarge } from './tar-entry.ts'
+import { BLOCK, NO_XATTRS, printableName, type TarEntry, tooLarge } from './tar-entry.ts'
 import { TarReader, type TarSink } from './tar-reader.ts'
 import { encodeHeader, padding, TAR_END } from './tar-writer.ts'
 
@@ -80,6 +80,7 @@ export class LayerMerge {
   /** The merged tar, in chunks that may be kept. */
   async *stream(): AsyncGenerator<Buffer, void, void> {
     this.#links = 0
+    this.#tree.settle()
     for (const [index, { file, entries }] of this.#layers.entries()) {
       const { nodeOf, links } = this.#tree.survivors(index, entries)
       if (nodeOf.every((node) => node < 0)) continue
@@ -99,7 +100,7 @@ export class LayerMerge {
 
   /** How many inodes a file system made of the stream has. True once the stream has ended. */
   get inodes(): number {
-    return this.#tree.size - this.#links
+    return this.#tree.settle() - this.#links
   }
 
   #countBytes(bytes: number): void {
@@ -197,11 +198,13 @@ class EntryWriter {
   #ready: Buffer[] = []
   #batch = Buffer.allocUnsafeSlow(BATCH)
   #filled = 0
+  /** Copied before the next one is made: a buffer for each would be what a conversion takes most memory for. */
+  readonly #header = Buffer.alloc(BLOCK)
 
   begin(entry: TarEntry, name: string): void {
     this.#isOpen = true
     this.#stored = entry.storedSize
-    this.#push(encodeHeader({ ...entry, name, xattrs: withoutOverlay(entry.xattrs) }))
+    this.#push(encodeHeader({ ...entry, name, xattrs: withoutOverlay(entry.xattrs) }, this.#header))
   }
 
   data(slice: Buffer): void {
@@ -215,7 +218,7 @@ class EntryWriter {
 
   /** A further name of a file that was written before. */
   link(name: string, primary: string): void {
-    this.#push(encodeHeader({ ...LINK, name, linkName: primary }))
+    this.#push(encodeHeader({ ...LINK, name, linkName: primary }, this.#header))
   }
 
   /** What has gathered; the last incomplete batch only when `all`. */

@@ -8,7 +8,10 @@
  *
  * Nothing is followed: a name below a symbolic link is an error, because where it would land depends on who unpacks it.
  *
- * Images with millions of files are real, so a node is a row in typed arrays (about 42 bytes and its name), not an object.
+ * Images with millions of files are real, so a node is a row of some 26 bytes, and a name that was met lately is stored once. Rows
+ * are found by their parent and name; nobody keeps lists of children. So what is removed takes what is below along by never being
+ * found again: a row is dead, or a mark on a directory says from which layer on its contents count. A parent's row comes before
+ * its children's, so one pass at the end tells who is left.
  */
 import { randomInt } from 'node:crypto'
 import type { LayerPath } from './layer-path.ts'
@@ -19,9 +22,15 @@ const ROOT = 0
 /** A directory that no entry describes: only names below it do. */
 const IMPLIED = 0xffffffff
 
+const GONE = 0
 const DIRECTORY = 1
 const SYMLINK = 2
 const OTHER = 3
+
+const GROWTH = 16_384
+const NAMES_GROWTH = 256 * 1024
+const RECENT_NAMES = 65_536
+const ROWS_PER_BUCKET = 2
 
 export interface TreeLimits {
   /** Entries of all layers together, and directories that they imply. */
@@ -31,39 +40,50 @@ export interface TreeLimits {
 
 export class MergedTree {
   readonly #limits: TreeLimits
-  #capacity = 1024
+  /** Rows there is room for, and rows in use, the dead among them. */
+  #capacity = 0
   #used = 0
-  #free = NONE
-  #live = 0
   #entries = 0
 
-  #parent = new Int32Array(this.#capacity)
-  #firstChild = new Int32Array(this.#capacity)
-  #next = new Int32Array(this.#capacity)
-  #previous = new Int32Array(this.#capacity)
-  #hashNext = new Int32Array(this.#capacity)
-  #nameStart = new Uint32Array(this.#capacity)
-  #nameLength = new Uint8Array(this.#capacity)
-  #kind = new Uint8Array(this.#capacity)
+  readonly #columns: { readonly buffer: ArrayBuffer; readonly width: number }[] = []
+  readonly #parent: Int32Array
+  readonly #hashNext: Int32Array
+  readonly #nameStart: Uint32Array
+  readonly #kind: Uint8Array
   /** Which entry it is: the layer, and the entry's place in it. */
-  #layer = new Uint16Array(this.#capacity)
-  #ordinal = new Uint32Array(this.#capacity)
-  /** The last layer (counted from 1) that put this node or one below it here; and the last that emptied it. */
-  #touched = new Uint16Array(this.#capacity)
-  #cleared = new Uint16Array(this.#capacity)
+  readonly #layer: Uint16Array
+  readonly #ordinal: Uint32Array
+  /** The last layer (counted from 1) that put this node or one below it here. */
+  readonly #touched: Uint16Array
+  /** What is below and was last touched by a layer before this one is gone. */
+  readonly #cleared: Uint16Array
 
-  #names = Buffer.alloc(16 * 1024)
+  /** Each name with its length before it. */
+  readonly #names: Buffer
   #namesLength = 0
-  #buckets = new Int32Array(2048).fill(NONE)
+  /** Where a name was stored lately, by its hash: an image has thousands of files with the same few names. */
+  readonly #recent = new Uint32Array(RECENT_NAMES)
+  #buckets = new Int32Array(1024).fill(NONE)
   /** Names are chosen by strangers: without a seed they could choose them to collide. */
   readonly #seed = randomInt(2 ** 31)
 
   #current = 0
   #placed = NONE
   #isDisturbed = false
+  /** The mark that counts below the node that was walked to last. */
+  #clearedBelow = 0
 
   constructor(limits: TreeLimits) {
     this.#limits = limits
+    this.#parent = new Int32Array(this.#column(4))
+    this.#hashNext = new Int32Array(this.#column(4))
+    this.#nameStart = new Uint32Array(this.#column(4))
+    this.#kind = new Uint8Array(this.#column(1))
+    this.#layer = new Uint16Array(this.#column(2))
+    this.#ordinal = new Uint32Array(this.#column(4))
+    this.#touched = new Uint16Array(this.#column(2))
+    this.#cleared = new Uint16Array(this.#column(2))
+    this.#names = Buffer.from(new ArrayBuffer(0, { maxByteLength: limits.maxNameBytes }))
     this.#create(NONE, '', DIRECTORY)
   }
 
@@ -82,7 +102,7 @@ export class MergedTree {
         this.#place(ROOT, ordinal)
         return
       case 'whiteout':
-        this.#removeLower(this.#find(path.path), false)
+        this.#removeLower(this.#find(path.path))
         return
       case 'opaque':
         this.#empty(path.path)
@@ -90,11 +110,6 @@ export class MergedTree {
       case 'entry':
         this.#put(ordinal, path.path, kind, target)
     }
-  }
-
-  /** How many names there are now, the root among them. */
-  get size(): number {
-    return this.#live
   }
 
   /** The node that the entry applied last was placed at; -1 for a whiteout. */
@@ -107,15 +122,32 @@ export class MergedTree {
     return this.#isDisturbed
   }
 
+  /** How many names there are, the root among them. Dead rows are dead for good afterwards. */
+  settle(): number {
+    let size = 1
+    for (let node = 1; node < this.#used; node++) {
+      if (this.#kind[node] === GONE) continue
+      const parent = this.#parent[node] as number
+      const clearedAbove = this.#cleared[parent] as number
+      if (this.#kind[parent] === GONE || (this.#touched[node] as number) < clearedAbove) {
+        this.#kind[node] = GONE
+        continue
+      }
+      if ((this.#cleared[node] as number) < clearedAbove) this.#cleared[node] = clearedAbove
+      size++
+    }
+    return size
+  }
+
   /**
    * Who stands where of one layer: `nodeOf[ordinal]` is the node that the entry is to be written for, or -1 when it is gone.
-   * `links` are further names of the same files, each with the node that it shares.
+   * `links` are further names of the same files, each with the node that it shares. True after `settle`.
    */
   survivors(layer: number, entries: number): { nodeOf: Int32Array; links: { node: number; primary: number }[] } {
     const nodeOf = new Int32Array(entries).fill(NONE)
     const links: { node: number; primary: number }[] = []
     for (let node = 0; node < this.#used; node++) {
-      if (this.#kind[node] === 0 || this.#layer[node] !== layer) continue
+      if (this.#kind[node] === GONE || this.#layer[node] !== layer) continue
       const ordinal = this.#ordinal[node] as number
       if (ordinal === IMPLIED) continue
       const primary = nodeOf[ordinal] as number
@@ -142,13 +174,13 @@ export class MergedTree {
         this.#place(existing, ordinal)
         return
       }
-      if (existing !== NONE) this.#removeTree(existing)
+      if (existing !== NONE) this.#remove(existing)
       this.#place(this.#create(parent, name, DIRECTORY), ordinal)
       return
     }
-    if (existing !== NONE && this.#kind[existing] === DIRECTORY) this.#removeTree(existing)
+    if (existing !== NONE && this.#kind[existing] === DIRECTORY) this.#remove(existing)
     if (existing !== NONE) this.#isDisturbed = true
-    const isReused = existing !== NONE && this.#kind[existing] !== 0 && this.#kind[existing] !== DIRECTORY
+    const isReused = existing !== NONE && this.#kind[existing] !== GONE
     if (kind === 'link') {
       const linked = this.#linkTarget(path, target ?? [], isReused ? existing : NONE)
       const node = isReused ? existing : this.#create(parent, name, OTHER)
@@ -176,59 +208,59 @@ export class MergedTree {
 
   /** Makes what is missing above `path`. What is no directory there gives way, as it does when an overlay is laid over it. */
   #ensureParents(path: readonly string[]): number {
-    let node = ROOT
+    let node = this.#walkFromRoot()
     for (let i = 0; i < path.length - 1; i++) {
       const name = path[i] as string
       let child = this.#child(node, name)
       if (child !== NONE && this.#kind[child] === SYMLINK) throw belowSymlink(path, i)
       if (child !== NONE && this.#kind[child] !== DIRECTORY) {
-        this.#removeTree(child)
+        this.#remove(child)
         child = NONE
       }
       if (child === NONE) {
         this.#count()
         child = this.#create(node, name, DIRECTORY)
-        this.#layer[child] = this.#current - 1
-        this.#ordinal[child] = IMPLIED
       }
-      node = child
+      node = this.#walkInto(child)
     }
     return node
   }
 
   /** The node at `path`, or -1. Throws where the way there leads through a symbolic link. */
   #find(path: readonly string[]): number {
-    let node = ROOT
+    let node = this.#walkFromRoot()
     for (let i = 0; i < path.length; i++) {
       if (this.#kind[node] === SYMLINK) throw belowSymlink(path, i - 1)
       if (this.#kind[node] !== DIRECTORY) return NONE
       node = this.#child(node, path[i] as string)
       if (node === NONE) return NONE
+      this.#walkInto(node)
     }
+    return node
+  }
+
+  #walkFromRoot(): number {
+    this.#clearedBelow = 0
+    return this.#walkInto(ROOT)
+  }
+
+  #walkInto(node: number): number {
+    this.#clearedBelow = Math.max(this.#clearedBelow, this.#cleared[node] as number)
     return node
   }
 
   #empty(path: readonly string[]): void {
     const node = this.#find(path)
-    if (node !== NONE && this.#kind[node] === SYMLINK) throw belowSymlink([...path, '.wh..wh..opq'], path.length - 1)
-    this.#removeLower(node, true)
+    if (node === NONE) return
+    if (this.#kind[node] === SYMLINK) throw belowSymlink([...path, '.wh..wh..opq'], path.length - 1)
+    this.#cleared[node] = this.#current
   }
 
-  /** Removes what lower layers put at `node` (or only below it), and leaves what the current layer did. */
-  #removeLower(node: number, keepSelf: boolean): void {
+  /** Removes what lower layers put at `node` and below it, and leaves what the current layer did. */
+  #removeLower(node: number): void {
     if (node === NONE) return
-    if (!keepSelf && this.#touched[node] !== this.#current) {
-      this.#removeTree(node)
-      return
-    }
-    // All that is left below was put there by this layer; going over it again for each repeat would be quadratic.
-    if (this.#kind[node] !== DIRECTORY || this.#cleared[node] === this.#current) return
-    this.#cleared[node] = this.#current
-    for (let child = this.#firstChild[node] as number; child !== NONE; ) {
-      const next = this.#next[child] as number
-      this.#removeLower(child, false)
-      child = next
-    }
+    if (this.#touched[node] === this.#current) this.#cleared[node] = this.#current
+    else this.#remove(node)
   }
 
   #place(node: number, ordinal: number): void {
@@ -251,85 +283,53 @@ export class MergedTree {
   // Nodes
 
   #create(parent: number, name: string, kind: number): number {
-    if (this.#live >= this.#buckets.length) this.#rehash()
-    let node = this.#free
-    if (node !== NONE) this.#free = this.#next[node] as number
-    else {
-      if (this.#used === this.#capacity) this.#grow()
-      node = this.#used++
-    }
-    this.#live++
+    if (this.#used >= this.#buckets.length * ROWS_PER_BUCKET) this.#rehash()
+    if (this.#used === this.#capacity) this.#grow()
+    const node = this.#used++
     this.#parent[node] = parent
-    this.#firstChild[node] = NONE
-    this.#previous[node] = NONE
-    this.#next[node] = NONE
-    this.#hashNext[node] = NONE
     this.#kind[node] = kind
-    this.#layer[node] = 0
+    this.#layer[node] = Math.max(0, this.#current - 1)
     this.#ordinal[node] = IMPLIED
-    this.#touched[node] = 0
-    this.#cleared[node] = 0
+    this.#touched[node] = this.#current
     this.#nameStart[node] = this.#storeName(name)
-    this.#nameLength[node] = name.length
     if (parent === NONE) return node
-
-    const sibling = this.#firstChild[parent] as number
-    this.#next[node] = sibling
-    if (sibling !== NONE) this.#previous[sibling] = node
-    this.#firstChild[parent] = node
+    this.#touch(parent)
     const bucket = this.#bucket(parent, name)
     this.#hashNext[node] = this.#buckets[bucket] as number
     this.#buckets[bucket] = node
     return node
   }
 
-  #removeTree(node: number): void {
+  /** With all that is below: what no one can walk to is not there. */
+  #remove(node: number): void {
     this.#isDisturbed = true
-    // Depth is limited by the path's.
-    for (let child = this.#firstChild[node] as number; child !== NONE; ) {
-      const next = this.#next[child] as number
-      this.#removeTree(child)
-      child = next
-    }
-    const parent = this.#parent[node] as number
-    const next = this.#next[node] as number
-    const previous = this.#previous[node] as number
-    if (previous === NONE) this.#firstChild[parent] = next
-    else this.#next[previous] = next
-    if (next !== NONE) this.#previous[next] = previous
-
-    const bucket = this.#bucket(parent, this.#nameOf(node))
+    const bucket = this.#bucket(this.#parent[node] as number, this.#nameOf(node))
     if (this.#buckets[bucket] === node) this.#buckets[bucket] = this.#hashNext[node] as number
     else {
       let before = this.#buckets[bucket] as number
       while (this.#hashNext[before] !== node) before = this.#hashNext[before] as number
       this.#hashNext[before] = this.#hashNext[node] as number
     }
-    this.#kind[node] = 0
-    this.#next[node] = this.#free
-    this.#free = node
-    this.#live--
+    this.#kind[node] = GONE
   }
 
+  /** The child of the directory that was walked to last. */
   #child(parent: number, name: string): number {
     let node = this.#buckets[this.#bucket(parent, name)] as number
     while (node !== NONE && !(this.#parent[node] === parent && this.#hasName(node, name))) node = this.#hashNext[node] as number
-    return node
+    if (node === NONE || (this.#touched[node] as number) >= this.#clearedBelow) return node
+    this.#remove(node)
+    return NONE
   }
 
   #bucket(parent: number, name: string): number {
-    let hash = Math.imul(parent ^ this.#seed, 0x9e3779b1)
-    for (let i = 0; i < name.length; i++) {
-      hash = Math.imul(hash ^ name.charCodeAt(i), 0x5bd1e995)
-      hash ^= hash >>> 15
-    }
-    return (hash >>> 0) & (this.#buckets.length - 1)
+    return hashOf(name, Math.imul(parent ^ this.#seed, 0x9e3779b1)) & (this.#buckets.length - 1)
   }
 
   #rehash(): void {
     this.#buckets = new Int32Array(this.#buckets.length * 2).fill(NONE)
     for (let node = 1; node < this.#used; node++) {
-      if (this.#kind[node] === 0) continue
+      if (this.#kind[node] === GONE) continue
       const bucket = this.#bucket(this.#parent[node] as number, this.#nameOf(node))
       this.#hashNext[node] = this.#buckets[bucket] as number
       this.#buckets[bucket] = node
@@ -337,53 +337,59 @@ export class MergedTree {
   }
 
   #hasName(node: number, name: string): boolean {
-    const length = this.#nameLength[node] as number
-    if (length !== name.length) return false
-    const start = this.#nameStart[node] as number
-    for (let i = 0; i < length; i++) if (this.#names[start + i] !== name.charCodeAt(i)) return false
-    return true
+    return this.#isStored(name, this.#nameStart[node] as number)
   }
 
   #nameOf(node: number): string {
     const start = this.#nameStart[node] as number
-    return this.#names.toString('latin1', start, start + (this.#nameLength[node] as number))
+    return this.#names.toString('latin1', start + 1, start + 1 + (this.#names[start] as number))
+  }
+
+  #isStored(name: string, start: number): boolean {
+    if (this.#names[start] !== name.length) return false
+    for (let i = 0; i < name.length; i++) if (this.#names[start + 1 + i] !== name.charCodeAt(i)) return false
+    return true
   }
 
   #storeName(name: string): number {
+    const slot = hashOf(name, this.#seed) & (RECENT_NAMES - 1)
+    const recent = this.#recent[slot] as number
+    if (recent < this.#namesLength && this.#isStored(name, recent)) return recent
     const start = this.#namesLength
-    const end = start + name.length
+    const end = start + 1 + name.length
     if (end > this.#limits.maxNameBytes)
       throw tooLarge(`The names of the image's files are longer than ${this.#limits.maxNameBytes} bytes together`)
-    if (end > this.#names.length) {
-      const larger = Buffer.alloc(Math.max(end, Math.ceil(this.#names.length * 1.5)))
-      this.#names.copy(larger)
-      this.#names = larger
-    }
-    this.#names.write(name, start, 'latin1')
+    if (end > this.#names.length) resize(this.#names.buffer as ArrayBuffer, end)
+    this.#names[start] = name.length
+    this.#names.write(name, start + 1, 'latin1')
     this.#namesLength = end
+    this.#recent[slot] = start
     return start
   }
 
-  #grow(): void {
-    this.#capacity = Math.ceil(this.#capacity * 1.5)
-    const grown = <T extends Int32Array | Uint32Array | Uint16Array | Uint8Array>(old: T): T => {
-      const larger = new (old.constructor as new (length: number) => T)(this.#capacity)
-      larger.set(old)
-      return larger
-    }
-    this.#parent = grown(this.#parent)
-    this.#firstChild = grown(this.#firstChild)
-    this.#next = grown(this.#next)
-    this.#previous = grown(this.#previous)
-    this.#hashNext = grown(this.#hashNext)
-    this.#nameStart = grown(this.#nameStart)
-    this.#nameLength = grown(this.#nameLength)
-    this.#kind = grown(this.#kind)
-    this.#layer = grown(this.#layer)
-    this.#ordinal = grown(this.#ordinal)
-    this.#touched = grown(this.#touched)
-    this.#cleared = grown(this.#cleared)
+  /** A column that grows where it lies: copies of old ones would be half of what the tree takes. */
+  #column(width: number): ArrayBuffer {
+    const buffer = new ArrayBuffer(0, { maxByteLength: (this.#limits.maxEntries + 1) * width })
+    this.#columns.push({ buffer, width })
+    return buffer
   }
+
+  #grow(): void {
+    this.#capacity = Math.min(this.#capacity + GROWTH, this.#limits.maxEntries + 1)
+    for (const { buffer, width } of this.#columns) buffer.resize(this.#capacity * width)
+  }
+}
+
+const resize = (buffer: ArrayBuffer, needed: number): void =>
+  buffer.resize(Math.min(Math.ceil(needed / NAMES_GROWTH) * NAMES_GROWTH, buffer.maxByteLength))
+
+function hashOf(name: string, seed: number): number {
+  let hash = seed
+  for (let i = 0; i < name.length; i++) {
+    hash = Math.imul(hash ^ name.charCodeAt(i), 0x5bd1e995)
+    hash ^= hash >>> 15
+  }
+  return hash >>> 0
 }
 
 const printable = (path: readonly string[]): string => printableName(path.join('/'))

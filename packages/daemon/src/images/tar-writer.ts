@@ -14,9 +14,10 @@ export const padding = (size: number): Buffer => ZEROS.subarray(0, paddingOf(siz
 
 /**
  * The header of an entry, and its extended header where it needs one. A sparse file's map (GNU format 1.0) is part of it: what
- * follows is the stored content alone, padded to `contentSizeOf`.
+ * follows is the stored content alone, padded to `contentSizeOf`. Most headers are one block: it is written into `into`, and is no
+ * longer true once the next one is.
  */
-export function encodeHeader(entry: TarEntry): Buffer {
+export function encodeHeader(entry: TarEntry, into: Buffer = Buffer.alloc(BLOCK)): Buffer {
   const records: Buffer[] = []
   const record = (key: string, value: string | Buffer): void => {
     records.push(paxRecord(key, typeof value === 'string' ? Buffer.from(value, 'latin1') : value))
@@ -37,10 +38,13 @@ export function encodeHeader(entry: TarEntry): Buffer {
   if (entry.mtime < 0 || entry.mtime > MAX_OCTAL_11) record('mtime', String(entry.mtime))
   for (const [key, value] of entry.xattrs) record(`SCHILY.xattr.${key}`, value)
 
-  const main = block({ ...entry, name: name.slice(0, 100), size, type: TYPES[entry.kind] })
+  const main = block({ ...entry, name: name.slice(0, 100), size, type: TYPES[entry.kind] }, into)
   if (records.length === 0) return map ? Buffer.concat([main, map]) : main
   const body = Buffer.concat(records)
-  const extended = block({ ...entry, name: 'pax', linkName: '', size: body.length, type: 'x', mtime: 0, devMajor: 0, devMinor: 0 })
+  const extended = block(
+    { ...entry, name: 'pax', linkName: '', size: body.length, type: 'x', mtime: 0, devMajor: 0, devMinor: 0 },
+    Buffer.alloc(BLOCK),
+  )
   return Buffer.concat([extended, body, padding(body.length), main, ...(map ? [map] : [])])
 }
 
@@ -54,8 +58,8 @@ interface HeaderFields extends Pick<TarEntry, 'name' | 'mode' | 'uid' | 'gid' | 
   readonly type: string
 }
 
-function block(fields: HeaderFields): Buffer {
-  const header = Buffer.alloc(BLOCK)
+function block(fields: HeaderFields, header: Buffer): Buffer {
+  header.fill(0)
   const octal = (value: number, offset: number, digits: number): void => {
     const fits = value >= 0 && value < 8 ** digits ? value : 0
     header.write(fits.toString(8).padStart(digits, '0'), offset, digits, 'latin1')
