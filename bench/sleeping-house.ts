@@ -8,6 +8,7 @@ import { runCommand } from '../packages/daemon/src/host/run-command.ts'
 import type { DiskSpec } from '../packages/daemon/src/hypervisors/vm-spec.ts'
 import { type CaptureManifest, readManifest } from '../packages/daemon/src/memory/capture-files.ts'
 import { macOf } from '../packages/daemon/src/network/network.ts'
+import { anchorMachineOf } from '../test/harness/anchor-machine.ts'
 import { makeBusyboxImage } from '../test/harness/busybox-image.ts'
 import { type DaemonProcess, REPOSITORY, startDaemon } from '../test/harness/daemon-process.ts'
 import { execOverApi } from '../test/harness/exec-over-api.ts'
@@ -65,8 +66,7 @@ export class SleepingHouse implements AsyncDisposable {
     const daemon = await startDaemon({ dir: join(place, 'd'), driver: 'qemu', argv: installed.daemon, env })
     const { path, digest } = await makeBusyboxImage(join(place, 'image'))
     await importImage(daemon, path, IMAGE)
-    const { runtimes } = await daemon.client.get<{ runtimes: { name: string; acceleration?: 'kvm' | 'tcg' }[] }>('/capabilities')
-    const acceleration = runtimes.find((one) => one.name === 'qemu')?.acceleration ?? 'tcg'
+    const { acceleration } = await anchorMachineOf(daemon, 'qemu')
     const tscKhz = await measureTscKhz(join(REPOSITORY, 'build/shim/dormouse-shim'), limited())
     return new SleepingHouse(place, daemon, daemon.paths.imageRootfs(digest), { acceleration, memoryMib: MEMORY_MIB, tscKhz })
   }

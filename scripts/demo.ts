@@ -4,6 +4,7 @@
  *   node scripts/demo.ts [IMAGE]    IMAGE is pulled from its registry; without it a small one is made of Debian's busybox
  */
 import { join } from 'node:path'
+import { anchorMachineOf } from '../test/harness/anchor-machine.ts'
 import { makeBusyboxImage, TICKER } from '../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../test/harness/daemon-process.ts'
 import { type CommandRun, dormouse } from '../test/harness/dormouse-command.ts'
@@ -96,9 +97,10 @@ async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
     dir: join(dir, 'raw'),
     rootfs: daemon.paths.imageRootfs(digest),
     argv: TICKER,
+    ...(await anchorMachineOf(daemon)),
     signal: cancelled.signal,
   })
-  keep('for comparison: the same boot by plain QEMU', `qemu-system-x86_64 -M ${raw.board} …`, raw.startedMs)
+  keep('for comparison: the same boot by plain QEMU', `qemu-system-x86_64 -M ${raw.board} -accel ${raw.acceleration} …`, raw.startedMs)
   printTable()
   const woken = rows.find(({ command }) => command.includes('--name demo'))
   if (woken !== undefined)

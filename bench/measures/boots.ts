@@ -5,6 +5,7 @@ import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
+import { anchorMachineOf } from '../../test/harness/anchor-machine.ts'
 import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
@@ -24,8 +25,7 @@ export async function measureBoots({ dir, installed, runs, tell }: Bench, hyperv
   const { path, digest } = await makeBusyboxImage(join(place, 'image'))
   await importImage(daemon, path, IMAGE)
   const rootfs = daemon.paths.imageRootfs(digest)
-  const acceleration = await accelerationOf(daemon, hypervisor)
-  const board = hypervisor === 'qemu' ? 'q35' : 'microvm'
+  const { board, acceleration } = await anchorMachineOf(daemon, hypervisor)
   const raw = (run: number) =>
     rawColdBoot({ dir: join(place, `raw-${run}`), rootfs, argv: TICKER, board, acceleration, vcpus: 1, memoryMib: MEMORY_MIB })
 
@@ -122,11 +122,6 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
   const from = performance.now()
   await work()
   return performance.now() - from
-}
-
-async function accelerationOf({ client }: DaemonProcess, hypervisor: HypervisorName): Promise<'kvm' | 'tcg'> {
-  const { runtimes } = await client.get<{ runtimes: { name: string; acceleration?: 'kvm' | 'tcg' }[] }>('/capabilities')
-  return runtimes.find(({ name }) => name === hypervisor)?.acceleration ?? 'tcg'
 }
 
 async function residentMib(pid: number): Promise<number> {

@@ -8,6 +8,7 @@ import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervis
 import { NetworkHelper } from '../../packages/daemon/src/hypervisors/network-helper.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
+import { anchorMachineOf } from '../../test/harness/anchor-machine.ts'
 import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { startDaemon } from '../../test/harness/daemon-process.ts'
 import { importImage } from '../../test/harness/import-image.ts'
@@ -38,7 +39,8 @@ async function requestsToAVm({ dir, installed, tell }: Bench): Promise<Measureme
     vcpus: 1,
   })
   const rootfs = daemon.paths.imageRootfs(digest)
-  await using raw = await rawColdBoot({ dir: join(place, 'raw'), rootfs, argv: TICKER, memoryMib: MEMORY_MIB })
+  const machine = await anchorMachineOf(daemon)
+  await using raw = await rawColdBoot({ dir: join(place, 'raw'), rootfs, argv: TICKER, ...machine, vcpus: 1, memoryMib: MEMORY_MIB })
 
   tell(`${RUNS} changes of ports and looks at a path`)
   const helper = new NetworkHelper(daemon.paths.vmRunDir(id))

@@ -83,7 +83,17 @@ async function coldBoots(house: SleepingHouse, tell: Bench['tell']): Promise<num
     const bootSome = async (): Promise<void> => {
       for (const name of dirs) {
         const dir = join(await house.place('boots'), name)
-        boots.use(await rawColdBoot({ dir, rootfs, argv: TICKER, acceleration: machine.acceleration, vcpus: 1, memoryMib: MEMORY_MIB }))
+        boots.use(
+          await rawColdBoot({
+            dir,
+            rootfs,
+            argv: TICKER,
+            board: 'q35',
+            acceleration: machine.acceleration,
+            vcpus: 1,
+            memoryMib: MEMORY_MIB,
+          }),
+        )
       }
     }
     await Promise.all([bootSome(), bootSome()])

@@ -18,7 +18,7 @@ import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { guestNetworkOf } from '../../packages/daemon/src/network/network.ts'
 import { REPOSITORY } from './daemon-process.ts'
 
-export type RawBoard = 'q35' | 'microvm'
+type RawBoard = 'q35' | 'microvm'
 
 export interface RawBootOptions {
   /** Made, and left with the overlay and the logs in it. */
@@ -27,8 +27,9 @@ export interface RawBootOptions {
   readonly rootfs: string
   /** The image's program, with its arguments. */
   readonly argv: readonly string[]
-  readonly board?: RawBoard
-  readonly acceleration?: 'kvm' | 'tcg'
+  /** Said by whoever compares: KVM beside TCG, or one board beside another, compares nothing. See `anchorMachineOf`. */
+  readonly board: RawBoard
+  readonly acceleration: 'kvm' | 'tcg'
   readonly vcpus?: number
   readonly memoryMib?: number
   readonly signal?: AbortSignal
@@ -36,6 +37,7 @@ export interface RawBootOptions {
 
 export interface RawBoot extends AsyncDisposable {
   readonly board: RawBoard
+  readonly acceleration: 'kvm' | 'tcg'
   /** From the spawn of QEMU until the image's program has been started. */
   readonly startedMs: number
   /** The same, to the agent's answer that a second program has run. */
@@ -49,7 +51,7 @@ const BUILD = join(REPOSITORY, 'build')
 
 /** Resolves when the boot is over; the machine runs on until it is disposed of. */
 export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
-  const { dir, board = 'q35' } = options
+  const { dir, board, acceleration } = options
   const limit = AbortSignal.timeout(LIMIT_MS)
   const step: Step = {
     signal: options.signal === undefined ? limit : AbortSignal.any([limit, options.signal]),
@@ -70,7 +72,7 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
     const { code } = await (await guest.exec({ command: ['/bin/true'] }, step)).exit
     if (code !== 0) throw new Error(`/bin/true ended with ${code} in the guest`)
     const readyMs = performance.now() - from
-    return { board, startedMs, readyMs, guest, [Symbol.asyncDispose]: () => end(child, ended) }
+    return { board, acceleration, startedMs, readyMs, guest, [Symbol.asyncDispose]: () => end(child, ended) }
   } catch (cause) {
     await end(child, ended)
     throw new Error(`The plain QEMU boot did not come up; see ${dir}`, { cause })
@@ -89,7 +91,7 @@ async function makeOverlay(path: string, step: Step): Promise<void> {
 }
 
 async function commandLineOf(options: RawBootOptions, step: Step): Promise<string[]> {
-  const { dir, rootfs, board = 'q35', acceleration = 'tcg', vcpus = 2, memoryMib = 1024 } = options
+  const { dir, rootfs, board, acceleration, vcpus = 2, memoryMib = 1024 } = options
   const tscKhz = await measureTscKhz(join(BUILD, 'shim/dormouse-shim'), step)
   const bus = board === 'q35' ? 'pci' : 'device'
   const disk = (serial: string, path: string, readOnly: boolean): string[] => [
