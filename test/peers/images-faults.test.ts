@@ -6,6 +6,8 @@ import { type TestContext, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import { fakeUses } from '../../packages/daemon/src/http/fake-uses.ts'
+import { HttpServer } from '../../packages/daemon/src/http/server.ts'
 import { type ImageFixture, imageOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { processesNaming } from '../harness/processes.ts'
 import { type FaultyProxy, pushFixture, startProxy, startRegistry } from './images-registry.ts'
@@ -185,6 +187,18 @@ test('401, 403, 404 and 429 of the manifest are answered at once by their codes'
       return says(code)(error)
     })
   }
+  await assertNothingLeft(room)
+})
+
+test('what a registry says of its limits is the answer of our API, with the time to wait', async (t) => {
+  const { room, proxy, name } = await behindProxy(t, big())
+  await using server = new HttpServer({ ...fakeUses(), images: room.images })
+  proxy.fault = (_request, response) => {
+    response.writeHead(429, { 'retry-after': '33' }).end()
+    return true
+  }
+  const { statusCode, headers, body } = await server.host.inject({ method: 'POST', url: '/images', payload: { name } })
+  assert.deepEqual([statusCode, headers['retry-after'], JSON.parse(body).code], [429, '33', 'rate_limited'])
   await assertNothingLeft(room)
 })
 

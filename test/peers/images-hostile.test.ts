@@ -111,6 +111,11 @@ test('a layer that is no tar at all', async (t) => {
 })
 
 test('bombs: by ratio, by bytes, by holes, by entries, by depth', async (t) => {
+  // The limits as they are: 1.25 GiB of zeros, which is 200 times as much as they are packed.
+  const size = 20 * 2 ** 26
+  const packed = zstdCompressSync(Buffer.alloc(1 << 26))
+  const bomb = Buffer.concat([zstdCompressSync(tarEntry({ name: 'z', size, storedSize: size })), ...Array(20).fill(packed)])
+  await refusesImage(t, imageOf([tarOf([])], { compress: () => bomb }), 'image_too_large', /more than 200 times its size/)
   const zeros = tarOf([{ name: 'z', content: Buffer.alloc(64 << 20) }])
   await refusesImage(t, imageOf([zeros], { compress: zstdCompressSync }), 'image_too_large', /(more|larger) than/, {
     maxImageBytes: 32 << 20,

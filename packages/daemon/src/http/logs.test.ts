@@ -8,6 +8,7 @@ import { SSE_HEARTBEAT } from '@dormouse/api/streams.ts'
 import type { Instance } from '../instances/instance.ts'
 import type { Instances } from '../instances/instances.ts'
 import { TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
+import { Turns } from '../lib/turns.ts'
 import { fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
 
@@ -130,24 +131,4 @@ async function running(instances: Instances): Promise<Instance> {
   const { id } = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
   await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
   return instances.get(id)
-}
-
-/** How long this thread computes in each turn of its event loop: what others on the machine take does not count. */
-class Turns implements Disposable {
-  longestMs = 0
-  totalMs = 0
-  #last = process.threadCpuUsage()
-  #next = setImmediate(() => this.#turn())
-
-  #turn(): void {
-    const { user, system } = process.threadCpuUsage(this.#last)
-    this.#last = process.threadCpuUsage()
-    this.longestMs = Math.max(this.longestMs, (user + system) / 1000)
-    this.totalMs += (user + system) / 1000
-    this.#next = setImmediate(() => this.#turn())
-  }
-
-  [Symbol.dispose](): void {
-    clearImmediate(this.#next)
-  }
 }

@@ -3,10 +3,11 @@ import { readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { CreateInstance, Instance } from './instance.ts'
-import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
+import { assertInOrder, settled, TEST_IMAGE, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 const request = (name: string, more: Partial<CreateInstance> = {}): CreateInstance => ({
   name,
@@ -34,6 +35,36 @@ test('a create answers when the VM runs; the guest confirms soon after', async (
   assert.deepEqual(Object.keys(phases.durations), ['created', 'initializing'])
   assert.ok(startedAtMs)
   assert.match(network.mac ?? '', /^02:/)
+})
+
+test('an image that is not there is pulled and waited for; one that takes longer is asked for again, and leaves no instance', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await assert.rejects(instances.create(request('a', { image: 'none' })), { code: 'not_found' })
+  house.pulls.set('quick', async () => TEST_IMAGE)
+  assert.equal((await instances.create(request('a', { image: 'quick' }))).imageDigest, TEST_IMAGE.digest)
+
+  house.pulls.set('slow', () => Promise.reject(new AppError('timed_out', 'Not in time')))
+  await assert.rejects(instances.create(request('b', { image: 'slow' })), (error) => {
+    assert.ok(error instanceof AppError)
+    assert.deepEqual([error.code, error.message, error.retryAfterSeconds], ['image_not_ready', 'The image slow is still being pulled', 2])
+    assert.match(error.hint ?? '', /dormouse image pull slow/)
+    return true
+  })
+  house.pulls.set('broken', () => Promise.reject(new AppError('invalid_image', 'A layer is damaged')))
+  await assert.rejects(instances.create(request('b', { image: 'broken' })), { code: 'invalid_image' })
+  // Nothing is pulled for what there is no room for.
+  let isAsked = false
+  house.pulls.set('large', async () => {
+    isAsked = true
+    return TEST_IMAGE
+  })
+  await assert.rejects(instances.create(request('b', { image: 'large', overlayBytes: 2 ** 60 })))
+  assert.equal(isAsked, false)
+  assert.deepEqual(
+    instances.list().map(({ name }) => name),
+    ['a'],
+  )
 })
 
 test('names are unique over all instances in every state', async () => {

@@ -78,6 +78,8 @@ export class TestHouse implements AsyncDisposable {
   readonly dir = mkdtempSync(join(tmpdir(), 'dm-'))
   readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
   readonly log
+  /** What a registry has, by name: what becomes of the wait for it. */
+  readonly pulls = new Map<string, () => Promise<ReadyImage>>()
   #options: TestHouseOptions
   #life:
     | { db: Database; instances: Instances; events: Events; snapshots: Snapshots; compressing: BackgroundJobs; isDead: boolean }
@@ -158,9 +160,10 @@ export class TestHouse implements AsyncDisposable {
         byDigest: (digest) => (digest === TEST_IMAGE.digest ? TEST_IMAGE : undefined),
         readyImage: (name) => (name === 'test' ? TEST_IMAGE : undefined),
         pull: async ({ name }) => {
-          throw new AppError('not_found', `There is no image ${name}`)
+          if (!this.pulls.has(name)) throw new AppError('not_found', `There is no image ${name}`)
+          return { name, digest: TEST_IMAGE.digest, status: 'pending', created_at: new Date().toISOString() }
         },
-        whenReady: async () => TEST_IMAGE,
+        whenReady: async (name) => (await this.pulls.get(name)?.()) ?? TEST_IMAGE,
         usage: async () => TEST_IMAGE.sizeBytes,
       },
       disks,
