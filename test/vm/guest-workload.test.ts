@@ -77,6 +77,23 @@ test('modprobe finds the kernel’s modules', async () => {
   assert.match(stdout, /^wireguard /m)
 })
 
+test('what a Docker in the guest needs of the kernel is there: overlay mounts, bridges, veth pairs and nftables', async () => {
+  await using guest = await house.running()
+  const modules = 'overlay bridge br_netfilter veth nf_tables nft_compat nft_chain_nat xt_MASQUERADE xt_conntrack xt_addrtype'
+  const script = `set -e
+    for module in ${modules}; do modprobe $module; done
+    mount -t tmpfs layers /tmp && cd /tmp && mkdir lower upper work merged && echo below > lower/file
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+    cat merged/file && rm merged/file && test -c upper/file
+    ip link add docker0 type bridge && ip link add inside type veth && ip link set veth0 master docker0
+    ip link set docker0 up && ip link set veth0 up && ip link set inside up
+    until ip -o link show docker0 | grep -q LOWER_UP; do sleep 0.1; done; ls /sys/class/net/docker0/brif
+    grep -c '^nf_tables ' /proc/modules`
+  const { code, stdout, stderr } = await guest.run(script, { user: '0' })
+  assert.equal(code, 0, stderr)
+  assert.equal(stdout, 'below\nveth0\n1\n')
+})
+
 test('a program that ends takes the machine with it, and its code is written down', async () => {
   await using guest = await house.running({ argv: ['sh', '-c', 'echo last words; exit 42'] })
   assert.deepEqual(await guest.client.exited, { code: 42, message: 'exited with code 42' })

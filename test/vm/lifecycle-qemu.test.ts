@@ -1,9 +1,11 @@
 /** Lives of instances with real VMs, through the API, seen from the host and from inside the guest. */
 import assert from 'node:assert/strict'
-import { readdir, stat } from 'node:fs/promises'
+import { readdir, readFile, stat } from 'node:fs/promises'
+import { get, type IncomingMessage } from 'node:http'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import type { Capabilities } from '@dormouse/api/capabilities.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { type CommandError, runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
@@ -33,6 +35,7 @@ after(async () => {
   await scratch[Symbol.asyncDispose]()
 })
 
+const MAIN = join(REPOSITORY, 'packages/daemon/src/main.ts')
 const SHAPE = { image: 'box', vcpus: 1, size: '256MB', overlay_size: '256MB' }
 
 async function run(name: string, more: object = {}): Promise<ShownInstance> {
@@ -51,6 +54,14 @@ const sh = async (name: string, script: string): Promise<string> => {
 }
 const vmmsOf = async ({ id }: ShownInstance): Promise<number[]> =>
   (await processesNaming(id)).filter(({ argv }) => argv[0]?.includes('qemu-system')).map(({ pid }) => pid)
+async function shimOf({ id, name }: ShownInstance): Promise<number> {
+  const found = await processesNaming(join(dir, 'run/vm', id.slice(0, 12)))
+  return found.find(({ argv }) => argv[0]?.includes('dormouse-shim'))?.pid ?? assert.fail(`no shim runs for ${name}`)
+}
+async function memoryMib(pid: number, field: 'VmRSS' | 'VmHWM'): Promise<number> {
+  const kib = new RegExp(`^${field}:\\s+(\\d+) kB$`, 'm').exec(await readFile(`/proc/${pid}/status`, 'latin1'))?.[1]
+  return Math.round(Number(kib) / 1024)
+}
 const remove = (name: string) => daemon.client.delete(`/instances/${name}`)
 
 test('what a guest wrote is there after a stop and a start, and its machine is a new one', { timeout: 120_000 }, async () => {
@@ -108,8 +119,7 @@ test('a VMM, or its shim, that is killed leaves a Stopped instance that says so 
   assert.match(hurt.exit_message ?? '', /the VM was killed by SIGKILL/)
 
   await daemon.client.post('/instances/hurt/start?wait=running', {})
-  const shim = (await processesNaming(join(dir, 'run/vm', instance.id.slice(0, 12)))).find(({ argv }) => argv[0]?.includes('dormouse-shim'))
-  process.kill(shim?.pid ?? 0, 'SIGKILL')
+  process.kill(await shimOf(instance), 'SIGKILL')
   await until('hurt', 'Stopped')
   assert.match((await daemon.client.get<ShownInstance>('/instances/hurt')).exit_message ?? '', /no one saw it end/)
   await assertHostInOrder(dir, await atRest(daemon.client))
@@ -155,13 +165,20 @@ test('a disk grows while its instance is Stopped, and the guest finds it larger'
   await remove('grows')
 })
 
-test('a command that is not there ends with 127 and words; one that ignores its stop signal is killed in time', {
+test('a command that is not there ends with 127 and words; the stop signal is the image’s own; who ignores it is killed in time', {
   timeout: 120_000,
 }, async () => {
   await daemon.client.post('/instances', { name: 'lacks', ...SHAPE, cmd: ['/no/such/program'] })
   const told = await until('lacks', 'Running')
   assert.equal(told.state, 'Stopped')
   assert.match(told.reason ?? '', /127.*not found/)
+
+  const { path } = await makeBusyboxImage(join(scratch.path, 'polite'), { cmd: ['/bin/sleep', '1000000'], stopSignal: 'SIGUSR1' })
+  await importImage(daemon, path, 'polite')
+  const polite = "trap 'exit 7' USR1; trap 'exit 8' TERM; touch /tmp/ready; while :; do sleep 0.1; done"
+  await run('polite', { image: 'polite', cmd: ['/bin/sh', '-c', polite] })
+  await sh('polite', 'until [ -e /tmp/ready ]; do sleep 0.1; done')
+  assert.equal((await daemon.client.post<ShownInstance>('/instances/polite/stop')).exit_code, 7)
 
   await run('ignores', { cmd: ['/bin/sh', '-c', "trap '' TERM; touch /tmp/deaf; while :; do sleep 1; done"] })
   await sh('ignores', 'until [ -e /tmp/deaf ]; do sleep 0.1; done')
@@ -170,17 +187,68 @@ test('a command that is not there ends with 127 and words; one that ignores its 
   assert.deepEqual([stopped.state, stopped.exit_code], ['Stopped', 137])
   assert.ok(performance.now() - from < 15_000)
   await remove('lacks')
+  await remove('polite')
   await remove('ignores')
 })
 
-test('a guest that floods its output fills neither disk nor memory, and is answered all the while', { timeout: 120_000 }, async () => {
+test('a guest that floods its output fills neither disk nor memory, and is answered all the while', { timeout: 120_000 }, async (t) => {
   const instance = await run('floods', { cmd: ['/bin/sh', '-c', 'yes this is a line that comes again and again'] })
   const logs = join(dir, 'data/instances', instance.id, 'logs')
   const bytes = async (file: string) => (await stat(join(logs, file)).catch(() => ({ size: 0 }))).size
-  await pollUntil('the log to be rotated', async () => (await bytes('app.log.1')) > 0, { signal: AbortSignal.timeout(60_000) })
+  const shim = await shimOf(instance)
+  const before = { daemon: await memoryMib(daemon.pid, 'VmRSS'), shim: await memoryMib(shim, 'VmRSS') }
+  // Someone who follows and does not read what comes.
+  const { promise: answer, resolve } = Promise.withResolvers<IncomingMessage>()
+  get({ socketPath: daemon.socket, path: '/instances/floods/logs?follow=true' }, resolve)
+  const stalled = await answer
+  const inode = async (file: string) => (await stat(join(logs, file)).catch(() => ({ ino: 0 }))).ino
+  for (let rotations = 0, last = 0; rotations < 10; rotations++) {
+    const isAnother = async () => ![0, last].includes(await inode('app.log.1'))
+    await pollUntil('the log to be rotated', isAnother, { signal: AbortSignal.timeout(60_000) }, { everyMs: 5 })
+    last = await inode('app.log.1')
+  }
   assert.equal(await sh('floods', 'echo still here'), 'still here')
   for (const file of await readdir(logs)) assert.ok((await bytes(file)) <= LOG_MAX + 128 * 1024, `${file} has ${await bytes(file)} bytes`)
+  const after = { daemon: await memoryMib(daemon.pid, 'VmRSS'), shim: await memoryMib(shim, 'VmHWM') }
+  t.diagnostic(`MiB before ${JSON.stringify(before)}, after ${JSON.stringify(after)}`)
+  assert.ok(after.daemon < before.daemon + 50, `the daemon grew from ${before.daemon} to ${after.daemon} MiB`)
+  assert.ok(after.shim < 16, `the shim held ${after.shim} MiB`)
+  stalled.destroy()
   await remove('floods')
+})
+
+test('what a VMM says is the instance’s log vmm', { timeout: 120_000 }, async () => {
+  const instance = await run('says')
+  const [vmm = 0] = await vmmsOf(instance)
+  process.kill(vmm, 'SIGTERM')
+  await until('says', 'Stopped')
+  const { status, body } = await daemon.client.call('GET', '/instances/says/logs?source=vmm')
+  assert.equal(status, 200)
+  assert.match(String(body), /^data: ".*qemu-system-x86_64: terminating on signal 15 /m)
+  await remove('says')
+})
+
+test('which acceleration VMs have, and why, is the same to the API, the log and the doctor', { timeout: 120_000 }, async () => {
+  const { runtimes } = await daemon.client.get<Capabilities>('/capabilities')
+  const logged = (await daemon.log())
+    .split('\n')
+    .filter((line) => line.includes('"msg":"QEMU is ready"'))
+    .map((line) => JSON.parse(line))
+  const said = await runCommand([process.execPath, MAIN, 'doctor', '--json'], {
+    step: { signal: AbortSignal.timeout(60_000) },
+    env: { PATH: process.env.PATH ?? '', DORMOUSE_DATA_DIR: join(dir, 'data'), DORMOUSE_RUN_DIR: join(dir, 'run') },
+  })
+  const findings: { what: string; says: string; mend?: string }[] = JSON.parse(said.stdout)
+  assert.ok(logged.length > 0)
+  for (const name of ['qemu', 'qemu-microvm']) {
+    const { available, acceleration, reason, version } = runtimes.find((one) => one.name === name) ?? assert.fail(`no ${name}`)
+    assert.ok(available && version !== undefined)
+    assert.ok(acceleration === 'kvm' || (acceleration === 'tcg' && /KVM|kvm/.test(reason ?? '')), `${acceleration}: ${reason}`)
+    for (const line of logged) assert.deepEqual([line.acceleration, line.reason], [acceleration, reason])
+    const finding = findings.find(({ what }) => what === name)
+    assert.equal(finding?.says, `available ${version}, ${acceleration}${reason === undefined ? '' : `: ${reason}`}`)
+    assert.equal(finding?.mend !== undefined, acceleration === 'tcg')
+  }
 })
 
 test('each VM runs as a user of its own, which owns its disk and nothing else', { timeout: 120_000 }, async (t) => {
@@ -207,8 +275,7 @@ test('a second daemon on the same directory is told whose it is', { timeout: 60_
     DORMOUSE_RUN_DIR: join(dir, 'run'),
     DORMOUSE_LISTEN: 'off',
   }
-  const main = join(REPOSITORY, 'packages/daemon/src/main.ts')
-  const second = runCommand([process.execPath, main, 'serve'], { step: { signal: AbortSignal.timeout(30_000) }, env })
+  const second = runCommand([process.execPath, MAIN, 'serve'], { step: { signal: AbortSignal.timeout(30_000) }, env })
   await assert.rejects(second, (error: CommandError) => {
     assert.equal(error.exitCode, 1)
     assert.match(error.stderr, new RegExp(`Another daemon has this data directory: process ${daemon.pid}`))

@@ -62,6 +62,11 @@ const TOOLS: readonly { readonly program: string; readonly debian: string; reado
 
 export const checkTools: Check = async () => {
   const path = [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin', '/sbin', '/usr/bin', '/bin']
+  return findTools(path)
+}
+
+/** What the programs' directories lack. */
+export function findTools(path: readonly string[]): Finding[] {
   const missing = TOOLS.filter(({ program }) => !path.some((dir) => dir !== '' && existsSync(join(dir, program))))
   if (missing.length === 0) return [{ what: 'programs', state: 'good', says: TOOLS.map(({ program }) => program).join(', ') }]
   return missing.map(({ program, debian, state, without }) => ({

@@ -4,6 +4,7 @@ import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { fileURLToPath } from 'node:url'
 import { AppError } from '@dormouse/api/errors.ts'
+import { pollUntil } from '../host/poll-until.ts'
 import {
   type Converted,
   type ConvertJob,
@@ -41,6 +42,8 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
     stdio: [input === undefined ? 'ignore' : 'pipe', 'ignore', 'pipe', 'ipc'],
     // Buffers go over as they are.
     serialization: 'advanced',
+    // A group of its own, so that what it has started can be ended with it.
+    detached: true,
     execArgv: [`--max-old-space-size=${MAX_HEAP_MB}`, `--max-semi-space-size=${MAX_SEMI_SPACE_MB}`, '--expose-gc'],
   })
   // What someone waits for in an instance goes first.
@@ -106,7 +109,22 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
     input?.destroy()
     await ended
     clearTimeout(killTimer)
+    // One that ended by itself has waited for it.
+    if (worker.pid !== undefined && worker.exitCode !== 0) await endGroup(worker.pid)
   }
+}
+
+/** A tar2sqfs whose worker was killed may only be about to make its file: whoever sweeps has to come after it. */
+async function endGroup(pid: number): Promise<void> {
+  const isGone = (): boolean => {
+    try {
+      return !process.kill(-pid, 'SIGKILL')
+    } catch {
+      return true
+    }
+  }
+  if (isGone()) return
+  await pollUntil('what a conversion had started to end', isGone, { signal: AbortSignal.timeout(CANCEL_GRACE_MS) }).catch(() => undefined)
 }
 
 function died(how: string, said: string): AppError {

@@ -91,6 +91,13 @@ test('an init as the command runs as systemd does, and is stopped the way that i
   assert.deepEqual([guest().workload.kind, guest().workload.stopSignal], ['exec', 'SIGTERM'])
 })
 
+test('the image’s stop signal is the workload’s, an init’s too; without one it is SIGTERM', () => {
+  const stopSignal = (config: Partial<typeof TEST_IMAGE.config>) => guest({}, { ...TEST_IMAGE.config, ...config }).workload.stopSignal
+  assert.equal(stopSignal({ stopSignal: 'SIGQUIT' }), 'SIGQUIT')
+  assert.equal(stopSignal({ stopSignal: 'SIGUSR2', cmd: ['/sbin/init'] }), 'SIGUSR2')
+  assert.equal(stopSignal({ stopSignal: '' }), 'SIGTERM')
+})
+
 test('what the guest wrote of its end outweighs how its VM ended', () => {
   const vm = { kind: 'signaled', signal: 'SIGKILL', atMs: 7 } as const
   assert.deepEqual(exitOf([{ event: 'started' }, { event: 'exited', code: 3, message: 'three' }], vm), {
