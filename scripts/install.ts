@@ -56,7 +56,7 @@ async function installLibrary(target: string): Promise<void> {
   await bundle(join(draft, 'cli'), { main: 'packages/cli/src/main.ts' })
   await bundle(join(draft, 'daemon'), {
     main: 'packages/daemon/src/main.ts',
-    // Started as a thread, by its place beside main.js.
+    // Started as a process, by its place beside main.js (docs/decisions/0021).
     'conversion-worker': 'packages/daemon/src/images/conversion-worker.ts',
   })
   await writeFile(

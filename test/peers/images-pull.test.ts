@@ -213,7 +213,7 @@ test('Basic credentials come with the request or from the file, and without them
   const database = await readFile(room.paths.database)
   assert.ok(!database.includes('secret'), 'credentials of a request are kept nowhere')
 
-  const withFile = await openRoom(t, { credentialsFile: file })
+  const withFile = await openRoom(t, { keychain: { file, isNamed: true } })
   await pullReady(withFile, { name })
 })
 

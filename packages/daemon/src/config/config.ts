@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
+import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { type Compression, compressionOf, wrongLevelOf } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -52,7 +53,8 @@ export interface Config {
     readonly insecureRegistries: readonly string[]
     /** `docker.io=mirror.example,…` */
     readonly registryMirrors: Readonly<Record<string, string>>
-    readonly credentialsFile: string | undefined
+    /** A docker config.json with logins. */
+    readonly keychain: { readonly file: string; readonly isNamed: boolean } | undefined
     readonly rootfsCompression: 'lz4' | 'zstd'
     readonly maxConcurrentPulls: number
   }
@@ -235,7 +237,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       allowPrivateRegistries: s.ALLOW_PRIVATE_REGISTRIES,
       insecureRegistries: s.INSECURE_REGISTRIES,
       registryMirrors: s.REGISTRY_MIRRORS,
-      credentialsFile: s.REGISTRY_CREDENTIALS_FILE,
+      keychain: keychainOf(s.REGISTRY_CREDENTIALS_FILE),
       rootfsCompression: s.ROOTFS_COMPRESSION,
       maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
     },
@@ -249,6 +251,13 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     crashAt: s.CRASH_AT,
     stopAt: s.STOP_AT,
   }
+}
+
+/** Docker's own by default: of the user that the daemon runs as. */
+function keychainOf(named: string | undefined): Config['images']['keychain'] {
+  if (named === 'off') return undefined
+  if (named !== undefined) return { file: named, isNamed: true }
+  return { file: join(process.env.DOCKER_CONFIG || join(homedir(), '.docker'), 'config.json'), isNamed: false }
 }
 
 /** A flat JSON object of settings; lists may be arrays. A file that was named must be there. */

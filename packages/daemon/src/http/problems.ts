@@ -84,7 +84,8 @@ const HINT: Readonly<Record<Exclude<ErrorCode, `invalid_${string}`> | 'invalid_s
   image_not_ready: 'Follow the pull with `dormouse image inspect`, then ask again',
   image_too_large: 'Take a smaller image, or raise DORMOUSE_MAX_IMAGE_SIZE or DORMOUSE_MAX_IMAGE_ENTRIES',
   platform_not_available: 'Leave out `platform`, or take an image that is built for it',
-  registry_unauthorized: 'Give `credentials`, or a login in the file that DORMOUSE_REGISTRY_CREDENTIALS_FILE names',
+  registry_unauthorized:
+    'Give `credentials`, or a login in the docker config.json of the daemon’s user, or in the one that DORMOUSE_REGISTRY_CREDENTIALS_FILE names',
   registry_unavailable: 'Check the name of the registry and that the host reaches it, then ask again',
   registry_refused: 'Check the name of the image and what your login may read',
   rate_limited: 'Ask again after the time that Retry-After gives',

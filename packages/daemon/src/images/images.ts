@@ -74,7 +74,7 @@ export class Images implements AsyncDisposable {
       ...this.#uses,
       shelf: this.#shelf,
       work: this.#work,
-      credentialsFile: this.#uses.config.credentialsFile,
+      keychain: this.#uses.config.keychain,
     })
     return this.#recovered
   }
@@ -151,7 +151,7 @@ export class Images implements AsyncDisposable {
     const platform = request.platform === undefined ? hostPlatform() : parsePlatform(request.platform)
     await this.recover()
     const given = givenCredentials(request.credentials)
-    const credentials = given ?? (await credentialsFromFile(this.#uses.config.credentialsFile, reference.registry))
+    const credentials = given ?? (await credentialsFromFile(this.#uses.config.keychain, reference.registry))
     const found = await this.#resolve(reference, platform, credentials)
     const from = { origin: { ...found.origin, needsGiven: given !== undefined }, credentials }
     const row = this.#work.admit({ name: formatReference(reference), platform: formatPlatform(platform), tags: request.tags, found, from })

@@ -10,14 +10,31 @@ export interface Credentials {
   readonly registryToken?: string
 }
 
+/** A docker `config.json`. */
+export interface Keychain {
+  readonly file: string
+  /** Someone said that this file is to be used. One that only happens to lie where Docker would look stands in no pull's way. */
+  readonly isNamed: boolean
+}
+
 const MAX_FILE = 1 << 20
 
 /**
  * The credentials that a docker `config.json` has for a registry; undefined when the file or an entry is not there. Helpers would
- * mean running a program of someone's choice with the daemon's rights, so they are named and refused.
+ * mean running a program of someone's choice with the daemon's rights, so they are named and refused. Where nobody named the file,
+ * the registry is asked without credentials instead: a public image needs none.
  */
-export async function credentialsFromFile(file: string | undefined, registry: string): Promise<Credentials | undefined> {
-  if (file === undefined) return undefined
+export async function credentialsFromFile(keychain: Keychain | undefined, registry: string): Promise<Credentials | undefined> {
+  if (keychain === undefined) return undefined
+  try {
+    return await credentialsIn(keychain.file, registry)
+  } catch (error) {
+    if (keychain.isNamed) throw error
+    return undefined
+  }
+}
+
+async function credentialsIn(file: string, registry: string): Promise<Credentials | undefined> {
   let text: string
   try {
     text = await readFile(file, 'utf8')

@@ -7,7 +7,7 @@ import type { FoundImage } from './archive-image.ts'
 import type { BlobStore } from './blob-store.ts'
 import type { ImageShelf } from './image-shelf.ts'
 import type { ImageWork, StoredOrigin } from './image-work.ts'
-import { credentialsFromFile } from './keychain.ts'
+import { credentialsFromFile, type Keychain } from './keychain.ts'
 import type { ImageLimits } from './limits.ts'
 import { parseManifest } from './manifest.ts'
 
@@ -20,7 +20,7 @@ interface RecoveryUses {
   readonly store: BlobStore
   readonly shelf: ImageShelf
   readonly work: ImageWork
-  readonly credentialsFile: string | undefined
+  readonly keychain: Keychain | undefined
 }
 
 /**
@@ -49,7 +49,7 @@ function takeUp(image: ImageRow, uses: RecoveryUses): void {
     giveUp(image, 'The daemon stopped while it was pulled, and its credentials were kept nowhere: pull it again', uses)
   else {
     uses.log.info({ digest: image.digest, repository: `${origin.registry}/${origin.repository}` }, 'taking an interrupted pull up again')
-    uses.work.start(found, { ...origin, credentials: () => credentialsFromFile(uses.credentialsFile, origin.registry) })
+    uses.work.start(found, { ...origin, credentials: () => credentialsFromFile(uses.keychain, origin.registry) })
   }
 }
 

@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { homedir, tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
+import { configOf } from '../config/config.ts'
 import { classifyAddress } from './addresses.ts'
-import { type Credentials, credentialsFrom } from './keychain.ts'
+import { type Credentials, credentialsFrom, credentialsFromFile } from './keychain.ts'
 import { parseChallenges } from './registry-auth.ts'
 import { parseRetryAfter, RegistryClient } from './registry-client.ts'
 import type { Lookup, NetworkPolicy } from './registry-network.ts'
@@ -125,6 +129,26 @@ test('the keychain finds credentials as docker writes them, and says so when a h
     refused('not_supported', /helper/),
   )
   assert.throws(() => credentialsFrom('{', 'f', 'reg.example'), refused('invalid_request', /could not be read/))
+})
+
+test('Docker’s own file is used where nobody named another; what the daemon cannot use of it stands in no pull’s way', async (t) => {
+  const { images } = configOf(new Map())
+  assert.deepEqual(images.keychain, { file: join(process.env.DOCKER_CONFIG ?? join(homedir(), '.docker'), 'config.json'), isNamed: false })
+  assert.deepEqual(configOf(new Map([['REGISTRY_CREDENTIALS_FILE', '/x']])).images.keychain, { file: '/x', isNamed: true })
+  assert.equal(configOf(new Map([['REGISTRY_CREDENTIALS_FILE', 'off']])).images.keychain, undefined)
+
+  const dir = mkdtempSync(join(tmpdir(), 'dm-keychain-'))
+  t.after(() => rmSync(dir, { recursive: true }))
+  const file = join(dir, 'config.json')
+  const found = (isNamed: boolean) => credentialsFromFile({ file, isNamed }, 'reg.example')
+  assert.equal(await found(false), undefined, 'no file')
+  writeFileSync(file, JSON.stringify({ auths: { 'reg.example': { username: 'a', password: 'b' } } }))
+  assert.deepEqual(await found(false), { username: 'a', password: 'b' })
+  for (const content of ['{', JSON.stringify({ credHelpers: { 'reg.example': 'pass' } })]) {
+    writeFileSync(file, content)
+    assert.equal(await found(false), undefined, content)
+    await assert.rejects(found(true), AppError, content)
+  }
 })
 
 test('every status of a registry has its own code', async (t) => {
