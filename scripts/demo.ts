@@ -139,11 +139,18 @@ function commandsOf({ socket }: DaemonProcess): Run {
     const result = await dormouse(args, { socket, signal: cancelled.signal, ...options })
     keep(step, command, result.ms)
     if (options?.enough?.(result.stdout)) return result
-    if (result.code !== 0 || options?.enough !== undefined) {
-      throw new DemoFailure(`'${command}' ended with ${result.code}: ${(result.stderr || result.stdout).trim()}`, DOCTOR)
-    }
+    if (result.code !== 0 || options?.enough !== undefined) throw commandFailure(command, result)
     return result
   }
+}
+
+/** What the command itself advises goes first: a registry that refuses is nothing that the host lacks. */
+function commandFailure(command: string, { code, stdout, stderr }: CommandRun): DemoFailure {
+  const said = (stderr || stdout).trim()
+  const hint = /^Hint: /m.exec(said)
+  const message = hint === null ? said : said.slice(0, hint.index).trim()
+  const advice = hint === null ? DOCTOR : said.slice(hint.index + hint[0].length).trim()
+  return new DemoFailure(`'${command}' ended with ${code}: ${message}`, advice)
 }
 
 function expect(word: string, output: string): void {

@@ -42,10 +42,11 @@ install_packages() {
   case " $missing " in *' docker-registry '*) keep_registry_asleep ;; esac
   apt_install "$missing" || {
     say 'refreshing the package lists and trying once more'
-    apt-get update -qq
-    apt_install "$missing" || fail "apt-get could not install: $missing"
+    apt-get update -qq || true
+    apt_install "$missing" || fail "apt-get could not install: $missing
+setup: its own words are above; mend what they name (a mirror that cannot be reached, a lock that another apt holds, a full disk), then run the same command again"
   }
-  [ -z "$(missing_packages "$@")" ] || fail "apt-get installed something else than: $(missing_packages "$@" | paste -sd ' ')"
+  [ -z "$(missing_packages "$@")" ] || fail "apt-get installed something else than: $(missing_packages "$@" | paste -sd ' '); see what holds them back with: apt-cache policy"
 }
 
 apt_install() {
@@ -67,11 +68,15 @@ install_node_packages() {
   [ "$(node_modules/.bin/node -p 'process.versions.node.split(".")[0]')" = 24 ] || fail "node_modules/.bin/node is not Node 24"
 }
 
+cannot_build() {
+  fail "the $1 could not be built; the compiler's own words are above. After a change of yours they name the line; in a clean clone, remove build/$1 and run this again"
+}
+
 build_native() {
   local version
   version=$(cat build/kernel/version)
-  make -s -C guest OUT="$PWD/build/guest" KERNEL_MODULES="$PWD/build/kernel/modules/lib/modules/$version" all initrd rehearsal >&2
-  make -s -C shim OUT="$PWD/build/shim" all >&2
+  make -s -C guest OUT="$PWD/build/guest" KERNEL_MODULES="$PWD/build/kernel/modules/lib/modules/$version" all initrd rehearsal >&2 || cannot_build guest
+  make -s -C shim OUT="$PWD/build/shim" all >&2 || cannot_build shim
 }
 
 print_steps() {

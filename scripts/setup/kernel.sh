@@ -28,7 +28,7 @@ newest_kernel_package() {
 refresh_package_lists() {
   [ "$(id -u)" = 0 ] || fail "apt's package lists are missing or too old to fetch the guest kernel; run: sudo apt-get update"
   say 'refreshing the package lists'
-  apt-get update -qq
+  apt-get update -qq || true
 }
 
 # Leaves the .deb in the draft. Lists that have aged name files that the mirror no longer has: refresh them once and try again.
@@ -45,7 +45,7 @@ download_kernel() {
     fi
     [ "$attempt" = second ] || refresh_package_lists
   done
-  fail "the guest kernel could not be downloaded: 'apt-get download $meta_package' has to work on this host (is this Debian 12 on amd64?)"
+  fail "the guest kernel could not be downloaded: 'apt-get download $meta_package' has to work on this host (is this Debian 12 on amd64, and its mirror reachable?); then run the same command again"
 }
 
 # little_endian FILE OFFSET BYTES: an unsigned number of a binary file.

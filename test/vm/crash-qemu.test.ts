@@ -125,12 +125,21 @@ const CASES: readonly Case[] = [
   // The last of its board, since the instance keeps the command that ends at once.
   { at: 'exit:settle', from: 'Running', deed: endGuest, ends: 'Stopped' },
 
+  { on: 'qemu', at: 'create:spawn', from: 'nothing', deed: 'make', ends: undefined },
   { on: 'qemu', at: 'create:record', from: 'nothing', deed: 'make', ends: undefined },
-  { on: 'qemu', at: 'boot:go', from: 'nothing', deed: 'make', ends: 'Running' },
-  { on: 'qemu', at: 'stop:await_exit', from: 'Running', deed: stop, ends: 'Stopped' },
+  { on: 'qemu', at: 'boot:connect', from: 'nothing', deed: 'make', ends: 'Running' },
+  { on: 'qemu', at: 'stop:ask_guest', from: 'Running', deed: stop, ends: 'Stopped' },
+  { on: 'qemu', at: 'start:spawn', from: 'Stopped', deed: start, ends: 'Stopped' },
   { on: 'qemu', at: 'start:record', from: 'Stopped', deed: start, ends: 'Stopped' },
+  { on: 'qemu', at: 'boot:go', from: 'Stopped', deed: start, ends: 'Running' },
+  { on: 'qemu', at: 'stop:await_exit', from: 'Running', deed: stop, ends: 'Stopped' },
   { on: 'qemu', at: 'stop:power_button', from: 'Running', deed: hung(stop), ends: 'Stopped' },
+  { on: 'qemu', at: 'stop:kill', from: 'Running', deed: kill, ends: 'Stopped' },
+  { on: 'qemu', at: 'delete:await_exit', from: 'Running', deed: remove, ends: undefined },
+  { on: 'qemu', at: 'boot:go', from: 'nothing', deed: 'make', ends: 'Running' },
+  { on: 'qemu', at: 'delete:power_button', from: 'Running', deed: hung(remove), ends: undefined },
   { on: 'qemu', at: 'delete:kill', from: 'Running', deed: removeAtOnce, ends: undefined },
+  { on: 'qemu', at: 'exit:settle', from: 'Running', deed: endGuest, ends: 'Stopped' },
 ]
 
 for (const { at, from, deed, ends, on = 'qemu-microvm' } of CASES) {

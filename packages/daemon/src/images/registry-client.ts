@@ -121,7 +121,10 @@ export class RegistryClient implements AsyncDisposable {
           hint: CREDENTIALS_HINT,
         })
       case 404:
-        throw new AppError('not_found', `The registry ${this.#registry} does not have ${what}`, { detail })
+        throw new AppError('not_found', `The registry ${this.#registry} does not have ${what}`, {
+          detail,
+          hint: 'Check the name and its tag; some registries also answer this for what your login may not see',
+        })
       case 429: {
         const retryAfterSeconds = parseRetryAfter(response.headers['retry-after'])
         throw new AppError('rate_limited', `The registry ${this.#registry} answers no more requests for now`, {
