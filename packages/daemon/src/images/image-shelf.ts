@@ -7,12 +7,15 @@ import type { BlobStore } from './blob-store.ts'
 import type { Descriptor } from './manifest.ts'
 
 const SPARE_DISK_BYTES = 256 * 1024 ** 2
+const CLOCK_SLACK_MS = 1000
 
 /** What lies on the disk, who needs it, and what may go. Rows first: a file goes when no row speaks of it. */
 export class ImageShelf {
   readonly #rows: ImageRows
   readonly #paths: Paths
   readonly #store: BlobStore
+  readonly #layers: FilesIn
+  readonly #rootfs: FilesIn
   readonly #isInUse: (digest: string) => boolean
   readonly #isUnderWay: (digest: string) => boolean
   /** Imports whose blobs no row speaks of yet. */
@@ -28,6 +31,8 @@ export class ImageShelf {
     this.#rows = uses.rows
     this.#paths = uses.paths
     this.#store = uses.store
+    this.#layers = new FilesIn(uses.paths.imageLayersDir)
+    this.#rootfs = new FilesIn(uses.paths.imageRootfsDir)
     this.#isInUse = uses.isInUse
     this.#isUnderWay = uses.isUnderWay
   }
@@ -98,8 +103,8 @@ export class ImageShelf {
 
   /** Bytes on disk, layers and root file systems. */
   async usage(): Promise<number> {
-    const [layers, rootfs] = await Promise.all([this.#paths.imageLayersDir, this.#paths.imageRootfsDir].map(bytesIn))
-    return (layers ?? 0) + (rootfs ?? 0)
+    const [layers, rootfs] = await Promise.all([this.#layers.bytes(), this.#rootfs.bytes()])
+    return layers + rootfs
   }
 
   /** Throws `insufficient_resources` when the layers that are not here would fill the disk. */
@@ -111,6 +116,30 @@ export class ImageShelf {
     throw new AppError('insufficient_resources', `The image's layers need ${missing} bytes, but ${bavail * bsize} are free on the disk`, {
       hint: 'Free space with: dormouse image prune',
     })
+  }
+}
+
+/**
+ * What the files of a directory hold, which all lie there whole. They are looked at again when one has come or gone: each create asks,
+ * and there may be hundreds.
+ */
+export class FilesIn {
+  readonly #dir: string
+  #known: { readonly changedAtMs: number; readonly bytes: number } | undefined
+
+  constructor(dir: string) {
+    this.#dir = dir
+  }
+
+  async bytes(): Promise<number> {
+    const changedAtMs = (await stat(this.#dir).catch(() => undefined))?.mtimeMs
+    if (changedAtMs !== undefined && changedAtMs === this.#known?.changedAtMs) return this.#known.bytes
+    const lookedAtMs = Date.now()
+    const bytes = await bytesIn(this.#dir)
+    // The clock of a file system ticks slowly: two changes close to each other may bear the same time.
+    const isSettled = changedAtMs !== undefined && changedAtMs < lookedAtMs - CLOCK_SLACK_MS
+    this.#known = isSettled ? { changedAtMs, bytes } : undefined
+    return bytes
   }
 }
 

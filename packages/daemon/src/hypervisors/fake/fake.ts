@@ -62,9 +62,11 @@ export class FakeHypervisor implements Hypervisor {
     const machine = new FakeMachine(spec, this.#host, origin)
     const rival = this.#host.running().find((other) => getInEachOthersWay(other, machine))
     if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
-    for (const path of [...machine.chains.values()].flat()) await access(path)
-    await rm(spec.runDir, { recursive: true, force: true })
-    await mkdir(spec.runDir, { mode: 0o711 })
+    await Promise.all([...machine.chains.values()].flat().map((path) => access(path)))
+    await mkdir(spec.runDir, { mode: 0o711 }).catch(async () => {
+      await rm(spec.runDir, { recursive: true, force: true })
+      await mkdir(spec.runDir, { mode: 0o711 })
+    })
     try {
       machine.openPorts(spec.nic?.ports ?? [])
       await machine.boot()

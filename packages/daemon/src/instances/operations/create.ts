@@ -46,10 +46,17 @@ async function makeFiles(work: InstanceWork): Promise<void> {
   const { paths, disks } = work.uses
   const { id, disk, overlayBytes, uid } = work.instance
   const step = await work.step('files', FILES_LIMIT_MS)
-  await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
-  await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
+  const makeDirectories = async (): Promise<void> => {
+    await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
+    await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
+  }
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
-  for (const layer of disk) await disks.createOverlay(layer, overlayBytes, { step, ...owner })
+  // All have come to an end before a failure is told: what takes the files away must not be overtaken.
+  const made = await Promise.allSettled([
+    makeDirectories(),
+    ...disk.map((layer) => disks.createOverlay(layer, overlayBytes, { step, ...owner })),
+  ])
+  for (const part of made) if (part.status === 'rejected') throw part.reason
 }
 
 /** Takes away all files of an instance, but layers of its disk that others stand on. Repeat is harmless. */

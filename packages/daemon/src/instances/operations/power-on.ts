@@ -26,9 +26,11 @@ export async function powerOn(
   undo.defer(async () => {
     await vm.kill()
   })
-  work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM started')
+  const ms = Math.round(performance.now() - startedAt)
 
   await isDurable
+  // Not sooner: the instance's log is a new file, which would have to wait, and all of us with it, for the flush.
+  work.log.info({ origin: vm.origin, ms }, 'VM started')
   await work.step('record', 10_000)
   work.change({
     ...along,
