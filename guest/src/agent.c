@@ -204,7 +204,10 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_EXEC: exec_start(id, r); break;
 	case OP_STAT:
 	case OP_PUT:
-	case OP_GET: errand_start(id, r); break;
+	case OP_GET:
+	case OP_MOUNT:
+	case OP_UNMOUNT:
+	case OP_GROW: errand_start(id, r); break;
 	case OP_FREEZE: freeze_start(id, r); break;
 	case OP_THAW: thaw(id); break;
 	case OP_WAKE: wake(id, r); break;

@@ -70,11 +70,24 @@ bool devices_await_vacant(const char *serial)
 	return find_disk(serial, false, path, sizeof path);
 }
 
-void devices_forbid_writing(const char *path)
+void devices_allow_writing(const char *path, bool allow)
 {
-	int one = 1, fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, BLKROSET, &one) < 0)
+	int forbid = !allow, fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, BLKROSET, &forbid) < 0)
 		say("%s: %s", path, strerror(errno));
 	if (fd >= 0)
 		close(fd);
+}
+
+bool devices_await_size(const char *path, uint64_t bytes, unsigned limit_ms)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t has = 0;
+	for (uint64_t end = now_ms() + limit_ms; fd >= 0 && ioctl(fd, BLKGETSIZE64, &has) == 0 && has < bytes && now_ms() < end;)
+		poll(NULL, 0, 5);
+	int error = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = fd < 0 ? error : ETIME;
+	return has >= bytes;
 }

@@ -6,12 +6,15 @@
 #define DORMOUSE_DEVICES_H
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Finds /dev/vdX of the disk with this serial. False with errno. */
 bool devices_find_disk(const char *serial, char *path, size_t size);
 /* Waits until the slot of this disk is empty. False with errno: it is not, or there is none. */
 bool devices_await_vacant(const char *serial);
-/* A slot is writable when its driver is bound; only the host knows that its disk is not. Now the guest's kernel does too. */
-void devices_forbid_writing(const char *path);
+/* A slot is writable when its driver is bound; only the host knows whether its disk is. Now the guest's kernel does too. */
+void devices_allow_writing(const char *path, bool allow);
+/* Waits until the disk is at least so large. False with errno. */
+bool devices_await_size(const char *path, uint64_t bytes, unsigned limit_ms);
 
 #endif

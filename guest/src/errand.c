@@ -14,6 +14,7 @@
 #include "files.h"
 #include "flow.h"
 #include "io.h"
+#include "volumes.h"
 
 /* type, flags, payload */
 #define MESSAGE_HEAD 2
@@ -181,6 +182,9 @@ static void run(const struct errand *errand, const struct request *r)
 	case OP_STAT: files_stat(errand, r); break;
 	case OP_PUT: files_put(errand, r); break;
 	case OP_GET: files_get(errand, r); break;
+	case OP_MOUNT: volumes_attach(errand, r); break;
+	case OP_UNMOUNT: volumes_detach(errand, r); break;
+	case OP_GROW: volumes_grow(errand, r); break;
 	}
 }
 
@@ -214,14 +218,15 @@ void errand_start(uint32_t id, const struct request *r)
 		close(bytes[0]);
 	e->child = (struct child){ .pid = pid, .ended = ended };
 	child_expect(&e->child);
-	e->closing = r->op == OP_STAT ? FRAME_REPLY : FRAME_END;
+	bool streams = r->op == OP_PUT || r->op == OP_GET;
+	e->closing = streams ? FRAME_END : FRAME_REPLY;
 	e->open = true;
 	e->answers = (struct watch){ .fd = pair[0], .ready = answers_ready };
 	stream_open(&e->stream, id, &kind);
 	e->stream.credit[CHANNEL_STDOUT] = r->window;
 	if (r->op == OP_PUT)
 		inflow_start(&e->in, bytes[1], &e->stream, false);
-	if (r->op != OP_STAT) {
+	if (streams) {
 		uint8_t room[64];
 		struct tlv_writer fields = { room, 0, sizeof room, false };
 		tlv_put_number(&fields, TAG_STATUS, STATUS_OK);

@@ -50,7 +50,10 @@
 #define OP_SHUTDOWN 12
 #define OP_WAKE 13
 #define OP_REHEARSE 14
-#define OP_VACATE 15
+#define OP_MOUNT 15
+#define OP_UNMOUNT 16
+#define OP_GROW 17
+#define OP_VACATE 18
 
 /* How a request ended. */
 #define STATUS_OK 0

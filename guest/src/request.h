@@ -36,7 +36,7 @@ struct request {
 	/* files */
 	char *path, *link_target;
 	bool follow, has_mode, has_owner, has_mtime;
-	uint64_t file_kind, mode, uid, gid, mtime;
+	uint64_t file_kind, mode, uid, gid, mtime, size;
 	/* freeze, wake */
 	bool best_effort, close_connections, announce;
 	/* go, wake */

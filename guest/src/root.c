@@ -15,15 +15,13 @@
 #include "io.h"
 #include "mount-calls.h"
 #include "timings.h"
-
-#define SEALED_MAX (VOLUMES_MAX + 1)
+#include "volumes.h"
 
 static int initrd = -1;
 /* The kernel's file systems as mounted before the park, to be moved into the image's root. */
 static int moved_proc = -1, moved_sys = -1, moved_dev = -1;
-/* One directory on each file system that is written, to settle them at the end. */
-static int written[SEALED_MAX];
-static size_t written_count;
+/* A directory on the instance's own disk, to settle it at the end: its mount is out of sight by then. */
+static int written = -1;
 
 static char problem[512];
 
@@ -105,13 +103,13 @@ static const char *mount_disk(const char *serial, const char *path, const char *
 	if (!devices_find_disk(serial, device, sizeof device))
 		return explain("There is no disk for: ", serial);
 	if (flags & MS_RDONLY)
-		devices_forbid_writing(device);
+		devices_allow_writing(device, false);
 	timings_took("find disk");
 	if (mount(device, path, type, flags, NULL) < 0)
 		return explain("The disk could not be mounted: ", serial);
 	timings_took("mount disk");
-	if (is_written && written_count < SEALED_MAX)
-		written[written_count++] = directory(path);
+	if (is_written)
+		written = directory(path);
 	return NULL;
 }
 
@@ -165,13 +163,9 @@ const char *root_mount_modules(const struct request *config)
 const char *root_mount_volumes(const struct request *config)
 {
 	const char *wrong;
-	for (size_t i = 0; i < config->volume_count; i++) {
-		const struct volume *v = &config->volumes[i];
-		if (!make_path(v->path, 0755))
-			return explain("The volume has no place: ", v->path);
-		if ((wrong = mount_disk(v->serial, v->path, v->fs, v->read_only ? MS_RDONLY : 0, !v->read_only)))
+	for (size_t i = 0; i < config->volume_count; i++)
+		if ((wrong = volumes_mount(&config->volumes[i])))
 			return wrong;
-	}
 	if (config->workload_kind == WORKLOAD_SYSTEMD)
 		place("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
 	return NULL;
@@ -184,7 +178,7 @@ void root_seal(void)
 	if (agent.rehearsing)
 		return;
 	/* Freezing writes the journal home and marks the file system clean, whatever still holds files open on it. */
-	for (size_t i = 0; i < written_count; i++)
-		if (ioctl(written[i], FIFREEZE, 0) < 0)
-			say("a disk could not be settled: %s", strerror(errno));
+	volumes_seal();
+	if (written >= 0 && ioctl(written, FIFREEZE, 0) < 0)
+		say("the disk could not be settled: %s", strerror(errno));
 }

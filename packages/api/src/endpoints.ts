@@ -43,6 +43,7 @@ export const ENDPOINTS = {
   createVolume: 'POST /volumes',
   createVolumeFromArchive: 'POST /volumes/from-archive',
   getVolume: 'GET /volumes/{id}',
+  updateVolume: 'PATCH /volumes/{id}',
   deleteVolume: 'DELETE /volumes/{id}',
   listDevices: 'GET /devices',
   createDevice: 'POST /devices',

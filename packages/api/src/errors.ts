@@ -25,6 +25,7 @@ export const ERROR_CODES = [
   'invalid_timeout',
   'invalid_image',
   'invalid_path',
+  'invalid_archive',
   // who asks
   'unauthorized',
   'forbidden',
@@ -44,6 +45,7 @@ export const ERROR_CODES = [
   // images and registries
   'image_not_ready',
   'image_too_large',
+  'archive_too_large',
   'platform_not_available',
   'registry_unauthorized',
   'registry_unavailable',

@@ -22,7 +22,7 @@ export const TRANSITIONS = ['start', 'stop', 'standby', 'restore', 'fork', 'snap
 export type Transition = (typeof TRANSITIONS)[number]
 
 /** Operations that only need the instance to be in a certain state. */
-export const ACCESSES = ['update', 'exec', 'copy', 'stat', 'logs', 'stats', 'wait'] as const
+export const ACCESSES = ['update', 'attach_volume', 'detach_volume', 'exec', 'copy', 'stat', 'logs', 'stats', 'wait'] as const
 export type Access = (typeof ACCESSES)[number]
 
 export type Operation = Transition | Access
@@ -61,6 +61,8 @@ const row = (rules: Pick<Row, 'Running' | 'Initializing' | 'Standby' | 'Stopped'
 })
 const always = (rule: Rule): Row =>
   row({ Running: rule, Initializing: rule, Standby: rule, Stopped: rule, Created: rule, Paused: rule, Shutdown: rule, Unknown: rule })
+/** At rest without memory, or at once where the VMM can. */
+const rewired: Row = row({ Running: stays('disk_hotplug'), Initializing: notBooted, Standby: asleep, Stopped: stays() })
 const whileRunning: Row = row({ Running: stays(), Initializing: notBooted, Standby: asleep, Stopped: notRunning })
 
 export const OPERATIONS: Readonly<Record<Operation, Row>> = {
@@ -88,6 +90,8 @@ export const OPERATIONS: Readonly<Record<Operation, Row>> = {
   }),
   delete: always(stays()),
   update: always(stays()),
+  attach_volume: rewired,
+  detach_volume: rewired,
   exec: whileRunning,
   copy: whileRunning,
   stat: whileRunning,

@@ -381,9 +381,15 @@ export const ForkInstanceRequest = Type.Object(
 export type ForkInstanceRequest = Static<typeof ForkInstanceRequest>
 
 export const AttachVolumeRequest = Type.Object(
-  { mount_path: MountPath, readonly: Type.Optional(Type.Boolean({ default: false })) },
+  {
+    mount_path: MountPath,
+    readonly: Type.Optional(Type.Boolean({ default: false })),
+    overlay: Type.Optional(Type.Boolean({ default: false, description: 'Writes go to a layer of this instance alone; needs readonly' })),
+    overlay_size: Type.Optional(ByteSize),
+  },
   { $id: 'AttachVolumeRequest', ...strict },
 )
+export type AttachVolumeRequest = Static<typeof AttachVolumeRequest>
 
 export const PathInfo = Type.Object(
   {

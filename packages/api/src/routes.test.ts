@@ -31,6 +31,7 @@ test('every operation of the contract is here: 63 of it and our own', () => {
     'execInstance',
     'copyInstanceFiles',
     'importImage',
+    'updateVolume',
     'pruneImages',
     'getImageProgress',
     'followEvents',

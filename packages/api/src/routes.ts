@@ -34,7 +34,7 @@ import { MemoryReclaimRequest, MemoryReclaimResponse, Resources } from './resour
 import { SetSnapshotScheduleRequest, SnapshotSchedule } from './schedules.ts'
 import { CreateSnapshotRequest, ForkSnapshotRequest, RestoreSnapshotRequest, Snapshot, SnapshotKind } from './snapshots.ts'
 import { CreateTokenRequest, type Scope, Token } from './tokens.ts'
-import { CreateVolumeRequest, Volume, VolumeFromArchiveQuery } from './volumes.ts'
+import { CreateVolumeRequest, UpdateVolumeRequest, Volume, VolumeFromArchiveQuery } from './volumes.ts'
 
 export interface Route {
   readonly tag: string
@@ -67,6 +67,7 @@ const plainId = Type.Object({ id: Key })
 const imageName = Type.Object({
   name: Type.String({ minLength: 1, maxLength: 1024, description: 'Reference, tag or digest; slashes percent-encoded' }),
 })
+const volumeId = Type.Object({ id: Type.String({ minLength: 1, maxLength: 128, description: 'Id, or a name that only one has' }) })
 const instanceVolume = Type.Object({ id: Key, volumeId: Key })
 const instanceSnapshot = Type.Object({ id: Key, snapshotId: Key })
 const snapshotId = Type.Object({ snapshotId: Key })
@@ -86,7 +87,6 @@ const waitQuery = Type.Object(
   strict,
 )
 
-const volumesLater = 'Volumes are not built yet'
 const ingressLater = 'Ingress is not built yet'
 const buildsLater = 'Builds are not built yet'
 const devicesLater = 'Device passthrough is not built yet'
@@ -121,6 +121,9 @@ export const routes = {
       'platform_not_available',
       'name_conflict',
       'port_in_use',
+      'invalid_path',
+      'conflict',
+      'ambiguous',
       'insufficient_resources',
       'rate_limited',
       'not_supported',
@@ -311,24 +314,22 @@ export const routes = {
   },
   attachVolume: {
     tag: 'instances',
-    summary: 'Attach a volume',
+    summary: 'Attach a volume: at once where the hypervisor can, else while Stopped',
     scope: 'instance:write',
     params: instanceVolume,
     body: AttachVolumeRequest,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'conflict', 'invalid_state'],
-    later: volumesLater,
+    errors: ['not_found', 'ambiguous', 'conflict', 'invalid_path', 'invalid_overlay_size', 'invalid_state', 'insufficient_resources'],
   },
   detachVolume: {
     tag: 'instances',
-    summary: 'Detach a volume',
+    summary: 'Detach a volume; refused while something in the guest uses it',
     scope: 'instance:write',
     params: instanceVolume,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'invalid_state'],
-    later: volumesLater,
+    errors: ['not_found', 'ambiguous', 'in_use', 'invalid_state'],
   },
   getAutoStandbyStatus: {
     tag: 'instances',
@@ -549,7 +550,6 @@ export const routes = {
     query: listQuery,
     status: 200,
     answer: Type.Array(Volume),
-    later: volumesLater,
   },
   createVolume: {
     tag: 'volumes',
@@ -559,37 +559,44 @@ export const routes = {
     status: 201,
     answer: Volume,
     errors: ['conflict', 'insufficient_resources'],
-    later: volumesLater,
   },
   createVolumeFromArchive: {
     tag: 'volumes',
-    summary: 'Create a volume and fill it from a tar.gz sent as the body',
+    summary: 'Create a volume and fill it from a tar, compressed or not, sent as the body',
     scope: 'volume:write',
     query: VolumeFromArchiveQuery,
     rawBody: ['application/gzip', 'application/octet-stream', 'application/x-tar'],
     status: 201,
     answer: Volume,
-    errors: ['conflict', 'insufficient_resources'],
-    later: volumesLater,
+    errors: ['invalid_archive', 'archive_too_large', 'conflict', 'insufficient_resources'],
+    later: 'Filling a volume from an archive is not built yet',
   },
   getVolume: {
     tag: 'volumes',
     summary: 'Look at a volume',
     scope: 'volume:read',
-    params: plainId,
+    params: volumeId,
     status: 200,
     answer: Volume,
-    errors: ['not_found'],
-    later: volumesLater,
+    errors: ['not_found', 'ambiguous'],
+  },
+  updateVolume: {
+    tag: 'volumes',
+    summary: 'Make a volume larger',
+    scope: 'volume:write',
+    params: volumeId,
+    body: UpdateVolumeRequest,
+    status: 200,
+    answer: Volume,
+    errors: ['not_found', 'ambiguous', 'invalid_size', 'conflict', 'invalid_state', 'insufficient_resources'],
   },
   deleteVolume: {
     tag: 'volumes',
-    summary: 'Delete a volume',
+    summary: 'Delete a volume that no instance has',
     scope: 'volume:delete',
-    params: plainId,
+    params: volumeId,
     status: 204,
-    errors: ['not_found', 'in_use'],
-    later: volumesLater,
+    errors: ['not_found', 'ambiguous', 'conflict'],
   },
 
   // devices

@@ -29,6 +29,11 @@ export const CreateVolumeRequest = Type.Object(
   { $id: 'CreateVolumeRequest', additionalProperties: false },
 )
 
+export const UpdateVolumeRequest = Type.Object(
+  { size_gb: Type.Integer({ minimum: 1, maximum: 1_000_000, description: 'It can only grow' }) },
+  { $id: 'UpdateVolumeRequest', additionalProperties: false },
+)
+
 export const VolumeFromArchiveQuery = Type.Object(
   { name: VolumeName, size_gb: SizeGb, id: Type.Optional(VolumeId), tags: Type.Optional(Tags) },
   { additionalProperties: false },

@@ -27,6 +27,7 @@ import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
 import { DiskLayers } from './store/disk-layers.ts'
 import { VERSION } from './version.ts'
+import { Volumes } from './volumes/volumes.ts'
 
 export interface DaemonOptions {
   readonly config: Config
@@ -90,6 +91,12 @@ export class Daemon implements AsyncDisposable {
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
     const isNeeded = (base: BaseRef): boolean => instances.standsOn(base)
     const disks = new Disks({ paths, layers: new DiskLayers(db) })
+    const volumes = new Volumes({
+      ...{ db, events, disks, log, crashPoint },
+      // The one after those of VMs that wait: no VM runs as it.
+      ...(host.isRoot ? { user: userOf(config.instances.uidBase + 2 * config.instances.uidCount + 1) } : {}),
+      admit: (what, bytes) => instances.admitDisk(what, bytes),
+    })
     const pool: DriverUses['pool'] = {
       roomBytes: () => instances.memoryRoom(),
       makeDisk: (file, owner, step) => disks.makeEmpty(file, DEFAULT_SIZES.overlayBytes, { owner, step }),
@@ -110,6 +117,7 @@ export class Daemon implements AsyncDisposable {
       events,
       images,
       disks,
+      volumes,
       paths,
       log,
       config,
@@ -139,6 +147,7 @@ export class Daemon implements AsyncDisposable {
         instances,
         images,
         snapshots,
+        volumes,
         schedules,
         events,
         host: {
@@ -193,6 +202,8 @@ export class Daemon implements AsyncDisposable {
     this.#log.info('daemon stopped')
   }
 }
+
+const userOf = (id: number): { uid: number; gid: number } => ({ uid: id, gid: id })
 
 /**
  * Dies at one named step: how the crash tests see what a restart makes of it. At others it stops until it is told to go on (SIGCONT), so

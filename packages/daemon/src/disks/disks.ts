@@ -240,8 +240,15 @@ export class Disks {
     return unnamed
   }
 
+  /** Makes a raw layer `bytes` large, and not what is in it. Only while no VM has it; repeat is harmless. */
+  async extend(name: string, bytes: number): Promise<void> {
+    const path = this.#uses.paths.disk(name)
+    const { size } = await stat(path)
+    if (size < bytes) await resizeFile(path, bytes)
+  }
+
   /** Does another row than that of `owner` name the layer? */
-  isShared(name: string, owner: InstanceId): boolean {
+  isShared(name: string, owner: string): boolean {
     return this.#uses.layers.unnamed([name], owner).length === 0
   }
 

@@ -39,6 +39,7 @@ export interface FakeGuestState {
   readonly connections: number
   readonly identity: FakeIdentity
   readonly files: FakeFilesState
+  readonly mounts: readonly (readonly [serial: string, path: string])[]
   readonly configId: string
   readonly wakeId: string
   readonly program: string
@@ -56,6 +57,10 @@ export class FakeGuest implements FakeGuestSide {
   /** A process hangs where no freeze reaches it. */
   hasStuckProcess = false
   counter = 0
+  /** Where volumes are mounted, by serial. */
+  mounts = new Map<string, string>()
+  /** Those that a program uses. */
+  readonly inUse = new Set<string>()
   /** TCP connections that lead out. */
   connections = 0
   identity: FakeIdentity = {}
@@ -86,6 +91,7 @@ export class FakeGuest implements FakeGuestSide {
     guest.counter = state.counter
     guest.connections = state.connections
     guest.identity = state.identity
+    guest.mounts = new Map(state.mounts)
     guest.#clockBehindMs = state.clockMs - Date.now()
     guest.#phase = state.phase
     guest.#configId = state.configId
@@ -100,6 +106,7 @@ export class FakeGuest implements FakeGuestSide {
     return {
       ...{ bootNonce, isFrozen, clockMs, counter, connections, identity },
       files: this.files.snapshot(),
+      mounts: [...this.mounts],
       phase: this.#phase,
       configId: this.#configId,
       wakeId: this.#wakeId,
@@ -242,6 +249,10 @@ export class FakeGuest implements FakeGuestSide {
       this.#freeze(id, fields.flag(TAG.BEST_EFFORT))
       return
     }
+    if (op === OP.MOUNT || op === OP.UNMOUNT || op === OP.GROW) {
+      this.#mount(op, id, fields)
+      return
+    }
     if (op === OP.THAW) this.isFrozen = false
     if (op === OP.THAW || (op === OP.EXEC && this.isFrozen)) {
       this.reply(id, op === OP.THAW ? STATUS.OK : STATUS.BUSY, op === OP.THAW ? undefined : 'The workload is frozen')
@@ -250,6 +261,17 @@ export class FakeGuest implements FakeGuestSide {
     // Before it is opened: what ends at once says so while it is being made.
     const stream = openFakeStream(this, id, op, fields)
     if (stream && !stream.isOver) this.#streams.set(id, stream)
+  }
+
+  #mount(op: number, id: number, fields: FieldReader): void {
+    const [serial, path] = volumeOf(fields.bytes(TAG.VOLUME) ?? Buffer.alloc(0))
+    if (op === OP.GROW) this.reply(id, this.mounts.has(serial) ? STATUS.OK : STATUS.NOT_FOUND)
+    else if (op === OP.UNMOUNT && this.inUse.has(serial)) this.reply(id, STATUS.BUSY, `${path} is in use by sleep (7)`)
+    else {
+      if (op === OP.MOUNT) this.mounts.set(serial, path)
+      else this.mounts.delete(serial)
+      this.reply(id, STATUS.OK)
+    }
   }
 
   #freeze(id: number, bestEffort: boolean): void {
@@ -298,6 +320,7 @@ export class FakeGuest implements FakeGuestSide {
     this.#configId = configId
     this.#become(fakeIdentityOf(fields))
     this.#setClock(fields)
+    for (const { tag, value } of fields.all()) if (tag === TAG.VOLUME) this.mounts.set(...volumeOf(value))
     const argv = [...fields.all()].filter(({ tag }) => tag === TAG.ARG).map(({ value }) => value.toString())
     this.#program = basename(argv[0] ?? '')
     if (this.#program === 'missing') this.#refuse(id, `command not found: ${argv[0]}`)
@@ -340,6 +363,11 @@ export class FakeGuest implements FakeGuestSide {
     if (this.#ending) fields.number(TAG.EXIT_CODE, this.#ending.code).text(TAG.MESSAGE, this.#ending.message)
     return fields
   }
+}
+
+const volumeOf = (bytes: Buffer): [serial: string, path: string] => {
+  const volume = new FieldReader(bytes)
+  return [volume.text(TAG.SERIAL, 64) ?? '', volume.text(TAG.PATH, 4096) ?? '']
 }
 
 const ok = (): FieldWriter => new FieldWriter().number(TAG.STATUS, STATUS.OK)

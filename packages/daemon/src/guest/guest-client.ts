@@ -6,7 +6,7 @@ import type { Step } from '../lib/step.ts'
 import { type Ending, endingOf, refusalOf } from './answers.ts'
 import { type CopyEntry, type CopyRequest, checkPath, copyFrom, copyTo } from './copies.ts'
 import { type FieldReader, FieldWriter } from './fields.ts'
-import { encodeConfig, type GuestConfig } from './guest-config.ts'
+import { encodeConfig, encodeVolume, type GuestConfig, type GuestVolume } from './guest-config.ts'
 import { type ExecRequest, type GuestExec, startExec } from './guest-exec.ts'
 import { GuestLink } from './guest-link.ts'
 import { encodeWake, type WakeRequest } from './guest-wake.ts'
@@ -15,7 +15,7 @@ import { EVENT, OP, PHASE, TAG } from './wire.ts'
 
 export type { Ending } from './answers.ts'
 export type { CopyEntry, CopyRequest } from './copies.ts'
-export type { GuestConfig } from './guest-config.ts'
+export type { GuestConfig, GuestVolume } from './guest-config.ts'
 export type { ExecRequest, GuestExec } from './guest-exec.ts'
 export type { WakeRequest } from './guest-wake.ts'
 export type { PathInfo } from './path-info.ts'
@@ -50,6 +50,8 @@ export interface Awakening {
 const ANSWER_LIMIT_MS = 30_000
 const GO_LIMIT_MS = 300_000
 const FREEZE_LIMIT_MS = 2000
+/** A journal may have to be completed first, or all that was written brought home. */
+const MOUNT_LIMIT_MS = 120_000
 const ENTROPY_BYTES = 64
 /** A wake that was longer on its way there and back than this has set a clock that is late. */
 const CLOCK_LATE_MS = 50
@@ -192,6 +194,33 @@ export class GuestClient implements AsyncDisposable {
       if (onItsWayMs > CLOCK_LATE_MS && turn < WAKE_TURNS) continue
       return { bootNonce: this.#bootNonce, phase: phaseOf(answer) ?? this.hello.phase, closedConnections }
     }
+  }
+
+  /** Mounts a disk that has come since. Repeat is harmless. */
+  async mount(volume: GuestVolume, step: Step): Promise<void> {
+    await this.#ask(
+      'The volume could not be mounted',
+      operation(OP.MOUNT).bytes(TAG.VOLUME, encodeVolume(volume)).finish(),
+      step,
+      MOUNT_LIMIT_MS,
+    )
+  }
+
+  /** Throws `in_use`, naming the programs, while something uses it; it then stays mounted. Repeat is harmless. */
+  async unmount(volume: GuestVolume, step: Step): Promise<void> {
+    const what = 'The volume cannot be detached'
+    const answer = await this.#exchange(operation(OP.UNMOUNT).bytes(TAG.VOLUME, encodeVolume(volume)).finish(), step, MOUNT_LIMIT_MS)
+    const refusal = refusalOf(answer, what)
+    if (refusal?.code === 'conflict') {
+      throw new AppError('in_use', refusal.message, { hint: 'End what uses it, or stop the instance and detach it then' })
+    }
+    if (refusal) throw refusal
+  }
+
+  /** The filesystem of a mounted disk that is `bytes` large by now becomes as large. Repeat is harmless. */
+  async grow(volume: GuestVolume, bytes: number, step: Step): Promise<void> {
+    const fields = operation(OP.GROW).bytes(TAG.VOLUME, encodeVolume(volume)).number(TAG.SIZE, bytes)
+    await this.#ask('The volume could not be made larger', fields.finish(), step, MOUNT_LIMIT_MS)
   }
 
   /** Asks the workload to end, kills it when `graceMs` have passed, powers off. Resolves when the guest has understood. */

@@ -26,8 +26,15 @@ export interface GuestConfig {
     /** False: what is written is kept in memory. */
     readonly overlay: boolean
     readonly modules: boolean
-    readonly volumes: readonly { readonly serial: string; readonly mountPath: string; readonly readOnly: boolean; readonly fs: 'ext4' }[]
+    readonly volumes: readonly GuestVolume[]
   }
+}
+
+export interface GuestVolume {
+  readonly serial: string
+  readonly mountPath: string
+  readonly readOnly: boolean
+  readonly fs: 'ext4'
 }
 
 interface GuestNetworkConfig {
@@ -61,16 +68,13 @@ export function encodeConfig(config: GuestConfig): { fields: Buffer; id: Buffer 
     .flag(TAG.OVERLAY, disks.overlay)
     .flag(TAG.MODULES, disks.modules)
   writeWords(fields, workload.argv, workload.env)
-  for (const volume of disks.volumes) {
-    const nested = new FieldWriter()
-      .text(TAG.SERIAL, volume.serial)
-      .text(TAG.PATH, checkText(volume.mountPath))
-      .flag(TAG.READ_ONLY, volume.readOnly)
-    fields.bytes(TAG.VOLUME, nested.text(TAG.FS, volume.fs).finish())
-  }
+  for (const volume of disks.volumes) fields.bytes(TAG.VOLUME, encodeVolume(volume))
   const bytes = fields.finish()
   return { fields: bytes, id: createHash('sha256').update(bytes).digest() }
 }
+
+export const encodeVolume = ({ serial, mountPath, readOnly, fs }: GuestVolume): Buffer =>
+  new FieldWriter().text(TAG.SERIAL, serial).text(TAG.PATH, checkText(mountPath)).flag(TAG.READ_ONLY, readOnly).text(TAG.FS, fs).finish()
 
 export function writeIdentity(fields: FieldWriter, { hostname, machineId, hosts, network }: GuestIdentity): void {
   fields.optional(hostname, (name) => fields.text(TAG.HOSTNAME, name)).optional(machineId, (id) => fields.text(TAG.MACHINE_ID, id))

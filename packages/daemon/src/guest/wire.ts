@@ -41,7 +41,10 @@ export const OP = {
   SHUTDOWN: 12,
   WAKE: 13,
   REHEARSE: 14,
-  VACATE: 15,
+  MOUNT: 15,
+  UNMOUNT: 16,
+  GROW: 17,
+  VACATE: 18,
 } as const
 
 export const STATUS = {

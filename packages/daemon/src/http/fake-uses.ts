@@ -11,6 +11,7 @@ import { Schedules } from '../schedules/schedules.ts'
 import type { Snapshot } from '../snapshots/snapshots.ts'
 import { Database } from '../store/database.ts'
 import type { RecordedEvent } from '../store/events.ts'
+import type { Volume } from '../volumes/volumes.ts'
 import type {
   CopyAsked,
   CopyEntryDoor,
@@ -21,6 +22,7 @@ import type {
   InstancesDoor,
   ServerUses,
   SnapshotsDoor,
+  VolumesDoor,
 } from './uses.ts'
 
 export class FakeExec implements GuestExecDoor {
@@ -101,6 +103,7 @@ class FakeInstances implements InstancesDoor {
   readonly rows: Instance[] = []
   readonly oneGuest = new FakeGuest()
   readonly kept = new FakeSnapshots()
+  readonly volumes = new FakeVolumes()
   lines: string[] = ['one', 'two']
   readonly followed = Promise.withResolvers<void>()
   readonly waiting = Promise.withResolvers<void>()
@@ -125,6 +128,7 @@ class FakeInstances implements InstancesDoor {
       skipKernelHeaders: false,
       state: 'Running',
       disk: [],
+      volumes: [],
       phases: { current: change.state ?? 'Running', sinceMs: atMs, durations: {} },
       ...change,
     }
@@ -142,7 +146,7 @@ class FakeInstances implements InstancesDoor {
   async create(request: CreateInstance): Promise<Instance> {
     if (this.rows.some((row) => row.name === request.name))
       throw new AppError('name_conflict', `There is an instance ${request.name} already`)
-    const { network, ...rest } = request
+    const { network, volumes: _, ...rest } = request
     const ports = (network?.ports ?? []).map((port) => ({ protocol: 'tcp' as const, hostIp: '0.0.0.0', ...port }))
     return this.add({ ...rest, state: 'Initializing', network: { enabled: network?.enabled ?? true, ports } })
   }
@@ -194,6 +198,16 @@ class FakeInstances implements InstancesDoor {
   }
   async delete(id: InstanceId) {
     this.rows.splice(this.rows.indexOf(this.get(id)), 1)
+  }
+  async attachVolume(id: InstanceId, { volume, ...mount }: Parameters<InstancesDoor['attachVolume']>[1]) {
+    const { id: volumeId, name: volumeName, bytes } = this.volumes.resolve(volume)
+    return this.#change(id, { volumes: [{ volumeId, volumeName, bytes, slot: 0, disk: [], ...mount }] })
+  }
+  async detachVolume(id: InstanceId) {
+    return this.#change(id, { volumes: [] })
+  }
+  async growVolume(volume: string, bytes: number) {
+    return { ...this.volumes.resolve(volume), bytes }
   }
   async wait(id: InstanceId, { state, timeoutMs, signal }: Parameters<InstancesDoor['wait']>[1]) {
     if (this.get(id).state !== state) {
@@ -250,6 +264,34 @@ class FakeSnapshots implements SnapshotsDoor {
   }
   async delete(id: string) {
     this.rows.splice(this.rows.indexOf(this.get(id)), 1)
+  }
+}
+
+class FakeVolumes implements VolumesDoor {
+  readonly rows: Volume[] = []
+
+  list({ tags }: Parameters<VolumesDoor['list']>[0]) {
+    return this.rows.filter((row) => matchesTags(row.tags, tags ?? {}))
+  }
+  resolve(text: string): Volume {
+    const found = this.rows.find(({ id, name }) => id === text || name === text)
+    if (!found) throw new AppError('not_found', `There is no volume ${text}`)
+    return found
+  }
+  holders() {
+    return []
+  }
+  async create({ id = createId(), tags = {}, ...request }: Parameters<VolumesDoor['create']>[0]) {
+    if (this.rows.some((row) => row.id === id)) throw new AppError('conflict', `There is a volume ${id} already`)
+    const volume: Volume = { ...request, id, tags, createdAtMs: Date.now(), disk: [] }
+    this.rows.unshift(volume)
+    return volume
+  }
+  async delete(id: string) {
+    this.rows.splice(this.rows.indexOf(this.resolve(id)), 1)
+  }
+  demandBytes(): number {
+    return this.rows.reduce((sum, { bytes }) => sum + bytes, 0)
   }
 }
 
@@ -318,6 +360,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
   return {
     instances,
     snapshots: instances.kept,
+    volumes: instances.volumes,
     // The real room: it needs no more than rows.
     schedules: new Schedules({
       db: Database.open(':memory:'),

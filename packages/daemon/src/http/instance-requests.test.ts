@@ -79,7 +79,6 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   }
   assert.equal(create(defaults).name, 'web')
   for (const [field, value] of Object.entries({
-    volumes: [{ volume_id: 'v', mount_path: '/data' }],
     devices: ['gpu0'],
     gpu: { profile: 'x' },
     hotplug_size: '1GB',
@@ -95,6 +94,17 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
       field,
     )
   }
+})
+
+test('an overlay needs a volume that is shared, and a size; a size needs an overlay', () => {
+  const mount = (more: object) => create({ volumes: [{ volume_id: 'v', mount_path: '/data', ...more }] }).volumes
+  assert.deepEqual(mount({}), [{ volume: 'v', mountPath: '/data', readOnly: false }])
+  assert.deepEqual(mount({ readonly: true, overlay: true, overlay_size: '1.5GB' }), [
+    { volume: 'v', mountPath: '/data', readOnly: true, overlayBytes: 1.5 * 2 ** 30 },
+  ])
+  assert.throws(() => mount({ overlay: true, overlay_size: '1GB' }), { code: 'invalid_request', message: /volumes\[0\]\.overlay/ })
+  assert.throws(() => mount({ readonly: true, overlay: true }), { code: 'invalid_overlay_size' })
+  assert.throws(() => mount({ readonly: true, overlay_size: '1GB' }), { code: 'invalid_overlay_size' })
 })
 
 test('what is not built yet but is malformed is told as malformed, with the code of its own', () => {

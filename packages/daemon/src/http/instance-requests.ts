@@ -1,11 +1,17 @@
 /** What callers write, as the instances room takes it: texts become numbers here, each with its own error code. */
 import { isIP } from 'node:net'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import type { CreateInstanceRequest, ForkInstanceRequest, PortMapping, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
+import type {
+  CreateInstanceRequest,
+  ForkInstanceRequest,
+  PortMapping,
+  UpdateInstanceRequest,
+  VolumeMount,
+} from '@dormouse/api/instances.ts'
 import { WAIT_MAX_MS } from '@dormouse/api/routes.ts'
 import type { ForkSnapshotRequest } from '@dormouse/api/snapshots.ts'
 import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
-import type { CreateInstance, ForkInstance, PortRequest, UpdateInstance } from '../instances/instance.ts'
+import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateInstance } from '../instances/instance.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 
@@ -30,6 +36,10 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     ...(body.network && {
       network: { ...present('enabled', body.network.enabled), ...present('ports', body.network.ports?.map(toPortRequest)) },
     }),
+    ...present(
+      'volumes',
+      body.volumes?.map((mount, index) => toMountRequest(mount, `volumes[${index}].`)),
+    ),
     ...present('snapshotPolicy', body.snapshot_policy),
     ...present('skipKernelHeaders', body.skip_kernel_headers),
     ...present('freshBoot', body.fresh_boot),
@@ -54,6 +64,18 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('memoryBytes', memoryBytes),
     ...present('overlayBytes', overlayBytes),
   }
+}
+
+/** `where` it stands in the request. */
+export function toMountRequest(mount: VolumeMount, where = ''): MountRequest {
+  const { volume_id: volume, mount_path: mountPath, readonly: readOnly = false, overlay = false, overlay_size } = mount
+  const overlayBytes = sizeOf(overlay_size, `${where}overlay_size`, 'invalid_overlay_size')
+  if (overlay && !readOnly) {
+    throw new AppError('invalid_request', `\`${where}overlay\` is for a volume that is shared: it needs \`readonly\``)
+  }
+  if (overlay && overlayBytes === undefined) throw new AppError('invalid_overlay_size', `\`${where}overlay\` needs an \`overlay_size\``)
+  if (!overlay && overlayBytes !== undefined) throw new AppError('invalid_overlay_size', `\`${where}overlay_size\` needs \`overlay\``)
+  return { volume, mountPath, readOnly, ...present('overlayBytes', overlayBytes) }
 }
 
 export function toForkInstance(body: ForkInstanceRequest | ForkSnapshotRequest): ForkInstance {

@@ -10,7 +10,6 @@ const isAbove0 = (text: string | undefined, parse: (text: string) => number | un
   text !== undefined && (parse(text) ?? 0) > 0
 
 const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
-  ['volumes', (body) => (body.volumes ?? []).length > 0, 'volumes are not built yet'],
   ['devices', (body) => (body.devices ?? []).length > 0, 'device passthrough is not built yet'],
   ['gpu', (body) => (body.gpu?.profile ?? '') !== '', 'virtual GPUs are not built yet'],
   ['hotplug_size', (body) => isAbove0(body.hotplug_size, parseSize), 'memory cannot be added to a running VM yet'],

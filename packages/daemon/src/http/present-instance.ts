@@ -1,4 +1,4 @@
-import type { PortMapping, Instance as Shown, SnapshotPolicy } from '@dormouse/api/instances.ts'
+import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from '@dormouse/api/instances.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
 
@@ -33,7 +33,7 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     env: instance.env,
     tags: instance.tags,
     network: presentNetwork(instance.network),
-    volumes: [],
+    volumes: instance.volumes.map(presentMount),
     ...(instance.freshBoot && { fresh_boot: true }),
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
@@ -42,6 +42,13 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     current_phase_since: iso(instance.phases.sinceMs),
   }
 }
+
+const presentMount = ({ volumeId, mountPath, readOnly, overlayBytes }: Instance['volumes'][number]): VolumeMount => ({
+  volume_id: volumeId,
+  mount_path: mountPath,
+  readonly: readOnly,
+  ...(overlayBytes !== undefined && { overlay: true, overlay_size: formatSize(overlayBytes) }),
+})
 
 function presentNetwork(network: Instance['network']): NonNullable<Shown['network']> {
   if (!network.enabled) return { enabled: false, ip: null, mac: null }

@@ -32,6 +32,7 @@ const MEANING: Readonly<Record<ErrorCode, Meaning>> = {
   invalid_timeout: never(400),
   invalid_image: never(400),
   invalid_path: never(400),
+  invalid_archive: never(400),
   unauthorized: never(401),
   forbidden: never(403),
   not_found: never(404),
@@ -49,6 +50,7 @@ const MEANING: Readonly<Record<ErrorCode, Meaning>> = {
   // The contract says 400; a client that waits a moment gets its instance all the same.
   image_not_ready: later(400),
   image_too_large: never(400),
+  archive_too_large: never(400),
   platform_not_available: never(404),
   // 401 would say that our own token is bad.
   registry_unauthorized: never(403),
@@ -83,6 +85,7 @@ const HINT: Readonly<Record<Exclude<ErrorCode, `invalid_${string}`> | 'invalid_s
   method_not_allowed: 'GET /openapi.json lists what there is, with its methods',
   image_not_ready: 'Follow the pull with `dormouse image inspect`, then ask again',
   image_too_large: 'Take a smaller image, or raise DORMOUSE_MAX_IMAGE_SIZE or DORMOUSE_MAX_IMAGE_ENTRIES',
+  archive_too_large: 'Ask for a larger volume, or leave files out of the archive',
   platform_not_available: 'Leave out `platform`, or take an image that is built for it',
   registry_unauthorized:
     'Give `credentials`, or a login in the docker config.json of the daemon’s user, or in the one that DORMOUSE_REGISTRY_CREDENTIALS_FILE names',

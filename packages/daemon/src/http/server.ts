@@ -25,6 +25,7 @@ import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
 import { serverRoutes } from './routes/server.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
+import { volumeRoutes } from './routes/volumes.ts'
 import type { ServerUses } from './uses.ts'
 import { WebSocketGate } from './web-socket-gate.ts'
 
@@ -52,6 +53,7 @@ export class HttpServer implements AsyncDisposable {
       ...snapshotRoutes(uses),
       ...scheduleRoutes(uses),
       ...imageRoutes(uses),
+      ...volumeRoutes(uses),
       ...serverRoutes(uses, this.authority, metrics),
     }
     let openApi: string | undefined

@@ -15,6 +15,7 @@ import type {
   InstanceStats,
   ListInstances,
   LogSource,
+  MountRequest,
   UpdateInstance,
   WaitResult,
 } from '../instances/instance.ts'
@@ -23,11 +24,13 @@ import type { Logger } from '../log.ts'
 import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
 import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
+import type { CreateVolume, Holder, Volume } from '../volumes/volumes.ts'
 
 export interface ServerUses {
   readonly instances: InstancesDoor
   readonly images: ImagesDoor
   readonly snapshots: SnapshotsDoor
+  readonly volumes: VolumesDoor
   readonly schedules: SchedulesDoor
   readonly events: EventsDoor
   readonly host: HostDoor
@@ -54,6 +57,10 @@ export interface InstancesDoor {
   restoreSnapshot(id: InstanceId, snapshot: Snapshot, target: ForkInstance['target']): Promise<Instance>
   update(id: InstanceId, change: UpdateInstance): Promise<Instance>
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
+  attachVolume(id: InstanceId, mount: MountRequest): Promise<Instance>
+  detachVolume(id: InstanceId, volume: string): Promise<Instance>
+  /** Attached or not. */
+  growVolume(volume: string, bytes: number): Promise<Volume>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
   /** What writable disks take of the host's, each up to its full size. */
@@ -82,6 +89,19 @@ export interface SnapshotsDoor {
   get(id: string): Snapshot
   hold(id: string): { readonly snapshot: Snapshot } & Disposable
   delete(id: string): Promise<void>
+}
+
+export interface VolumesDoor {
+  /** Newest first. */
+  list(filter: { tags?: Readonly<Record<string, string>> }): readonly Volume[]
+  /** By id or name. Throws `not_found` and `ambiguous`. */
+  resolve(text: string): Volume
+  /** Who has it; who has any, without an id. */
+  holders(id?: string): readonly Holder[]
+  create(request: CreateVolume): Promise<Volume>
+  delete(id: string): Promise<void>
+  /** What they may take of the host's disk. */
+  demandBytes(): number
 }
 
 export interface LogOptions {

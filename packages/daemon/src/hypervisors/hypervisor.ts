@@ -11,7 +11,7 @@ import type { Duplex } from 'node:stream'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { ProcessIdentity } from '../host/process-identity.ts'
 import type { Step } from '../lib/step.ts'
-import type { DiskRole, VmSpec } from './vm-spec.ts'
+import type { DiskRole, DiskSpec, VmSpec } from './vm-spec.ts'
 
 export type { ProcessIdentity }
 
@@ -20,6 +20,8 @@ export type HypervisorName = 'qemu' | 'qemu-microvm' | 'cloud-hypervisor' | 'fir
 export interface Hypervisor {
   readonly name: HypervisorName
   readonly capabilities: ReadonlySet<Capability>
+  /** How many volumes a machine has room for: the disks `volume-0` and so on. */
+  readonly volumeSlots: number
   /** How many VMs wait to become an instance's, of a driver that has such. */
   readonly waiting?: number
 
@@ -96,6 +98,8 @@ export interface Vm {
    * the names of the files that are left, top first: those of the VM, which may never have come to use one that is on record.
    */
   flatten(role: DiskRole, step: Step): Promise<readonly string[]>
+  /** Of drivers that can `disk_hotplug`. */
+  readonly diskHotplug?: DiskHotplug
   /** Presses the power button; does not wait. The guest agent's own shutdown is the first choice, this the second. */
   requestShutdown(step: Step): Promise<void>
   /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */
@@ -106,6 +110,16 @@ export interface Vm {
   setPorts(ports: readonly PortForward[], step: Step): Promise<void>
   /** What the VMM's process has used so far, read from the host. Undefined once it is gone. */
   usage(): Promise<VmUsage | undefined>
+}
+
+/** Exchanges what is in the slots of volumes while the VM runs. The guest has to mount it, or to have let go of it. */
+export interface DiskHotplug {
+  /** Puts a disk into its slot, which is empty. When it throws, the VM has let go of it. Repeat is harmless. */
+  insertDisk(disk: DiskSpec, step: Step): Promise<void>
+  /** Repeat is harmless; what was written is in the files by then. */
+  ejectDisk(role: DiskRole, step: Step): Promise<void>
+  /** Repeat is harmless. */
+  growDisk(role: DiskRole, bytes: number, step: Step): Promise<void>
 }
 
 /** A new top for a disk, which the VM holds open and does not use yet. */

@@ -8,7 +8,7 @@ export interface VmSpec {
   readonly runDir: string
   readonly vcpus: number
   readonly memoryMib: number
-  /** In slot order; a driver fills the free slots with empty disks, so that every golden boot has the same set. */
+  /** Each has the slot of its role; a driver fills the free slots with empty disks, so that every golden boot has the same set. */
   readonly disks: readonly DiskSpec[]
   readonly nic?: NicSpec
   /** Where the shim drains what must never block. */
@@ -19,6 +19,7 @@ export interface VmSpec {
   readonly freshBoot?: boolean
 }
 
+/** A volume's number says which of their slots it is in, and stays the same for as long as a guest may know it there. */
 export type DiskRole = 'rootfs' | 'overlay' | 'modules' | `volume-${number}`
 
 export interface DiskSpec extends DiskLayer {

@@ -22,6 +22,7 @@ export function forkOf(
     state: 'Created',
     operation: 'create',
     disk: [],
+    volumes: [],
     network: { ...source.network, ports, ...(enabled ? { mac: macOf(id), ...(ip === undefined ? {} : { ip }) } : {}) },
     phases: { current: 'Created', sinceMs: nowMs, durations: {} },
   }

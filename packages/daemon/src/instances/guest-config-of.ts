@@ -2,7 +2,8 @@ import { createHash } from 'node:crypto'
 import type { GuestConfig, WakeRequest } from '../guest/guest-client.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { guestNetworkOf } from '../network/network.ts'
-import type { Instance } from './instance.ts'
+import type { Attachment, Instance } from './instance.ts'
+import { volumeRole } from './instance-disks.ts'
 
 export interface GuestConfigInputs {
   readonly image: Pick<ReadyImage, 'config'>
@@ -39,10 +40,17 @@ export function guestConfigOf(instance: Instance, { image, dns, hasModules }: Gu
       user: config.user,
       stopSignal: config.stopSignal || (isInit ? SYSTEMD_STOP_SIGNAL : DEFAULT_STOP_SIGNAL),
     },
-    disks: { overlay: true, modules: hasModules, volumes: [] },
+    disks: { overlay: true, modules: hasModules, volumes: instance.volumes.map(volumeConfigOf) },
     ...(instance.network.enabled && instance.network.mac !== undefined ? { network: guestNetworkOf(instance.network.mac, dns) } : {}),
   }
 }
+
+export const volumeConfigOf = (attachment: Attachment): GuestConfig['disks']['volumes'][number] => ({
+  serial: volumeRole(attachment),
+  mountPath: attachment.mountPath,
+  readOnly: attachment.readOnly && attachment.overlayBytes === undefined,
+  fs: 'ext4',
+})
 
 /** By what a guest is told from its kin: all that a fork's differs in from what it was made of. */
 export function guestIdentityOf({ id, name, network }: Instance, dns: readonly string[]): NonNullable<WakeRequest['identity']> {

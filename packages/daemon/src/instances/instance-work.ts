@@ -20,6 +20,8 @@ import type { Database } from '../store/database.ts'
 import type { InstanceId } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import type { SnapshotRows } from '../store/snapshots.ts'
+import { followAttachments } from '../volumes/attachments.ts'
+import type { Volumes } from '../volumes/volumes.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
 import { vmSpecOf } from './vm-spec-of.ts'
@@ -31,6 +33,7 @@ export interface WorkUses {
   readonly db: Database
   readonly rows: InstanceRows
   readonly snapshots: SnapshotRows
+  readonly volumes: Volumes
   readonly events: Events
   readonly images: Pick<Images, 'byDigest'>
   readonly disks: Disks
@@ -166,22 +169,24 @@ export class InstanceWork {
   /**
    * Writes the change and its event in one transaction. Only here does an instance's record change. What ends something or tells what
    * has happened is written on a full disk too; what begins something says that it need not be. `via` is a state that it was in for a
-   * moment, without a row of its own.
+   * moment, without a row of its own; `also` belongs to the same transaction.
    */
-  change(patch: Partial<Instance>, { evenWhenFull = true, via }: { evenWhenFull?: boolean; via?: Passing } = {}): void {
+  change(patch: Partial<Instance>, { evenWhenFull = true, via, also }: ChangeOptions = {}): void {
     const before = this.instance
     const merged = { ...before, ...patch }
     const passed = via === undefined ? before.phases : enterPhase(before.phases, via.state, via.sinceMs)
     const after: Instance = { ...merged, phases: enterPhase(passed, merged.state, Date.now()) }
     this.uses.db.transaction(
       () => {
+        also?.()
+        followAttachments({ rows: this.uses.volumes.rows, events: this.uses.events }, after, before.volumes, after.volumes)
         this.uses.rows.update(after)
         this.uses.events.record({ kind: 'instance.changed', subject: after.id, data: eventDataOf(after) })
       },
       { evenWhenFull },
     )
     this.host.instance = after
-    if (before.sleep !== undefined && !isDeepStrictEqual([before.sleep, before.disk], [after.sleep, after.disk])) this.#unexpect()
+    if (before.sleep !== undefined && !isDeepStrictEqual(filesOf(before), filesOf(after))) this.#unexpect()
     if (before.state !== after.state) {
       const ms = Date.now() - before.phases.sinceMs
       this.log.info({ from: before.state, to: after.state, operation: this.operation, ms }, 'instance changed')
@@ -226,10 +231,19 @@ export class InstanceWork {
   }
 }
 
+interface ChangeOptions {
+  readonly evenWhenFull?: boolean
+  readonly via?: Passing
+  readonly also?: () => void
+}
+
 export interface Passing {
   readonly state: InstanceState
   readonly sinceMs: number
 }
+
+/** Of a sleeper: what a VM that is made ready for it has open. */
+const filesOf = ({ sleep, disk, volumes }: Instance): unknown => [sleep, disk, volumes]
 
 export const eventDataOf = (instance: Instance): Readonly<Record<string, unknown>> => ({
   name: instance.name,

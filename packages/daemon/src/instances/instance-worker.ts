@@ -33,6 +33,9 @@ interface Task {
   graceMs?: number
 }
 
+/** What passes through the worker and leaves the state as it is. */
+export type Rewiring = 'update' | 'attach_volume' | 'detach_volume'
+
 export interface RequestOptions {
   /** With this, an `already` is refused, and this is why. */
   readonly refuseAlready?: string
@@ -87,7 +90,7 @@ export class InstanceWorker implements WorkHost {
    * Asks for an operation. Resolves when it has been done, by this request or by the one under way that it joins; what `story` does
    * is the operation. Throws `invalid_state` with the reason when the table says no.
    */
-  async request(verb: Transition | 'update', story: Story, options: RequestOptions = {}): Promise<void> {
+  async request(verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<void> {
     if (this.#isForgotten) throw new AppError('not_found', `There is no instance ${this.instance.name}`)
     if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
     const admission = admit(verb, { state: this.instance.state, capabilities: this.#capabilities(), pending: this.pending })

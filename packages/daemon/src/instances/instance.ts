@@ -2,7 +2,7 @@ import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
 import type { Instance, Phases } from '../store/instance-record.ts'
 
-export type { Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
+export type { Attachment, Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
 
 /** Durations up to `nowMs`, the current phase included, as the API shows them. */
 export function durationsAt(phases: Phases, nowMs: number): Readonly<Partial<Record<Lowercase<InstanceState>, number>>> {
@@ -37,11 +37,22 @@ export interface CreateInstance {
     readonly bandwidthDownload?: number
     readonly bandwidthUpload?: number
   }
+  readonly volumes?: readonly MountRequest[]
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly skipGuestAgent?: boolean
   readonly skipKernelHeaders?: boolean
   readonly freshBoot?: boolean
   readonly expiresAtMs?: number
+}
+
+/** A volume that is wanted. */
+export interface MountRequest {
+  /** Id, or a name that only one has. */
+  readonly volume: string
+  readonly mountPath: string
+  readonly readOnly: boolean
+  /** What is written is the instance's own, at most so much; only of one that is read-only. */
+  readonly overlayBytes?: number
 }
 
 /** `hostPort` 0 picks a free one. */

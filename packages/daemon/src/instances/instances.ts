@@ -25,6 +25,7 @@ import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
+import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
 import { admitDemand, type Demand, takesMemory } from './admission.ts'
 import { Consolidations } from './consolidations.ts'
 import { defaultTargetOf, forkOf } from './fork-of.ts'
@@ -37,18 +38,24 @@ import type {
   InstanceStats,
   ListInstances,
   LogSource,
+  MountRequest,
   PortRequest,
   UpdateInstance,
   WaitResult,
 } from './instance.ts'
+import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type WorkSettings, type WorkUses } from './instance-work.ts'
-import { InstanceWorker, type RequestOptions, type Story } from './instance-worker.ts'
+import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
 import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { isLogThere, readLog } from './log-lines.ts'
+import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
+import { attachVolume } from './operations/attach-volume.ts'
 import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
+import { detachVolume } from './operations/detach-volume.ts'
 import { type AdmitAs, fork, type TargetState } from './operations/fork.ts'
+import { growVolume } from './operations/grow-volume.ts'
 import { restore } from './operations/restore.ts'
 import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
@@ -67,6 +74,7 @@ export interface InstancesUses {
   readonly events: Events
   readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage'>
   readonly disks: Disks
+  readonly volumes: Volumes
   readonly paths: Paths
   readonly log: Logger
   readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor' | 'snapshots'>
@@ -103,8 +111,8 @@ export class Instances implements AsyncDisposable {
     this.#points = new Points({
       paths: uses.paths,
       request: async (id, story) => this.#workerOf(this.get(id)).request('fork', story),
-      claim: ({ disk }, takers) => this.#claim(disk, takers),
-      sweep: ({ disk }) => this.#sweepUnused(disk),
+      claim: ({ instance }, takers) => this.#claim(instance, takers),
+      sweep: ({ instance }) => this.#sweepUnused(layersOf(instance)),
     })
     const crashPoint = uses.crashPoint ?? (async () => undefined)
     const sleepUses = {
@@ -127,6 +135,7 @@ export class Instances implements AsyncDisposable {
       db: uses.db,
       rows: this.#rows,
       snapshots: this.#snapshots,
+      volumes: uses.volumes,
       events: uses.events,
       images: uses.images,
       disks: uses.disks,
@@ -231,15 +240,20 @@ export class Instances implements AsyncDisposable {
     this.#assertOpen()
     const asked = this.#checkCreate(request)
     if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
-    const demand = { ...asked.sizes, diskBytes: asked.sizes.overlayBytes }
+    const demand = {
+      ...asked.sizes,
+      diskBytes: asked.sizes.overlayBytes + sum(asked.mounts.map(({ request: { overlayBytes = 0 } }) => overlayBytes)),
+    }
     const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
     assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
+    const { disks, volumes } = this.#uses
+    await using mounts = await prepareMounts(asked.mounts, { volumes, release: (layers) => disks.release(layers) })
     const room = await this.#diskRoom()
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
     this.#assertOpen()
     this.#admitDemand(request.name, demand, room)
-    const instance = this.#reserve(request, asked, image, ports)
+    const instance = this.#reserve(request, asked, image, ports, mounts)
     await this.#workerOf(instance).perform('create', undefined, create)
     return this.get(instance.id)
   }
@@ -301,8 +315,8 @@ export class Instances implements AsyncDisposable {
     return this.#goOn(child, target, async () => {
       // What was deleted meanwhile cannot be claimed.
       if (this.#snapshots.find(snapshot.id) === undefined) throw new AppError('not_found', `There is no snapshot ${snapshot.id} any more`)
-      this.#claim(point.disk, [child.id])
-      return { point, [Symbol.asyncDispose]: async () => this.#sweepUnused(point.disk) }
+      this.#claim(point.instance, [child.id])
+      return { point, [Symbol.asyncDispose]: async () => this.#sweepUnused(layersOf(point.instance)) }
     })
   }
 
@@ -352,6 +366,46 @@ export class Instances implements AsyncDisposable {
       if (room && growth > 0) this.#admitDemand(work.instance.name, { vcpus: 0, memoryBytes: 0, diskBytes: growth }, room)
       await update(work, { patch: rest, ports, limits: this.#uses.config.limits })
     })
+  }
+
+  /** Resolves when it is mounted, of an instance that runs, or will be with its next start. */
+  async attachVolume(id: InstanceId, mount: MountRequest): Promise<Instance> {
+    return this.#request(id, 'attach_volume', (work) =>
+      attachVolume(work, mount, { judge: (bytes) => this.admitDisk(work.instance.name, bytes) }),
+    )
+  }
+
+  /** Throws `in_use` while something in the guest uses it. */
+  async detachVolume(id: InstanceId, volume: string): Promise<Instance> {
+    const { id: volumeId } = this.#uses.volumes.resolve(volume)
+    return this.#request(id, 'detach_volume', (work) => detachVolume(work, volumeId))
+  }
+
+  /** A volume becomes larger, whether it is attached or not. */
+  async growVolume(text: string, bytes: number): Promise<Volume> {
+    this.#assertOpen()
+    const { volumes } = this.#uses
+    const volume = volumes.resolve(text)
+    if (bytes < volume.bytes) throw new AppError('invalid_size', `The volume ${volume.name} can only grow`)
+    if (bytes === volume.bytes) return volume
+    const [holder] = volumes.holders(volume.id)
+    if (holder === undefined) return volumes.growAtRest(volume, bytes)
+    if (holder.readOnly) {
+      throw new AppError('conflict', `The volume ${volume.name} is attached to the instance ${holder.instanceName}, which reads it`, {
+        hint: 'Detach it from all who read it, then make it larger',
+      })
+    }
+    const { name } = this.get(holder.instanceId)
+    await this.#request(holder.instanceId, 'attach_volume', (work) =>
+      growVolume(work, volume.id, bytes, { judge: (more) => this.admitDisk(name, more) }),
+    )
+    return volumes.resolve(volume.id)
+  }
+
+  /** Looks at the disk; what it gives judges whether so many bytes more may be given out. Throws `insufficient_resources`. */
+  async admitDisk(what: string, bytes: number): Promise<() => void> {
+    const room = await this.#diskRoom()
+    return () => this.#admitDemand(what, { vcpus: 0, memoryBytes: 0, diskBytes: bytes }, room)
   }
 
   /** Begins to delete what has expired. One that is busy is left for the next time. */
@@ -510,7 +564,9 @@ export class Instances implements AsyncDisposable {
     const ports = await this.#choosePorts(request.ports ?? [])
     const room = await this.#diskRoom()
     this.#assertOpen()
-    this.#admitDemand(request.name, { ...demand, diskBytes: source.overlayBytes }, room)
+    // Volumes that it writes to become two.
+    const volumeBytes = sum(source.volumes.map(({ readOnly, bytes, overlayBytes = 0 }) => (readOnly ? overlayBytes : bytes)))
+    this.#admitDemand(request.name, { ...demand, diskBytes: source.overlayBytes + volumeBytes }, room)
     const { db, config, host, events } = this.#uses
     const id = createId() as InstanceId
     const nowMs = Date.now()
@@ -525,12 +581,21 @@ export class Instances implements AsyncDisposable {
     })
   }
 
-  /** Rows of forks name the layers that they will stand on. One that was asked something meanwhile has a worker, which follows. */
-  #claim(disk: readonly string[], takers: readonly InstanceId[]): void {
-    const claimed = this.#uses.db.transaction(() => {
-      const found = takers.flatMap((id) => this.#rows.find(id) ?? []).map((taker) => ({ ...taker, disk }))
-      for (const taker of found) this.#rows.update(taker)
-      return found
+  /**
+   * Rows of forks name the layers that they will stand on, and have volumes of their own for those that the source writes to. One that was
+   * asked something meanwhile has a worker, which follows.
+   */
+  #claim(source: Instance, takers: readonly InstanceId[]): void {
+    const { db, events, volumes } = this.#uses
+    const claimed = db.transaction(() => {
+      const found = takers.flatMap((id) => this.#rows.find(id) ?? [])
+      return found.map((before) => {
+        const own = source.volumes.map((attachment) => volumes.attachmentOfFork(attachment, before))
+        const taker = { ...before, disk: source.disk, volumes: own }
+        followAttachments({ rows: volumes.rows, events }, taker, before.volumes, own)
+        this.#rows.update(taker)
+        return taker
+      })
     })
     for (const taker of claimed) {
       const worker = this.#workers.get(taker.id)
@@ -566,7 +631,7 @@ export class Instances implements AsyncDisposable {
     return uid
   }
 
-  async #request(id: InstanceId, verb: Transition | 'update', story: Story, options: RequestOptions = {}): Promise<Instance> {
+  async #request(id: InstanceId, verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<Instance> {
     this.#assertOpen()
     await this.#workerOf(this.get(id)).request(verb, story, options)
     return this.get(id)
@@ -612,7 +677,8 @@ export class Instances implements AsyncDisposable {
     }
     checkSizes(sizes, this.#uses.config.limits)
     const hypervisor = request.hypervisor ?? this.#uses.config.hypervisor
-    this.#hypervisor(hypervisor)
+    const slots = this.#hypervisor(hypervisor).volumeSlots
+    const mounts = planMounts(request.volumes ?? [], [], { volumes: this.#uses.volumes, slots })
     const network = request.network ?? {}
     if (network.enabled === false && network.ports?.length) {
       throw portsWithoutNetwork()
@@ -625,7 +691,7 @@ export class Instances implements AsyncDisposable {
     }
     const platform = `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
     if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
-    return { sizes, hypervisor, platform }
+    return { sizes, hypervisor, platform, mounts }
   }
 
   async #pullFor(request: CreateInstance, demand: Demand): Promise<ReadyImage> {
@@ -647,8 +713,14 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  #reserve(request: CreateInstance, asked: Asked, image: ReadyImage, ports: readonly PortForward[]): Instance {
-    const { images, config, host, events } = this.#uses
+  #reserve(
+    request: CreateInstance,
+    asked: Asked,
+    image: ReadyImage,
+    ports: readonly PortForward[],
+    mounts: Awaited<ReturnType<typeof prepareMounts>>,
+  ): Instance {
+    const { images, config, host, events, volumes } = this.#uses
     const id = createId() as InstanceId
     const nowMs = Date.now()
     return this.#uses.db.transaction(() => {
@@ -675,6 +747,7 @@ export class Instances implements AsyncDisposable {
         state: 'Created',
         operation: 'create',
         disk: [nameLayer('raw')],
+        volumes: mounts.attachments,
         phases: { current: 'Created', sinceMs: nowMs, durations: {} },
         ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),
@@ -683,6 +756,8 @@ export class Instances implements AsyncDisposable {
         ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
         ...(uid === undefined ? {} : { uid }),
       }
+      mounts.assertUnchanged()
+      followAttachments({ rows: volumes.rows, events }, instance, [], instance.volumes)
       this.#rows.insert(instance)
       events.record({ kind: 'instance.created', subject: id, data: eventDataOf(instance) })
       return instance
@@ -727,7 +802,7 @@ export class Instances implements AsyncDisposable {
       {
         vcpus: taken.vcpus - own.vcpus,
         memoryBytes: taken.memoryBytes - own.memoryBytes,
-        diskBytes: taken.overlayBytes + room.frozenBytes + room.imagesBytes,
+        diskBytes: taken.overlayBytes + this.#uses.volumes.demandBytes() + room.frozenBytes + room.imagesBytes,
       },
       {
         vcpus: cpus * limits.cpuRatio,
@@ -777,6 +852,7 @@ interface Asked {
   readonly sizes: Sizes
   readonly hypervisor: HypervisorName
   readonly platform: string
+  readonly mounts: readonly PlannedMount[]
 }
 
 function assertPlatform(image: string, platform: string, own: string): void {
@@ -785,6 +861,8 @@ function assertPlatform(image: string, platform: string, own: string): void {
     hint: `This host runs ${own}: pull the image for it, or leave out the platform`,
   })
 }
+
+const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0)
 
 const portsWithoutNetwork = (): AppError => new AppError('invalid_request', 'Ports can be published only with the network enabled')
 

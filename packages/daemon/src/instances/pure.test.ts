@@ -30,6 +30,7 @@ const instance: Instance = {
   uid: 2_097_152_000,
   state: 'Stopped',
   disk: ['top.qcow2', 'below.raw'],
+  volumes: [],
   phases: { current: 'Stopped', sinceMs: 0, durations: {} },
 }
 const paths = new Paths({ dataDir: '/data', runDir: '/run/x' })

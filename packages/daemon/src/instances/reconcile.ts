@@ -5,11 +5,14 @@ import { basename, join } from 'node:path'
 import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
 import type { Instance } from './instance.ts'
+import { disksOf } from './instance-disks.ts'
 import type { InstanceWork, WorkUses } from './instance-work.ts'
 import type { InstanceWorker } from './instance-worker.ts'
+import { finishAttach } from './operations/attach-volume.ts'
 import { settleVmExit } from './operations/conclusions.ts'
 import { forgetInstance, removeFiles } from './operations/create.ts'
 import { finishDelete } from './operations/delete.ts'
+import { finishDetach } from './operations/detach-volume.ts'
 import { finishRestore, wakeRequestOf } from './operations/restore.ts'
 import { runOn } from './operations/run-on.ts'
 import { finishStop } from './operations/stop.ts'
@@ -75,7 +78,7 @@ function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: Reconc
 }
 
 async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts: Facts; vm: Vm | undefined }> {
-  const hasDisk = isDiskThere(instance, uses)
+  const hasDisk = areDisksThere(instance, uses)
   const { sleep } = instance
   if (instance.vm === undefined) {
     const hasSleep = sleep && existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
@@ -94,9 +97,10 @@ async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts
   }
 }
 
-function isDiskThere({ id, disk }: Instance, uses: ReconcileUses): boolean {
+function areDisksThere(instance: Instance, uses: ReconcileUses): boolean {
+  const { id } = instance
   try {
-    return uses.disks.isWhole(disk)
+    return disksOf(instance).every(({ layers }) => uses.disks.isWhole(layers))
   } catch (error) {
     uses.log.warn({ err: error, instance: id }, 'the disk of an instance could not be looked at')
     return false
@@ -116,7 +120,7 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       await work.step('remove_files', 60_000)
       await removeFiles(work)
       await work.step('forget', 10_000)
-      return forgetInstance(work)
+      return forgetInstance(work, { isUnmade: true })
     case 'undo_start':
       await work.step('sweep', 60_000)
       await work.hypervisor.sweep(work.runDir)
@@ -133,10 +137,12 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       if (work.live) await finishRestore(work, work.live)
       return
     case 'adopt':
-      if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
-      // A daemon that died over a capture may have left it paused; no one else pauses.
-      if (work.live) await runOn(work, work.live)
-      return await publishAsRecorded(work)
+      return adopt(work)
+    case 'finish_volumes':
+      await adopt(work)
+      if (work.live === undefined) return
+      await (work.instance.operation === 'attach_volume' ? finishAttach : finishDetach)(work, work.live)
+      return
     case 'settle_ended':
       return settleVmExit(work, (await work.hypervisor.lastExit(work.runDir)) ?? { kind: 'lost', atMs: Date.now() })
     case 'settle_asleep':
@@ -146,6 +152,13 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       work.change({ state: 'Unknown', stateError: recovery.why })
       return
   }
+}
+
+async function adopt(work: InstanceWork): Promise<void> {
+  if (work.live && work.instance.vm) work.change({ vm: work.live.vm.handle })
+  // A daemon that died over a capture, or while it took a disk out, may have left it paused; no one else pauses.
+  if (work.live) await runOn(work, work.live)
+  await publishAsRecorded(work)
 }
 
 /** A daemon that died while it changed ports may have left others open than those on record. */

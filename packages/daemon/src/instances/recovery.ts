@@ -37,6 +37,8 @@ export type Recovery =
   | { readonly action: 'finish_stop' }
   | { readonly action: 'finish_delete' }
   | { readonly action: 'finish_update' }
+  /** A volume is on its way into a VM that runs, or out of it. */
+  | { readonly action: 'finish_volumes' }
   /** Hold the VM again; its guest says how far it has come. */
   | { readonly action: 'adopt' }
   /** Its memory is loaded and its sleeping state consumed: let it run, and wake its guest. */
@@ -61,6 +63,10 @@ export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Fa
       return { action: 'finish_update' }
     case 'restore':
       return facts.vm === 'running' ? { action: 'finish_restore' } : settle(stored.state, facts)
+    case 'attach_volume':
+    case 'detach_volume':
+      // Where no VM is any more, the record alone says what is attached.
+      return facts.vm === 'running' ? { action: 'finish_volumes' } : settle(stored.state, facts)
     // These write no intent: before their commit point nothing of the instance has changed, and behind it they are done.
     case 'standby':
     case 'fork':

@@ -24,7 +24,9 @@ import { Database } from '../store/database.ts'
 import { DiskLayers } from '../store/disk-layers.ts'
 import type { OperationName } from '../store/instance-record.ts'
 import { InstanceRows } from '../store/instances.ts'
+import { type Volume, Volumes } from '../volumes/volumes.ts'
 import type { Instance, InstanceId } from './instance.ts'
+import { disksOf, layersOf } from './instance-disks.ts'
 import type { CrashPoint } from './instance-work.ts'
 import { Instances } from './instances.ts'
 
@@ -82,7 +84,15 @@ export class TestHouse implements AsyncDisposable {
   readonly pulls = new Map<string, () => Promise<ReadyImage>>()
   #options: TestHouseOptions
   #life:
-    | { db: Database; instances: Instances; events: Events; snapshots: Snapshots; compressing: BackgroundJobs; isDead: boolean }
+    | {
+        db: Database
+        instances: Instances
+        events: Events
+        snapshots: Snapshots
+        volumes: Volumes
+        compressing: BackgroundJobs
+        isDead: boolean
+      }
     | undefined
 
   constructor(options: TestHouseOptions = {}) {
@@ -100,6 +110,9 @@ export class TestHouse implements AsyncDisposable {
   }
   get snapshots(): Snapshots {
     return this.#alive.snapshots
+  }
+  get volumes(): Volumes {
+    return this.#alive.volumes
   }
   get compressing(): BackgroundJobs {
     return this.#alive.compressing
@@ -151,6 +164,7 @@ export class TestHouse implements AsyncDisposable {
       alive,
     })
     const disks = new (this.#options.sharesBlocks ? CloningDisks : Disks)({ paths: this.paths, layers: new DiskLayers(db) })
+    const volumes = new Volumes({ db, events, disks, log: this.log, crashPoint, admit: (what, bytes) => instances.admitDisk(what, bytes) })
     const compressing = new BackgroundJobs()
     const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths, log: this.log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -167,6 +181,7 @@ export class TestHouse implements AsyncDisposable {
         usage: async () => TEST_IMAGE.sizeBytes,
       },
       disks,
+      volumes,
       paths: this.paths,
       log: this.log,
       config,
@@ -177,7 +192,7 @@ export class TestHouse implements AsyncDisposable {
       settings: { modules: undefined, dns: [], freshBoot: false },
       crashPoint,
     })
-    this.#life = Object.assign(life, { instances, snapshots, compressing })
+    this.#life = Object.assign(life, { instances, snapshots, volumes, compressing })
     await instances.recover()
     snapshots.recover()
     return instances
@@ -268,7 +283,7 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     assert.ok(!isUnderWay(state, operation), `${name} is still in ${operation}`)
     if (state === 'Stopped' || state === 'Standby') assert.equal(instance.vm, undefined, `${name} is ${state} and has a VM on record`)
     if (state !== 'Unknown') assert.equal(sleep !== undefined, state === 'Standby', `${name} is ${state}, with a sleeping state or without`)
-    for (const layer of disk) assert.ok(existsSync(house.paths.disk(layer)), `the disk of ${name} is gone`)
+    for (const layer of layersOf(instance)) assert.ok(existsSync(house.paths.disk(layer)), `a disk of ${name} is gone`)
     if (isPlain(disk)) assert.equal(statSync(house.paths.disk(String(disk[0]))).size, instance.overlayBytes)
   }
   await assertAwake(house, live)
@@ -300,19 +315,55 @@ async function assertAwake(house: TestHouse, live: readonly Instance[]): Promise
 
 /** Layers are those that rows name, and what a VM writes to no one else has. */
 function assertDisks(house: TestHouse, stored: readonly Instance[], kept: readonly Snapshot[]): void {
-  const named = [...stored, ...kept].flatMap(({ disk }) => disk)
+  const volumes = house.volumes.list()
+  const named = [...stored.flatMap(layersOf), ...kept.flatMap(({ instance }) => layersOf(instance)), ...volumes.flatMap(({ disk }) => disk)]
   assert.deepEqual(namesIn(house.paths.disksDir), [...new Set(named)].sort())
   for (const machine of house.host.running()) {
     const instance = stored.find(({ id }) => id === machine.spec.id)
-    const chain = (machine.chains.get('overlay') ?? []).map((path) => basename(path))
-    // Where a daemon died over a pivot, a layer that is on record was never given to the VM: it is empty, and changes nothing.
-    const known = instance?.disk.filter((layer) => chain.includes(layer))
-    assert.deepEqual(known, chain, `the VM of ${instance?.name} writes to another disk than is on record`)
+    const disks = instance === undefined ? [] : disksOf(instance)
+    const roles = [...machine.chains.keys()].filter((role) => role !== 'rootfs' && role !== 'modules')
+    assert.deepEqual(roles.sort(), disks.map(({ role }) => role).sort(), `the VM of ${instance?.name} has other disks than are on record`)
+    for (const { role, layers } of disks) {
+      const chain = (machine.chains.get(role) ?? []).map((path) => basename(path))
+      // Where a daemon died over a pivot, a layer that is on record was never given to the VM: it is empty, and changes nothing.
+      const known = layers.filter((layer) => chain.includes(layer))
+      assert.deepEqual(known, chain, `the VM of ${instance?.name} writes to another ${role} than is on record`)
+    }
+    const mounted = [...machine.guest.mounts.keys()].sort()
+    if (instance?.state === 'Running')
+      assert.deepEqual(
+        mounted,
+        disks
+          .map(({ role }) => role)
+          .filter((role) => role !== 'overlay')
+          .sort(),
+      )
   }
-  for (const { id, name, disk } of stored) {
-    const others = [...stored.filter((it) => it.id !== id), ...kept]
-    assert.ok(!others.some((it) => it.disk.includes(String(disk[0]))), `what ${name} writes to is another's too`)
+  for (const instance of stored) {
+    const { id, name } = instance
+    const others = [
+      ...stored.filter((it) => it.id !== id).flatMap(layersOf),
+      ...kept.flatMap((it) => layersOf(it.instance)),
+      ...volumes.flatMap(({ disk }) => disk),
+    ]
+    for (const { layers } of disksOf(instance)) assert.ok(!others.includes(String(layers[0])), `what ${name} writes to is another's too`)
   }
+  assertVolumes(stored, volumes)
+}
+
+/** One that writes, or any number that read; and the layers of a volume are on one record. */
+function assertVolumes(stored: readonly Instance[], volumes: readonly Volume[]): void {
+  for (const { id, name, disk, bytes } of volumes) {
+    const holders = stored.flatMap((instance) => instance.volumes.filter(({ volumeId }) => volumeId === id))
+    const writers = holders.filter(({ readOnly }) => !readOnly)
+    assert.ok(writers.length === 0 || holders.length === 1, `the volume ${name} is written while others have it`)
+    assert.equal(disk.length === 0, writers.length === 1, `the layers of the volume ${name} are on no record, or on two`)
+    for (const writer of writers) assert.equal(writer.bytes, bytes)
+    for (const { moving } of holders) assert.equal(moving, undefined, `the volume ${name} is on its way for ever`)
+  }
+  const known = new Set(volumes.map(({ id }) => id))
+  for (const { name, volumes: has } of stored)
+    for (const { volumeId } of has) assert.ok(known.has(volumeId), `${name} has a volume that is not there`)
 }
 
 /** Sleeping states, snapshots, points and bases are those that rows name, each of them whole. */

@@ -4,6 +4,7 @@ import type { DiskSpec, VmSpec } from '../hypervisors/vm-spec.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Paths } from '../paths.ts'
 import type { Instance } from './instance.ts'
+import { disksOf } from './instance-disks.ts'
 
 export interface VmSpecInputs {
   readonly image: Pick<ReadyImage, 'rootfs'>
@@ -23,7 +24,7 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
     runDir: paths.vmRunDir(instance.id),
     vcpus: instance.vcpus,
     memoryMib: Math.floor(instance.memoryBytes / 2 ** 20),
-    disks: disksOf(instance, image, paths, modules),
+    disks: diskSpecsOf(instance, image, paths, modules),
     logs: { app, vmm, journal, maxBytes: logMaxBytes },
     freshBoot: freshBoot || instance.freshBoot === true,
     ...(instance.network.enabled && instance.network.mac !== undefined
@@ -33,13 +34,13 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
   }
 }
 
-function disksOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
-  const [top, ...below] = instance.disk.map((name) => ({ path: paths.disk(name), format: formatOf(name) }))
-  if (top === undefined) throw new AppError('internal_error', `The instance ${instance.name} has no disk on record`)
-  const disks: DiskSpec[] = [
-    { role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true },
-    { role: 'overlay', ...top, readOnly: false, ...(below.length === 0 ? {} : { backing: below }) },
-  ]
-  if (modules !== undefined) disks.push({ role: 'modules', path: modules, format: 'raw', readOnly: true })
+function diskSpecsOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
+  const disks: DiskSpec[] = [{ role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true }]
+  for (const { role, layers } of disksOf(instance)) {
+    const [top, ...below] = layers.map((name) => ({ path: paths.disk(name), format: formatOf(name) }))
+    if (top === undefined) throw new AppError('internal_error', `The disk ${role} of the instance ${instance.name} is not on record`)
+    disks.push({ role, ...top, readOnly: false, ...(below.length === 0 ? {} : { backing: below }) })
+  }
+  if (modules !== undefined) disks.splice(2, 0, { role: 'modules', path: modules, format: 'raw', readOnly: true })
   return disks
 }

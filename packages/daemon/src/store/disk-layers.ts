@@ -1,15 +1,23 @@
 import type { Database } from './database.ts'
-import type { InstanceId } from './instance-record.ts'
 
+/** Callers choose the ids of volumes, so these are told apart from those of instances. */
 const NAMED = `
   SELECT json_each.value AS name, json_each.key AS depth, instances.id AS writer FROM instances, json_each(instances.disk)
   UNION ALL
+  SELECT layer.value, layer.key, instances.id
+    FROM instances, json_each(instances.volumes) AS attached, json_each(attached.value, '$.disk') AS layer
+  UNION ALL
+  SELECT json_each.value, json_each.key, 'volume ' || volumes.id FROM volumes, json_each(volumes.disk)
+  UNION ALL
   SELECT json_each.value, json_each.key, NULL FROM snapshots, json_each(snapshots.disk)
+  UNION ALL
+  SELECT layer.value, layer.key, NULL
+    FROM snapshots, json_each(snapshots.instance, '$.volumes') AS attached, json_each(attached.value, '$.disk') AS layer
 `
 
 /**
- * Who stands on which layer of a disk, asked of the rows of instances and snapshots: there is no count that could be wrong. A name can
- * only be learned from a row that has it, so one that no row has will never be named again.
+ * Who stands on which layer of a disk, asked of the rows of instances, volumes and snapshots: there is no count that could be wrong. A
+ * name can only be learned from a row that has it, so one that no row has will never be named again.
  */
 export class DiskLayers {
   readonly #db: Database
@@ -18,8 +26,8 @@ export class DiskLayers {
     this.#db = db
   }
 
-  /** Those of `names` that no row has, but perhaps that of `except`. */
-  unnamed(names: readonly string[], except?: InstanceId): string[] {
+  /** Those of `names` that no row has, but perhaps that of `except`: an instance's id, or a volume's after `volume `. */
+  unnamed(names: readonly string[], except?: string): string[] {
     const others = this.#db.prepare(`SELECT name FROM (${NAMED}) WHERE writer IS NULL OR writer IS NOT ?`).all(except ?? '')
     const taken = new Set(others.map(({ name }) => String(name)))
     return names.filter((name) => !taken.has(name))

@@ -7,7 +7,7 @@ declare const brand: unique symbol
 export type InstanceId = string & { readonly [brand]: 'InstanceId' }
 
 /** What a worker can be busy with; `create` is no transition, since nothing is there to ask for it. */
-export type OperationName = Transition | 'create' | 'update'
+export type OperationName = Transition | 'create' | 'update' | 'attach_volume' | 'detach_volume'
 
 /** An instance as it is stored. What was asked for, what it was given, and where it is. */
 export interface Instance {
@@ -54,9 +54,32 @@ export interface Instance {
   readonly exitMessage?: string
   /** The layers of its writable disk as names of files, top first. The first alone is ever written; the others may be shared. */
   readonly disk: readonly string[]
+  /** In the order in which they were attached. */
+  readonly volumes: readonly Attachment[]
   /** What it wakes from; absent unless it is in standby. */
   readonly sleep?: Sleep
   readonly phases: Phases
+}
+
+/** A volume as an instance has it. */
+export interface Attachment {
+  readonly volumeId: string
+  readonly volumeName: string
+  readonly mountPath: string
+  readonly readOnly: boolean
+  /** It is mounted for writing all the same, and what is written is the instance's own, at most so much. */
+  readonly overlayBytes?: number
+  /** Of the disk in the guest. */
+  readonly bytes: number
+  /** Where the disk sits: the same for as long as it is attached, since a sleeping guest knows it there. */
+  readonly slot: number
+  /**
+   * Its layers, top first. The first alone is ever written, and by this instance alone: it is the volume's own, or lies over those that
+   * readers share.
+   */
+  readonly disk: readonly string[]
+  /** It is on its way into a VM that runs, or out of it. */
+  readonly moving?: 'in' | 'out'
 }
 
 /** A sleeping state on disk (`memory/capture-files.ts`), and what it stands on. */

@@ -43,6 +43,7 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   exit_code: (i) => i.exitCode ?? null,
   exit_message: (i) => i.exitMessage ?? null,
   disk: (i) => json(i.disk),
+  volumes: (i) => json(i.volumes),
   sleep: (i) => json(i.sleep),
   phase_durations: (i) => json(i.phases.durations),
   phase_since_ms: (i) => i.phases.sinceMs,
@@ -230,6 +231,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     skipKernelHeaders: row.skip_kernel_headers === 1,
     state,
     disk: parse<string[]>(row.disk) ?? [],
+    volumes: parse<Instance['volumes']>(row.volumes) ?? [],
     phases: {
       current: state,
       sinceMs: Number(row.phase_since_ms),

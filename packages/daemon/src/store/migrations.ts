@@ -180,4 +180,26 @@ export const migrations: readonly Migration[] = [
     name: 'fresh boots',
     sql: 'ALTER TABLE instances ADD COLUMN fresh_boot INTEGER NOT NULL DEFAULT 0;',
   },
+  {
+    name: 'volumes',
+    sql: `
+      CREATE TABLE volumes (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        tags TEXT NOT NULL DEFAULT '{}',
+        -- its layers, top first; none while an instance writes to it, whose row has them then
+        disk TEXT NOT NULL CHECK (json_valid(disk)),
+        -- the fork that it was made with
+        made_for TEXT
+      ) STRICT;
+      CREATE INDEX volumes_newest ON volumes (created_at_ms DESC, id DESC);
+      CREATE INDEX volumes_by_name ON volumes (name);
+      CREATE INDEX volumes_by_fork ON volumes (made_for);
+
+      -- the volumes that it has, each with its place and its layers
+      ALTER TABLE instances ADD COLUMN volumes TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(volumes));
+    `,
+  },
 ]

@@ -125,6 +125,12 @@ export class SnapshotRows {
   }
 }
 
+/** Those of older versions know of no volumes. */
+function instanceOf(row: Row): Instance {
+  const instance = JSON.parse(String(row.instance)) as Partial<Instance>
+  return { ...instance, volumes: instance.volumes ?? [] } as Instance
+}
+
 function snapshotOf(row: Row): Snapshot {
   const text = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined)
   const name = text(row.name)
@@ -136,7 +142,7 @@ function snapshotOf(row: Row): Snapshot {
     id: String(row.id),
     kind: row.kind as Snapshot['kind'],
     createdAtMs: Number(row.created_at_ms),
-    instance: JSON.parse(String(row.instance)) as Instance,
+    instance: instanceOf(row),
     disk: JSON.parse(String(row.disk)) as string[],
     tags: JSON.parse(String(row.tags)) as Record<string, string>,
     bytes: Number(row.bytes),

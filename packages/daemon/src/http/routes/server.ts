@@ -122,11 +122,12 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
   }
 }
 
-async function resourcesOf({ host, instances, images }: ServerUses): Promise<Resources> {
+async function resourcesOf({ host, instances, images, volumes }: ServerUses): Promise<Resources> {
   const all = instances.list({})
   const live = all.filter(takesMemory)
   const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
     list.reduce((total, instance) => total + of(instance), 0)
+  const volumesBytes = volumes.demandBytes()
   const [disk, imagesBytes, overlays] = await Promise.all([host.disk(), images.usage(), instances.diskBytes()])
   return {
     cpu: status(
@@ -141,10 +142,10 @@ async function resourcesOf({ host, instances, images }: ServerUses): Promise<Res
       host.ratios.memory,
       sum(live, (instance) => instance.memoryBytes),
     ),
-    disk: status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays),
+    disk: status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays + volumesBytes),
     // How fast the host's link is cannot be known without root and a link of one's own, so it is not given out by measure.
     network: { ...status('network', 0, 1, 0), source: 'unknown' },
-    disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: 0, overlays_bytes: overlays },
+    disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: volumesBytes, overlays_bytes: overlays },
     allocations: live.map((instance) => ({
       instance_id: instance.id,
       instance_name: instance.name,

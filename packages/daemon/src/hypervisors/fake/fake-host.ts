@@ -25,6 +25,9 @@ export type FaultPoint =
   | 'prepare_pivot'
   | 'commit_pivot'
   | 'flatten'
+  | 'insert_disk'
+  | 'eject_disk'
+  | 'grow_disk'
   | 'request_shutdown'
   | 'kill'
   | 'set_ports'
@@ -95,6 +98,8 @@ export class FakeMachine {
   readonly spec: VmSpec
   /** The layers of each disk as they are now, top first, by role. */
   readonly chains: Map<DiskRole, readonly string[]>
+  /** Of disks that were made larger under it. */
+  readonly sizes = new Map<DiskRole, number>()
   readonly handle: VmHandle
   readonly exited: Promise<VmExit>
   readonly guest: FakeGuest
@@ -144,7 +149,7 @@ export class FakeMachine {
 
   /** What it writes to. */
   get tops(): string[] {
-    return this.spec.disks.filter(({ readOnly }) => !readOnly).flatMap(({ role }) => this.chains.get(role)?.[0] ?? [])
+    return [...this.chains].filter(([role]) => role === 'overlay' || role.startsWith('volume-')).flatMap(([, [top]]) => top ?? [])
   }
 
   async boot(): Promise<void> {

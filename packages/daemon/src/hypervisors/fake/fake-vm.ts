@@ -4,8 +4,8 @@ import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
 import { DELTA, describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
-import type { Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
-import type { DiskRole } from '../vm-spec.ts'
+import type { Capture, CaptureUnderWay, DiskHotplug, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { DiskRole, DiskSpec } from '../vm-spec.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
 
 /** A machine as one daemon holds it. */
@@ -84,6 +84,26 @@ export class FakeVm implements Vm {
     const left = [...chain.slice(0, 1), ...chain.slice(1).slice(-1)]
     this.#machine.chains.set(role, left)
     return left.map((path) => basename(path))
+  }
+
+  get diskHotplug(): DiskHotplug {
+    const { chains } = this.#machine
+    return {
+      insertDisk: async ({ role, path, backing = [] }: DiskSpec, step) => {
+        await this.#host.reach('insert_disk', step)
+        chains.set(role, [path, ...backing.map((layer) => layer.path)])
+        for (const layer of chains.get(role) ?? []) await access(layer)
+      },
+      ejectDisk: async (role, step) => {
+        await this.#host.reach('eject_disk', step)
+        if (this.#machine.guest.mounts.has(role)) this.#host.violations.push(`${role} was taken from a guest that has it mounted`)
+        chains.delete(role)
+      },
+      growDisk: async (role, bytes, step) => {
+        await this.#host.reach('grow_disk', step)
+        this.#machine.sizes.set(role, bytes)
+      },
+    }
   }
 
   async requestShutdown(step: Step): Promise<void> {

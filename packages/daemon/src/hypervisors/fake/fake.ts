@@ -20,7 +20,8 @@ export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
   readonly name = 'fake'
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
+  readonly volumeSlots = 3
   readonly #host: FakeHost
 
   constructor(host: FakeHost = new FakeHost()) {

@@ -11,6 +11,7 @@ export interface ShownDisk {
   readonly format: 'raw' | 'qcow2'
   /** The sets of its layers, top first. */
   readonly sets: readonly [number, ...number[]]
+  readonly bytes: number
 }
 
 /** What the file of a layer is called. */
@@ -22,14 +23,25 @@ export async function layerFileOf(qmp: Qmp, set: number, step: Step): Promise<st
 
 /** What the disk of `role` stands on now. */
 export async function diskOf(qmp: Qmp, role: DiskRole, step: Step): Promise<ShownDisk> {
+  const disk = await findDisk(qmp, role, step)
+  if (disk !== undefined) return disk
+  throw new AppError('not_found', `The VM has no disk ${role}`)
+}
+
+/** False for a slot that is empty, too. */
+export const hasDisk = async (qmp: Qmp, role: DiskRole, step: Step): Promise<boolean> => (await findDisk(qmp, role, step)) !== undefined
+
+async function findDisk(qmp: Qmp, role: DiskRole, step: Step): Promise<ShownDisk | undefined> {
   for (const disk of await listOf(qmp, 'query-block', undefined, step)) {
     // A device's own name on microvm, its path on q35, where the disk is a part of the device.
     if (!String(disk.qdev).split('/').includes(role) || !isRecord(disk.inserted)) continue
     const format = disk.inserted.drv === 'raw' ? 'raw' : 'qcow2'
-    const [top, ...below] = setsBelow(disk.inserted.image)
-    if (top !== undefined) return { format, sets: [top, ...below] }
+    const { image } = disk.inserted
+    const [top, ...below] = setsBelow(image)
+    const bytes = isRecord(image) ? Number(image['virtual-size']) : Number.NaN
+    if (top !== undefined) return { format, sets: [top, ...below], bytes }
   }
-  throw new AppError('not_found', `The VM has no disk ${role}`)
+  return undefined
 }
 
 /** A layer's file is named plainly, or in a document that tells of all below it as well. */

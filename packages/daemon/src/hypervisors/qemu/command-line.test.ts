@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, type Wiring } from './command-line.ts'
-import { diskDescriptors } from './disk-nodes.ts'
+import { diskDescriptors, roleOf } from './disk-nodes.ts'
 
 const machine: Machine = {
   board: Q35,
@@ -51,17 +51,21 @@ test('every block node names its driver, and a guest file name never reaches the
 test('a full disk of the host is told to the guest that writes, and pauses no VM', () => {
   const disks = devices(commandLine(machine, wiring())).filter((device) => device.includes('serial='))
   assert.deepEqual(
-    disks.map((device) => [/serial=(\w+)/.exec(device)?.[1], device.endsWith(',werror=report,rerror=report')]),
+    disks.map((device) => [/serial=([\w-]+)/.exec(device)?.[1], device.endsWith(',werror=report,rerror=report')]),
+    // Slots of volumes too: one may come while it runs.
     [
       ['rootfs', false],
       ['overlay', true],
+      ['volume-0', true],
+      ['volume-1', true],
+      ['volume-2', true],
     ],
   )
 })
 
 test('a qcow2 disk gets no backing file from what is written in it', () => {
   const argv = commandLine(machine, wiring({ disks: [{ ...overlay, format: 'qcow2' }] }))
-  assert.equal(JSON.parse(values(argv, '-blockdev')[0] ?? '').backing, null)
+  assert.equal(JSON.parse(values(argv, '-blockdev')[1] ?? '').backing, null)
 })
 
 test('a chain is one node in another, the top alone writable, each over a descriptor of its own', () => {
@@ -108,7 +112,9 @@ test('a chain is one node in another, the top alone writable, each over a descri
 test('as many disks and layers as there may be have descriptors of their own, below those of the shim', () => {
   const backing = Array.from({ length: 9 }, () => ({ path: '/disks/below.qcow2', format: 'qcow2' }) as const)
   const disk = { ...overlay, format: 'qcow2', backing } as const
-  const numbers = diskDescriptors(Array.from({ length: Q35.diskSlots }, () => disk)).map(({ number }) => number)
+  const numbers = diskDescriptors(Array.from({ length: Q35.diskSlots }, (_, slot) => ({ ...disk, role: roleOf(slot) }))).map(
+    ({ number }) => number,
+  )
   assert.equal(new Set(numbers).size, 60)
   // OWN_DESCRIPTORS in shim/plan.h.
   assert.ok(Math.max(...numbers) < 100 && Math.min(...numbers) > Math.max(...Object.values(FD)))
@@ -151,9 +157,9 @@ test('a guest under TCG is told its time stamp frequency, one under KVM is not',
   assert.deepEqual([values(kvm, '-accel'), values(kvm, '-cpu')], [['kvm'], ['host']])
 })
 
-test('more disks than slots are refused, in words that a caller can use', () => {
-  const disks = Array.from({ length: Q35.diskSlots + 1 }, () => overlay)
-  assert.throws(() => commandLine(machine, wiring({ disks })), { code: 'not_supported', message: /at most 6 disks, not 7/ })
+test('more volumes than slots are refused, in words that a caller can use', () => {
+  const disks = [{ ...overlay, role: 'volume-3' }] as const
+  assert.throws(() => commandLine(machine, wiring({ disks })), { code: 'not_supported', message: /at most 3 volumes/ })
 })
 
 test('nothing that would discard pages of a shared base is ever on the command line', () => {

@@ -5,7 +5,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { DiskSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
-import { deviceName, diskNode, nodeName } from './disk-nodes.ts'
+import { deviceName, diskNode, FIXED_SLOTS, nodeName, roleOf, slotOf } from './disk-nodes.ts'
 
 export interface Machine {
   readonly board: Board
@@ -58,9 +58,14 @@ const PORTS = [
 
 export function commandLine(machine: Machine, wiring: Wiring): string[] {
   const { board } = machine
-  if (wiring.disks.length > board.diskSlots)
-    throw new AppError('not_supported', `This hypervisor takes at most ${board.diskSlots} disks, not ${wiring.disks.length}`)
-  const disks = Array.from({ length: board.diskSlots }, (_, index) => wiring.disks[index])
+  const homeless = wiring.disks.find(({ role }) => !(slotOf(role) < board.diskSlots))
+  if (homeless !== undefined) {
+    throw new AppError(
+      'not_supported',
+      `This hypervisor takes at most ${board.diskSlots - FIXED_SLOTS} volumes: it has no place for ${homeless.role}`,
+    )
+  }
+  const disks = Array.from({ length: board.diskSlots }, (_, slot) => wiring.disks.find(({ role }) => slotOf(role) === slot))
   return [
     'qemu-system-x86_64',
     ...['-name', wiring.id],
@@ -94,7 +99,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ...['-device', nicDevice(board, wiring)],
     ...(wiring.entry === 'capture' || wiring.changesDisks ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
     ...disks.flatMap((disk, index) => [
-      ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk, index)),
+      ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk)),
       ...diskDevice(board, disk, index),
     ]),
     ...(isLoaded(wiring.entry) ? ['-incoming', 'defer'] : []),
@@ -149,9 +154,11 @@ export const resizableNode = (name: string): Record<string, unknown> => ({
 })
 
 function diskDevice(board: Board, disk: DiskSpec | undefined, index: number): string[] {
-  const device = `${board.devices.disk},id=${deviceName(disk, index)},drive=${nodeName(index)},${board.place(2 + index)}`
-  if (disk === undefined) return ['-device', device]
+  const name = deviceName(index, disk === undefined)
+  const device = `${board.devices.disk},id=${name},drive=${nodeName(index)},${board.place(2 + index)}`
+  // A volume may come while it runs; a serial cannot.
+  if (disk === undefined && index < FIXED_SLOTS) return ['-device', device]
   // Left to itself QEMU pauses a VM when the host's disk is full, and nobody would resume it. Its guest is told instead.
-  const onError = disk.readOnly ? '' : ',werror=report,rerror=report'
-  return ['-device', `${device},serial=${disk.role}${onError}`]
+  const onError = disk?.readOnly ? '' : ',werror=report,rerror=report'
+  return ['-device', `${device},serial=${roleOf(index)}${onError}`]
 }

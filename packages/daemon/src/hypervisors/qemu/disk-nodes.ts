@@ -10,7 +10,7 @@
 import { basename } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Descriptor } from '../shim.ts'
-import type { DiskLayer, DiskSpec } from '../vm-spec.ts'
+import type { DiskLayer, DiskRole, DiskSpec } from '../vm-spec.ts'
 
 /** Layers of one disk: the sets of its slot. Long before that many a chain has become slow, so who makes layers keeps it shorter. */
 const MAX_LAYERS = 10
@@ -27,11 +27,25 @@ export function layerName(set: number): string {
   return set < FIRST_GIVEN && Number.isInteger(index) ? nodeName(index) : `layer${set}`
 }
 
-/** How a device is called: a disk by its role, by which it is found again; an empty slot by its number. */
-export const deviceName = (disk: DiskSpec | undefined, index: number): string => disk?.role ?? `empty${index}`
+const FIXED: readonly DiskRole[] = ['rootfs', 'overlay', 'modules']
+/** Slots that the machine's own disks have; those of volumes follow. */
+export const FIXED_SLOTS = FIXED.length
+
+/** Where a disk sits. */
+export const slotOf = (role: DiskRole): number =>
+  role.startsWith('volume-') ? FIXED_SLOTS + Number(role.slice('volume-'.length)) : FIXED.indexOf(role)
+
+/** Which disk belongs into a slot. */
+export const roleOf = (slot: number): DiskRole => FIXED[slot] ?? `volume-${slot - FIXED_SLOTS}`
+
+/**
+ * How a device is called: by its disk's role, by which it is found again. A slot of the machine's own that stays empty has another name,
+ * as its guest shall not find it.
+ */
+export const deviceName = (slot: number, isEmpty: boolean): string => (isEmpty && slot < FIXED_SLOTS ? `empty${slot}` : roleOf(slot))
 
 /** The device of a disk, for what is changed of it while QEMU runs. */
-export const devicePath = ({ role }: DiskSpec): string => `/machine/peripheral/${role}`
+export const deviceOf = (role: DiskRole): string => `/machine/peripheral/${role}`
 
 export interface LayerFile extends DiskLayer {
   readonly set: number
@@ -39,29 +53,27 @@ export interface LayerFile extends DiskLayer {
 }
 
 /** The files of a disk, top first: the top for writing unless it is read-only, all below for reading. */
-export const layerFiles = (disk: DiskSpec, index: number): LayerFile[] =>
-  layersOf(disk).map(({ path, format }, depth) => ({
-    path,
-    format,
-    set: FIRST_SET + index * MAX_LAYERS + depth,
-    isWritten: depth === 0 && !disk.readOnly,
-  }))
+export const layerFiles = (disk: DiskSpec): LayerFile[] => layersFrom(disk, FIRST_SET + slotOf(disk.role) * MAX_LAYERS)
+
+/** The same, with sets from `first` on. */
+export const layersFrom = (disk: DiskSpec, first: number): LayerFile[] =>
+  layersOf(disk).map(({ path, format }, depth) => ({ path, format, set: first + depth, isWritten: depth === 0 && !disk.readOnly }))
 
 /** What the shim opens for the disks. */
 export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] =>
-  disks.flatMap((disk, index) =>
-    layerFiles(disk, index).map(({ set, path, isWritten }) => ({ number: set, kind: isWritten ? 'write' : 'read', file: path })),
+  disks.flatMap((disk) =>
+    layerFiles(disk).map(({ set, path, isWritten }) => ({ number: set, kind: isWritten ? 'write' : 'read', file: path })),
   )
 
 /** The arguments that make the nodes of a disk. */
-export function diskNode(disk: DiskSpec, index: number): string[] {
-  const sets = layerFiles(disk, index).flatMap(({ set, path }) => ['-add-fd', `fd=${set},set=${set}${disk.readOnly ? '' : noteOf(path)}`])
-  return [...sets, '-blockdev', JSON.stringify(diskOptions(disk, index))]
+export function diskNode(disk: DiskSpec): string[] {
+  const sets = layerFiles(disk).flatMap(({ set, path }) => ['-add-fd', `fd=${set},set=${set}${disk.readOnly ? '' : noteOf(path)}`])
+  return [...sets, '-blockdev', JSON.stringify(diskOptions(disk))]
 }
 
 /** The nodes of a disk, each with what lies below it. */
-export function diskOptions(disk: DiskSpec, index: number): Readonly<Record<string, unknown>> {
-  const [top, ...below] = layerFiles(disk, index)
+export function diskOptions(disk: DiskSpec): Readonly<Record<string, unknown>> {
+  const [top, ...below] = layerFiles(disk)
   if (top === undefined) throw new AppError('internal_error', `The disk ${disk.role} has no layer`)
   return layerNode(
     top,

@@ -12,6 +12,7 @@ import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { SAVE_FILE } from './command-line.ts'
+import { QemuDiskHotplug } from './disk-hotplug.ts'
 import { flattenLive } from './flatten-live.ts'
 import { QemuPivot } from './pivot.ts'
 import { Qmp } from './qmp.ts'
@@ -24,6 +25,7 @@ export class QemuVm implements Vm {
   readonly handle: VmHandle
   readonly origin: Vm['origin']
   readonly exited: Promise<VmExit>
+  readonly diskHotplug: QemuDiskHotplug
   readonly #shim: Shim
   readonly #network: NetworkHelper | undefined
   /** Layers of pivots that were neither committed nor discarded, by their sets. */
@@ -37,6 +39,12 @@ export class QemuVm implements Vm {
     this.#shim = shim
     this.#network = network
     this.exited = shim.ended
+    this.diskHotplug = new QemuDiskHotplug((step) => {
+      // The shim speaks to QEMU itself.
+      this.#letGo()
+      const give = (file: string, access: 'ro' | 'rw', set: number): Promise<void> => shim.give(file, access, set, step)
+      return { give, speak: (work, own) => this.#speak(work, own), prepared: this.#prepared }
+    })
     void shim.ended.then(() => this.#guest?.destroy())
   }
 

@@ -23,7 +23,7 @@ import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from
 import type { DiskSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
-import { diskDescriptors } from './disk-nodes.ts'
+import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
 import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
@@ -66,13 +66,15 @@ export async function dropStaleGoldenBoots(
 
 export class QemuHypervisor implements Hypervisor {
   readonly name: HypervisorName
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
+  readonly volumeSlots: number
   readonly #board: Board
   readonly #uses: QemuUses
   readonly #host: QemuHost
 
   constructor(board: Board, uses: QemuUses, host: QemuHost) {
     this.name = board.hypervisor
+    this.volumeSlots = board.diskSlots - FIXED_SLOTS
     this.#board = board
     this.#uses = uses
     this.#host = host

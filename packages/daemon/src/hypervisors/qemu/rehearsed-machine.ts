@@ -11,7 +11,7 @@ import path from 'node:path'
 import type { Step } from '../../lib/step.ts'
 import type { DiskSpec, VmSpec } from '../vm-spec.ts'
 import { FD, resizableNode } from './command-line.ts'
-import { devicePath, diskOptions, layerFiles, nodeName } from './disk-nodes.ts'
+import { deviceOf, diskOptions, layerFiles, nodeName } from './disk-nodes.ts'
 import { QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
 import { WaitingMachine } from './waiting-machine.ts'
@@ -32,11 +32,11 @@ export class RehearsedMachine extends WaitingMachine {
     using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
     for (const [slot, disk] of ownDisks(disks)) {
       await qmp.execute('blockdev-add', resizableNode(emptyName(slot)), step)
-      await qmp.execute('qom-set', { path: devicePath(disk), property: 'drive', value: emptyName(slot) }, step)
+      await qmp.execute('qom-set', { path: deviceOf(disk.role), property: 'drive', value: emptyName(slot) }, step)
       // The guest is told that a size was set, and looks for itself.
       await qmp.execute('block_resize', { 'node-name': emptyName(slot), size: 0 }, step)
       await qmp.execute('blockdev-del', { 'node-name': nodeName(slot) }, step)
-      for (const { set } of layerFiles(disk, slot)) await qmp.execute('remove-fd', { 'fdset-id': set }, step)
+      for (const { set } of layerFiles(disk)) await qmp.execute('remove-fd', { 'fdset-id': set }, step)
     }
   }
 
@@ -51,13 +51,13 @@ export class RehearsedMachine extends WaitingMachine {
   /** Puts the disks behind their slots, and lets it run once `ready` is. */
   protected async finish({ runDir, disks }: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
     const own = ownDisks(disks)
-    for (const { path: file, isWritten, set } of own.flatMap(([slot, disk]) => layerFiles(disk, slot)))
+    for (const { path: file, isWritten, set } of own.flatMap(([, disk]) => layerFiles(disk)))
       await this.shim.give(file, isWritten ? 'rw' : 'ro', set, step)
     using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
     await Promise.all(
       own.flatMap(([slot, disk]) => [
-        qmp.execute('blockdev-add', diskOptions(disk, slot), step),
-        qmp.execute('qom-set', { path: devicePath(disk), property: 'drive', value: nodeName(slot) }, step),
+        qmp.execute('blockdev-add', diskOptions(disk), step),
+        qmp.execute('qom-set', { path: deviceOf(disk.role), property: 'drive', value: nodeName(slot) }, step),
         qmp.execute('blockdev-del', { 'node-name': emptyName(slot) }, step),
       ]),
     )

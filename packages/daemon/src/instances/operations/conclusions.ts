@@ -6,6 +6,7 @@ import { exitOf, type InstanceExit } from '../exit-of.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
 import { removeSleepBut } from '../sleep-files.ts'
+import { settleVolumes } from './attach-volume.ts'
 
 // From the workload's end to the VM's: sync, unmount, power off. A guest that does not get there is ended.
 const POWER_OFF_LIMIT_MS = 15_000
@@ -54,6 +55,7 @@ export async function settleBootFailure(work: InstanceWork, live: LiveVm, error:
 /** The end of every way to Stopped. The record first: from then on what is left in the run directory belongs to no one. */
 export async function settleStopped(work: InstanceWork, exit: InstanceExit | undefined): Promise<void> {
   await work.step('settle', 30_000)
+  settleVolumes(work)
   work.change({
     state: 'Stopped',
     operation: undefined,

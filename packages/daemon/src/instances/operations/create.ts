@@ -1,4 +1,6 @@
 import { mkdir, rm } from 'node:fs/promises'
+import { followAttachments } from '../../volumes/attachments.ts'
+import { layersOf } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { powerOn } from './power-on.ts'
 
@@ -39,7 +41,7 @@ export async function undoCreate(work: InstanceWork, cause: unknown): Promise<vo
     throw cause
   }
   await removeFiles(work)
-  await forgetInstance(work)
+  await forgetInstance(work, { isUnmade: true })
 }
 
 async function makeFiles(work: InstanceWork): Promise<void> {
@@ -59,26 +61,33 @@ async function makeFiles(work: InstanceWork): Promise<void> {
   for (const part of made) if (part.status === 'rejected') throw part.reason
 }
 
-/** Takes away all files of an instance, but layers of its disk that others stand on. Repeat is harmless. */
+/** Takes away all files of an instance, but layers of its disk that others stand on, and its volumes. Repeat is harmless. */
 export async function removeFiles(work: InstanceWork): Promise<void> {
   const { id, disk } = work.instance
   await work.uses.disks.release(disk, id)
   await rm(work.uses.paths.instanceDir(id), { recursive: true, force: true })
 }
 
-/** The last thing of an instance: its row, with the name, the ports and the user that it held. */
-export async function forgetInstance(work: InstanceWork): Promise<void> {
-  const { db, rows, events, disks } = work.uses
+/**
+ * The last thing of an instance: its row, with the name, the ports and the user that it held. Its volumes are given back, as it left them;
+ * those of a fork that did not come to be go with it.
+ */
+export async function forgetInstance(work: InstanceWork, { isUnmade = false } = {}): Promise<void> {
+  const { db, rows, events, disks, volumes } = work.uses
   const { id, name, disk } = work.instance
   db.transaction(
     () => {
+      followAttachments({ rows: volumes.rows, events }, work.instance, work.instance.volumes, [])
+      if (isUnmade) for (const made of volumes.rows.madeFor(id)) volumes.rows.delete(made.id)
       rows.delete(id)
       events.record({ kind: 'instance.deleted', subject: id, data: { name } })
     },
     { evenWhenFull: true },
   )
   // Of two that shared a layer and went at the same time, each may have left it to the other. The top was never shared.
-  await disks.release(disk.slice(1)).catch(work.leaveForSweep('layers of its disk'))
+  await disks
+    .release([...disk.slice(1), ...layersOf({ disk: [], volumes: work.instance.volumes })])
+    .catch(work.leaveForSweep('layers of its disk'))
   await work.host.letGo()
   work.host.forget()
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))

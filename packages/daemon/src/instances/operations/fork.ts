@@ -6,7 +6,7 @@ import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { Sizes } from '../limits.ts'
 import { beginSleepDraft } from '../sleep-files.ts'
-import { addLayer } from './add-layer.ts'
+import { addLayers } from './add-layer.ts'
 import { settleRunning } from './conclusions.ts'
 import { undoCreate } from './create.ts'
 import { powerOn } from './power-on.ts'
@@ -25,7 +25,7 @@ export type AdmitAs = (work: InstanceWork, then: Sizes & { readonly runs: boolea
 export async function fork(work: InstanceWork, point: Point, { target, admit }: { target: TargetState; admit: AdmitAs }): Promise<void> {
   try {
     await followSource(work, point, { target, admit })
-    await makeFiles(work, point)
+    await makeFiles(work)
     await goOnFrom(work, point, target)
   } catch (cause) {
     await undoCreate(work, cause)
@@ -85,12 +85,13 @@ const machineOf = ({ image, imageDigest, platform, vcpus, memoryBytes, hotplugBy
   ...{ entrypoint, cmd },
 })
 
-async function makeFiles(work: InstanceWork, point: Point): Promise<void> {
+/** Its rows name the point's layers already: it goes on above them. */
+async function makeFiles(work: InstanceWork): Promise<void> {
   const { paths } = work.uses
   const { id } = work.instance
   await work.step('files', 60_000)
   // The VMM's user goes through to its disk and can list nothing.
   await mkdir(paths.instanceDir(id), { recursive: true, mode: 0o711 })
   await mkdir(paths.instanceLogsDir(id), { recursive: true, mode: 0o700 })
-  await addLayer(work, point.disk)
+  await addLayers(work)
 }

@@ -1,10 +1,12 @@
 import { rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Snapshot } from '../../store/snapshots.ts'
-import type { Instance } from '../instance.ts'
+import { assertCompatible, isWriter } from '../../volumes/attachments.ts'
+import type { Attachment, Instance } from '../instance.ts'
+import { disksOf, layersOf } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { removeSleepBut } from '../sleep-files.ts'
-import { makeLayer } from './add-layer.ts'
+import { makeLayers, putOn } from './add-layer.ts'
 import { goOnFrom, type TargetState } from './fork.ts'
 import type { Point } from './take-point.ts'
 
@@ -12,36 +14,39 @@ import type { Point } from './take-point.ts'
 const VERIFY_LIMIT_MS = 600_000
 
 /**
- * Stopped or Standby → as it was when the snapshot was taken: disk, memory, sizes, environment, when it was started and how it had
- * ended. Its id, name, ports and expiry are those of today. The record of where it goes on is the commit point: what was written since
+ * Stopped or Standby → as it was when the snapshot was taken: disk, volumes, memory, sizes, environment, when it was started and how it
+ * had ended. Its id, name, ports and expiry are those of today. The record of where it goes on is the commit point: what was written since
  * the snapshot is given up with it, and a snapshot that cannot be gone back to leaves the instance as it was.
  */
 export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, target: TargetState): Promise<void> {
   await work.step('intent', 10_000)
   const { paths, disks, sleepJobs } = work.uses
-  const { id, disk: given } = work.instance
-  if (!disks.isWhole(snapshot.disk))
-    throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${snapshot.id} is missing`)
-  for (const layer of snapshot.disk.slice(0, 1)) await disks.assertSound(layer)
+  const { id } = work.instance
+  const { volumes } = snapshot.instance
+  const given = [...layersOf(work.instance), ...replacedBy(work, volumes)]
+  for (const { layers } of disksOf(snapshot.instance)) {
+    if (!disks.isWhole(layers)) throw new AppError('snapshot_unusable', `A layer of a disk of the snapshot ${snapshot.id} is missing`)
+    for (const layer of layers.slice(0, 1)) await disks.assertSound(layer)
+  }
   const point = pointOf(snapshot, paths.snapshotDir(snapshot.id, snapshot.generation))
   // A VM that has loaded it proves that it is whole. One that is to sleep proves nothing, and what is given up for it would be lost.
   if (target === 'Standby' && point.capture) await work.uses.memory.verify(point.capture, await work.step('verify', VERIFY_LIMIT_MS))
   await sleepJobs.cancel(id)
   const then = rememberedOf(snapshot)
   await using after = new AsyncDisposableStack()
-  const top = await makeLayer(work, { ...work.instance, ...then })
+  const tops = await makeLayers(work, { ...work.instance, ...then, disk: snapshot.disk, volumes })
   // Whichever way it ends, what the record does not name then goes.
-  after.defer(() => disks.release([top, ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
+  after.defer(() => disks.release([...tops.values(), ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
   after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
-  await goOnFrom(work, point, target, { ...then, disk: [top, ...snapshot.disk], sleep: undefined, stateError: undefined })
+  const onTop = putOn({ ...snapshot.instance, disk: snapshot.disk }, tops)
+  await goOnFrom(work, point, target, { ...then, ...onTop, sleep: undefined, stateError: undefined })
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
 
 /** What a snapshot says to whoever goes on from it. */
 export const pointOf = ({ instance, disk, base }: Snapshot, dir: string): Point => ({
-  instance,
-  disk,
+  instance: { ...instance, disk },
   ...(base === undefined ? {} : { capture: { dir, base, isShared: true } }),
 })
 
@@ -51,6 +56,33 @@ export function targetOf({ kind }: Pick<Snapshot, 'kind'>, wanted: TargetState |
   const target = wanted ?? possible[0]
   if (target !== undefined && possible.includes(target)) return target
   throw new AppError('invalid_request', `A snapshot of the kind ${kind} leads to ${possible.join(' or ')}, not to ${wanted}`)
+}
+
+/**
+ * The layers of volumes that no one has now and that go back to what they were. Throws `conflict` when one of its volumes cannot be had any
+ * more, before anything is given up.
+ */
+function replacedBy({ instance, uses }: InstanceWork, wanted: readonly Attachment[]): string[] {
+  const { rows } = uses.volumes
+  return wanted.flatMap((attachment) => {
+    const { volumeId, volumeName } = attachment
+    const hint = 'Fork the snapshot instead: the fork has volumes of its own, as they were'
+    const volume = rows.find(volumeId)
+    if (volume === undefined) throw new AppError('conflict', `The volume ${volumeName}, which the snapshot has, was deleted`, { hint })
+    try {
+      assertCompatible(
+        volume,
+        attachment,
+        rows.holders(volumeId).filter(({ instanceId }) => instanceId !== instance.id),
+      )
+    } catch (cause) {
+      throw new AppError('conflict', cause instanceof Error ? cause.message : String(cause), {
+        hint: `Detach it there. Or: ${hint}`,
+        cause,
+      })
+    }
+    return isWriter(attachment) ? volume.disk : []
+  })
 }
 
 function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {

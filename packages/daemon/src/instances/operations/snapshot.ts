@@ -7,6 +7,7 @@ import { publishDirectory } from '../../host/files.ts'
 import { type CaptureManifest, readManifest } from '../../memory/capture-files.ts'
 import type { Snapshot } from '../../store/snapshots.ts'
 import { chooseCompression } from '../compression-choice.ts'
+import { layersOf } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { takePoint } from './take-point.ts'
 
@@ -31,7 +32,7 @@ export async function snapshot(work: InstanceWork, { compression: asked, ...requ
   undo.defer(() => rm(draft, { recursive: true, force: true }))
   const compression = request.kind === 'Standby' ? chooseCompression(asked, instance, uses.settings.compression) : undefined
   const point = await takePoint(work, { dir: draft, close: async () => 1, keepsDelta: compression !== undefined })
-  undo.defer(async () => void (await uses.disks.release(point.disk)))
+  undo.defer(async () => void (await uses.disks.release(layersOf(point.instance))))
   undo.defer(async () => void (await point.fresh?.settle()))
 
   if (point.capture !== undefined) {
@@ -39,11 +40,11 @@ export async function snapshot(work: InstanceWork, { compression: asked, ...requ
     await publishDirectory(point.capture.dir, target)
     undo.defer(() => rm(target, { recursive: true, force: true }))
   }
-  const bytes = (await bytesIn(target)) + (await uses.disks.allocatedBytes(point.disk))
+  const bytes = (await bytesIn(target)) + (await uses.disks.allocatedBytes(layersOf(point.instance)))
   await work.step('record', 10_000)
   const { base } = point.capture ?? {}
   const createdAtMs = Date.now()
-  const row = { ...request, createdAtMs, instance: point.instance, disk: point.disk, bytes }
+  const row = { ...request, createdAtMs, instance: point.instance, disk: point.instance.disk, bytes }
   const compressed = point.capture === undefined ? NOT_COMPRESSED : compressedOf(await readManifest(target), compression)
   uses.db.transaction(() => {
     uses.snapshots.insert({ ...row, ...compressed, ...(base === undefined ? {} : { base }) })

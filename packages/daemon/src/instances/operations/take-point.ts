@@ -5,24 +5,24 @@
 import { mkdir, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Capture, CaptureUnderWay, Pivot } from '../../hypervisors/hypervisor.ts'
+import type { DiskRole } from '../../hypervisors/vm-spec.ts'
 import { linkCapture, readManifest } from '../../memory/capture-files.ts'
 import type { FreshBase } from '../../memory/memory.ts'
 import type { Instance } from '../instance.ts'
+import { disksOf, withLayers } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
-import { addLayer } from './add-layer.ts'
-import { shortenDisk } from './flatten-disk.ts'
+import { addLayers } from './add-layer.ts'
+import { shortenDisks } from './flatten-disk.ts'
 import { freezeWorkload } from './freeze-workload.ts'
 import { runOn, thaw } from './run-on.ts'
 import { liveOf } from './standby.ts'
 
 export interface Point {
-  /** As it was. */
+  /** As it was. Its disks are of layers that no one writes any more. */
   readonly instance: Instance
   /** Absent when it was stopped, or the disk alone was asked for. */
   readonly capture?: Capture
-  /** Layers that no one writes any more, top first. */
-  readonly disk: readonly string[]
   /** A base that was made for it; `settle` it once the rows that stand on it are written. */
   readonly fresh?: FreshBase
 }
@@ -47,7 +47,7 @@ export async function takePoint(work: InstanceWork, taking: TakePoint): Promise<
   await using undo = new AsyncDisposableStack()
   // A shim that is still writing into it may be in the way for a moment.
   undo.defer(() => rm(taking.dir, { recursive: true, force: true, maxRetries: 5 }))
-  await shortenDisk(work)
+  await shortenDisks(work)
   const point = work.instance.state === 'Running' ? await takeRunning(work, liveOf(work), taking) : await takeResting(work, taking)
   undo.move()
   return point
@@ -57,8 +57,8 @@ async function takeResting(work: InstanceWork, { dir, close, diskOnly = false }:
   const { instance } = work
   await close()
   const capture = instance.state === 'Standby' && !diskOnly ? await shareSleep(work, dir) : undefined
-  const disk = await freezeAtRest(work)
-  return { instance, disk, ...(capture === undefined ? {} : { capture }) }
+  const frozen = await freezeAtRest(work)
+  return { instance: { ...instance, ...frozen }, ...(capture === undefined ? {} : { capture }) }
 }
 
 async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint): Promise<Point> {
@@ -71,11 +71,11 @@ async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint):
   const capturing = await captureWithDisk(work, live, diskOnly ? undefined : captured, async () => {
     takers = await close()
   })
-  if (capturing === undefined) return { instance, disk: instance.disk }
+  if (capturing === undefined) return { instance }
   const capture = await capturing.stored
   const { delta, ...manifest } = await readManifest(captured)
   const isWide = delta !== undefined && !keepsDelta && delta.bytes * takers > WIDE_BYTES
-  if (!isWide) return { instance, disk: instance.disk, capture: { ...capture, isShared: true } }
+  if (!isWide) return { instance, capture: { ...capture, isShared: true } }
 
   const fresh = await work.uses.memory.consolidate(capture, await work.step('consolidate', CONSOLIDATE_LIMIT_MS))
   await using undo = new AsyncDisposableStack()
@@ -83,11 +83,11 @@ async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint):
   const wide = { dir: `${dir}/wide`, base: fresh.ref, isShared: true }
   await linkCapture(captured, wide.dir, { ...manifest, base: fresh.ref, baseSum: fresh.sum })
   undo.move()
-  return { instance, disk: instance.disk, capture: wide, fresh }
+  return { instance, capture: wide, fresh }
 }
 
 /**
- * The record names the new layer before the VM writes to it: a layer that no row names is taken away when a daemon starts. Named too
+ * The record names the new layers before the VM writes to them: a layer that no row names is taken away when a daemon starts. Named too
  * early it is empty, and changes nothing.
  */
 async function captureWithDisk(
@@ -96,37 +96,37 @@ async function captureWithDisk(
   into: string | undefined,
   begin: () => Promise<void>,
 ): Promise<CaptureUnderWay | undefined> {
-  const { disk: frozen } = work.instance
-  const { paths } = work.uses
-  const top = await addLayer(work, frozen)
-  const giveUp = async (isFree: boolean): Promise<void> => {
-    // Where the VM writes to it already, it stays: there is no way back then, and none is needed.
-    if (!isFree) return
-    work.change({ disk: frozen })
-    await rm(paths.disk(top), { force: true })
+  const { paths, disks } = work.uses
+  const tops = await addLayers(work)
+  const giveUp = async (free: readonly DiskRole[]): Promise<void> => {
+    // Where the VM writes to one already, it stays: there is no way back then, and none is needed.
+    if (free.length === 0) return
+    work.change(withLayers(work.instance, (role) => (free.includes(role) ? layersIn(work.instance, role).slice(1) : undefined)))
+    await disks.release(free.flatMap((role) => tops.get(role) ?? []))
   }
-  let pivot: Pivot
+  const pivots = new Map<DiskRole, Pivot>()
   try {
-    pivot = await live.vm.preparePivot('overlay', { path: paths.disk(top) }, await work.step('prepare_disk', 30_000))
-  } catch (error) {
-    await giveUp(true)
-    throw error
-  }
-  try {
+    const step = await work.step('prepare_disk', 30_000)
+    for (const [role, top] of tops) pivots.set(role, await live.vm.preparePivot(role, { path: paths.disk(top) }, step))
     await begin()
-    return await captureInPause(work, live, into, pivot)
+    return await captureInPause(work, live, into, [...pivots.values()])
   } catch (error) {
-    await giveUp(await pivot.discard(work.undoStep(10_000)))
+    const free: DiskRole[] = []
+    for (const role of tops.keys()) if ((await pivots.get(role)?.discard(work.undoStep(10_000))) ?? true) free.push(role)
+    await giveUp(free)
     throw error
   }
 }
+
+const layersIn = (instance: Instance, role: DiskRole): readonly string[] =>
+  disksOf(instance).find((disk) => disk.role === role)?.layers ?? []
 
 /** Freeze, pause, capture unless there is nothing to write it `into`, pivot; then it goes on, whatever happened. */
 async function captureInPause(
   work: InstanceWork,
   live: LiveVm,
   into: string | undefined,
-  pivot: Pivot,
+  pivots: readonly Pivot[],
 ): Promise<CaptureUnderWay | undefined> {
   await using goOn = new AsyncDisposableStack()
   goOn.defer(() => thaw(work, live))
@@ -142,23 +142,32 @@ async function captureInPause(
   const pausedAt = performance.now()
   const capturing = into === undefined ? undefined : await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
   capturing?.stored.catch(() => undefined)
-  await pivot.commit(await work.step('pivot', 10_000))
+  const pivoting = await work.step('pivot', 10_000)
+  for (const pivot of pivots) await pivot.commit(pivoting)
   await live.vm.resume(await work.step('resume', 10_000))
   work.log.info({ bytes: capturing?.bytes, pausedMs: Math.round((performance.now() - pausedAt) * 10) / 10 }, 'VM captured, and goes on')
   return capturing
 }
 
-/** The layers of a disk that no VM has, from now on for ever as they are; the instance goes on above them. */
-async function freezeAtRest(work: InstanceWork): Promise<readonly string[]> {
-  const { disk, overlayBytes: bytes, uid } = work.instance
+/** The layers of disks that no VM has, from now on for ever as they are; the instance goes on above them. */
+async function freezeAtRest(work: InstanceWork): Promise<Pick<Instance, 'disk' | 'volumes'>> {
+  const { instance } = work
   const { disks } = work.uses
   await work.step('freeze_disk', 60_000)
-  const { source, copy } = await disks.freeze(disk, { bytes, owner: uid === undefined ? undefined : { uid, gid: uid } })
-  const made = [...source, ...copy].filter((name) => !disk.includes(name))
+  const sources = new Map<DiskRole, readonly string[]>()
+  const copies = new Map<DiskRole, readonly string[]>()
+  const made: string[] = []
   try {
+    for (const { role, layers, bytes } of disksOf(instance)) {
+      const owner = role !== 'overlay' || instance.uid === undefined ? undefined : { uid: instance.uid, gid: instance.uid }
+      const { source, copy } = await disks.freeze(layers, { bytes, owner })
+      sources.set(role, source)
+      copies.set(role, copy)
+      made.push(...[...source, ...copy].filter((name) => !layers.includes(name)))
+    }
     await disks.flush(made)
-    work.change({ disk: source })
-    return copy
+    work.change(withLayers(instance, (role) => sources.get(role)))
+    return withLayers(instance, (role) => copies.get(role))
   } catch (error) {
     await disks.release(made)
     throw error

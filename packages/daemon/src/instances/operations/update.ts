@@ -67,7 +67,7 @@ const GROW_LIMIT_MS = 1_800_000
 export async function finishUpdate(work: InstanceWork): Promise<void> {
   const step = await work.step('grow', GROW_LIMIT_MS)
   // The tools of a filesystem know files and devices, not layers.
-  await flattenDisk(work, step)
+  await flattenDisk(work, 'overlay', step)
   const { disk, overlayBytes, uid } = work.instance
   const owner = uid === undefined ? {} : { owner: { uid, gid: uid } }
   for (const layer of disk) await work.uses.disks.grow(layer, overlayBytes, { step, ...owner })

@@ -1,0 +1,52 @@
+import type { Volume as Shown } from '@dormouse/api/volumes.ts'
+import type { Volume } from '../../volumes/volumes.ts'
+import type { Handlers } from '../handler.ts'
+import { toMountRequest } from '../instance-requests.ts'
+import { type PlaceOf, pageOf } from '../list-page.ts'
+import { presentInstance } from '../present-instance.ts'
+import { presentVolume } from '../present-volume.ts'
+import type { ServerUses } from '../uses.ts'
+
+type VolumeRoutes = Pick<
+  Handlers,
+  'listVolumes' | 'createVolume' | 'getVolume' | 'updateVolume' | 'deleteVolume' | 'attachVolume' | 'detachVolume'
+>
+
+const PLACE: PlaceOf<Shown> = { key: ({ id }) => id, createdAt: ({ created_at }) => created_at }
+const GIB = 2 ** 30
+
+export function volumeRoutes({ instances, volumes }: Pick<ServerUses, 'instances' | 'volumes'>): VolumeRoutes {
+  const show = (volume: Volume): Shown => presentVolume(volume, volumes.holders(volume.id))
+
+  return {
+    listVolumes: ({ query, setHeader }) => {
+      const { tags, limit, cursor } = query
+      const holders = Map.groupBy(volumes.holders(), ({ volumeId }) => volumeId)
+      const all = volumes.list(tags === undefined ? {} : { tags }).map((volume) => presentVolume(volume, holders.get(volume.id) ?? []))
+      const page = pageOf(all, PLACE, { limit, cursor })
+      if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
+      return [...page.items]
+    },
+
+    createVolume: async ({ body: { size_gb, ...request } }) => show(await volumes.create({ ...request, bytes: size_gb * GIB })),
+
+    getVolume: ({ params }) => show(volumes.resolve(params.id)),
+
+    updateVolume: async ({ params, body }) => show(await instances.growVolume(params.id, body.size_gb * GIB)),
+
+    deleteVolume: async ({ params }) => {
+      await volumes.delete(params.id)
+      return undefined
+    },
+
+    attachVolume: async ({ params, body }) => {
+      const { id } = instances.resolve(params.id)
+      return presentInstance(await instances.attachVolume(id, toMountRequest({ ...body, volume_id: params.volumeId })), Date.now())
+    },
+
+    detachVolume: async ({ params }) => {
+      const { id } = instances.resolve(params.id)
+      return presentInstance(await instances.detachVolume(id, params.volumeId), Date.now())
+    },
+  }
+}
