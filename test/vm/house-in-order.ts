@@ -56,7 +56,7 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
       isRunning ? [1, instance.network.enabled === false ? 0 : 1] : [0, 0],
       `VMM and network helper of ${name}`,
     )
-    if (isRunning) assertLayers(instance, disks.get(id) ?? [], openFiles(children[0]?.[0]?.pid ?? 0), join(dir, 'data/disks'))
+    if (isRunning) assertLayers(dir, instance, disks.get(id) ?? [], openFiles(children[0]?.[0]?.pid ?? 0))
     assertPorts(instance, isRunning, children[1]?.[0]?.pid)
   }
   assert.deepEqual(
@@ -64,7 +64,7 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
     [running.length, running.length, running.filter(({ network }) => network.enabled !== false).length],
     'a shim, a VMM or a network helper runs for no instance',
   )
-  assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...new Set([...disksOf(dir).values()].flat())].sort())
+  assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...namedLayers(dir)].sort())
   assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
   await assertMemory(dir, running)
   const drafts = ['data/golden', 'data/images/drafts'].flatMap((name) => namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)))
@@ -132,13 +132,43 @@ export function disksOf(dir: string): Map<string, string[]> {
 }
 
 /**
- * Its VMM has layers of its own disk open and no others. Where a daemon died over a pivot, one that is on record was never given to it: that
+ * Its VMM has layers of its own disk and its volumes open and no others. Where a daemon died over a pivot, one that is on record was never given to it: that
  * is empty, and changes nothing.
  */
-function assertLayers({ name }: ShownInstance, own: readonly string[], files: readonly string[], disksDir: string): void {
-  const open = files.filter((file) => file.startsWith(`${disksDir}/`)).map((file) => basename(file))
+function assertLayers(dir: string, { id, name }: ShownInstance, own: readonly string[], files: readonly string[]): void {
+  const open = files.filter((file) => file.startsWith(join(dir, 'data/disks/'))).map((file) => basename(file))
   assert.ok(open.includes(own.at(-1) ?? ''), `the VMM of ${name} is another's`)
-  for (const layer of open) assert.ok(own.includes(layer), `the VMM of ${name} has ${layer} open, which is not its own`)
+  const volumes = volumeLayersOf(dir, id)
+  for (const layer of open) assert.ok([...own, ...volumes].includes(layer), `the VMM of ${name} has ${layer} open, which is not its own`)
+}
+
+/** Of the volumes that it has: layers of its own, and those of volumes that it only reads. */
+function volumeLayersOf(dir: string, id: string): string[] {
+  const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
+  try {
+    const attached = "SELECT json_each.value AS attached FROM instances, json_each(instances.volumes) WHERE instances.id = :id"
+    const own = db.prepare(`SELECT attached ->> '$.disk' AS disk FROM (${attached})`).all({ id })
+    const shared = db.prepare(`SELECT disk FROM volumes WHERE id IN (SELECT attached ->> '$.volumeId' FROM (${attached}))`).all({ id })
+    return [...own, ...shared].flatMap(({ disk }) => JSON.parse(String(disk ?? '[]')) as string[])
+  } finally {
+    db.close()
+  }
+}
+
+/** Every layer that a row names: of instances, of volumes and of snapshots. */
+function namedLayers(dir: string): Set<string> {
+  const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
+  try {
+    const attached = db.prepare("SELECT volumes FROM instances UNION ALL SELECT instance ->> '$.volumes' FROM snapshots").all()
+    const volumes = db.prepare('SELECT disk FROM volumes').all()
+    return new Set([
+      ...[...disksOf(dir).values()].flat(),
+      ...attached.flatMap((row) => (JSON.parse(String(row.volumes ?? '[]')) as { disk: string[] }[]).flatMap(({ disk }) => disk)),
+      ...volumes.flatMap(({ disk }) => JSON.parse(String(disk)) as string[]),
+    ])
+  } finally {
+    db.close()
+  }
 }
 
 /** The ports of an instance that runs are open, and its helper has no others; those of one that does not are closed. */
