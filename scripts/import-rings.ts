@@ -24,6 +24,8 @@ const RINGS: readonly (readonly string[])[] = [
 
 /** Where a room's head is more than the file with its name, and why. */
 const HEADS: Readonly<Record<string, readonly string[]>> = {
+  // The room, and what reads strangers' archives for whoever has one.
+  images: ['images.ts', 'fill-disk.ts'],
   // How a layer's name tells what is in it.
   disks: ['disks.ts', 'layer.ts'],
   // The database, and one file of rows for each noun: every noun stands on its own.

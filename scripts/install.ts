@@ -25,6 +25,7 @@ const ASSETS = [
   'kernel/version',
   'shim/dormouse-shim',
   'shim/dormouse-net',
+  'shim/dormouse-fill',
 ]
 
 const { values } = parseArgs({

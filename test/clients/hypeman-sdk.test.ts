@@ -4,6 +4,7 @@ import { chmod, mkdir, mkdtemp, readFile, rm, stat, symlink, writeFile } from 'n
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
+import { gzipSync } from 'node:zlib'
 import Hypeman, { APIError } from '@onkernel/hypeman'
 import { cpFromInstance, cpToInstance } from '@onkernel/hypeman/lib/cp'
 import WebSocket from 'ws'
@@ -11,6 +12,7 @@ import { configOf } from '../../packages/daemon/src/config/config.ts'
 import { Daemon } from '../../packages/daemon/src/daemon.ts'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
+import { tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
 
@@ -133,6 +135,67 @@ describe('the published client', { timeout: 120_000 }, () => {
 
     await client.instances.delete('life', { graceful_shutdown: false })
     await assert.rejects(client.instances.get('life'), Hypeman.NotFoundError)
+  })
+
+  test('volumes are made, filled, found, attached at create and later, detached and deleted', async () => {
+    const made = await client.volumes.create({ name: 'sdk-data', size_gb: 1, id: 'sdk-volume', tags: { team: 'v' } })
+    assert.deepEqual([made.id, made.name, made.size_gb, made.attachments], ['sdk-volume', 'sdk-data', 1, undefined])
+    assert.ok(Date.parse(made.created_at) <= Date.now())
+    await assert.rejects(client.volumes.create({ name: 'other', size_gb: 1, id: 'sdk-volume' }), Hypeman.ConflictError)
+    const filled = await client.volumes.createFromArchive(gzipSync(tarOf(['dir', { name: 'dir/file', content: 'x' }])), {
+      name: 'sdk-filled',
+      size_gb: 1,
+      tags: { team: 'f' },
+    })
+    assert.deepEqual(
+      (await client.volumes.list({ tags: { team: 'f' } })).map(({ id }) => id),
+      [filled.id],
+    )
+    const large = client.volumes.createFromArchive(gzipSync(tarOf([{ name: 'a', size: 2 ** 40, storedSize: 0, sparse: [] }])), {
+      name: 'bomb',
+      size_gb: 1,
+    })
+    await assert.rejects(large, (error: APIError) => error.status === 400 && (error.error as { code: string }).code === 'archive_too_large')
+    const bad = client.volumes.createFromArchive(gzipSync(tarOf([{ name: '../a', content: 'x' }])), { name: 'bad', size_gb: 1 })
+    await assert.rejects(bad, Hypeman.BadRequestError)
+
+    const { id } = await running('with-volumes', {
+      volumes: [
+        { volume_id: 'sdk-volume', mount_path: '/data' },
+        { volume_id: filled.id, mount_path: '/shared', readonly: true, overlay: true, overlay_size: '512MB' },
+      ],
+    })
+    const { volumes } = await client.instances.get(id)
+    assert.deepEqual(volumes, [
+      { volume_id: 'sdk-volume', mount_path: '/data', readonly: false },
+      { volume_id: filled.id, mount_path: '/shared', readonly: true, overlay: true, overlay_size: '512MB' },
+    ])
+    assert.deepEqual((await client.volumes.get('sdk-data')).attachments, [{ instance_id: id, mount_path: '/data', readonly: false }])
+    sent = 0
+    await assert.rejects(client.volumes.delete('sdk-volume'), Hypeman.ConflictError)
+    await assert.rejects(create('second', { volumes: [{ volume_id: 'sdk-volume', mount_path: '/data' }] }), Hypeman.ConflictError)
+    await assert.rejects(create('second', { volumes: [{ volume_id: 'absent', mount_path: '/data' }] }), Hypeman.NotFoundError)
+    await assert.rejects(create('second', { volumes: [{ volume_id: filled.id, mount_path: '/proc/x' }] }), Hypeman.BadRequestError)
+    // None of them is worth a repeat.
+    assert.equal(sent, 4)
+
+    assert.equal((await client.instances.volumes.detach('sdk-volume', { id })).volumes?.length, 1)
+    assert.equal((await client.instances.volumes.attach('sdk-volume', { id, mount_path: '/again' })).volumes?.length, 2)
+    const fork = await client.instances.fork(id, { name: 'with-copies', from_running: true })
+    const copy = fork.volumes?.find(({ mount_path }) => mount_path === '/again')
+    assert.equal((await client.volumes.get(copy?.volume_id ?? '')).name, 'sdk-data-with-copies')
+    const { disk_breakdown } = await client.resources.get()
+    assert.equal(disk_breakdown?.volumes_bytes, 3 * 2 ** 30 + 2 * 512 * 2 ** 20)
+    for (const name of ['with-volumes', 'with-copies']) await client.instances.delete(name, { graceful_shutdown: false })
+    for (const { id: volume } of await client.volumes.list()) await client.volumes.delete(volume)
+    assert.deepEqual(await client.volumes.list(), [])
+  })
+
+  test('a token needs the scopes of volumes', async () => {
+    const reader = sdk(await mint('volume:read'))
+    assert.ok(Array.isArray(await reader.volumes.list()))
+    await assert.rejects(reader.volumes.create({ name: 'x', size_gb: 1 }), Hypeman.PermissionDeniedError)
+    await assert.rejects(reader.volumes.delete('x'), Hypeman.PermissionDeniedError)
   })
 
   test('a path inside can be looked at, and what the instance uses', async () => {
@@ -321,8 +384,8 @@ describe('the published client', { timeout: 120_000 }, () => {
       [400, 'invalid_size', () => create('sized', { size: 'enormous' })],
       [404, 'not_found', () => client.instances.get('nobody')],
       [409, 'invalid_state', () => client.instances.fork('taken', { name: 'child' })],
-      [501, 'not_supported', () => client.volumes.create({ name: 'v', size_gb: 1 })],
-      [501, 'not_supported', () => create('volumed', { volumes: [{ volume_id: 'v', mount_path: '/data' }] })],
+      [501, 'not_supported', () => client.ingresses.list()],
+      [404, 'not_found', () => create('volumed', { volumes: [{ volume_id: 'absent', mount_path: '/data' }] })],
       [400, 'invalid_timeout', () => client.instances.wait('taken', { state: 'Running', timeout: 'never' })],
     ]
     for (const [status, code, call] of refusals) {

@@ -569,7 +569,6 @@ export const routes = {
     status: 201,
     answer: Volume,
     errors: ['invalid_archive', 'archive_too_large', 'conflict', 'insufficient_resources'],
-    later: 'Filling a volume from an archive is not built yet',
   },
   getVolume: {
     tag: 'volumes',

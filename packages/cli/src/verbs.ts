@@ -20,7 +20,7 @@ export interface Verb {
 
 const RUNNING = 'Instances:'
 const INSIDE = 'Inside an instance:'
-const HOST = 'Images and the host:'
+const HOST = 'Images, volumes and the host:'
 
 export const verbs: readonly Verb[] = [
   {
@@ -64,6 +64,12 @@ export const verbs: readonly Verb[] = [
     load: () => import('./commands/schedule.ts'),
   },
   { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
+  {
+    name: 'volume',
+    summary: 'Make, fill, list, attach, grow and delete volumes',
+    group: HOST,
+    load: () => import('./commands/volume.ts'),
+  },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
   { name: 'token', summary: 'Make a token for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
   { name: 'serve', summary: 'Run the daemon', group: HOST, load: () => import('./commands/serve.ts') },
@@ -87,6 +93,17 @@ export const imageVerbs: readonly Verb[] = [
   { name: 'prune', summary: 'Delete every image that no instance stands on', load: () => import('./commands/image/prune.ts') },
 ]
 
+export const volumeVerbs: readonly Verb[] = [
+  { name: 'create', summary: 'Make an empty volume', load: () => import('./commands/volume/create.ts') },
+  { name: 'import', summary: 'Make a volume with what a tar or a directory holds', load: () => import('./commands/volume/import.ts') },
+  { name: 'ls', alias: 'list', summary: 'List volumes, with who has them', load: () => import('./commands/volume/ls.ts') },
+  { name: 'inspect', summary: 'Show all that is known of volumes', load: () => import('./commands/volume/inspect.ts') },
+  { name: 'attach', summary: 'Attach a volume to an instance', load: () => import('./commands/volume/attach.ts') },
+  { name: 'detach', summary: 'Detach a volume from an instance', load: () => import('./commands/volume/detach.ts') },
+  { name: 'grow', summary: 'Make a volume larger', load: () => import('./commands/volume/grow.ts') },
+  { name: 'rm', summary: 'Delete volumes that no instance has', load: () => import('./commands/volume/rm.ts') },
+]
+
 export const snapshotVerbs: readonly Verb[] = [
   { name: 'create', summary: 'Take a snapshot of an instance', load: () => import('./commands/snapshot/create.ts') },
   { name: 'ls', alias: 'list', summary: 'List snapshots', load: () => import('./commands/snapshot/ls.ts') },
@@ -106,6 +123,7 @@ export const verbGroups: Readonly<Record<string, readonly Verb[]>> = {
   image: imageVerbs,
   snapshot: snapshotVerbs,
   schedule: scheduleVerbs,
+  volume: volumeVerbs,
 }
 
 /** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */

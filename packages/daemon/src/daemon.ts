@@ -93,6 +93,8 @@ export class Daemon implements AsyncDisposable {
     const disks = new Disks({ paths, layers: new DiskLayers(db) })
     const volumes = new Volumes({
       ...{ db, events, disks, log, crashPoint },
+      fillProgram: assets.fill,
+      diskPath: (layer) => paths.disk(layer),
       // The one after those of VMs that wait: no VM runs as it.
       ...(host.isRoot ? { user: userOf(config.instances.uidBase + 2 * config.instances.uidCount + 1) } : {}),
       admit: (what, bytes) => instances.admitDisk(what, bytes),

@@ -98,3 +98,18 @@ function barOf(ratio: number, room: number): string {
   const full = Math.round(ratio * room)
   return full >= room ? '='.repeat(room) : `${'='.repeat(Math.max(0, full - 1))}${full > 0 ? '>' : ''}`.padEnd(room)
 }
+
+/** The same bytes, each told of as it is sent; then what is made of them is waited for. */
+export async function* counted(
+  bytes: AsyncIterable<Uint8Array>,
+  total: number | undefined,
+  progress: Progress | undefined,
+): AsyncGenerator<Uint8Array> {
+  let done = 0
+  for await (const piece of bytes) {
+    yield piece
+    done += piece.length
+    progress?.update({ step: 'sending', doneBytes: done, ...(total !== undefined && { totalBytes: total }) })
+  }
+  progress?.update({ step: 'converting' })
+}

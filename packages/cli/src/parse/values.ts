@@ -23,6 +23,15 @@ export function parseSizeOption(text: string): string {
   return text.trim()
 }
 
+const GIB = 2 ** 30
+
+/** Whole GB of a size, upwards: volumes come in no other. */
+export function parseGigabytes(text: string): number {
+  const bytes = parseSize(text)
+  if (bytes === undefined || bytes <= 0) throw usageFailure(`${JSON.stringify(text)} is not a size`, 'Write it as 10g')
+  return Math.ceil(bytes / GIB)
+}
+
 /** Milliseconds of `90s`, `1h30m`, `7d`, `2w`; a bare number is seconds, as Docker and systemd take it. */
 export function parseDurationOption(text: string): number {
   const inHours = text.replaceAll(/(\d+(?:\.\d+)?)([dw])/g, (_, amount, unit) => `${Number(amount) * (unit === 'd' ? 24 : 168)}h`)

@@ -3,6 +3,7 @@ import type { CreateInstanceRequest, HypervisorKind, Instance } from '@dormouse/
 import type { Daemon } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { readVariables } from '../parse/environment-variables.ts'
+import { parseMount } from '../parse/mounts.ts'
 import { parsePorts } from '../parse/ports.ts'
 import { parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
 import { randomName } from '../random-name.ts'
@@ -12,6 +13,7 @@ export interface CreateOptions {
   readonly env?: string[]
   readonly envFile?: string[]
   readonly publish?: string[]
+  readonly volume?: string[]
   readonly memory?: string
   readonly cpus?: string
   readonly overlaySize?: string
@@ -60,6 +62,7 @@ export async function requestOf(
     ...(env !== undefined && { env }),
     ...(tags !== undefined && { tags }),
     ...(Object.keys(network).length > 0 && { network }),
+    ...(options.volume?.length && { volumes: options.volume.map(parseMount) }),
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
     ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),

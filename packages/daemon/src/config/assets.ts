@@ -12,6 +12,8 @@ export interface Assets {
   readonly rehearsal: string
   readonly shim: string
   readonly networkHelper: string
+  /** Puts archives into volumes. */
+  readonly fill: string
 }
 
 export const assetsIn = (dir: string): Assets => ({
@@ -23,6 +25,7 @@ export const assetsIn = (dir: string): Assets => ({
   rehearsal: join(dir, 'guest/rehearsal.squashfs'),
   shim: join(dir, 'shim/dormouse-shim'),
   networkHelper: join(dir, 'shim/dormouse-net'),
+  fill: join(dir, 'shim/dormouse-fill'),
 })
 
 /** Beside the program where it is installed as one file; `build/` of the repository where it runs from source. */

@@ -240,6 +240,11 @@ export class Disks {
     return unnamed
   }
 
+  /** From here on it is no user's but the daemon's. */
+  async takeBack(name: string): Promise<void> {
+    await chown(this.#uses.paths.disk(name), process.getuid?.() ?? 0, process.getgid?.() ?? 0)
+  }
+
   /** Makes a raw layer `bytes` large, and not what is in it. Only while no VM has it; repeat is harmless. */
   async extend(name: string, bytes: number): Promise<void> {
     const path = this.#uses.paths.disk(name)

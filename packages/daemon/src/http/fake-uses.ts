@@ -269,6 +269,7 @@ class FakeSnapshots implements SnapshotsDoor {
 
 class FakeVolumes implements VolumesDoor {
   readonly rows: Volume[] = []
+  uploaded = 0
 
   list({ tags }: Parameters<VolumesDoor['list']>[0]) {
     return this.rows.filter((row) => matchesTags(row.tags, tags ?? {}))
@@ -286,6 +287,10 @@ class FakeVolumes implements VolumesDoor {
     const volume: Volume = { ...request, id, tags, createdAtMs: Date.now(), disk: [] }
     this.rows.unshift(volume)
     return volume
+  }
+  async createFromArchive(request: Parameters<VolumesDoor['create']>[0], source: AsyncIterable<Uint8Array>) {
+    for await (const chunk of source) this.uploaded += chunk.length
+    return this.create(request)
   }
   async delete(id: string) {
     this.rows.splice(this.rows.indexOf(this.resolve(id)), 1)

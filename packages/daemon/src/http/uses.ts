@@ -99,6 +99,7 @@ export interface VolumesDoor {
   /** Who has it; who has any, without an id. */
   holders(id?: string): readonly Holder[]
   create(request: CreateVolume): Promise<Volume>
+  createFromArchive(request: CreateVolume, source: AsyncIterable<Uint8Array>, step: Pick<Step, 'signal'>): Promise<Volume>
   delete(id: string): Promise<void>
   /** What they may take of the host's disk. */
   demandBytes(): number

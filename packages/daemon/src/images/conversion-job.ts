@@ -46,7 +46,21 @@ export interface IngestJob {
   readonly limits: ImageLimits
 }
 
-export type Job = ConvertJob | IngestJob
+/** Puts what a tar holds, which comes over standard input, into the empty ext4 in `file`. */
+export interface FillJob {
+  readonly kind: 'fill'
+  readonly file: string
+  /** dormouse-fill, and whom it runs as. */
+  readonly program: string
+  readonly user: { readonly uid: number; readonly gid: number } | undefined
+  readonly limits: ImageLimits
+}
+
+export type Job = ConvertJob | IngestJob | FillJob
+
+export interface Filled {
+  readonly entries: number
+}
 
 export interface Converted {
   readonly rootfsBytes: number
@@ -62,7 +76,7 @@ export type FromWorker =
   /** Bytes that are here of each distinct layer, in the order in which the image has them. */
   | { readonly kind: 'progress'; readonly layers: readonly number[] }
   | { readonly kind: 'converting' }
-  | { readonly kind: 'done'; readonly result: Converted | Ingested }
+  | { readonly kind: 'done'; readonly result: Converted | Ingested | Filled }
   | { readonly kind: 'failed'; readonly error: PlainError }
 
 export type ToWorker = { readonly kind: 'job'; readonly job: Job } | { readonly kind: 'cancel' }

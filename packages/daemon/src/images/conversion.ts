@@ -8,6 +8,8 @@ import { pollUntil } from '../host/poll-until.ts'
 import {
   type Converted,
   type ConvertJob,
+  type Filled,
+  type FillJob,
   type FromWorker,
   fromPlainError,
   type Ingested,
@@ -20,7 +22,7 @@ export interface JobOptions {
   readonly signal: AbortSignal
   readonly onProgress?: (layers: readonly number[]) => void
   readonly onConverting?: () => void
-  /** What an ingest job without a path reads. */
+  /** What a fill job reads, and an ingest job without a path. */
   readonly input?: Readable
 }
 
@@ -35,7 +37,8 @@ const CANCEL_GRACE_MS = 5000
 /** Runs one job in a process of its own. Rejects with the job's own error; when `signal` aborts, with its reason. */
 export function runJob(job: ConvertJob, options: JobOptions): Promise<Converted>
 export function runJob(job: IngestJob, options: JobOptions): Promise<Ingested>
-export async function runJob(job: Job, options: JobOptions): Promise<Converted | Ingested> {
+export function runJob(job: FillJob, options: JobOptions): Promise<Filled>
+export async function runJob(job: Job, options: JobOptions): Promise<Converted | Ingested | Filled> {
   const { signal, input } = options
   signal.throwIfAborted()
   const worker = fork(workerFile(), {
@@ -69,7 +72,7 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
   })
   signal.addEventListener('abort', cancel, { once: true })
   try {
-    const answer = new Promise<Converted | Ingested>((resolve, reject) => {
+    const answer = new Promise<Converted | Ingested | Filled>((resolve, reject) => {
       worker.on('message', (message: FromWorker) => {
         switch (message.kind) {
           case 'progress':
@@ -95,7 +98,7 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
     if (input && worker.stdin) {
       // When the upload is cut the process must not take what came for the whole.
       pipeline(input, worker.stdin).catch((error) => {
-        uploadFailed = { reason: new AppError('invalid_image', 'The upload of the image broke off', { cause: error }) }
+        uploadFailed = { reason: new AppError('invalid_image', 'The upload broke off', { cause: error }) }
         cancel()
       })
     }

@@ -35,6 +35,12 @@ export function readLayerPath(name: string, limits: PathLimits): LayerPath {
   return { kind: 'whiteout', path: [...parents, removed] }
 }
 
+/** The same in an archive that is no layer: there a whiteout is a file like any other. */
+export function readPlainPath(name: string, limits: PathLimits): LayerPath {
+  const path = splitPath(name, 'The name', limits)
+  return path.length === 0 ? { kind: 'root' } : { kind: 'entry', path }
+}
+
 /** The target of a hard link: a path from the root, like an entry's own name. */
 export function readLinkTarget(target: string, name: string, limits: PathLimits): readonly string[] {
   const path = splitPath(target, `The hard link ${printableName(name)} leads to a name that`, limits)

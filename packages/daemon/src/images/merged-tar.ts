@@ -32,17 +32,20 @@ export class LayerMerge {
   readonly #limits: ImageLimits
   readonly #tree: MergedTree
   readonly #layers: { file: LayerFile; entries: number }[] = []
+  readonly #readPath: typeof readLayerPath
   #bytes = 0
   #links = 0
 
-  constructor(limits: ImageLimits) {
+  /** `readPath` says what a name means. */
+  constructor(limits: ImageLimits, readPath = readLayerPath) {
     this.#limits = limits
+    this.#readPath = readPath
     this.#tree = new MergedTree(limits)
   }
 
   /** Lays the next layer over those that were given before. Throws `invalid_image` or `image_too_large`; the merge is of no use then. */
   async scan(file: LayerFile): Promise<ScannedLayer> {
-    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes))
+    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes), { readPath: this.#readPath })
     this.#tree.beginLayer(this.#layers.length)
     const reader = new TarReader(scan)
     const hash = createHash('sha256')
@@ -61,7 +64,7 @@ export class LayerMerge {
    */
   async *scanAndStream(file: LayerFile, onScanned: (layer: ScannedLayer) => void): AsyncGenerator<Buffer, void, void> {
     const writer = new EntryWriter()
-    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes), writer)
+    const scan = new LayerScan(this.#tree, this.#limits, (bytes) => this.#countBytes(bytes), { readPath: this.#readPath, writer })
     this.#tree.beginLayer(0)
     const reader = new TarReader(scan)
     const hash = createHash('sha256')
@@ -119,11 +122,18 @@ class LayerScan implements TarSink {
   readonly #tree: MergedTree
   readonly #limits: ImageLimits
   readonly #onBytes: (bytes: number) => void
+  readonly #readPath: typeof readLayerPath
   readonly #writer: EntryWriter | undefined
   entries = 0
   links = 0
 
-  constructor(tree: MergedTree, limits: ImageLimits, onBytes: (bytes: number) => void, writer?: EntryWriter) {
+  constructor(
+    tree: MergedTree,
+    limits: ImageLimits,
+    onBytes: (bytes: number) => void,
+    { readPath, writer }: { readPath: typeof readLayerPath; writer?: EntryWriter },
+  ) {
+    this.#readPath = readPath
     this.#tree = tree
     this.#limits = limits
     this.#onBytes = onBytes
@@ -131,7 +141,7 @@ class LayerScan implements TarSink {
   }
 
   entry(entry: TarEntry): void {
-    const path = readLayerPath(entry.name, this.#limits)
+    const path = this.#readPath(entry.name, this.#limits)
     const target = entry.kind === 'link' && path.kind === 'entry' ? readLinkTarget(entry.linkName, entry.name, this.#limits) : undefined
     if (entry.kind === 'symlink' && entry.linkName.length > this.#limits.maxPathBytes) {
       throw tooLarge(`The symbolic link ${printableName(entry.name)} leads to a name longer than ${this.#limits.maxPathBytes} bytes`)

@@ -63,6 +63,9 @@ class CloningDisks extends Disks {
   }
 }
 
+/** As it is built here; most tests have no use for it. */
+const FILL_PROGRAM = join(import.meta.dirname, '../../../../build/shim/dormouse-fill')
+
 /** A template of this size is quick to make, and small. */
 export const TEST_OVERLAY = 32 * 2 ** 20
 
@@ -164,7 +167,16 @@ export class TestHouse implements AsyncDisposable {
       alive,
     })
     const disks = new (this.#options.sharesBlocks ? CloningDisks : Disks)({ paths: this.paths, layers: new DiskLayers(db) })
-    const volumes = new Volumes({ db, events, disks, log: this.log, crashPoint, admit: (what, bytes) => instances.admitDisk(what, bytes) })
+    const volumes = new Volumes({
+      db,
+      events,
+      disks,
+      log: this.log,
+      crashPoint,
+      fillProgram: FILL_PROGRAM,
+      diskPath: (layer) => this.paths.disk(layer),
+      admit: (what, bytes) => instances.admitDisk(what, bytes),
+    })
     const compressing = new BackgroundJobs()
     const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths, log: this.log, compressing, crashPoint })
     const instances: Instances = new Instances({

@@ -8,6 +8,7 @@ import { formatSize } from '@dormouse/api/units.ts'
 import type { Disks } from '../disks/disks.ts'
 import { isPlain, nameLayer } from '../disks/layer.ts'
 import type { Events } from '../events/events.ts'
+import { fillDisk } from '../images/fill-disk.ts'
 import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -27,6 +28,9 @@ export interface VolumesUses {
   readonly log: Logger
   /** Whom what looks into a volume's disk runs as; absent when the daemon is not root. */
   readonly user?: { readonly uid: number; readonly gid: number }
+  /** dormouse-fill, which puts archives into them, and where a layer lies. */
+  readonly fillProgram: string
+  readonly diskPath: (layer: string) => string
   /** Looks at the disk; what it gives judges at once whether there is room for so many bytes more. */
   readonly admit: (what: string, bytes: number) => Promise<() => void>
   readonly crashPoint?: (operation: string, step: string) => Promise<void>
@@ -47,6 +51,9 @@ export interface PreparedDisk {
 
 const NAME_MAX = 128
 const MAKE_LIMIT_MS = 60_000
+const FILL_LIMIT_MS = 3_600_000
+/** Each takes a process that reads and one that writes. */
+const FILLINGS_MAX = 4
 const FLATTEN_LIMIT_MS = 1_800_000
 /** One more comes on top with every reader. */
 const MANY_LAYERS = 8
@@ -54,6 +61,7 @@ const MANY_LAYERS = 8
 export class Volumes {
   readonly #uses: VolumesUses
   readonly rows: VolumeRows
+  #fillings = 0
 
   constructor(uses: VolumesUses) {
     this.#uses = uses
@@ -92,6 +100,28 @@ export class Volumes {
   async create(request: CreateVolume): Promise<Volume> {
     const { disks } = this.#uses
     return this.#make('volume_create', request, (layer, step) => disks.createOverlay(layer, request.bytes, { step }))
+  }
+
+  /**
+   * A volume with what a tar holds, compressed or not, that arrives as `source`. Throws `invalid_archive` or `archive_too_large`, and then
+   * nothing is left.
+   */
+  async createFromArchive(request: CreateVolume, source: AsyncIterable<Uint8Array>, step: Pick<Step, 'signal'>): Promise<Volume> {
+    if (this.#fillings >= FILLINGS_MAX) {
+      throw new AppError('rate_limited', 'Other volumes are being filled from archives', { retryAfterSeconds: 5 })
+    }
+    const { disks, user, fillProgram, diskPath } = this.#uses
+    this.#fillings++
+    try {
+      return await this.#make('volume_import', request, async (layer, making) => {
+        await disks.createOverlay(layer, request.bytes, { step: making, owner: user })
+        const signal = AbortSignal.any([step.signal, AbortSignal.timeout(FILL_LIMIT_MS)])
+        await fillDisk({ file: diskPath(layer), maxBytes: request.bytes, program: fillProgram, user }, source, { signal })
+        await disks.takeBack(layer)
+      })
+    } finally {
+      this.#fillings--
+    }
   }
 
   /** Throws `conflict`, naming who has it, while it is attached. Its row is the commit point; layers that others stand on stay. */

@@ -8,7 +8,7 @@ import { Failure } from '../../failure.ts'
 import { followPull } from '../../image-pull.ts'
 import { humanBytes } from '../../output/format.ts'
 import { print, printJson } from '../../output/print.ts'
-import { type Progress, showProgress } from '../../output/progress.ts'
+import { counted, showProgress } from '../../output/progress.ts'
 
 interface Options extends HostOption {
   readonly platform?: string
@@ -66,18 +66,4 @@ async function open(path: string): Promise<Source> {
       hint: 'Make one with: skopeo copy docker://alpine oci:DIR:alpine',
     })
   return { bytes: packTree(path), size: await packedSize(path) }
-}
-
-async function* counted(
-  bytes: AsyncIterable<Uint8Array>,
-  total: number | undefined,
-  progress: Progress | undefined,
-): AsyncGenerator<Uint8Array> {
-  let done = 0
-  for await (const piece of bytes) {
-    yield piece
-    done += piece.length
-    progress?.update({ step: 'sending', doneBytes: done, ...(total !== undefined && { totalBytes: total }) })
-  }
-  progress?.update({ step: 'converting' })
 }

@@ -9,7 +9,14 @@ import type { ServerUses } from '../uses.ts'
 
 type VolumeRoutes = Pick<
   Handlers,
-  'listVolumes' | 'createVolume' | 'getVolume' | 'updateVolume' | 'deleteVolume' | 'attachVolume' | 'detachVolume'
+  | 'listVolumes'
+  | 'createVolume'
+  | 'createVolumeFromArchive'
+  | 'getVolume'
+  | 'updateVolume'
+  | 'deleteVolume'
+  | 'attachVolume'
+  | 'detachVolume'
 >
 
 const PLACE: PlaceOf<Shown> = { key: ({ id }) => id, createdAt: ({ created_at }) => created_at }
@@ -29,6 +36,9 @@ export function volumeRoutes({ instances, volumes }: Pick<ServerUses, 'instances
     },
 
     createVolume: async ({ body: { size_gb, ...request } }) => show(await volumes.create({ ...request, bytes: size_gb * GIB })),
+
+    createVolumeFromArchive: async ({ query: { size_gb, ...request }, upload, signal }) =>
+      show(await volumes.createFromArchive({ ...request, bytes: size_gb * GIB }, upload, { signal })),
 
     getVolume: ({ params }) => show(volumes.resolve(params.id)),
 
