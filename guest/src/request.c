@@ -106,6 +106,7 @@ static bool volume(struct request *r, const struct tlv_field *nested)
 		case TAG_SERIAL: good = (v->serial = text(r, &f, 1, 20)); break;
 		case TAG_PATH: good = (v->path = text(r, &f, 2, 4095)) && v->path[0] == '/'; break;
 		case TAG_READ_ONLY: good = flag(&f, &v->read_only); break;
+		case TAG_SIZE: good = tlv_number(&f, 0, INT64_MAX, &v->room); break;
 		case TAG_FS: good = (v->fs = text(r, &f, 1, 15)) && strcmp(v->fs, "ext4") == 0; break;
 		default: good = !(f.tag & TAG_CRITICAL);
 		}

@@ -16,6 +16,8 @@
 struct volume {
 	char *serial, *path, *fs;
 	bool read_only;
+	/* 0: all that there is. */
+	uint64_t room;
 };
 
 struct network {

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -66,6 +67,22 @@ static bool grow(const char *device, const char *path)
 	return done;
 }
 
+/*
+ * Of what is free no more than `room` bytes may be taken: the rest is set aside. The host would let a guest write a little more and then
+ * fail its writes, which is no way to be told that a disk is full.
+ */
+static bool set_room(const char *device, const char *path, uint64_t room)
+{
+	struct statfs now;
+	char file[80], text[24];
+	if (statfs(path, &now) < 0)
+		return false;
+	uint64_t blocks = room / (uint64_t)now.f_bsize;
+	snprintf(file, sizeof file, "fs/ext4/%s/reserved_clusters", device + strlen("/dev/"));
+	snprintf(text, sizeof text, "%llu", (unsigned long long)(now.f_bfree > blocks ? now.f_bfree - blocks : 0));
+	return write_at(agent.sys, file, text);
+}
+
 const char *volumes_mount(const struct volume *v)
 {
 	char device[32];
@@ -81,6 +98,8 @@ const char *volumes_mount(const struct volume *v)
 		devices_allow_writing(device, false);
 	else if (!grow(device, v->path))
 		say("the volume at %s could not be made as large as its disk: %s", v->path, strerror(errno));
+	if (v->room && !v->read_only && !set_room(device, v->path, v->room))
+		say("the room at %s could not be limited: %s", v->path, strerror(errno));
 	timings_took("mount volume");
 	return NULL;
 }

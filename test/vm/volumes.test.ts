@@ -1,6 +1,12 @@
 /** Volumes under real VMs: what was written is there, wherever its instance goes and whatever becomes of it. */
 import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { after, afterEach, before, test } from 'node:test'
+import { gzipSync } from 'node:zlib'
+import { tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
+import { dormouse } from '../harness/dormouse-command.ts'
 import type { ShownInstance } from './house-in-order.ts'
 import { InstanceStory } from './instance-story.ts'
 
@@ -15,7 +21,7 @@ let story: InstanceStory
 before(async () => {
   story = await InstanceStory.begin({
     driver: 'qemu',
-    env: { DORMOUSE_CPU_RATIO: '32', DORMOUSE_MEMORY_RATIO: '4', DORMOUSE_POOL_SIZE: '0' },
+    env: { DORMOUSE_CPU_RATIO: '32', DORMOUSE_MEMORY_RATIO: '4' },
   })
 })
 after(() => story?.[Symbol.asyncDispose]())
@@ -172,16 +178,67 @@ test('two who share a volume write into overlays of their own', async () => {
   await story.sh('two', 'echo two > /data/own; sync')
   assert.equal(await sum('reader', '/data/file'), shared)
   assert.equal(await sum('two', '/data/file'), shared)
+  // As much as was asked for, and then it is full like any disk.
+  assert.match(await story.sh('two', 'dd if=/dev/urandom of=/data/much bs=1M count=100 2>&1; true'), /No space left/)
+  const much = Number(await story.sh('two', 'sync; stat -c %s /data/much'))
+  assert.ok(much > 50 * 2 ** 20 && much <= 64 * 2 ** 20, `${much} bytes`)
+  assert.equal(await sum('two', '/data/file'), shared)
+  await story.standby('two')
+  await story.restore('two')
+  await story.fork('two', { name: 'three', from_running: true })
+  assert.match(
+    await story.sh('three', 'echo more > /data/more 2>&1; dd if=/dev/zero of=/data/more bs=1M count=20 2>&1; true'),
+    /No space left/,
+  )
+  await story.sh('three', 'rm /data/much && dd if=/dev/urandom of=/data/again bs=1M count=40 2>/dev/null && sync')
+  assert.equal(await sum('three', '/data/file'), shared)
   assert.deepEqual([await story.sh('one', 'cat /data/own'), await story.sh('two', 'cat /data/own')], ['one', 'two'])
   await story.daemon.client.post('/instances/one/stop', {})
   await story.daemon.client.post('/instances/one/start?wait=running', {})
   assert.equal(await story.sh('one', 'cat /data/own'), 'one')
-  await story.remove('one', 'two', 'reader')
+  await story.remove('one', 'two', 'three', 'reader')
   await story.run('web', { volumes: [mount('data', '/data')] })
   assert.deepEqual([await sum('web', '/data/file'), await story.sh('web', 'ls /data/own 2>/dev/null || true')], [shared, ''])
   await story.assertInOrder()
   await story.remove('web')
   await drop('data')
+})
+
+test('what is in an archive is on its volume, and the CLI does all of it', async () => {
+  const socket = story.daemon.socket
+  const cli = async (...argv: string[]): Promise<string> => {
+    const { code, stdout, stderr } = await dormouse(argv, { socket })
+    assert.equal(code, 0, stderr)
+    return stdout.trim()
+  }
+  const content = randomBytes(300_000)
+  const archive = join(story.dir, 'archive.tgz')
+  const entries = [
+    'dir',
+    { name: 'dir/file', content, mode: 0o4751, uid: 1_234_567, gid: 70_000, mtime: 1_000_000_000 },
+    { name: 'dir/hard', kind: 'link' as const, linkName: 'dir/file' },
+    { name: 'dir/link', kind: 'symlink' as const, linkName: '../away' },
+    ...Array.from({ length: 2000 }, (_, index) => ({ name: `many/${index}`, content: `${index}` })),
+  ]
+  await writeFile(archive, gzipSync(tarOf(entries)))
+  await cli('volume', 'import', archive, 'filled', '--size', '1g', '--tag', 'kind=archive')
+  assert.match(await cli('volume', 'ls', '--tag', 'kind=archive'), /filled .* 1GB/)
+  await cli('run', '-d', '--name', 'web', '-v', 'filled:/in:ro', 'box')
+  assert.equal(await story.sh('web', "stat -c '%a %u %g %s %h %Y' /in/dir/file"), '4751 1234567 70000 300000 2 1000000000')
+  assert.equal(await story.sh('web', 'sha256sum < /in/dir/hard'), `${createHash('sha256').update(content).digest('hex')}  -`)
+  assert.equal(await story.sh('web', 'readlink /in/dir/link; ls /in/many | wc -l; cat /in/many/1999'), '../away\n2000\n1999')
+  assert.match(await cli('volume', 'ls'), /web:\/in:ro/)
+  await cli('volume', 'create', 'empty', '--size', '1g', '--id', 'by-hand')
+  await cli('volume', 'attach', 'web', 'empty:/out')
+  await story.sh('web', 'cp -a /in/. /out/ && sync')
+  await cli('volume', 'grow', 'by-hand', '2g')
+  assert.equal(JSON.parse(await cli('volume', 'inspect', 'empty')).size_gb, 2)
+  await cli('volume', 'detach', 'web', 'empty')
+  await cli('volume', 'attach', 'web', 'empty:/out:overlay=100m')
+  assert.equal(await story.sh('web', 'sha256sum < /out/dir/file'), `${createHash('sha256').update(content).digest('hex')}  -`)
+  await cli('rm', '-f', 'web')
+  assert.deepEqual((await cli('volume', 'rm', 'filled', 'empty')).split('\n'), ['filled', 'empty'])
+  await story.assertInOrder()
 })
 
 for (const board of BOARDS) {

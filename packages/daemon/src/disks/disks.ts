@@ -30,6 +30,11 @@ export interface DiskOwner {
   readonly gid: number
 }
 
+interface LayerOptions {
+  readonly owner?: DiskOwner | undefined
+  readonly limitBytes?: number | undefined
+}
+
 const BLOCK = 4096
 const GROWTH = 8
 /** How file systems and kernels say that they cannot share blocks. */
@@ -68,13 +73,17 @@ export class Disks {
     }
   }
 
-  /** A layer of a disk of `bytes` in which nothing has been written yet, to be put on top of a chain. Not flushed; see `flush`. */
-  async newLayer(bytes: number, { owner }: { owner?: DiskOwner | undefined }): Promise<string> {
+  /**
+   * A layer of a disk of `bytes` in which nothing has been written yet, to be put on top of a chain. One that is to take no more than
+   * `limitBytes` has a file as large, all hole. Not flushed; see `flush`.
+   */
+  async newLayer(bytes: number, { owner, limitBytes }: LayerOptions): Promise<string> {
     const name = nameLayer('qcow2')
     const path = this.#uses.paths.disk(name)
     await using file = await open(path, 'wx', 0o600)
     try {
       await writeEmptyQcow2(file, bytes)
+      if (limitBytes !== undefined && (await file.stat()).size < limitBytes) await file.truncate(limitBytes)
       if (owner) await file.chown(owner.uid, owner.gid)
       return name
     } catch (error) {
@@ -117,12 +126,13 @@ export class Disks {
    */
   async freeze(
     chain: readonly string[],
-    options: { bytes: number; owner?: DiskOwner | undefined; copy?: { owner?: DiskOwner | undefined } },
+    options: { bytes: number; copy?: LayerOptions } & LayerOptions,
   ): Promise<{ source: readonly string[]; copy: readonly string[] }> {
-    const { bytes, owner, copy } = options
+    const { bytes, copy, ...own } = options
+    const { owner } = own
     const clone = await this.#clone(chain, copy ?? { owner })
     if (clone !== undefined) return { source: chain, copy: clone }
-    const source = await this.branch(chain, { bytes, owner })
+    const source = await this.branch(chain, { bytes, ...own })
     if (copy === undefined) return { source, copy: chain }
     try {
       return { source, copy: await this.branch(chain, { bytes, ...copy }) }
@@ -136,7 +146,7 @@ export class Disks {
    * A disk with the contents of layers that are frozen, or are about to be: a new top over them, or a clone where there is only one and
    * the file system shares blocks. Throws when what was written last is damaged, so that no one else comes to stand on it.
    */
-  async branch(frozen: readonly string[], options: { bytes: number; owner?: DiskOwner | undefined }): Promise<readonly string[]> {
+  async branch(frozen: readonly string[], options: { bytes: number } & LayerOptions): Promise<readonly string[]> {
     const [top] = frozen
     if (top === undefined) throw new AppError('internal_error', 'There is nothing that a disk could stand on')
     const clone = await this.#clone(frozen, options)

@@ -35,6 +35,8 @@ export interface GuestVolume {
   readonly mountPath: string
   readonly readOnly: boolean
   readonly fs: 'ext4'
+  /** So much may be written; absent: all that there is room for. */
+  readonly roomBytes?: number
 }
 
 interface GuestNetworkConfig {
@@ -73,8 +75,14 @@ export function encodeConfig(config: GuestConfig): { fields: Buffer; id: Buffer 
   return { fields: bytes, id: createHash('sha256').update(bytes).digest() }
 }
 
-export const encodeVolume = ({ serial, mountPath, readOnly, fs }: GuestVolume): Buffer =>
-  new FieldWriter().text(TAG.SERIAL, serial).text(TAG.PATH, checkText(mountPath)).flag(TAG.READ_ONLY, readOnly).text(TAG.FS, fs).finish()
+export const encodeVolume = ({ serial, mountPath, readOnly, fs, roomBytes }: GuestVolume): Buffer =>
+  new FieldWriter()
+    .text(TAG.SERIAL, serial)
+    .text(TAG.PATH, checkText(mountPath))
+    .flag(TAG.READ_ONLY, readOnly)
+    .text(TAG.FS, fs)
+    .optional(roomBytes, (bytes, fields) => fields.number(TAG.SIZE, bytes))
+    .finish()
 
 export function writeIdentity(fields: FieldWriter, { hostname, machineId, hosts, network }: GuestIdentity): void {
   fields.optional(hostname, (name) => fields.text(TAG.HOSTNAME, name)).optional(machineId, (id) => fields.text(TAG.MACHINE_ID, id))

@@ -90,7 +90,7 @@ export interface Vm {
    * runs, as this takes the longest; from the commit on the layers there were are frozen for ever. When it throws, the VM has let go of
    * the layer. Of one disk one pivot is prepared at a time; it is committed or discarded before the next.
    */
-  preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot>
+  preparePivot(role: DiskRole, layer: { readonly path: string; readonly limitBytes?: number }, step: Step): Promise<Pivot>
   /**
    * What lies between the top and the bottom of a disk is copied into the top, while the VM runs; then those two alone are left, what was
    * copied is flushed, and the VM has let go of the others. The bottom stays: it is the largest and the most shared. May take minutes;

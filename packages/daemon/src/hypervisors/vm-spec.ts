@@ -34,6 +34,8 @@ export interface DiskLayer {
   readonly path: string
   /** Named, never probed: a guest that writes a qcow2 header onto its raw disk must not gain a backing file. */
   readonly format: 'raw' | 'qcow2'
+  /** Of a qcow2 layer on top, whose file is as large already: it takes no more than that, and then its guest's writes fail. */
+  readonly limitBytes?: number
 }
 
 export interface NicSpec {

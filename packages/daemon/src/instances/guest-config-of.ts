@@ -50,6 +50,7 @@ export const volumeConfigOf = (attachment: Attachment): GuestConfig['disks']['vo
   mountPath: attachment.mountPath,
   readOnly: attachment.readOnly && attachment.overlayBytes === undefined,
   fs: 'ext4',
+  ...(attachment.overlayBytes === undefined ? {} : { roomBytes: attachment.overlayBytes }),
 })
 
 /** By what a guest is told from its kin: all that a fork's differs in from what it was made of. */

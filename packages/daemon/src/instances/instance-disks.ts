@@ -1,5 +1,6 @@
 /** All that an instance writes to: its own disk, and what it has of each volume. */
 import type { DiskRole } from '../hypervisors/vm-spec.ts'
+import { layerLimit } from '../volumes/volumes.ts'
 import type { Attachment, Instance } from './instance.ts'
 
 export interface InstanceDisk {
@@ -7,6 +8,8 @@ export interface InstanceDisk {
   /** Top first. */
   readonly layers: readonly string[]
   readonly bytes: number
+  /** What its top layer may take on the host's disk; absent: as much as it is large. */
+  readonly limitBytes?: number
 }
 
 type WithDisks = Pick<Instance, 'disk' | 'volumes' | 'overlayBytes'>
@@ -16,8 +19,18 @@ export const volumeRole = ({ slot }: Pick<Attachment, 'slot'>): DiskRole => `vol
 /** Its own first. */
 export const disksOf = ({ disk, volumes, overlayBytes }: WithDisks): InstanceDisk[] => [
   { role: 'overlay', layers: disk, bytes: overlayBytes },
-  ...volumes.map((attachment) => ({ role: volumeRole(attachment), layers: attachment.disk, bytes: attachment.bytes })),
+  ...volumes.map((attachment) => ({
+    role: volumeRole(attachment),
+    layers: attachment.disk,
+    bytes: attachment.bytes,
+    ...limitOf(attachment),
+  })),
 ]
+
+const limitOf = (attachment: Attachment): Pick<InstanceDisk, 'limitBytes'> => {
+  const limitBytes = layerLimit(attachment)
+  return limitBytes === undefined ? {} : { limitBytes }
+}
 
 /** Every layer that it stands on. */
 export const layersOf = ({ disk, volumes }: Pick<Instance, 'disk' | 'volumes'>): string[] => [

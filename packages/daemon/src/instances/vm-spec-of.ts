@@ -36,10 +36,11 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
 
 function diskSpecsOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
   const disks: DiskSpec[] = [{ role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true }]
-  for (const { role, layers } of disksOf(instance)) {
+  for (const { role, layers, limitBytes } of disksOf(instance)) {
     const [top, ...below] = layers.map((name) => ({ path: paths.disk(name), format: formatOf(name) }))
     if (top === undefined) throw new AppError('internal_error', `The disk ${role} of the instance ${instance.name} is not on record`)
-    disks.push({ role, ...top, readOnly: false, ...(below.length === 0 ? {} : { backing: below }) })
+    const limit = limitBytes === undefined ? {} : { limitBytes }
+    disks.push({ role, ...top, ...limit, readOnly: false, ...(below.length === 0 ? {} : { backing: below }) })
   }
   if (modules !== undefined) disks.splice(2, 0, { role: 'modules', path: modules, format: 'raw', readOnly: true })
   return disks

@@ -15,6 +15,18 @@ export interface AttachmentsUses {
 /** What is written is the volume's own. */
 export const isWriter = ({ readOnly }: Pick<Attachment, 'readOnly'>): boolean => !readOnly
 
+const MIB = 2 ** 20
+/** ext4 has no larger journal, and a guest's kernel completes one that was left open, whatever it is mounted for. */
+const READER_LIMIT = 1152 * MIB
+/** A guest is kept to the size of its overlay by its own kernel; what is written over in place, and the layer's tables, come on top. */
+const OVERLAY_SLACK = 64 * MIB
+
+/** What the layer may take that an instance has over a volume that it shares. A volume of its own is limited by its size. */
+export function layerLimit({ readOnly, overlayBytes }: Pick<Attachment, 'readOnly' | 'overlayBytes'>): number | undefined {
+  if (!readOnly) return undefined
+  return overlayBytes === undefined ? READER_LIMIT : Math.ceil((overlayBytes * 5) / 4) + OVERLAY_SLACK
+}
+
 /** Throws `conflict`, naming who has it, when `attachment` cannot be had beside them. Pure. */
 export function assertCompatible(
   volume: Pick<Volume, 'id' | 'name'>,

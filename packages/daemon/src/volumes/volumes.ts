@@ -15,10 +15,10 @@ import type { Logger } from '../log.ts'
 import type { Database } from '../store/database.ts'
 import type { Attachment, Instance } from '../store/instance-record.ts'
 import { type Holder, type Volume, VolumeRows } from '../store/volumes.ts'
-import { assertCompatible } from './attachments.ts'
+import { assertCompatible, layerLimit } from './attachments.ts'
 
 export type { Holder, Volume } from '../store/volumes.ts'
-export { followAttachments } from './attachments.ts'
+export { followAttachments, layerLimit } from './attachments.ts'
 export { checkMountPath, checkMountPaths } from './mount-path.ts'
 
 export interface VolumesUses {
@@ -155,7 +155,7 @@ export class Volumes {
    */
   async prepare(
     volume: Volume,
-    wanted: { readonly readOnly: boolean; readonly owner?: { uid: number; gid: number } | undefined },
+    wanted: Pick<Attachment, 'readOnly' | 'overlayBytes'>,
   ): Promise<PreparedDisk & { readonly made: readonly string[] }> {
     assertCompatible(volume, wanted, this.holders(volume.id))
     const now = await this.#shorten(volume)
@@ -164,7 +164,7 @@ export class Volumes {
     if (top === undefined) throw new AppError('internal_error', `The volume ${volume.name} has no disk on record`)
     if (!wanted.readOnly && !disks.isShared(top, `volume ${volume.id}`)) return { volume: now, disk: now.disk, made: [] }
     await disks.assertSound(top)
-    const layer = await disks.newLayer(now.bytes, {})
+    const layer = await disks.newLayer(now.bytes, { limitBytes: layerLimit(wanted) })
     await disks.flush([layer])
     return { volume: now, disk: [layer, ...now.disk], made: [layer] }
   }

@@ -48,15 +48,23 @@ async function findDisk(qmp: Qmp, role: DiskRole, step: Step): Promise<ShownDisk
 function setsBelow(image: unknown): number[] {
   const sets: number[] = []
   for (let at = image; isRecord(at) && sets.length < DEEPEST; at = at['backing-image']) {
-    const name = String(at.filename)
-    const file: unknown = name.startsWith('json:') ? JSON.parse(name.slice('json:'.length)) : { file: { filename: name } }
-    const filename = isRecord(file) && isRecord(file.file) ? String(file.file.filename) : ''
-    const set = /^\/dev\/fdset\/(\d+)$/.exec(filename)?.[1]
+    const set = /^\/dev\/fdset\/(\d+)$/.exec(fileNameIn(String(at.filename)))?.[1]
     if (set === undefined) return []
     sets.push(Number(set))
   }
   return sets
 }
+
+function fileNameIn(name: string): string {
+  if (!name.startsWith('json:')) return name
+  let node: unknown = JSON.parse(name.slice('json:'.length))
+  // The layer itself, perhaps what limits it, the file.
+  for (let depth = 0; depth < 3 && isRecord(node) && isRecord(node.file); depth++) node = node.file
+  return isRecord(node) ? String(node.filename) : ''
+}
+
+export const hasNode = async (qmp: Qmp, name: string, step: Step): Promise<boolean> =>
+  (await nodesOf(qmp, step)).some((node) => node['node-name'] === name)
 
 /** A set that QEMU has not. */
 export async function freeSet(qmp: Qmp, step: Step): Promise<number> {

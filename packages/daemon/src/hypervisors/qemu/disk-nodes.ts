@@ -57,7 +57,13 @@ export const layerFiles = (disk: DiskSpec): LayerFile[] => layersFrom(disk, FIRS
 
 /** The same, with sets from `first` on. */
 export const layersFrom = (disk: DiskSpec, first: number): LayerFile[] =>
-  layersOf(disk).map(({ path, format }, depth) => ({ path, format, set: first + depth, isWritten: depth === 0 && !disk.readOnly }))
+  layersOf(disk).map(({ path, format, limitBytes }, depth) => ({
+    path,
+    format,
+    set: first + depth,
+    isWritten: depth === 0 && !disk.readOnly,
+    ...(limitBytes === undefined || depth > 0 ? {} : { limitBytes }),
+  }))
 
 /** What the shim opens for the disks. */
 export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] =>
@@ -89,7 +95,7 @@ function noteOf(path: string): string {
 
 /** One layer and what is below it: nothing, as long as it is no one's. */
 export function layerNode(
-  layer: { readonly set: number; readonly format: DiskLayer['format']; readonly isWritten: boolean },
+  layer: { readonly set: number; readonly isWritten: boolean } & Omit<DiskLayer, 'path'>,
   below: object | null,
 ): Record<string, unknown> {
   const file = {
@@ -101,12 +107,18 @@ export function layerNode(
     locking: 'on',
     ...(layer.isWritten ? { discard: 'unmap' } : {}),
   }
-  return nodeOver(layer, file, below)
+  // As it says itself where it ends, what would be written behind that does not fit. Of a raw layer it would say how large the disk is.
+  const { limitBytes } = layer
+  const isLimited = limitBytes !== undefined && layer.format === 'qcow2'
+  const kept = { 'read-only': !layer.isWritten, ...(layer.isWritten ? { discard: 'unmap' } : {}) }
+  return nodeOver(layer, isLimited ? { driver: 'raw', 'node-name': limitName(layer.set), size: limitBytes, ...kept, file } : file, below)
 }
 
 /** The options of a layer that is open already, which must be named all, over the nodes that it has. */
-export const openLayerOptions = (set: number, format: DiskLayer['format'], below: string | null): Record<string, unknown> =>
-  nodeOver({ set, format, isWritten: true }, fileName(set), below)
+export const openLayerOptions = (
+  { set, format, isLimited }: { readonly set: number; readonly format: DiskLayer['format']; readonly isLimited: boolean },
+  below: string | null,
+): Record<string, unknown> => nodeOver({ set, format, isWritten: true }, isLimited ? limitName(set) : fileName(set), below)
 
 const nodeOver = (
   { set, format, isWritten }: { readonly set: number; readonly format: DiskLayer['format']; readonly isWritten: boolean },
@@ -120,6 +132,9 @@ const nodeOver = (
   ...(format === 'qcow2' ? { backing: below } : {}),
   file,
 })
+
+/** What keeps a layer's file from growing. */
+export const limitName = (set: number): string => `limit${set}`
 
 const fileName = (set: number): string => `file${set}`
 

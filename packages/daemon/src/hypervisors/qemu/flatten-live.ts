@@ -1,7 +1,7 @@
 import type { Step } from '../../lib/step.ts'
 import type { DiskRole } from '../vm-spec.ts'
-import { diskOf, dropUnused, layerFileOf } from './block-graph.ts'
-import { layerName, openLayerOptions } from './disk-nodes.ts'
+import { diskOf, dropUnused, hasNode, layerFileOf } from './block-graph.ts'
+import { layerName, limitName, openLayerOptions } from './disk-nodes.ts'
 import { type Qmp, QmpError } from './qmp.ts'
 
 const CANCEL_LIMIT_MS = 10_000
@@ -17,7 +17,8 @@ export async function flattenLive(qmp: Qmp, role: DiskRole, prepared: ReadonlySe
   if (bottom !== undefined && below.length > 1) await stream(qmp, `flatten-${role}`, top, bottom, step)
   // QEMU keeps what it noted about what was copied to itself until someone flushes; the layers that it was copied from are about to go.
   // Nothing else that makes it flush says whether it worked.
-  const options = openLayerOptions(top, format, bottom === undefined ? null : layerName(bottom))
+  const isLimited = await hasNode(qmp, limitName(top), step)
+  const options = openLayerOptions({ set: top, format, isLimited }, bottom === undefined ? null : layerName(bottom))
   await qmp.execute('blockdev-reopen', { options: [options] }, step)
   await dropUnused(qmp, prepared, step)
   const left: string[] = []

@@ -1,6 +1,6 @@
 import type { Step } from '../../lib/step.ts'
 import type { Pivot } from '../hypervisor.ts'
-import type { DiskRole } from '../vm-spec.ts'
+import type { DiskLayer, DiskRole } from '../vm-spec.ts'
 import { diskOf, dropUnused, freeSet } from './block-graph.ts'
 import { layerName, layerNode } from './disk-nodes.ts'
 import type { Qmp } from './qmp.ts'
@@ -28,7 +28,7 @@ export class QemuPivot implements Pivot {
     this.#set = set
   }
 
-  static async prepare(uses: PivotUses, role: DiskRole, step: Step): Promise<QemuPivot> {
+  static async prepare(uses: PivotUses, role: DiskRole, limit: Pick<DiskLayer, 'limitBytes'>, step: Step): Promise<QemuPivot> {
     const { give, speak, prepared } = uses
     const set = await speak(async (qmp) => {
       await diskOf(qmp, role, step)
@@ -37,7 +37,7 @@ export class QemuPivot implements Pivot {
     }, step)
     try {
       await give(set)
-      await speak((qmp) => qmp.execute('blockdev-add', layerNode({ set, format: 'qcow2', isWritten: true }, null), step), step)
+      await speak((qmp) => qmp.execute('blockdev-add', layerNode({ set, format: 'qcow2', isWritten: true, ...limit }, null), step), step)
     } catch (error) {
       const undo = { ...step, signal: AbortSignal.timeout(UNDO_LIMIT_MS) }
       await speak((qmp) => dropUnused(qmp, prepared, undo), undo).catch((err: unknown) =>

@@ -81,11 +81,13 @@ export class QemuVm implements Vm {
     return { bytes, stored: whole }
   }
 
-  async preparePivot(role: DiskRole, layer: { readonly path: string }, step: Step): Promise<Pivot> {
+  async preparePivot(role: DiskRole, layer: { readonly path: string; readonly limitBytes?: number }, step: Step): Promise<Pivot> {
     // The shim speaks to QEMU itself.
     this.#letGo()
     const give = (set: number): Promise<void> => this.#shim.give(layer.path, 'rw', set, step)
-    return QemuPivot.prepare({ give, speak: (work, own) => this.#speak(work, own), prepared: this.#prepared }, role, step)
+    const { limitBytes } = layer
+    const uses = { give, speak: <T>(work: (qmp: Qmp) => Promise<T>, own: Step) => this.#speak(work, own), prepared: this.#prepared }
+    return QemuPivot.prepare(uses, role, limitBytes === undefined ? {} : { limitBytes }, step)
   }
 
   flatten(role: DiskRole, step: Step): Promise<readonly string[]> {

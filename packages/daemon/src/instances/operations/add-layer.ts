@@ -42,10 +42,10 @@ export async function makeLayers(work: InstanceWork, instance: Pick<Instance, 'd
   await work.step('layer', 30_000)
   const tops = new Map<DiskRole, string>()
   try {
-    for (const { role, bytes } of disksOf(instance)) {
+    for (const { role, bytes, limitBytes } of disksOf(instance)) {
       // A volume is no one's: the shim opens it, whoever the VM runs as.
       const owner = role !== 'overlay' || uid === undefined ? undefined : { uid, gid: uid }
-      tops.set(role, await disks.newLayer(bytes, { owner }))
+      tops.set(role, await disks.newLayer(bytes, { owner, limitBytes }))
     }
     await disks.flush([...tops.values()])
     return tops

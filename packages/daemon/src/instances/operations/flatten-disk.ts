@@ -54,5 +54,12 @@ async function flattenAtRest(work: InstanceWork, role: DiskRole, step: Step): Pr
   if (isPlain(layers)) return layers
   const { uid } = work.instance
   if (role === 'overlay') return [await work.uses.disks.flatten(layers, { step, owner: uid === undefined ? undefined : { uid, gid: uid } })]
-  return [await work.uses.volumes.flatten(layers, step)]
+  const { disks, volumes } = work.uses
+  const flat = await volumes.flatten(layers, step)
+  const { bytes, limitBytes } = disksOf(work.instance).find((disk) => disk.role === role) ?? {}
+  if (bytes === undefined || limitBytes === undefined) return [flat]
+  // Only a layer can be limited, and not the whole disk.
+  const top = await disks.newLayer(bytes, { limitBytes })
+  await disks.flush([top])
+  return [top, flat]
 }

@@ -107,7 +107,10 @@ async function captureWithDisk(
   const pivots = new Map<DiskRole, Pivot>()
   try {
     const step = await work.step('prepare_disk', 30_000)
-    for (const [role, top] of tops) pivots.set(role, await live.vm.preparePivot(role, { path: paths.disk(top) }, step))
+    for (const { role, limitBytes } of disksOf(work.instance)) {
+      const layer = { path: paths.disk(String(tops.get(role))), ...(limitBytes === undefined ? {} : { limitBytes }) }
+      pivots.set(role, await live.vm.preparePivot(role, layer, step))
+    }
     await begin()
     return await captureInPause(work, live, into, [...pivots.values()])
   } catch (error) {
@@ -158,9 +161,9 @@ async function freezeAtRest(work: InstanceWork): Promise<Pick<Instance, 'disk' |
   const copies = new Map<DiskRole, readonly string[]>()
   const made: string[] = []
   try {
-    for (const { role, layers, bytes } of disksOf(instance)) {
+    for (const { role, layers, bytes, limitBytes } of disksOf(instance)) {
       const owner = role !== 'overlay' || instance.uid === undefined ? undefined : { uid: instance.uid, gid: instance.uid }
-      const { source, copy } = await disks.freeze(layers, { bytes, owner })
+      const { source, copy } = await disks.freeze(layers, { bytes, owner, limitBytes })
       sources.set(role, source)
       copies.set(role, copy)
       made.push(...[...source, ...copy].filter((name) => !layers.includes(name)))
