@@ -10,6 +10,7 @@ import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
 import { measureCompression } from './measures/compression.ts'
+import { measureDiskThroughput } from './measures/disk-throughput.ts'
 import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
@@ -55,6 +56,7 @@ const MEASURES: readonly Measure[] = [
   { ids: ['restore_flat'], run: measureRestoreFlat },
   { ids: ['fork_pause', 'fork_ready', 'snapshot_create'], run: measureForks },
   { ids: ['fork_20', 'fork_20_memory'], run: measureWideFork },
+  { ids: ['disk_throughput', 'disk_throughput_read'], run: measureDiskThroughput },
 ]
 
 const wanted = process.argv.slice(2)
