@@ -146,7 +146,7 @@ function assertLayers(dir: string, { id, name }: ShownInstance, own: readonly st
 function volumeLayersOf(dir: string, id: string): string[] {
   const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
   try {
-    const attached = "SELECT json_each.value AS attached FROM instances, json_each(instances.volumes) WHERE instances.id = :id"
+    const attached = 'SELECT json_each.value AS attached FROM instances, json_each(instances.volumes) WHERE instances.id = :id'
     const own = db.prepare(`SELECT attached ->> '$.disk' AS disk FROM (${attached})`).all({ id })
     const shared = db.prepare(`SELECT disk FROM volumes WHERE id IN (SELECT attached ->> '$.volumeId' FROM (${attached}))`).all({ id })
     return [...own, ...shared].flatMap(({ disk }) => JSON.parse(String(disk ?? '[]')) as string[])

@@ -77,6 +77,9 @@ export function findTools(path: readonly string[]): Finding[] {
   }))
 }
 
+/** Without them instances run all the same, and something else does not. */
+const SPARED: ReadonlySet<string> = new Set(['modules', 'guest', 'rehearsal', 'fill'])
+
 export const checkAssets: Check = async (config) => {
   const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
   const { dir, ...parts } = assets
@@ -84,7 +87,7 @@ export const checkAssets: Check = async (config) => {
   if (missing.length === 0) return [{ what: 'guest parts', state: 'good', says: `kernel, initrd, modules and shim in ${dir}` }]
   return missing.map(([name, path]) => ({
     what: 'guest parts',
-    state: name === 'modules' || name === 'guest' || name === 'rehearsal' ? 'poor' : 'bad',
+    state: SPARED.has(name) ? 'poor' : 'bad',
     says: `the ${name} is missing: ${path}`,
     mend: 'Build it in the clone with: scripts/setup.sh (or make install), or set DORMOUSE_ASSETS_DIR',
   }))
