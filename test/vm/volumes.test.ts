@@ -204,6 +204,39 @@ test('two who share a volume write into overlays of their own', async () => {
   await drop('data')
 })
 
+test('layers that pile up below volumes are taken together while the guest runs', async () => {
+  await make('data')
+  await make('shared')
+  const overlay = mount('shared', '/over', { readonly: true, overlay: true, overlay_size: '256MB' })
+  await story.run('web', { volumes: [mount('data', '/data'), overlay] })
+  const sums = new Map<string, string>()
+  for (let round = 0; round < 10; round++) {
+    for (const dir of ['/data', '/over']) sums.set(`${dir}/${round}`, await fill('web', `${dir}/${round}`))
+    const { id } = await story.snapshot('web', { kind: 'Standby' })
+    if (round !== 4) await story.daemon.client.delete(`/snapshots/${id}`)
+  }
+  const agree = async (): Promise<void> => {
+    for (const [file, expected] of sums) assert.equal(await sum('web', file), expected, file)
+  }
+  await story.sh('web', 'sync; echo 3 > /proc/sys/vm/drop_caches')
+  await agree()
+  await story.assertInOrder()
+  await story.standby('web')
+  await story.restore('web')
+  await agree()
+  await story.daemon.client.post('/instances/web/stop', {})
+  await story.daemon.client.post('/instances/web/start?wait=running', {})
+  await agree()
+  await detach('web', 'shared')
+  const [kept] = await story.daemon.client.get<{ id: string }[]>('/snapshots')
+  const fork = await story.forkSnapshot({ id: kept?.id ?? '' } as never, 'copy')
+  assert.equal(await sum(fork.name, '/over/4'), sums.get('/over/4'))
+  await story.remove('web', 'copy')
+  await story.daemon.client.delete(`/snapshots/${kept?.id}`)
+  await drop('data', 'data-copy', 'shared')
+  await story.assertInOrder()
+})
+
 test('what is in an archive is on its volume, and the CLI does all of it', async () => {
   const socket = story.daemon.socket
   const cli = async (...argv: string[]): Promise<string> => {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, statSync } from 'node:fs'
 import { type TestContext, test } from 'node:test'
 import type { Volume } from '../volumes/volumes.ts'
 import type { Instance, InstanceId, MountRequest } from './instance.ts'
@@ -239,6 +239,23 @@ test('a snapshot keeps what its volumes held, and they go back to it with their 
   await assertInOrder(house)
   await house.snapshots.delete(kept.id)
   await assertInOrder(house)
+})
+
+test('what a snapshot alone has of a volume goes with it', async (t) => {
+  const house = await houseOf(t)
+  await make(house)
+  const { id } = await run(house, 'web', [writing('data')])
+  const first = await house.instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  await house.instances.stop(id)
+  await house.instances.restoreSnapshot(id, first, 'Stopped')
+  const second = await house.instances.snapshot(id, { kind: 'Stopped', tags: {}, isScheduled: false })
+  await house.instances.delete(id)
+  await house.volumes.delete('data')
+  for (const kept of [first, second]) {
+    await house.snapshots.delete(kept.id)
+    await assertInOrder(house)
+  }
+  assert.deepEqual(readdirSync(house.paths.disksDir), [])
 })
 
 test('a volume that a snapshot stands on is written above what the snapshot has', async (t) => {

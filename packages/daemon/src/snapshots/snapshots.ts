@@ -95,13 +95,15 @@ export class Snapshots {
   }
 
   /**
-   * Reads all of its memory, and looks whether its disk is there: layers have no checksums. Throws `snapshot_unusable` when it is not
+   * Reads all of its memory, and looks whether its disks are there: layers have no checksums. Throws `snapshot_unusable` when it is not
    * whole.
    */
   async verify(id: string, step: Step): Promise<void> {
     using held = this.hold(id)
-    const { base, disk, generation } = held.snapshot
-    if (!this.#uses.disks.isWhole(disk)) throw new AppError('snapshot_unusable', `A layer of the disk of the snapshot ${id} is missing`)
+    const { base, disk, generation, instance } = held.snapshot
+    const chains = [disk, ...instance.volumes.map((attachment) => attachment.disk)]
+    if (!chains.every((chain) => this.#uses.disks.isWhole(chain)))
+      throw new AppError('snapshot_unusable', `A layer of a disk of the snapshot ${id} is missing`)
     if (base === undefined) return
     await this.#uses.memory.verify({ dir: this.#uses.paths.snapshotDir(id, generation), base }, step)
   }
@@ -127,6 +129,7 @@ export class Snapshots {
     this.#assertFree(id)
     await this.#compressions.cancel(id)
     const { disk, instance, name, generation } = this.get(id)
+    const volumeDisks = instance.volumes.map((attachment) => attachment.disk)
     try {
       this.#assertFree(id)
     } catch (error) {
@@ -148,7 +151,7 @@ export class Snapshots {
       if (error.code !== 'ENOENT') throw error
     })
     await rm(`${dir}.draft`, { recursive: true, force: true })
-    await disks.release(disk)
+    await disks.release([disk, ...volumeDisks].flat())
     await memory.sweepBases()
   }
 }

@@ -125,10 +125,10 @@ export class SnapshotRows {
   }
 }
 
-/** Those of older versions know of no volumes. */
+/** Those of older versions know of no volumes, and of the layers that their instance went on with. */
 function instanceOf(row: Row): Instance {
   const instance = JSON.parse(String(row.instance)) as Partial<Instance>
-  return { ...instance, volumes: instance.volumes ?? [] } as Instance
+  return { ...instance, disk: JSON.parse(String(row.disk)) as string[], volumes: instance.volumes ?? [] } as Instance
 }
 
 function snapshotOf(row: Row): Snapshot {

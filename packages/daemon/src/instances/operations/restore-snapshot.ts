@@ -39,14 +39,14 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   after.defer(() => disks.release([...tops.values(), ...given]).then(() => undefined, work.leaveForSweep('layers of disks')))
   after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
-  const onTop = putOn({ ...snapshot.instance, disk: snapshot.disk }, tops)
+  const onTop = putOn(snapshot.instance, tops)
   await goOnFrom(work, point, target, { ...then, ...onTop, sleep: undefined, stateError: undefined })
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
 
 /** What a snapshot says to whoever goes on from it. */
-export const pointOf = ({ instance, disk, base }: Snapshot, dir: string): Point => ({
-  instance: { ...instance, disk },
+export const pointOf = ({ instance, base }: Snapshot, dir: string): Point => ({
+  instance,
   ...(base === undefined ? {} : { capture: { dir, base, isShared: true } }),
 })
 
