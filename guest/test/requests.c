@@ -87,8 +87,11 @@ static const char *describe(const struct request *r)
 	add_number("grace", r->grace_ms, request_has(r, TAG_GRACE_MS));
 	add("%s%s%s", r->best_effort ? " best-effort" : "", r->close_connections ? " close" : "", r->announce ? " announce" : "");
 	add("%s%s", r->overlay ? " overlay" : "", r->modules ? " modules" : "");
-	for (size_t i = 0; i < r->volume_count; i++)
+	for (size_t i = 0; i < r->volume_count; i++) {
 		add(" volume=%s:%s:%s:%s", r->volumes[i].serial, r->volumes[i].path, r->volumes[i].fs, r->volumes[i].read_only ? "ro" : "rw");
+		add_number("room", r->volumes[i].room, r->volumes[i].room);
+	}
+	add_number("size", r->size, r->size);
 	if (request_has(r, TAG_CONFIG_ID))
 		add_hex("id", r->config_id, 4);
 	return text;

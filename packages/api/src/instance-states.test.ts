@@ -6,6 +6,7 @@ import {
   type Admission,
   admit,
   CAPABILITIES,
+  type Capability,
   INSTANCE_STATES,
   type InstanceState,
   isLive,
@@ -133,5 +134,16 @@ test('no transition is accepted twice in a row', () => {
     for (const state of INSTANCE_STATES) {
       if (answer(verb, state) === 'accepted') assert.equal(answer(verb, state, [verb]), 'already', `${verb} in ${state}`)
     }
+  }
+})
+
+test('a volume comes and goes at rest, or at once where the driver can; a sleeper keeps what it has', () => {
+  for (const operation of ['attach_volume', 'detach_volume'] as const) {
+    const answer = (state: InstanceState, ...capabilities: Capability[]) => admit(operation, { state, capabilities: new Set(capabilities) })
+    assert.equal(answer('Stopped').answer, 'accepted')
+    assert.equal(answer('Running', 'disk_hotplug').answer, 'accepted')
+    assert.deepEqual(answer('Running'), { answer: 'denied', reason: 'its hypervisor cannot do this (no disk_hotplug)' })
+    for (const state of ['Standby', 'Initializing', 'Created', 'Unknown'] as const)
+      assert.equal(answer(state, 'disk_hotplug').answer, 'denied', state)
   }
 })

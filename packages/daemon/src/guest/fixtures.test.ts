@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import { endingOf, refusalOf } from './answers.ts'
 import { FieldReader, FieldWriter } from './fields.ts'
 import { decodeFrame, encodeFrame, FrameSplitter } from './frames.ts'
-import { encodeConfig, type GuestConfig, writeWords } from './guest-config.ts'
+import { encodeConfig, encodeVolume, type GuestConfig, type GuestVolume, writeWords } from './guest-config.ts'
 import { encodeWake } from './guest-wake.ts'
 import { pathInfoOf } from './path-info.ts'
 import { KIND, OP, PHASE, TAG } from './wire.ts'
@@ -65,6 +65,8 @@ const CONFIG: GuestConfig = {
   disks: { overlay: true, modules: true, volumes: [{ serial: 'volume-0', mountPath: '/data', readOnly: true, fs: 'ext4' }] },
 }
 
+const VOLUME: GuestVolume = { serial: 'volume-1', mountPath: '/srv/data', readOnly: false, fs: 'ext4' }
+
 const operation = (op: number) => new FieldWriter().number(TAG.OP, op)
 
 test('requests are written as the guest reads them', () => {
@@ -101,6 +103,16 @@ test('requests are written as the guest reads them', () => {
     'wake as another': Buffer.concat([wake(asAnother), asAnother.fields]),
     shutdown: operation(OP.SHUTDOWN).number(TAG.GRACE_MS, 0).finish(),
     'a field of tomorrow is passed over': operation(OP.PING).text(999, 'later').finish(),
+    mount: operation(OP.MOUNT)
+      .bytes(TAG.VOLUME, encodeVolume({ ...VOLUME, roomBytes: 64 << 20 }))
+      .finish(),
+    unmount: operation(OP.UNMOUNT)
+      .bytes(TAG.VOLUME, encodeVolume({ ...VOLUME, readOnly: true }))
+      .finish(),
+    grow: operation(OP.GROW)
+      .bytes(TAG.VOLUME, encodeVolume(VOLUME))
+      .number(TAG.SIZE, 2 ** 31)
+      .finish(),
   }
   const rows = columnsOf('requests.txt')
   assert.deepEqual(
