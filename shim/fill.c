@@ -3,7 +3,8 @@
  * kernel mounts nothing: the file system is written as data (libext2fs). The stream is the daemon's own writing (images/tar-writer.ts):
  * ustar and PAX headers, each path once, targets of hard links before the links. What is in it is a stranger's.
  *
- * Ends with 0 when all is in and flushed, 3 when it does not fit, 4 when an entry cannot be, 1 for all else; standard error says why.
+ * Ends with 0 when all is in and flushed, 3 when it does not fit, 4 when an entry cannot be, 5 when the host's disk is full, 1 for all else;
+ * standard error says why.
  */
 #include <ctype.h>
 #include <et/com_err.h>
@@ -29,7 +30,7 @@
 #define MEMORY_MAX (2ull << 30)
 #define LOST "lost+found"
 
-enum { OTHER = 1, FULL = 3, WRONG = 4 };
+enum { OTHER = 1, FULL = 3, WRONG = 4, HOST_FULL = 5 };
 
 struct xattr {
     const char *name;
@@ -79,8 +80,9 @@ static void check(errcode_t error, const char *what, const char *path)
 {
     if (error == 0)
         return;
-    bool is_full = error == EXT2_ET_BLOCK_ALLOC_FAIL || error == EXT2_ET_INODE_ALLOC_FAIL || error == ENOSPC || error == EXT2_ET_TOOSMALL;
-    if (is_full)
+    if (error == ENOSPC || error == EDQUOT || error == EXT2_ET_SHORT_WRITE)
+        fail(HOST_FULL, "the disk of the host is full");
+    if (error == EXT2_ET_BLOCK_ALLOC_FAIL || error == EXT2_ET_INODE_ALLOC_FAIL || error == EXT2_ET_TOOSMALL)
         fail(FULL, "it does not fit, from %s on", shown(path));
     fail(OTHER, "%s %s: %s", what, shown(path), error_message(error));
 }

@@ -5,6 +5,7 @@
  */
 import { open } from 'node:fs/promises'
 import { Readable } from 'node:stream'
+import { AppError } from '@dormouse/api/errors.ts'
 import { CommandError, runCommand } from '../host/run-command.ts'
 import { Paths } from '../paths.ts'
 import { openArchive, readArchive } from './archive.ts'
@@ -109,6 +110,7 @@ async function fill({ file, program, user, limits }: FillJob): Promise<Filled> {
 
 const DOES_NOT_FIT = 3
 const CANNOT_BE = 4
+const HOST_IS_FULL = 5
 
 function whyNotFilled(error: unknown): unknown {
   if (!(error instanceof CommandError)) return error
@@ -116,6 +118,7 @@ function whyNotFilled(error: unknown): unknown {
   if (cause instanceof TakesTwoPasses) return invalidImage('An entry of the archive takes the place of another')
   if (cause instanceof Error && error.message.includes('lost its input')) return cause
   if (exitCode === DOES_NOT_FIT) return tooLarge(`The archive does not fit into the volume: ${stderr.slice(-300)}`)
+  if (exitCode === HOST_IS_FULL) return new AppError('insufficient_resources', 'The disk of the data directory is full', { cause: error })
   if (exitCode === CANNOT_BE) return invalidImage(`An entry of the archive cannot be: ${stderr.slice(-300)}`)
   return error
 }

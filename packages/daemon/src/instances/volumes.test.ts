@@ -86,6 +86,26 @@ test('one instance writes to a volume, or many read it, and who has it is named'
   await assertInOrder(house)
 })
 
+test('of those who want a volume at the same moment one has it', async (t) => {
+  const house = await houseOf(t)
+  await make(house)
+  const create = (name: string) => house.instances.create({ name, image: 'test', overlayBytes: TEST_OVERLAY, volumes: [writing('data')] })
+  const made = await Promise.allSettled(['a', 'b', 'c'].map(create))
+  assert.deepEqual(made.map(({ status }) => status).sort(), ['fulfilled', 'rejected', 'rejected'])
+  for (const one of made) if (one.status === 'rejected') assert.equal(one.reason.code, 'conflict')
+  await settled(house.instances)
+  const [winner] = house.instances.list()
+  assert.equal(house.instances.list().length, 1)
+  await assertInOrder(house)
+  await house.instances.delete(winner?.id as InstanceId)
+  const [x, y] = [await run(house, 'x'), await run(house, 'y')]
+  const deeds = [x, y].map(({ id }) => house.instances.attachVolume(id, writing('data')))
+  const settledDeeds = await Promise.allSettled([...deeds, house.volumes.delete('data')])
+  assert.equal(settledDeeds.filter(({ status }) => status === 'fulfilled').length, 1)
+  await settled(house.instances)
+  await assertInOrder(house)
+})
+
 test('volumes that cannot be had are refused before anything is made', async (t) => {
   const house = await houseOf(t)
   await make(house)

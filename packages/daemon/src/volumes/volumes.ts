@@ -250,8 +250,12 @@ export class Volumes {
   }
 
   /** The contents of a chain that no VM has as one raw layer, which is its caller's until a row names it. */
-  flatten(disk: readonly string[], step: Step): Promise<string> {
-    return this.#uses.disks.flatten(disk, { step, owner: this.#uses.user })
+  async flatten(disk: readonly string[], step: Step): Promise<string> {
+    const { disks, user } = this.#uses
+    const flat = await disks.flatten(disk, { step, owner: user })
+    // One that is a raw layer alone is answered as it is.
+    if (!disk.includes(flat)) await disks.takeBack(flat)
+    return flat
   }
 
   async #make(operation: string, request: CreateVolume, fill: (layer: string, step: Step) => Promise<void>): Promise<Volume> {
