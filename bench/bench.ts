@@ -14,6 +14,7 @@ import { measureDiskThroughput } from './measures/disk-throughput.ts'
 import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
+import { measureNetwork } from './measures/network.ts'
 import { measureOverheads } from './measures/overheads.ts'
 import { measureProgramStarts } from './measures/program-starts.ts'
 import { measureRestoreFlat } from './measures/restore-flat.ts'
@@ -55,6 +56,7 @@ const MEASURES: readonly Measure[] = [
   { ids: ['restore_cont', 'restore_ready'], run: measureWakes },
   { ids: ['restore_flat'], run: measureRestoreFlat },
   { ids: ['fork_pause', 'fork_ready', 'snapshot_create'], run: measureForks },
+  { ids: ['net_setup', 'net_throughput', 'net_throughput_up'], run: measureNetwork },
   { ids: ['fork_20', 'fork_20_memory'], run: measureWideFork },
   { ids: ['disk_throughput', 'disk_throughput_read'], run: measureDiskThroughput },
 ]

@@ -4,6 +4,7 @@
  *   node scripts/demo.ts [IMAGE]    IMAGE is pulled from its registry; without it a small one is made of Debian's busybox
  */
 import { join } from 'node:path'
+import { pollUntil } from '../packages/daemon/src/host/poll-until.ts'
 import { anchorMachineOf } from '../test/harness/anchor-machine.ts'
 import { makeBusyboxImage, TICKER } from '../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../test/harness/daemon-process.ts'
@@ -24,6 +25,9 @@ class DemoFailure extends Error {
 
 const DOCTOR = 'See what this host lacks with: bin/dormouse doctor'
 const IMAGE = 'demo/busybox:latest'
+
+const PAGE = 'a page from inside'
+const WEB_SERVER = ['httpd', '-f', '-p', '80', '-h', '/www']
 
 interface Row {
   readonly step: string
@@ -68,7 +72,7 @@ async function demonstrate(reference: string | undefined): Promise<void> {
 
 /** The whole life of an instance, with an image whose insides are known, beside what the same boot costs without dormouse. */
 async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
-  const { path, digest } = await makeBusyboxImage(join(dir, 'image'))
+  const { path, digest } = await makeBusyboxImage(join(dir, 'image'), { files: { '/www/index.html': `${PAGE}\n` } })
   const run = commandsOf(daemon)
   await run('imports an image', ['image', 'import', path, IMAGE])
   await run('runs a first instance; the machine boots once and is kept', ['run', '-d', '--name', 'first', IMAGE])
@@ -88,11 +92,14 @@ async function useBusybox(daemon: DaemonProcess, dir: string): Promise<void> {
   const { stdout: ofTwin } = await run('sees the fork count on too', ['logs', '-f', 'twin'], { enough: (log) => ticksIn(log).length > 1 })
   expectTicks(before.length + 1, ofTwin)
   expect('twin', (await run('asks the fork for its name', ['exec', 'twin', 'hostname'])).stdout)
+  await run('runs a web server and publishes its port', ['run', '-d', '--name', 'web', '-p', '127.0.0.1::80', IMAGE, ...WEB_SERVER])
+  const { stdout: ofWeb } = await run('asks which port that is', ['inspect', 'web'])
+  expect(PAGE, await fetchPage(portIn(ofWeb)))
   await run('stops it', ['stop', 'demo'])
   expect('bye', (await run('reads its last words', ['logs', 'demo'])).stdout)
   await run('starts it again', ['start', 'demo'])
   await run('waits until it runs', ['wait', '--state', 'Running', 'demo'])
-  await run('deletes them', ['rm', '-f', 'demo', 'twin', 'first'])
+  await run('deletes them', ['rm', '-f', 'demo', 'twin', 'web', 'first'])
   await using raw = await rawColdBoot({
     dir: join(dir, 'raw'),
     rootfs: daemon.paths.imageRootfs(digest),
@@ -156,6 +163,28 @@ function commandFailure(command: string, { code, stdout, stderr }: CommandRun): 
 function expect(word: string, output: string): void {
   if (!output.includes(word))
     throw new DemoFailure(`Expected to read "${word}", but got:\n${output}`, 'This is a bug: run it again and report what it says.')
+}
+
+function portIn(inspected: string): number {
+  const port = /"host_port": (\d+)/.exec(inspected)?.[1]
+  if (port === undefined) throw new DemoFailure(`No published port is in:\n${inspected}`, 'This is a bug: report what it says.')
+  return Number(port)
+}
+
+/** As a browser on this host would, once the server listens: what is published is open from the start. */
+async function fetchPage(port: number): Promise<string> {
+  const from = performance.now()
+  const url = `http://127.0.0.1:${port}/`
+  const signal = AbortSignal.any([cancelled.signal, AbortSignal.timeout(20_000)])
+  let page = ''
+  const isThere = async (): Promise<boolean> => {
+    const answer = await fetch(url, { signal: AbortSignal.any([signal, AbortSignal.timeout(5000)]) }).catch(() => undefined)
+    page = (await answer?.text().catch(() => '')) ?? ''
+    return answer?.ok === true
+  }
+  await pollUntil('the web server to answer', isThere, { signal })
+  keep('fetches a page through it', `curl http://127.0.0.1:${port}/`, performance.now() - from)
+  return page
 }
 
 function ticksIn(log: string): number[] {

@@ -29,7 +29,17 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
   // How a layer's name tells what is in it.
   disks: ['disks.ts', 'layer.ts'],
   // The database, and one file of rows for each noun: every noun stands on its own.
-  store: ['database.ts', 'events.ts', 'images.ts', 'instances.ts', 'instance-record.ts', 'snapshots.ts', 'volumes.ts', 'disk-layers.ts'],
+  store: [
+    'database.ts',
+    'events.ts',
+    'images.ts',
+    'instances.ts',
+    'instance-record.ts',
+    'snapshots.ts',
+    'volumes.ts',
+    'disk-layers.ts',
+    'leases.ts',
+  ],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone.
   hypervisors: ['hypervisor.ts', 'vm-spec.ts'],
   // The layers, and what a capture consists of on disk.

@@ -153,7 +153,7 @@ int restore_ports(struct net *net) {
     return 1;
 }
 
-static void answer(struct net *net, char *line, char *text, size_t size) {
+static void answer(struct net *net, char *line, int64_t now_ns, char *text, size_t size) {
     char why[256];
     if (strcmp(line, "traffic") == 0) {
         snprintf(text, size, "ok %llu %llu\n", (unsigned long long)net->to_guest_bytes, (unsigned long long)net->from_guest_bytes);
@@ -167,6 +167,8 @@ static void answer(struct net *net, char *line, char *text, size_t size) {
     } else if (strncmp(line, "remove ", 7) == 0) {
         if (remove_port(net, line + 7, why, sizeof why) < 0) snprintf(text, size, "error %s\n", why);
         else snprintf(text, size, "ok\n");
+    } else if (strncmp(line, "rates ", 6) == 0) {
+        snprintf(text, size, set_rates(net, line + 6, now_ns) < 0 ? "error not two rates\n" : "ok\n");
     } else {
         snprintf(text, size, "error no such request\n");
     }
@@ -185,7 +187,7 @@ static int accept_daemon(int listener) {
     return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 }
 
-void serve_control(struct net *net, int listener) {
+void serve_control(struct net *net, int listener, int64_t now_ns) {
     static char text[MAX_PORTS * sizeof(struct port) + 16];
     char line[256];
     int fd = accept_daemon(listener);
@@ -201,7 +203,7 @@ void serve_control(struct net *net, int listener) {
     if (got > 0) {
         line[got] = '\0';
         line[strcspn(line, "\n")] = '\0';
-        answer(net, line, text, sizeof text);
+        answer(net, line, now_ns, text, sizeof text);
         send(fd, text, strlen(text), MSG_NOSIGNAL);
     }
     close(fd);

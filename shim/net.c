@@ -7,7 +7,9 @@
  * VM runs, what passes can be counted, and a bug in a packet parser is neither in QEMU's address space nor in the shim's. It runs as
  * the VM's user with one capability: to bind the ports below 1024 that it is told to publish.
  *
- *   dormouse-net [--open-host] PORT..      PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT
+ *   dormouse-net [--open-host] [--rates 'TO FROM'] PORT..
+ *
+ * PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT; TO and FROM are bytes a second to the guest and from it, 0 for no limit.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -37,7 +39,10 @@ static int64_t now_ns(void *opaque) {
 static ssize_t send_packet(const void *frame, size_t length, void *opaque) {
     (void)opaque;
     // A guest that does not read loses frames, as on any wire.
-    if (send(NIC_FD, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length) net.to_guest_bytes += length;
+    if (send(NIC_FD, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length) {
+        net.to_guest_bytes += length;
+        spend(&net.to_guest, length);
+    }
     note_to_guest(frame, length, now_ns(NULL) / 1000000);
     return (ssize_t)length;
 }
@@ -95,6 +100,9 @@ static int is_listener(int fd) {
 
 static void ignore_notice(void *opaque) { (void)opaque; }
 
+/* Nothing more for the guest is read for now. */
+static int is_guest_full;
+
 static int add_poll(int fd, int events, void *opaque) {
     (void)opaque;
     if (net.poll_count == MAX_POLLS) return -1;
@@ -103,6 +111,11 @@ static int add_poll(int fd, int events, void *opaque) {
     if (events & SLIRP_POLL_OUT) wanted |= POLLOUT;
     if (events & SLIRP_POLL_PRI) wanted |= POLLPRI;
     int is_let_be = open_flows >= max_client_flows && is_listener(fd);
+    if (is_guest_full && !is_listener(fd)) {
+        wanted &= POLLOUT;
+        // The end of a connection is something to read too, and would be told of again and again.
+        if (wanted == 0) is_let_be = 1;
+    }
     net.polls[net.poll_count] = (struct pollfd){is_let_be ? -1 : fd, wanted, 0};
     return net.poll_count++;
 }
@@ -169,11 +182,13 @@ static void take_frames(void) {
     static uint8_t frame[FRAME];
     // A few at a time, so that a flooding guest does not keep its own answers from it.
     for (int i = 0; i < 64; i++) {
+        int64_t now = now_ns(NULL), now_ms = now / 1000000;
+        if (must_wait(&net.from_guest, now)) return;
         ssize_t length = recv(NIC_FD, frame, sizeof frame, MSG_DONTWAIT);
         if (length < 0 && errno != EAGAIN && errno != EINTR) exit(0);
         if (length < 0) return;
-        int64_t now_ms = now_ns(NULL) / 1000000;
         net.from_guest_bytes += (uint64_t)length;
+        spend(&net.from_guest, (size_t)length);
         if (answer_on_loopback(&net, frame, (size_t)length, now_ms)) continue;
         if (may_leave(frame, (size_t)length, now_ms)) slirp_input(net.slirp, frame, (int)length);
     }
@@ -182,7 +197,11 @@ static void take_frames(void) {
 /* Nothing, or why there is no network. */
 static const char *set_up(int argc, char **argv) {
     static char why[256];
-    int is_open = argc > 1 && strcmp(argv[1], "--open-host") == 0;
+    int at = 1;
+    int is_open = argc > at && strcmp(argv[at], "--open-host") == 0;
+    if (is_open) at++;
+    const char *rates = argc > at + 1 && strcmp(argv[at], "--rates") == 0 ? argv[at + 1] : NULL;
+    if (rates != NULL) at += 2;
     struct rlimit descriptors;
     signal(SIGPIPE, SIG_IGN);
     if (getrlimit(RLIMIT_NOFILE, &descriptors) < 0) return "the limit of descriptors cannot be read";
@@ -190,8 +209,9 @@ static const char *set_up(int argc, char **argv) {
     if (!is_open && close_host() < 0) return "the kernel cannot be asked for the host's addresses";
     net.slirp = new_slirp();
     if (net.slirp == NULL) return "the network could not be set up";
+    if (!restore_rates(&net, now_ns(NULL)) && rates != NULL && set_rates(&net, rates, now_ns(NULL)) < 0) return "the rates are none";
     if (!restore_ports(&net))
-        for (int i = is_open ? 2 : 1; i < argc; i++)
+        for (int i = at; i < argc; i++)
             if (add_port(&net, argv[i], why, sizeof why) < 0) return why;
     keep_spare();
     if (give_up_calls() < 0) return "the kernel takes no filter of system calls";
@@ -210,16 +230,21 @@ int main(int argc, char **argv) {
     }
     if (trouble != NULL) return 1;
     for (;;) {
+        int64_t now = now_ns(NULL);
+        int is_guest_held = must_wait(&net.from_guest, now);
+        is_guest_full = must_wait(&net.to_guest, now);
         net.poll_count = 0;
-        net.polls[net.poll_count++] = (struct pollfd){NIC_FD, POLLIN | POLLRDHUP, 0};
+        net.polls[net.poll_count++] = (struct pollfd){NIC_FD, is_guest_held ? POLLRDHUP : POLLIN | POLLRDHUP, 0};
         net.polls[net.poll_count++] = (struct pollfd){CONTROL_FD, POLLIN, 0};
         uint32_t wait_ms = LONGEST_WAIT_MS;
         slirp_pollfds_fill(net.slirp, &wait_ms, add_poll, NULL);
+        if (wait_of(&net.from_guest) < wait_ms) wait_ms = wait_of(&net.from_guest);
+        if (wait_of(&net.to_guest) < wait_ms) wait_ms = wait_of(&net.to_guest);
         int ready = poll(net.polls, (nfds_t)net.poll_count, (int)wait_ms);
         if (ready < 0 && errno != EINTR) return 1;
         slirp_pollfds_poll(net.slirp, ready < 0, get_revents, NULL);
         if (ready <= 0) continue;
-        if (net.polls[1].revents != 0) serve_control(&net, CONTROL_FD);
+        if (net.polls[1].revents != 0) serve_control(&net, CONTROL_FD, now_ns(NULL));
         // The end of the VMM. A packet of no length is none, though recv() tells them in the same way.
         if (net.polls[0].revents & (POLLHUP | POLLRDHUP)) return 0;
         if (net.polls[0].revents != 0) take_frames();

@@ -17,8 +17,16 @@ struct port {
     int fd; /* libslirp's own socket for it */
 };
 
+/* How fast one direction may be. */
+struct pace {
+    uint64_t bytes_a_second; /* 0: as fast as it goes */
+    double tokens;           /* bytes that may pass now; below 0 when more has passed */
+    int64_t at_ns;
+};
+
 struct net {
     Slirp *slirp;
+    struct pace to_guest, from_guest;
     uint64_t to_guest_bytes, from_guest_bytes;
     struct port ports[MAX_PORTS];
     int port_count;
@@ -46,13 +54,24 @@ int is_answer(const uint8_t *frame, size_t length, int64_t now_ms);
 /* Answers a client on the loopback. 1 when it was such an answer. */
 int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t length, int64_t now_ms);
 
+/* net-pace.c */
+/* Whether nothing more may be read in this direction for now. */
+int must_wait(struct pace *pace, int64_t now_ns);
+/* Milliseconds until it may again; UINT32_MAX when it may. */
+uint32_t wait_of(const struct pace *pace);
+void spend(struct pace *pace, size_t bytes);
+/* `TO FROM`: bytes a second to the guest and from it, 0 for no limit. -1 when it is no such thing. */
+int set_rates(struct net *net, const char *words, int64_t now_ns);
+/* The rates that an earlier life of this helper had. 0 when this is the first. */
+int restore_rates(struct net *net, int64_t now_ns);
+
 /* net-control.c */
 /* Publishes `tcp:127.0.0.1:8080:80`. 0, or -1 with an answer for the daemon in `why`. */
 int add_port(struct net *net, const char *word, char *why, size_t why_size);
 /* Call it before the first guest frame. */
 void keep_spare(void);
 /* Serves one connection of the daemon's: one line, one answer. */
-void serve_control(struct net *net, int listener);
+void serve_control(struct net *net, int listener, int64_t now_ns);
 /* Publishes the ports that an earlier life of this helper had. 0 when this is the first life. */
 int restore_ports(struct net *net);
 

@@ -69,6 +69,7 @@ struct plan {
  *       blank:        an empty memfd, which the shim keeps and names in its `ready` line
  *       scratch:DIR   an empty file without a name on the file system of DIR: memory that the kernel can write back and drop
  *       hold:         one end of a stream whose other end the shim holds open and does nothing with
+ *       tap:NAME      the TAP of that name, which lets large frames through; `NAME%d` makes one that goes with its last user
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end
  *   --memory N                descriptor N of the VMM is its guest's memory, which it maps privately
  *   --copies-memory yes       the VMM gets a memfd with what is in its memory's descriptor instead, and maps it shared

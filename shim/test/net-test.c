@@ -816,6 +816,44 @@ static void a_flood_of_clients_leaves_the_guest_its_own(void) {
     end();
 }
 
+static unsigned long long from_guest(void) {
+    unsigned long long to = 0, from = 0;
+    sscanf(ask("traffic\n"), "ok %llu %llu", &to, &from);
+    return from;
+}
+
+/* Bytes a second that a guest gets rid of which sends all that it can. */
+static double pace_of_flood(void) {
+    static const uint8_t data[512];
+    unsigned long long before = from_guest();
+    long long began = now_ms();
+    while (now_ms() - began < 1500) {
+        for (int i = 0; i < 8; i++) send_datagram("198.51.100.2", 2000, 7, data, sizeof data);
+        take_frames(0);
+    }
+    return (double)(from_guest() - before) * 1000 / (double)(now_ms() - began);
+}
+
+static void a_guest_is_as_fast_as_it_may_be(void) {
+    BEGIN("--rates", "0 1000000");
+    boot_guest();
+    guests_reach_neighbours();
+    double pace = pace_of_flood();
+    CHECK(pace > 0.9e6 && pace < 1.15e6);
+    // Changed as it runs, and kept by whoever comes after.
+    CHECK(strcmp(ask("rates 0 300000\n"), "ok\n") == 0);
+    CHECK(strcmp(ask("rates 0 fast\n"), "error not two rates\n") == 0);
+    CHECK(strcmp(ask("rates 1\n"), "error not two rates\n") == 0);
+    end();
+    begin_again();
+    boot_guest();
+    pace = pace_of_flood();
+    CHECK(pace > 0.25e6 && pace < 0.45e6);
+    CHECK(strcmp(ask("rates 0 0\n"), "ok\n") == 0);
+    CHECK(pace_of_flood() > 2e6);
+    end();
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
@@ -829,6 +867,7 @@ int main(int argc, char **argv) {
         TEST(a_flood_of_connections_is_outlived),
         TEST(a_flood_of_datagrams_is_outlived),
         TEST(a_flood_of_clients_leaves_the_guest_its_own),
+        TEST(a_guest_is_as_fast_as_it_may_be),
     };
     if (argc < 2) give_up("usage: net-test HELPER [TEST]");
     helper_path = realpath(argv[1], NULL);

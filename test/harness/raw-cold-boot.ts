@@ -33,6 +33,8 @@ export interface RawBootOptions {
   readonly vcpus?: number
   readonly memoryMib?: number
   readonly signal?: AbortSignal
+  /** A TAP that is there, and what the guest is told about it; QEMU's built-in network when absent. */
+  readonly tap?: { readonly name: string; readonly network: NonNullable<GuestConfig['network']> }
 }
 
 export interface RawBoot extends AsyncDisposable {
@@ -67,7 +69,7 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
   const ended = once(child, 'exit')
   try {
     const guest = await GuestClient.connect(await agentOf(join(dir, 'agent.sock'), child, step), step)
-    await guest.go(guestConfigOf(options.argv), step)
+    await guest.go(guestConfigOf(options), step)
     const startedMs = performance.now() - from
     const { code } = await (await guest.exec({ command: ['/bin/true'] }, step)).exit
     if (code !== 0) throw new Error(`/bin/true ended with ${code} in the guest`)
@@ -91,7 +93,7 @@ async function makeOverlay(path: string, step: Step): Promise<void> {
 }
 
 async function commandLineOf(options: RawBootOptions, step: Step): Promise<string[]> {
-  const { dir, rootfs, board, acceleration, vcpus = 2, memoryMib = 1024 } = options
+  const { dir, rootfs, board, acceleration, vcpus = 2, memoryMib = 1024, tap } = options
   const tscKhz = await measureTscKhz(join(BUILD, 'shim/dormouse-shim'), step)
   const bus = board === 'q35' ? 'pci' : 'device'
   const disk = (serial: string, path: string, readOnly: boolean): string[] => [
@@ -109,7 +111,8 @@ async function commandLineOf(options: RawBootOptions, step: Step): Promise<strin
     ...['-chardev', `socket,id=agent,path=${join(dir, 'agent.sock')},server=on,wait=off`],
     ...['-chardev', `file,id=log,path=${join(dir, 'app.log')}`, '-chardev', `file,id=journal,path=${join(dir, 'journal')}`],
     ...['-device', `virtio-serial-${bus}`, ...port('agent'), ...port('log'), ...port('journal')],
-    ...['-netdev', 'user,id=net', '-device', `virtio-net-${bus},netdev=net,mac=${MAC}${board === 'q35' ? ',romfile=' : ''}`],
+    ...['-netdev', tap === undefined ? 'user,id=net' : `tap,id=net,ifname=${tap.name},script=no,downscript=no`],
+    ...['-device', `virtio-net-${bus},netdev=net,mac=${tap?.network.mac ?? MAC}${board === 'q35' ? ',romfile=' : ''}`],
     ...disk('rootfs', rootfs, true),
     ...disk('overlay', join(dir, 'overlay.raw'), false),
     ...disk('modules', join(BUILD, 'kernel/modules.squashfs'), true),
@@ -130,10 +133,10 @@ async function agentOf(path: string, child: ChildProcess, step: Step): Promise<S
 }
 
 /** What a guest is told that runs a program of the busybox image. */
-const guestConfigOf = (argv: readonly string[]): GuestConfig => ({
+const guestConfigOf = ({ argv, tap }: RawBootOptions): GuestConfig => ({
   hostname: 'raw',
   machineId: '0123456789abcdef0123456789abcdef',
-  network: guestNetworkOf(MAC, []),
+  network: tap?.network ?? guestNetworkOf(MAC, []),
   workload: { kind: 'exec', argv: [...argv], env: { PATH: '/bin:/sbin' }, cwd: '/', user: '', stopSignal: 'SIGTERM' },
   disks: { overlay: true, modules: true, volumes: [] },
 })

@@ -8,6 +8,7 @@ import net from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { agentManners } from '../harness/guest-manners.ts'
@@ -180,6 +181,51 @@ test('what passes is counted from the guest’s side', async () => {
   const later = await guest.vm.usage()
   assert.ok(before && later)
   assert.ok(later.networkTxBytes - before.networkTxBytes >= 64 * 1024)
+})
+
+/** Bytes a second, by two readings four seconds apart, of what has been flowing for one. */
+async function paceOf(read: () => Promise<number>): Promise<number> {
+  await sleep(1000)
+  const [first, from] = [await read(), performance.now()]
+  await sleep(4000)
+  return ((await read()) - first) / ((performance.now() - from) / 1000)
+}
+
+test('a guest is as fast as it may be, both ways, within a tenth', async () => {
+  const [down, up] = [await freePort(), await freePort()]
+  await guest.vm.setPorts([tcp(down, 81), tcp(up, 82)], makeStep())
+  await guest.sh('(sleep 1000 | nc -l -p 81 >/dev/null) >/dev/null 2>&1 & (nc -l -p 82 </dev/zero) >/dev/null 2>&1 &')
+  const listening = async (): Promise<boolean> => (await guest.sh("netstat -ltn | grep -c ':8[12] '")) === '2'
+  await pollUntil('the guest to listen', listening, makeStep(10_000))
+  const [rate, slower] = [1_000_000, 400_000]
+  await guest.vm.setBandwidth({ downloadBps: rate, uploadBps: slower }, makeStep())
+  const isNear = (pace: number, wanted: number): boolean => Math.abs(pace - wanted) <= wanted / 10
+  {
+    const socket = net.connect(down, '127.0.0.1')
+    const block = Buffer.alloc(1 << 16)
+    const push = (): void => {
+      while (socket.write(block));
+    }
+    socket.on('error', () => undefined)
+    socket.on('drain', push)
+    socket.once('connect', push)
+    const received = async (): Promise<number> => Number(await guest.sh('cat /sys/class/net/eth0/statistics/rx_bytes'))
+    const pace = await paceOf(received)
+    socket.destroy()
+    assert.ok(isNear(pace, rate), `${Math.round(pace)} bytes a second to the guest, not ${rate}`)
+  }
+  {
+    const socket = net.connect(up, '127.0.0.1')
+    socket.on('error', () => undefined)
+    socket.resume()
+    const pace = await paceOf(async () => socket.bytesRead)
+    assert.ok(isNear(pace, slower), `${Math.round(pace)} bytes a second from the guest, not ${slower}`)
+    await guest.vm.setBandwidth({}, makeStep())
+    const free = await paceOf(async () => socket.bytesRead)
+    assert.ok(free > 1.5 * slower, `${Math.round(free)} bytes a second from a guest without a limit`)
+    socket.destroy()
+  }
+  await guest.vm.setPorts([], makeStep())
 })
 
 test('a network helper that dies comes back with the ports it had', async () => {

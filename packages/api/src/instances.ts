@@ -374,7 +374,16 @@ export const ForkInstanceRequest = Type.Object(
     name: Name,
     from_running: Type.Optional(Type.Boolean({ default: false })),
     target_state: Type.Optional(TargetState),
-    network: Type.Optional(Type.Object({ ports: Type.Optional(Type.Array(PortMapping, { maxItems: 64 })) }, strict)),
+    network: Type.Optional(
+      Type.Object(
+        {
+          ports: Type.Optional(Type.Array(PortMapping, { maxItems: 64 })),
+          bandwidth_download: Type.Optional(Bandwidth),
+          bandwidth_upload: Type.Optional(Bandwidth),
+        },
+        { ...strict, description: 'Ports are its own; a bandwidth that is left out is its source’s' },
+      ),
+    ),
   },
   { $id: 'ForkInstanceRequest', ...strict },
 )

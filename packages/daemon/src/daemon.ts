@@ -3,6 +3,7 @@
  */
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
@@ -18,7 +19,10 @@ import { Instances } from './instances/instances.ts'
 import { DEFAULT_SIZES } from './instances/limits.ts'
 import { Reaper } from './instances/reaper.ts'
 import { BackgroundJobs } from './lib/background-jobs.ts'
+import { parseSubnet4, parseSubnet6 } from './lib/subnet.ts'
 import type { Logger } from './log.ts'
+import { BridgedNetwork } from './network/bridged.ts'
+import { type Network, readLinkCapacity, UserNetwork } from './network/network.ts'
 import { Paths } from './paths.ts'
 import { Schedules, scheduledSnapshots } from './schedules/schedules.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
@@ -26,6 +30,7 @@ import { Ballast } from './store/ballast.ts'
 import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
 import { DiskLayers } from './store/disk-layers.ts'
+import { LeaseRows } from './store/leases.ts'
 import { VERSION } from './version.ts'
 import { Volumes } from './volumes/volumes.ts'
 
@@ -112,6 +117,7 @@ export class Daemon implements AsyncDisposable {
       new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
     )
     const { memory } = set
+    const network = networkOf({ config, db, log, stack, isRoot: host.isRoot })
     const compressing = stack.use(new BackgroundJobs())
     const snapshots = new Snapshots({ db, events, disks, memory, paths, log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -126,11 +132,12 @@ export class Daemon implements AsyncDisposable {
       host,
       hypervisors,
       memory,
+      network,
+      linkCapacity: () => readLinkCapacity(config.network),
       compressing,
       crashPoint,
       settings: {
         modules: existsSync(assets.modules) ? assets.modules : undefined,
-        dns: config.network.dns,
         freshBoot: !config.golden.enabled,
       },
     })
@@ -154,6 +161,8 @@ export class Daemon implements AsyncDisposable {
         events,
         host: {
           facts: host,
+          network: network.model,
+          link: () => readLinkCapacity(config.network),
           defaultHypervisor: config.hypervisor,
           hypervisors: drivers.map((driver) => ({
             name: driver.name,
@@ -161,7 +170,12 @@ export class Daemon implements AsyncDisposable {
             waiting: () => driver.waiting,
             probe: () => driver.probe({ signal: AbortSignal.timeout(60_000), log }),
           })),
-          ratios: { cpu: config.limits.cpuRatio, memory: config.limits.memoryRatio, disk: config.limits.diskRatio },
+          ratios: {
+            cpu: config.limits.cpuRatio,
+            memory: config.limits.memoryRatio,
+            disk: config.limits.diskRatio,
+            network: config.limits.networkRatio,
+          },
           disk: async () => {
             const { bavail, blocks, bsize } = await statfs(paths.dataDir)
             return { totalBytes: blocks * bsize, freeBytes: bavail * bsize }
@@ -206,6 +220,28 @@ export class Daemon implements AsyncDisposable {
 }
 
 const userOf = (id: number): { uid: number; gid: number } => ({ uid: id, gid: id })
+
+interface NetworkParts {
+  readonly config: Config
+  readonly db: Database
+  readonly log: Logger
+  readonly stack: AsyncDisposableStack
+  readonly isRoot: boolean
+}
+
+function networkOf({ config, db, log, stack, isRoot }: NetworkParts): Network {
+  const { kind, dns, bridge, subnet, subnet6, uplink, allowHostAccess } = config.network
+  if (kind === 'user') return new UserNetwork({ dns })
+  if (!isRoot) {
+    throw new AppError('invalid_request', 'A bridge is for a daemon that is root', {
+      hint: 'Set DORMOUSE_NETWORK=user, or start the daemon as root',
+    })
+  }
+  const [subnet4, parsed6] = [parseSubnet4(subnet), parseSubnet6(subnet6)]
+  if (subnet4 === undefined || parsed6 === undefined) throw new AppError('invalid_request', `${subnet} or ${subnet6} is no subnet`)
+  const settings = { bridge, subnet4, subnet6: parsed6, uplink, dns, opensHost: allowHostAccess }
+  return stack.use(new BridgedNetwork({ settings, leases: new LeaseRows(db), log }))
+}
 
 /**
  * Dies at one named step: how the crash tests see what a restart makes of it. At others it stops until it is told to go on (SIGCONT), so

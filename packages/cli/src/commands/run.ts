@@ -36,6 +36,8 @@ export function define(command: Command): void {
     .option('--env-file <file>', 'set the variables of a file', collect)
     .option('-p, --publish <[[ip:]host:]guest[/udp]>', 'publish a port of the guest on the host; may be repeated', collect)
     .option('-v, --volume <volume:path[:ro][:overlay=size]>', 'mount a volume; may be repeated', collect)
+    .option('--bandwidth-down <rate>', 'how fast its network may be towards it, such as 10Mbps or 2MB/s')
+    .option('--bandwidth-up <rate>', 'and away from it')
     .option('-m, --memory <size>', 'such as 512m (1GB when left out)')
     .option('--cpus <count>', 'processors (2 when left out)')
     .option('--overlay-size <size>', 'writable disk (10GB when left out); takes space as it fills')

@@ -4,6 +4,7 @@ import { connect, type Daemon, type HostOption } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { usageFailure } from '../failure.ts'
 import { print, printJson, remark } from '../output/print.ts'
+import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { parsePorts } from '../parse/ports.ts'
 import { collect, parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
@@ -16,6 +17,8 @@ interface Options extends HostOption {
   readonly tagRm?: string[]
   readonly publish?: string[]
   readonly publishNone?: true
+  readonly bandwidthDown?: string
+  readonly bandwidthUp?: string
   readonly memory?: string
   readonly cpus?: string
   readonly overlaySize?: string
@@ -33,6 +36,8 @@ export function define(command: Command): void {
     .option('--tag-rm <key>', 'take a tag away; may be repeated', collect)
     .option('-p, --publish <host:guest>', 'publish these ports in place of the present ones; may be repeated', collect)
     .option('--publish-none', 'publish no ports')
+    .option('--bandwidth-down <rate>', 'how fast its network may be towards it, such as 10Mbps; 0 for no limit')
+    .option('--bandwidth-up <rate>', 'and away from it')
     .option('-m, --memory <size>', 'memory, while Stopped')
     .option('--cpus <count>', 'processors, while Stopped')
     .option('--overlay-size <size>', 'writable disk, can only grow, while Stopped')
@@ -54,6 +59,7 @@ async function update(name: string, options: Options): Promise<void> {
 
 async function requestOf(daemon: Daemon, name: string, options: Options): Promise<UpdateInstanceRequest> {
   const ports = (options.publish ?? []).flatMap(parsePorts)
+  const network = { ...((ports.length > 0 || options.publishNone) && { ports }), ...bandwidthOf(options) }
   const set = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
   const tags = parseTags(options.tag ?? [])
   // The API replaces tags as a whole, and merges variables; people change one at a time.
@@ -63,7 +69,7 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
     ...(options.name !== undefined && { name: options.name }),
     ...(set !== undefined && { env: set }),
     ...(changesTags && { tags: without({ ...before?.tags, ...tags }, options.tagRm) }),
-    ...((ports.length > 0 || options.publishNone) && { network: { ports } }),
+    ...(Object.keys(network).length > 0 && { network }),
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
     ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),

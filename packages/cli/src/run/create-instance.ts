@@ -2,6 +2,7 @@
 import type { CreateInstanceRequest, HypervisorKind, Instance } from '@dormouse/api/instances.ts'
 import type { Daemon } from '../daemon.ts'
 import { environment } from '../environment.ts'
+import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { parseMount } from '../parse/mounts.ts'
 import { parsePorts } from '../parse/ports.ts'
@@ -14,6 +15,8 @@ export interface CreateOptions {
   readonly envFile?: string[]
   readonly publish?: string[]
   readonly volume?: string[]
+  readonly bandwidthDown?: string
+  readonly bandwidthUp?: string
   readonly memory?: string
   readonly cpus?: string
   readonly overlaySize?: string
@@ -55,7 +58,7 @@ export async function requestOf(
   const env = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
   const tags = parseTags(options.tag ?? [])
   const ports = (options.publish ?? []).flatMap(parsePorts)
-  const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }) }
+  const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }), ...bandwidthOf(options) }
   return {
     image,
     ...(idle ? { entrypoint: [...IDLE] } : commandOf(argv, options)),

@@ -8,8 +8,9 @@ import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { type Compression, compressionOf, wrongLevelOf } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import { parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
+import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
+import { parseSubnet4, parseSubnet6 } from '../lib/subnet.ts'
 import { LOG_LEVELS, type LogLevel } from '../log.ts'
 
 export interface Config {
@@ -35,6 +36,7 @@ export interface Config {
     readonly cpuRatio: number
     readonly memoryRatio: number
     readonly diskRatio: number
+    readonly networkRatio: number
   }
   readonly instances: {
     readonly stopGraceMs: number
@@ -65,6 +67,14 @@ export interface Config {
     readonly publishAddress: string
     /** Whether guests reach the host at its own addresses. Its loopback is closed to them either way. */
     readonly allowHostAccess: boolean
+    readonly kind: 'user' | 'bridged'
+    readonly bridge: string
+    readonly subnet: string
+    readonly subnet6: string
+    /** The only device that guests on the bridge may leave by; undefined: any. */
+    readonly uplink: string | undefined
+    /** Bytes per second that admission gives out, in place of the uplink's speed. */
+    readonly bandwidthBps: number | undefined
   }
   readonly golden: { readonly enabled: boolean }
   readonly snapshots: {
@@ -146,6 +156,7 @@ const SETTINGS = {
   CPU_RATIO: ratio(4),
   MEMORY_RATIO: ratio(1),
   DISK_RATIO: ratio(4),
+  NETWORK_RATIO: ratio(2),
   STOP_GRACE: duration('5s'),
   DELETE_GRACE: duration('2s'),
   BOOT_LIMIT: duration('2m'),
@@ -163,6 +174,16 @@ const SETTINGS = {
   DNS: addresses([]),
   PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
   ALLOW_HOST_ACCESS: flag(false),
+  NETWORK: choice('user', ['user', 'bridged']),
+  BRIDGE: setting('dormouse0', 'a name of at most 15 letters, digits and _', (value) =>
+    /^[a-z][a-z0-9_]{0,14}$/.test(value) ? value : undefined,
+  ),
+  SUBNET: setting('10.100.0.0/16', 'an IPv4 subnet such as 10.100.0.0/16', (value) => (parseSubnet4(value) ? value : undefined)),
+  SUBNET6: setting('fdd0:6d05:e001::/64', 'a subnet of unique local IPv6 addresses such as fd00:1::/64', (value) =>
+    parseSubnet6(value) ? value : undefined,
+  ),
+  UPLINK: optionalText(),
+  NETWORK_BANDWIDTH: setting<number | undefined>(undefined, 'a rate such as 10Gbps', (value) => positive(parseBandwidth(value))),
   GOLDEN: flag(true),
   SNAPSHOT_COMPRESSION: setting<Compression | 'off'>(
     'off',
@@ -222,6 +243,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       cpuRatio: s.CPU_RATIO,
       memoryRatio: s.MEMORY_RATIO,
       diskRatio: s.DISK_RATIO,
+      networkRatio: s.NETWORK_RATIO,
     },
     instances: {
       stopGraceMs: s.STOP_GRACE,
@@ -241,7 +263,17 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       rootfsCompression: s.ROOTFS_COMPRESSION,
       maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
     },
-    network: { dns: s.DNS, publishAddress: s.PUBLISH_ADDRESS, allowHostAccess: s.ALLOW_HOST_ACCESS },
+    network: {
+      dns: s.DNS,
+      publishAddress: s.PUBLISH_ADDRESS,
+      allowHostAccess: s.ALLOW_HOST_ACCESS,
+      kind: s.NETWORK,
+      bridge: s.BRIDGE,
+      subnet: s.SUBNET,
+      subnet6: s.SUBNET6,
+      uplink: s.UPLINK,
+      bandwidthBps: s.NETWORK_BANDWIDTH,
+    },
     golden: { enabled: s.GOLDEN },
     snapshots: {
       compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,

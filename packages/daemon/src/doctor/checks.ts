@@ -9,7 +9,6 @@ import type { Config } from '../config/config.ts'
 import { readAvailableMemoryBytes, readHostFacts } from '../host/host-facts.ts'
 import { createHypervisors } from '../hypervisor-set.ts'
 import { silentLogger } from '../log.ts'
-import { USER_NET } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import type { Finding } from './doctor.ts'
 
@@ -150,16 +149,6 @@ export const checkPool: Check = async ({ pool, golden, assetsDir }) => {
     ? 'no VM waits for creates: each wakes or boots its own'
     : `up to ${pool.size} wait for creates; /capabilities says how many do`
   return [{ what: 'waiting VMs', state: 'good', says }]
-}
-
-export const checkNetwork: Check = async ({ network }) => {
-  return [
-    {
-      what: 'network',
-      state: 'good',
-      says: `user-mode, no rights needed; guests ask ${network.dns.length > 0 ? network.dns.join(', ') : `the host's resolvers, through ${USER_NET.dnsForwarder}`}`,
-    },
-  ]
 }
 
 export const checkDataDir: Check = async ({ dataDir, limits }) => {

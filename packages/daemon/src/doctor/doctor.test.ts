@@ -6,6 +6,7 @@ import { test } from 'node:test'
 import { configOf } from '../config/config.ts'
 import { checkAssets, findTools } from './checks.ts'
 import { report } from './doctor.ts'
+import { droppingTables } from './network-checks.ts'
 
 test('a report names what is missing and how to mend it, and says whether instances can run', () => {
   const text = report([
@@ -57,4 +58,25 @@ test('a guest part that is missing is named with its path and what makes it', as
     ['kernel', 'initrd', 'shim', 'networkHelper'],
   )
   assert.match(report(findings), /Instances cannot run yet: 4 things are missing/)
+})
+
+test('tables of others that drop what is forwarded are named', () => {
+  const listing = `table ip filter {
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+}
+table inet dormouse0 {
+\tchain through {
+\t\ttype filter hook forward priority filter; policy accept;
+\t}
+}
+table bridge x {
+\tchain f {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+}
+`
+  assert.deepEqual(droppingTables(listing), ['ip filter'])
+  assert.deepEqual(droppingTables(''), [])
 })

@@ -8,13 +8,13 @@ import {
   checkDataDir,
   checkHost,
   checkHypervisors,
-  checkNetwork,
   checkPool,
   checkReflink,
   checkRights,
   checkRunDir,
   checkTools,
 } from './checks.ts'
+import { checkNetwork } from './network-checks.ts'
 
 export interface Finding {
   /** What was looked at. */

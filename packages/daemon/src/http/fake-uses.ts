@@ -382,6 +382,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
       },
     },
     host: {
+      network: { model: 'nat' },
       facts: { cpus: 2, cpuModel: 'made up', memoryBytes: 2 ** 34, kernel: '6.1', architecture: 'x86_64', isRoot: false },
       defaultHypervisor: 'qemu',
       hypervisors: [
@@ -391,7 +392,8 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
           probe: async () => ({ available: true, version: '7.2', acceleration: 'tcg', reason: 'KVM did not boot a guest' }),
         },
       ],
-      ratios: { cpu: 4, memory: 1, disk: 1 },
+      ratios: { cpu: 4, memory: 1, disk: 1, network: 2 },
+      link: () => ({ bytesPerSecond: undefined, source: 'unknown' }),
       disk: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
     },
     secret: Buffer.from('a secret that is long enough'),

@@ -34,7 +34,11 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     ...present('env', body.env),
     ...present('tags', body.tags),
     ...(body.network && {
-      network: { ...present('enabled', body.network.enabled), ...present('ports', body.network.ports?.map(toPortRequest)) },
+      network: {
+        ...present('enabled', body.network.enabled),
+        ...present('ports', body.network.ports?.map(toPortRequest)),
+        ...bandwidthOf(body.network),
+      },
     }),
     ...present(
       'volumes',
@@ -59,7 +63,7 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('env', body.env),
     ...present('snapshotPolicy', body.snapshot_policy),
     ...present('expiresAtMs', expiresAtMs),
-    ...(body.network?.ports && { network: { ports: body.network.ports.map(toPortRequest) } }),
+    ...(body.network && { network: { ...present('ports', body.network.ports?.map(toPortRequest)), ...bandwidthOf(body.network) } }),
     ...present('vcpus', body.vcpus),
     ...present('memoryBytes', memoryBytes),
     ...present('overlayBytes', overlayBytes),
@@ -79,12 +83,14 @@ export function toMountRequest(mount: VolumeMount, where = ''): MountRequest {
 }
 
 export function toForkInstance(body: ForkInstanceRequest | ForkSnapshotRequest): ForkInstance {
-  const ports = 'network' in body ? body.network?.ports?.map(toPortRequest) : undefined
+  const network = 'network' in body ? (body.network ?? {}) : {}
+  checkBandwidth(network)
   return {
     name: body.name,
     ...('from_running' in body ? present('fromRunning', body.from_running) : {}),
     ...present('target', body.target_state),
-    ...present('ports', ports),
+    ...present('ports', network.ports?.map(toPortRequest)),
+    ...bandwidthOf(network),
   }
 }
 
@@ -131,11 +137,26 @@ function checkTexts(body: Rates & Parameters<typeof checkPolicies>[0]): void {
   const { hotplug_size, disk_io_bps, network, volumes = [] } = body
   checkText('hotplug_size', hotplug_size, parseSize, 'invalid_hotplug_size', 'size such as 512MB')
   checkText('disk_io_bps', disk_io_bps, parseDiskRate, 'invalid_disk_io_bps', 'rate such as 100MB/s')
-  const bandwidth = 'rate such as 1Gbps or 125MB/s'
-  checkText('network.bandwidth_download', network?.bandwidth_download, parseBandwidth, 'invalid_bandwidth_download', bandwidth)
-  checkText('network.bandwidth_upload', network?.bandwidth_upload, parseBandwidth, 'invalid_bandwidth_upload', bandwidth)
+  if (network) checkBandwidth(network)
   for (const [index, { overlay_size }] of volumes.entries()) sizeOf(overlay_size, `volumes[${index}].overlay_size`, 'invalid_overlay_size')
   checkPolicies(body)
+}
+
+interface BandwidthTexts {
+  readonly bandwidth_download?: string
+  readonly bandwidth_upload?: string
+}
+
+function checkBandwidth({ bandwidth_download, bandwidth_upload }: BandwidthTexts): void {
+  const what = 'rate such as 1Gbps or 125MB/s'
+  checkText('network.bandwidth_download', bandwidth_download, parseBandwidth, 'invalid_bandwidth_download', what)
+  checkText('network.bandwidth_upload', bandwidth_upload, parseBandwidth, 'invalid_bandwidth_upload', what)
+}
+
+/** Bytes per second; 0 is no limit. The texts in it have been checked. */
+function bandwidthOf({ bandwidth_download, bandwidth_upload }: BandwidthTexts): { bandwidthDownload?: number; bandwidthUpload?: number } {
+  const rate = (text: string | undefined): number | undefined => (text === undefined ? undefined : (parseBandwidth(text) ?? 0))
+  return { ...present('bandwidthDownload', rate(bandwidth_download)), ...present('bandwidthUpload', rate(bandwidth_upload)) }
 }
 
 function checkText(

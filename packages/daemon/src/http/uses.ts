@@ -149,8 +149,12 @@ export interface HostDoor {
     readonly waiting?: () => number | undefined
     probe(): Promise<HypervisorProbe>
   }[]
+  /** How guests reach the world. */
+  readonly network: { readonly model: 'nat' | 'bridge'; readonly gateway?: string; readonly subnet?: string }
   /** Capacity times this may be given away. */
-  readonly ratios: { readonly cpu: number; readonly memory: number; readonly disk: number }
+  readonly ratios: { readonly cpu: number; readonly memory: number; readonly disk: number; readonly network: number }
+  /** What the link outwards carries. */
+  link(): { readonly bytesPerSecond: number | undefined; readonly source: string }
   /** Of the file system that holds the data. */
   disk(): Promise<{ readonly totalBytes: number; readonly freeBytes: number }>
 }

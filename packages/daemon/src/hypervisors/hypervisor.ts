@@ -108,6 +108,8 @@ export interface Vm {
   connectGuest(step: Step): Promise<Duplex>
   /** Publishes and withdraws host ports while the VM runs. `port_in_use` when the host has it taken. Repeat is harmless. */
   setPorts(ports: readonly PortForward[], step: Step): Promise<void>
+  /** How fast the guest's network may be from now on; what passes then counts, not what has passed. Repeat is harmless. */
+  setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void>
   /** What the VMM's process has used so far, read from the host. Undefined once it is gone. */
   usage(): Promise<VmUsage | undefined>
 }
@@ -171,6 +173,14 @@ export interface VmUsage {
   /** From the guest's viewpoint. */
   readonly networkRxBytes: number
   readonly networkTxBytes: number
+}
+
+/** Bytes per second, of whole frames; absent: as fast as it goes. */
+export interface Bandwidth {
+  /** To the guest. */
+  readonly downloadBps?: number
+  /** From the guest. */
+  readonly uploadBps?: number
 }
 
 export interface PortForward {

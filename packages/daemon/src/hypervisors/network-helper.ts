@@ -3,7 +3,7 @@ import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
-import type { PortForward } from './hypervisor.ts'
+import type { Bandwidth, PortForward } from './hypervisor.ts'
 
 export const NETWORK_SOCKET = 'net.sock'
 
@@ -39,6 +39,10 @@ export class NetworkHelper {
       for (const reverse of done.reverse()) await this.#ask(reverse, undo).catch(() => undefined)
       throw error
     }
+  }
+
+  async setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void> {
+    await this.#ask(`rates ${rateWords(bandwidth)}`, step)
   }
 
   /** Undefined when the helper does not answer. */
@@ -83,6 +87,9 @@ export class NetworkHelper {
 /** How helper and daemon write a published port: `tcp:127.0.0.1:8080:80`, `udp:[::]:53:53`. */
 export const portWord = ({ protocol, hostIp, hostPort, guestPort }: PortForward): string =>
   `${protocol}:${hostIp.includes(':') ? `[${hostIp}]` : hostIp}:${hostPort}:${guestPort}`
+
+/** How the helper is told of rates: to the guest and from it, 0 for no limit. */
+export const rateWords = ({ downloadBps = 0, uploadBps = 0 }: Bandwidth): string => `${downloadBps} ${uploadBps}`
 
 /** What a helper says about a port that it could not bind. */
 export function portError(line: string): AppError | undefined {

@@ -49,7 +49,7 @@ export interface ShimChild {
 
 /** What a child of the shim finds under a descriptor number. `daemon`: a descriptor that this process holds open. */
 export type Descriptor = { readonly number: number } & (
-  | { readonly kind: 'listen' | 'log' | 'pair'; readonly name: string }
+  | { readonly kind: 'listen' | 'log' | 'pair' | 'tap'; readonly name: string }
   /** `scratch`: an empty file without a name, on the file system of the directory `file`. */
   | { readonly kind: 'read' | 'write' | 'scratch'; readonly file: string }
   | { readonly kind: 'blank' | 'hold' }
@@ -89,6 +89,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
       case 'listen':
       case 'log':
       case 'pair':
+      case 'tap':
         return `${descriptor.kind}:${descriptor.name}`
       case 'read':
       case 'write':

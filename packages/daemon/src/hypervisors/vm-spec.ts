@@ -1,4 +1,4 @@
-import type { PortForward } from './hypervisor.ts'
+import type { Bandwidth, PortForward } from './hypervisor.ts'
 
 /** All that a driver needs to run one machine. Made by `instances/vm-spec-of.ts` from an instance's record; holds no policy. */
 export interface VmSpec {
@@ -38,10 +38,21 @@ export interface DiskLayer {
   readonly limitBytes?: number
 }
 
-export interface NicSpec {
+export type NicSpec = UserNicSpec | TapNicSpec
+
+/** A network of the driver's own making, which publishes ports and holds the guest back. */
+export interface UserNicSpec {
   readonly mac: string
   readonly backend: 'user'
   readonly ports: readonly PortForward[]
+  readonly bandwidth?: Bandwidth
+}
+
+/** A TAP of that name is there. What passes through it is not the driver's affair: no ports, no rates, no counters. */
+export interface TapNicSpec {
+  readonly mac: string
+  readonly backend: 'tap'
+  readonly tap: string
 }
 
 export interface LogFiles {

@@ -29,10 +29,12 @@ interface Case {
   readonly ends: InstanceState | undefined
 }
 
+const SLOW = { bandwidthDownload: 1 << 20 }
 const OTHER_PORTS = [{ hostPort: 0, guestPort: 81 }]
 
 const CASES: readonly Case[] = [
   { at: 'create:files', before: 'nothing', deed: make, ends: undefined },
+  { at: 'create:attach', before: 'nothing', deed: make, ends: undefined },
   { at: 'create:spawn', before: 'nothing', deed: make, ends: undefined },
   { at: 'create:record', before: 'nothing', deed: make, ends: undefined },
   { at: 'boot:connect', before: 'nothing', deed: make, ends: 'Running' },
@@ -40,6 +42,7 @@ const CASES: readonly Case[] = [
   { at: 'boot:running', before: 'nothing', deed: make, ends: 'Running' },
   { at: 'start:intent', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
   { at: 'start:logs', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'start:attach', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
   { at: 'start:spawn', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
   { at: 'start:record', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
   { at: 'boot:go', before: 'stopped', deed: byName((i, id) => i.start(id)), ends: 'Running' },
@@ -49,15 +52,19 @@ const CASES: readonly Case[] = [
   { at: 'stop:kill', before: 'running', deed: byName((i, id) => i.stop(id, { force: true })), ends: 'Stopped' },
   { at: 'stop:settle', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
   { at: 'stop:sweep', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'stop:detach', before: 'running', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
   { at: 'delete:intent', before: 'running', deed: byName((i, id) => i.delete(id)), ends: 'Running' },
   { at: 'delete:ask_guest', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:await_exit', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:kill', before: 'running', deed: byName((i, id) => i.delete(id, { graceful: false })), ends: undefined },
   { at: 'delete:sweep', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:detach', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:remove_files', before: 'running', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'delete:forget', before: 'stopped', deed: byName((i, id) => i.delete(id)), ends: undefined },
   { at: 'update:ports', before: 'running', deed: byName((i, id) => i.update(id, { network: { ports: OTHER_PORTS } })), ends: 'Running' },
   { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { network: { ports: OTHER_PORTS } })), ends: 'Running' },
+  { at: 'update:bandwidth', before: 'running', deed: byName((i, id) => i.update(id, { network: SLOW })), ends: 'Running' },
+  { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { network: SLOW })), ends: 'Running' },
   { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
@@ -165,26 +172,26 @@ const each = (operation: string, steps: string, the: Omit<SleepCase, 'at'>): Sle
 const POINT = 'draft layer prepare_disk freeze pause capture pivot resume consolidate'
 const SLEEP_CASES: readonly SleepCase[] = [
   ...each('standby', 'draft freeze pause capture publish record', { before: 'Running', deed: standby, a: 'Running' }),
-  ...each('standby', 'kill sweep', { before: 'Running', deed: standby, a: 'Standby' }),
+  ...each('standby', 'kill sweep detach', { before: 'Running', deed: standby, a: 'Standby' }),
   ...each('consolidate', 'merge publish record sweep', { before: 'Running', deed: standby, a: 'Standby' }),
-  ...each('restore', 'intent load record', { before: 'Standby', deed: restore, a: 'Standby' }),
+  ...each('restore', 'intent attach load record', { before: 'Standby', deed: restore, a: 'Standby' }),
   ...each('restore', 'resume wake settle', { before: 'Standby', deed: restore, a: 'Running' }),
   ...each('boot', 'connect running', { before: 'Standby', deed: restore, a: 'Running' }),
   ...each('stop', 'intent', { before: 'Standby', deed: byName((i, id) => i.stop(id)), a: 'Standby' }),
-  ...each('stop', 'kill settle sweep', { before: 'Standby', deed: byName((i, id) => i.stop(id)), a: 'Stopped' }),
+  ...each('stop', 'kill settle sweep detach', { before: 'Standby', deed: byName((i, id) => i.stop(id)), a: 'Stopped' }),
 
   // On the side of the source.
   ...each('fork', POINT, { before: 'Running', deed: forkTo('Running'), a: 'Running' }),
   ...each('fork', 'share freeze_disk', { before: 'Standby', deed: forkTo('Running'), a: 'Standby' }),
   ...each('fork', 'freeze_disk', { before: 'Stopped', deed: forkTo('Stopped'), a: 'Stopped' }),
   // On the side of the child.
-  ...each('create', 'files layer load record', { before: 'Running', deed: forkTo('Running'), a: 'Running' }),
+  ...each('create', 'files layer attach load record', { before: 'Running', deed: forkTo('Running'), a: 'Running' }),
   ...each('create', 'resume wake settle', { before: 'Running', deed: forkTo('Running'), a: 'Running', b: 'Running' }),
-  ...each('create', 'files layer load record', { before: 'Standby', deed: forkTo('Running'), a: 'Standby' }),
+  ...each('create', 'files layer attach load record', { before: 'Standby', deed: forkTo('Running'), a: 'Standby' }),
   ...each('create', 'resume wake settle', { before: 'Standby', deed: forkTo('Running'), a: 'Standby', b: 'Running' }),
   ...each('create', 'files layer link record', { before: 'Running', deed: forkTo('Standby'), a: 'Running' }),
   ...each('create', 'files layer record', { before: 'Stopped', deed: forkTo('Stopped'), a: 'Stopped' }),
-  ...each('create', 'files layer spawn record', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped' }),
+  ...each('create', 'files layer attach spawn record', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped' }),
   // It boots first, and is whole from then on.
   ...each('create', 'boot draft freeze pause capture publish', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped', b: 'Running' }),
   ...each('create', 'kill sweep', { before: 'Stopped', deed: forkTo('Standby'), a: 'Stopped', b: 'Standby' }),
@@ -232,7 +239,7 @@ interface ReturnCase {
 }
 
 const RETURN_CASES: readonly ReturnCase[] = (['Stopped', 'Standby'] as const).flatMap((before) => [
-  ...['intent', 'layer', 'load', 'record'].map((step) => ({ at: step, before, target: 'Running', isDone: false }) as const),
+  ...['intent', 'layer', 'attach', 'load', 'record'].map((step) => ({ at: step, before, target: 'Running', isDone: false }) as const),
   ...['resume', 'wake', 'settle'].map((step) => ({ at: step, before, target: 'Running', isDone: true }) as const),
   ...['intent', 'layer', 'link', 'record'].map((step) => ({ at: step, before, target: 'Standby', isDone: false }) as const),
   ...['intent', 'layer', 'record'].map((step) => ({ at: step, before, target: 'Stopped', isDone: false }) as const),

@@ -1,19 +1,21 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
-import type { PortForward } from '../hypervisors/hypervisor.ts'
 import { macOf } from '../network/network.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import type { TargetState } from './operations/fork.ts'
 
+/** What of a fork's network was asked for, or is its source's. */
+type OwnNetwork = Pick<Instance['network'], 'ports' | 'bandwidthDownload' | 'bandwidthUpload'>
+
 /** What a fork's row begins as: what was asked for is the source's, what was given and what has been is its own. Pure. */
 export function forkOf(
   source: Instance,
-  { id, name, ports, nowMs }: { id: InstanceId; name: string; ports: readonly PortForward[]; nowMs: number },
+  { id, name, network, nowMs }: { id: InstanceId; name: string; network: OwnNetwork; nowMs: number },
 ): Instance {
   const { uid: _uid, vm: _vm, sleep: _sleep, ...kept } = source
   const { startedAtMs: _started, stoppedAtMs: _stopped, exitCode: _code, exitMessage: _message, ...asked } = kept
   const { stateError: _error, expiresAtMs: _expires, operation: _operation, ...rest } = asked
-  const { enabled, ip } = source.network
+  const { enabled } = source.network
   return {
     ...rest,
     id,
@@ -23,7 +25,7 @@ export function forkOf(
     operation: 'create',
     disk: [],
     volumes: [],
-    network: { ...source.network, ports, ...(enabled ? { mac: macOf(id), ...(ip === undefined ? {} : { ip }) } : {}) },
+    network: { enabled, ...network, ...(enabled ? { mac: macOf(id) } : {}) },
     phases: { current: 'Created', sinceMs: nowMs, durations: {} },
   }
 }

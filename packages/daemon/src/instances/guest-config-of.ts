@@ -1,13 +1,14 @@
 import { createHash } from 'node:crypto'
 import type { GuestConfig, WakeRequest } from '../guest/guest-client.ts'
 import type { ReadyImage } from '../images/images.ts'
-import { guestNetworkOf } from '../network/network.ts'
+import type { Network } from '../network/network.ts'
 import type { Attachment, Instance } from './instance.ts'
 import { volumeRole } from './instance-disks.ts'
+import { nicOf } from './vm-spec-of.ts'
 
 export interface GuestConfigInputs {
   readonly image: Pick<ReadyImage, 'config'>
-  readonly dns: readonly string[]
+  readonly network: Pick<Network, 'guestNetworkOf'>
   readonly hasModules: boolean
 }
 
@@ -25,8 +26,9 @@ const INITS = new Set([
 ])
 
 /** What the guest is told with "go". Pure, but for entropy and clock, which the guest client adds as it sends. */
-export function guestConfigOf(instance: Instance, { image, dns, hasModules }: GuestConfigInputs): GuestConfig {
+export function guestConfigOf(instance: Instance, { image, network, hasModules }: GuestConfigInputs): GuestConfig {
   const { config } = image
+  const nic = nicOf(instance)
   const argv = argvOf(instance, config)
   const isInit = INITS.has(argv[0] ?? '')
   return {
@@ -41,7 +43,7 @@ export function guestConfigOf(instance: Instance, { image, dns, hasModules }: Gu
       stopSignal: config.stopSignal || (isInit ? SYSTEMD_STOP_SIGNAL : DEFAULT_STOP_SIGNAL),
     },
     disks: { overlay: true, modules: hasModules, volumes: instance.volumes.map(volumeConfigOf) },
-    ...(instance.network.enabled && instance.network.mac !== undefined ? { network: guestNetworkOf(instance.network.mac, dns) } : {}),
+    ...(nic === undefined ? {} : { network: network.guestNetworkOf(nic) }),
   }
 }
 
@@ -54,9 +56,10 @@ export const volumeConfigOf = (attachment: Attachment): GuestConfig['disks']['vo
 })
 
 /** By what a guest is told from its kin: all that a fork's differs in from what it was made of. */
-export function guestIdentityOf({ id, name, network }: Instance, dns: readonly string[]): NonNullable<WakeRequest['identity']> {
-  const mac = network.enabled ? network.mac : undefined
-  return { hostname: name, machineId: machineIdOf(id), ...(mac === undefined ? {} : { network: guestNetworkOf(mac, dns) }) }
+export function guestIdentityOf(instance: Instance, network: Pick<Network, 'guestNetworkOf'>): NonNullable<WakeRequest['identity']> {
+  const nic = nicOf(instance)
+  const { id, name } = instance
+  return { hostname: name, machineId: machineIdOf(id), ...(nic === undefined ? {} : { network: network.guestNetworkOf(nic) }) }
 }
 
 /** The program and its arguments. As with Docker, an entrypoint of one's own leaves the image's arguments out. */

@@ -15,6 +15,7 @@ import type { Images, ReadyImage } from '../images/images.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
+import type { Network } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import type { InstanceId } from '../store/instance-record.ts'
@@ -24,7 +25,9 @@ import { followAttachments } from '../volumes/attachments.ts'
 import type { Volumes } from '../volumes/volumes.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
-import { vmSpecOf } from './vm-spec-of.ts'
+import { nicOf, vmSpecOf } from './vm-spec-of.ts'
+
+const ATTACH_LIMIT_MS = 30_000
 
 /** Called at the beginning of each step. One that never resolves stands for the daemon's death there; see docs/lifecycle.md. */
 export type CrashPoint = (operation: string, step: string) => Promise<void>
@@ -39,6 +42,7 @@ export interface WorkUses {
   readonly disks: Disks
   readonly paths: Paths
   readonly memory: LayeredMemory
+  readonly network: Network
   /** What is done with a sleeping state in the background. */
   readonly sleepJobs: SleepJobs
   readonly crashPoint: CrashPoint
@@ -60,7 +64,6 @@ export interface WorkSettings {
   readonly logMaxBytes: number
   /** The squashfs of kernel modules; absent where none was built. */
   readonly modules: string | undefined
-  readonly dns: readonly string[]
   readonly freshBoot: boolean
   /** Of memories that neither a request nor a policy says anything of. */
   readonly compression: Compression | undefined
@@ -210,10 +213,29 @@ export class InstanceWork {
 
   /** What its driver needs to run it, as it is or would be with `patch`. Throws `not_found` when its image is gone. */
   vmSpec(patch: Partial<Instance> = {}): VmSpec {
-    const { paths, settings } = this.uses
+    const { paths, network, settings } = this.uses
     const { modules, logMaxBytes, freshBoot } = settings
     const instance = { ...this.instance, ...patch }
-    return vmSpecOf(instance, { image: this.image(instance), paths, modules, logMaxBytes, freshBoot })
+    return vmSpecOf(instance, { image: this.image(instance), paths, network, modules, logMaxBytes, freshBoot })
+  }
+
+  /** Gives its VM a place in the network, and the address that it has there. Before the VM starts; the undo is `sweep`. */
+  async attach(): Promise<void> {
+    const { db, network } = this.uses
+    const nic = nicOf(this.instance)
+    const step = await this.step('attach', ATTACH_LIMIT_MS)
+    if (nic === undefined) return
+    // Of another kind of network, or of another subnet.
+    const ip = network.addressOf(nic.id) ?? db.transaction(() => network.lease(nic.id))
+    if (ip !== this.instance.network.ip) this.change({ network: { ...this.instance.network, ip } })
+    await network.attach(nic, step)
+  }
+
+  /** Ends whatever may run for it, and takes its place in the network away; the address stays its own. Repeat is harmless. */
+  async sweep(): Promise<void> {
+    await this.hypervisor.sweep(this.runDir)
+    await this.uses.crashPoint(this.operation, 'detach')
+    await this.uses.network.detach(this.instance.id, this.undoStep(ATTACH_LIMIT_MS))
   }
 
   /** Done once who asked has been answered, and before the next operation: what no one waits for. Failures are logged. */

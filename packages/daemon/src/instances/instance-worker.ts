@@ -128,7 +128,7 @@ export class InstanceWorker implements WorkHost {
       guestConfig: () => {
         const image = work.images.byDigest(this.instance.imageDigest)
         if (!image) throw new AppError('not_found', `The image ${this.instance.image} is gone`)
-        return guestConfigOf(this.instance, { image, dns: work.settings.dns, hasModules: work.settings.modules !== undefined })
+        return guestConfigOf(this.instance, { image, network: work.network, hasModules: work.settings.modules !== undefined })
       },
       report: (report) => this.#conclude(live, report),
       ...(wake === undefined ? {} : { wake }),

@@ -108,4 +108,7 @@ export interface ForkInstance {
   /** The source's own state when absent. */
   readonly target?: 'Stopped' | 'Standby' | 'Running'
   readonly ports?: readonly PortRequest[]
+  /** Bytes per second; 0 is no limit, absent is the source's. */
+  readonly bandwidthDownload?: number
+  readonly bandwidthUpload?: number
 }

@@ -300,6 +300,53 @@ test('ports move while the VM runs, and those of a stopped instance from its nex
   await assertInOrder(house)
 })
 
+test('how fast a network may be is given to its VM, changes in any state, and is kept', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id, network } = await running(house, 'a', { network: { bandwidthDownload: 1 << 20, bandwidthUpload: 0 } })
+  assert.deepEqual([network.bandwidthDownload, network.bandwidthUpload], [1 << 20, undefined])
+  const paces = () => house.host.running().map(({ bandwidth }) => bandwidth)
+  assert.deepEqual(paces(), [{ downloadBps: 1 << 20 }])
+  await instances.update(id, { network: { bandwidthUpload: 1 << 19 } })
+  assert.deepEqual(paces(), [{ downloadBps: 1 << 20, uploadBps: 1 << 19 }])
+  await instances.update(id, { network: { bandwidthDownload: 0 } })
+  assert.deepEqual(paces(), [{ uploadBps: 1 << 19 }])
+  await instances.standby(id)
+  await instances.update(id, { network: { bandwidthDownload: 1 << 21 } })
+  await instances.restore(id)
+  assert.deepEqual(paces(), [{ downloadBps: 1 << 21, uploadBps: 1 << 19 }])
+  await instances.fork(id, { name: 'b', fromRunning: true, bandwidthUpload: 0 })
+  assert.deepEqual(
+    new Set(paces().map((pace) => JSON.stringify(pace))),
+    new Set(['{"downloadBps":2097152,"uploadBps":524288}', '{"downloadBps":2097152}']),
+  )
+  await settled(instances)
+  await assertInOrder(house)
+})
+
+test('a bandwidth that cannot be given changes nothing', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, 'a', { network: { bandwidthDownload: 1 << 20, ports: [{ hostPort: 0, guestPort: 80 }] } })
+  const before = instances.get(id).network
+  for (const [code, network] of [
+    ['invalid_bandwidth_download', { bandwidthDownload: 10 }],
+    ['invalid_bandwidth_upload', { bandwidthUpload: 2 ** 41 }],
+  ] as const) {
+    await assert.rejects(instances.update(id, { network }), { code })
+    await assert.rejects(instances.create(request('b', { network })), { code })
+    await assert.rejects(instances.fork(id, { name: 'b', fromRunning: true, ...network }), { code })
+  }
+  await assert.rejects(instances.create(request('b', { network: { enabled: false, bandwidthUpload: 1 << 20 } })), {
+    code: 'invalid_request',
+  })
+  house.host.injectFault('set_bandwidth')
+  await assert.rejects(instances.update(id, { network: { bandwidthUpload: 1 << 20, ports: [{ hostPort: 0, guestPort: 81 }] } }))
+  assert.deepEqual(instances.get(id).network, before)
+  assert.deepEqual(house.host.running()[0]?.ports, before.ports)
+  assert.deepEqual(house.host.running()[0]?.bandwidth, { downloadBps: 1 << 20 })
+})
+
 test('sizes change while Stopped only, a disk only grows, and each has its limits', async () => {
   await using house = new TestHouse({ settings: { MAX_VCPUS: '4', MAX_OVERLAY_SIZE: '1GB' } })
   const instances = await house.begin()
@@ -357,6 +404,29 @@ test('more than the host has is refused before anything is made', async () => {
   await running(house, 'b', small)
   await assert.rejects(instances.start(a.id), { code: 'insufficient_resources' })
   assert.equal(instances.get(a.id).state, 'Stopped')
+  await assertInOrder(house)
+})
+
+test('more network than the host’s link carries, twice over, is refused before anything is made', async () => {
+  await using house = new TestHouse({ settings: { NETWORK_BANDWIDTH: '1MB/s' } })
+  const instances = await house.begin()
+  const a = await running(house, 'a', { network: { bandwidthDownload: 1 << 19, bandwidthUpload: 1 << 20 } })
+  await assert.rejects(instances.create(request('b', { network: { bandwidthDownload: 3 << 19 } })), {
+    code: 'insufficient_resources',
+    message: /not enough network for b: it needs 1536KB\/s, 1MB\/s of 2MB\/s is left/,
+  })
+  const b = await running(house, 'b', { network: { bandwidthDownload: 1 << 20 } })
+  await assert.rejects(instances.update(b.id, { network: { bandwidthUpload: 3 << 19 } }), { code: 'insufficient_resources' })
+  await assert.rejects(instances.fork(b.id, { name: 'c', fromRunning: true }), { code: 'insufficient_resources' })
+  // Who asks for nothing is promised nothing.
+  await running(house, 'c')
+  await instances.standby(b.id)
+  await instances.update(a.id, { network: { bandwidthUpload: 2 << 20 } })
+  await assert.rejects(instances.restore(b.id), { code: 'insufficient_resources' })
+  assert.equal(instances.get(b.id).state, 'Standby')
+  await instances.update(a.id, { network: { bandwidthUpload: 0 } })
+  await instances.restore(b.id)
+  await settled(instances)
   await assertInOrder(house)
 })
 

@@ -20,7 +20,7 @@ import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
-import { macOf, USER_NET } from '../network/network.ts'
+import { type LinkCapacity, macOf, type Network } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
@@ -47,9 +47,10 @@ import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
-import { checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
+import { bandwidthOf, checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { isLogThere, readLog } from './log-lines.ts'
 import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
+import { admitNetwork, networkDemandOf } from './network-admission.ts'
 import { attachVolume } from './operations/attach-volume.ts'
 import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
@@ -66,7 +67,7 @@ import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
 import { SleepCompressions } from './sleep-compressions.ts'
-import { vmSpecOf } from './vm-spec-of.ts'
+import { nicOf, vmSpecOf } from './vm-spec-of.ts'
 import { type WaitFor, waitForState } from './wait.ts'
 
 export interface InstancesUses {
@@ -80,7 +81,9 @@ export interface InstancesUses {
   readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor' | 'snapshots'>
   readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes' | 'isRoot' | 'architecture'>
   readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
-  readonly settings: Pick<WorkSettings, 'modules' | 'dns' | 'freshBoot'>
+  readonly network: Network
+  readonly linkCapacity: () => LinkCapacity
+  readonly settings: Pick<WorkSettings, 'modules' | 'freshBoot'>
   readonly memory: LayeredMemory
   /** Where memories are compressed. Taken down with the instances. */
   readonly compressing: BackgroundJobs
@@ -90,6 +93,7 @@ export interface InstancesUses {
 /** How much of an id is enough to name an instance. */
 const MIN_PREFIX = 4
 const IMAGE_WAIT_MS = 5000
+const NETWORK_LIMIT_MS = 60_000
 
 export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
@@ -141,6 +145,7 @@ export class Instances implements AsyncDisposable {
       disks: uses.disks,
       paths: uses.paths,
       memory: uses.memory,
+      network: uses.network,
       sleepJobs: {
         cancel: async (id) => {
           await this.#compressions.cancel(id)
@@ -159,6 +164,14 @@ export class Instances implements AsyncDisposable {
    * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
    */
   async recover(): Promise<Reconciled> {
+    const { network, log } = this.#uses
+    // What is under way may have been cut short with its place in the network taken; whoever undoes it gives it up.
+    const held = this.list().filter(({ vm, operation }) => vm !== undefined || operation !== undefined)
+    const nics = held.flatMap((instance) => nicOf(instance) ?? [])
+    await network.recover(
+      nics.filter(({ id }) => network.addressOf(id) !== undefined),
+      { signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log },
+    )
     const reconciled = await reconcile({
       ...this.#work,
       log: this.#uses.log,
@@ -253,6 +266,7 @@ export class Instances implements AsyncDisposable {
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
     this.#assertOpen()
     this.#admitDemand(request.name, demand, room)
+    this.#admitNetwork(request.name, request.network ?? {})
     const instance = this.#reserve(request, asked, image, ports, mounts)
     await this.#workerOf(instance).perform('create', undefined, create)
     return this.get(instance.id)
@@ -354,17 +368,17 @@ export class Instances implements AsyncDisposable {
   /** Changes what the patch names, all or nothing. */
   async update(id: InstanceId, patch: UpdateInstance): Promise<Instance> {
     const { network, ...rest } = patch
-    if (network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined) {
-      throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
-    }
     const current = this.get(id)
-    if (!current.network.enabled && network?.ports?.length) throw portsWithoutNetwork()
+    if (!current.network.enabled) assertNoNetwork(network ?? {})
     const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
     const room = rest.overlayBytes === undefined ? undefined : await this.#diskRoom()
     return this.#request(id, 'update', async (work) => {
       const growth = (rest.overlayBytes ?? 0) - work.instance.overlayBytes
       if (room && growth > 0) this.#admitDemand(work.instance.name, { vcpus: 0, memoryBytes: 0, diskBytes: growth }, room)
-      await update(work, { patch: rest, ports, limits: this.#uses.config.limits })
+      const { instance } = work
+      const isFaster = network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined
+      if (isFaster && takesMemory(instance)) this.#admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
+      await update(work, { patch: rest, ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
     })
   }
 
@@ -434,13 +448,14 @@ export class Instances implements AsyncDisposable {
   async stats(id: InstanceId): Promise<InstanceStats> {
     const instance = this.get(id)
     const usage = await this.#workers.get(id)?.live?.vm.usage()
+    const traffic = this.#uses.network.traffic(id)
     return {
       instance,
       cpuSeconds: usage?.cpuSeconds ?? 0,
       memoryRssBytes: usage?.memoryRssBytes ?? 0,
       memoryVmsBytes: usage?.memoryVmsBytes ?? 0,
-      networkRxBytes: usage?.networkRxBytes ?? 0,
-      networkTxBytes: usage?.networkTxBytes ?? 0,
+      networkRxBytes: traffic?.receivedBytes ?? usage?.networkRxBytes ?? 0,
+      networkTxBytes: traffic?.sentBytes ?? usage?.networkTxBytes ?? 0,
     }
   }
 
@@ -514,7 +529,10 @@ export class Instances implements AsyncDisposable {
     const room = await this.#diskRoom()
     const machine = runs ? { vcpus, memoryBytes } : { vcpus: 0, memoryBytes: 0 }
     const diskBytes = Math.max(0, overlayBytes - instance.overlayBytes)
-    return () => this.#admitDemand(instance.name, { ...machine, diskBytes }, room, instance)
+    return () => {
+      this.#admitDemand(instance.name, { ...machine, diskBytes }, room, instance)
+      if (runs) this.#admitNetwork(instance.name, instance.network, instance)
+    }
   }
 
   /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
@@ -529,11 +547,11 @@ export class Instances implements AsyncDisposable {
   #expectRestore(id: InstanceId): void {
     const instance = this.find(id)
     if (instance?.sleep === undefined) return
-    const { paths, settings } = this.#work
+    const { paths, network, settings } = this.#work
     const image = this.#uses.images.byDigest(instance.imageDigest)
     const { generation, base } = instance.sleep
     if (image === undefined) return
-    const spec = vmSpecOf(instance, { image, paths, ...settings })
+    const spec = vmSpecOf(instance, { image, paths, network, ...settings })
     const capture = { dir: paths.instanceSleep(id, generation), base, isShared: this.#standsOn(base, id) }
     this.#hypervisor(instance.hypervisor).expectRestore?.(spec, capture)
   }
@@ -557,7 +575,8 @@ export class Instances implements AsyncDisposable {
 
   async #reserveFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
     checkName(request.name)
-    if (!source.network.enabled && request.ports?.length) throw portsWithoutNetwork()
+    if (!source.network.enabled) assertNoNetwork(request)
+    const bandwidth = bandwidthOf(request, source.network)
     // What has no memory to go on from boots first, also on its way to Standby.
     const runs = target === 'Running' || (target === 'Standby' && source.state === 'Stopped')
     const demand = runs ? source : { vcpus: 0, memoryBytes: 0 }
@@ -567,6 +586,7 @@ export class Instances implements AsyncDisposable {
     // Volumes that it writes to become two.
     const volumeBytes = sum(source.volumes.map(({ readOnly, bytes, overlayBytes = 0 }) => (readOnly ? overlayBytes : bytes)))
     this.#admitDemand(request.name, { ...demand, diskBytes: source.overlayBytes + volumeBytes }, room)
+    if (runs) this.#admitNetwork(request.name, bandwidth)
     const { db, config, host, events } = this.#uses
     const id = createId() as InstanceId
     const nowMs = Date.now()
@@ -574,11 +594,24 @@ export class Instances implements AsyncDisposable {
       if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
       this.#assertPortsFree(ports)
       const uid = this.#takeUid(config, host.isRoot)
-      const instance: Instance = { ...forkOf(source, { id, name: request.name, ports, nowMs }), ...(uid === undefined ? {} : { uid }) }
-      this.#rows.insert(instance)
-      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(instance) })
-      return instance
+      const instance: Instance = {
+        ...forkOf(source, { id, name: request.name, network: { ports, ...bandwidth }, nowMs }),
+        ...(uid === undefined ? {} : { uid }),
+      }
+      const addressed = this.#insert(instance)
+      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(addressed) })
+      return addressed
     })
+  }
+
+  /** With the address that is its own until the row goes. */
+  #insert(instance: Instance): Instance {
+    // A lease goes with its row.
+    this.#rows.insert(instance)
+    if (!instance.network.enabled) return instance
+    const addressed = { ...instance, network: { ...instance.network, ip: this.#uses.network.lease(instance.id) } }
+    this.#rows.update(addressed)
+    return addressed
   }
 
   /**
@@ -680,12 +713,8 @@ export class Instances implements AsyncDisposable {
     const slots = this.#hypervisor(hypervisor).volumeSlots
     const mounts = planMounts(request.volumes ?? [], [], { volumes: this.#uses.volumes, slots })
     const network = request.network ?? {}
-    if (network.enabled === false && network.ports?.length) {
-      throw portsWithoutNetwork()
-    }
-    if (network.bandwidthDownload !== undefined || network.bandwidthUpload !== undefined) {
-      throw new AppError('not_supported', 'Bandwidth limits are not supported on this network yet')
-    }
+    if (network.enabled === false) assertNoNetwork(network)
+    bandwidthOf(network)
     if (request.hotplugBytes !== undefined && request.hotplugBytes > 0) {
       throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
     }
@@ -699,6 +728,7 @@ export class Instances implements AsyncDisposable {
     const { image: name, platform } = request
     // Nothing is pulled for what cannot run.
     this.#admitDemand(request.name, demand, await this.#diskRoom())
+    this.#admitNetwork(request.name, request.network ?? {})
     await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
     try {
       return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS) })
@@ -739,7 +769,12 @@ export class Instances implements AsyncDisposable {
         hypervisor: asked.hypervisor,
         ...asked.sizes,
         hotplugBytes: 0,
-        network: { enabled: isNetworked, ports, ...(isNetworked ? { mac: macOf(id), ip: USER_NET.ipv4.address } : {}) },
+        network: {
+          enabled: isNetworked,
+          ports,
+          ...bandwidthOf(request.network ?? {}),
+          ...(isNetworked ? { mac: macOf(id) } : {}),
+        },
         env: request.env ?? {},
         tags: request.tags ?? {},
         skipGuestAgent: request.skipGuestAgent ?? false,
@@ -758,9 +793,9 @@ export class Instances implements AsyncDisposable {
       }
       mounts.assertUnchanged()
       followAttachments({ rows: volumes.rows, events }, instance, [], instance.volumes)
-      this.#rows.insert(instance)
-      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(instance) })
-      return instance
+      const addressed = this.#insert(instance)
+      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(addressed) })
+      return addressed
     })
   }
 
@@ -810,6 +845,19 @@ export class Instances implements AsyncDisposable {
         diskBytes: room.totalBytes * limits.diskRatio,
         diskFreeBytes: room.freeBytes,
       },
+    )
+  }
+
+  /** `by` is whose it is, when its share may be among what is taken. */
+  #admitNetwork(name: string, wanted: Pick<Instance['network'], 'bandwidthDownload' | 'bandwidthUpload'>, by?: Instance): void {
+    const { linkCapacity, config } = this.#uses
+    const taken = this.list().filter((instance) => takesMemory(instance) && instance.id !== by?.id)
+    const { bytesPerSecond } = linkCapacity()
+    admitNetwork(
+      name,
+      networkDemandOf(wanted),
+      taken.reduce((sum, { network }) => sum + networkDemandOf(network), 0),
+      bytesPerSecond === undefined ? undefined : bytesPerSecond * config.limits.networkRatio,
     )
   }
 
@@ -864,7 +912,13 @@ function assertPlatform(image: string, platform: string, own: string): void {
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0)
 
-const portsWithoutNetwork = (): AppError => new AppError('invalid_request', 'Ports can be published only with the network enabled')
+/** What only an instance with a network can have. */
+function assertNoNetwork({ ports, ...rates }: NonNullable<UpdateInstance['network']>): void {
+  if (ports?.length) throw new AppError('invalid_request', 'Ports can be published only with the network enabled')
+  if (Object.keys(bandwidthOf(rates)).length > 0) {
+    throw new AppError('invalid_request', 'Bandwidth can be limited only with the network enabled')
+  }
+}
 
 const nameConflict = (name: string): AppError =>
   new AppError('name_conflict', `The name ${name} is taken by another instance`, { hint: `See it with: dormouse inspect ${name}` })

@@ -1,6 +1,6 @@
 /** Pure checks of what a caller asks for. All throw AppError naming the field. */
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import { formatSize } from '@dormouse/api/units.ts'
+import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { canonicalAddress, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
 import type { PortRequest } from './instance.ts'
@@ -81,6 +81,36 @@ export function portsOf(requests: readonly PortRequest[], defaultIp: string): Po
     if (twin) throw new AppError('invalid_request', `The host port ${port.hostPort}/${port.protocol} is asked for twice`)
   }
   return ports
+}
+
+/** What is asked for over what is there, in bytes per second; 0 takes the limit away. */
+export function bandwidthOf(
+  { bandwidthDownload, bandwidthUpload }: Rates,
+  before: Rates = {},
+): { readonly bandwidthDownload?: number; readonly bandwidthUpload?: number } {
+  const down = checkRate('bandwidth_download', 'invalid_bandwidth_download', bandwidthDownload ?? before.bandwidthDownload)
+  const up = checkRate('bandwidth_upload', 'invalid_bandwidth_upload', bandwidthUpload ?? before.bandwidthUpload)
+  return { ...(down === undefined ? {} : { bandwidthDownload: down }), ...(up === undefined ? {} : { bandwidthUpload: up }) }
+}
+
+interface Rates {
+  readonly bandwidthDownload?: number | undefined
+  readonly bandwidthUpload?: number | undefined
+}
+
+// Below, one large frame takes seconds; above, no card is as fast.
+const MIN_RATE = 8 * 1024
+const MAX_RATE = 2 ** 40
+
+function checkRate(field: string, code: ErrorCode, rate: number | undefined): number | undefined {
+  if (rate === undefined || rate === 0) return undefined
+  if (!Number.isSafeInteger(rate) || rate < MIN_RATE || rate > MAX_RATE) {
+    throw new AppError(
+      code,
+      `network.${field} must be between ${formatRate(MIN_RATE)} and ${formatRate(MAX_RATE)}, not ${formatRate(rate)}`,
+    )
+  }
+  return rate
 }
 
 const isPort = (port: number): boolean => Number.isInteger(port) && port >= 1 && port <= 65_535

@@ -1,6 +1,7 @@
 /** The pure parts: what a VM is made of, what a guest is told, how an end is put into words, what fits on the host. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { UserNetwork } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import { admitDemand } from './admission.ts'
 import { exitOf } from './exit-of.ts'
@@ -34,9 +35,16 @@ const instance: Instance = {
   phases: { current: 'Stopped', sinceMs: 0, durations: {} },
 }
 const paths = new Paths({ dataDir: '/data', runDir: '/run/x' })
-const inputs = { image: TEST_IMAGE, paths, modules: '/assets/modules', logMaxBytes: 1000, freshBoot: false }
+const inputs = {
+  image: TEST_IMAGE,
+  paths,
+  network: new UserNetwork({ dns: [] }),
+  modules: '/assets/modules',
+  logMaxBytes: 1000,
+  freshBoot: false,
+}
 const guest = (more: Partial<Instance> = {}, config = TEST_IMAGE.config) =>
-  guestConfigOf({ ...instance, ...more }, { image: { config }, dns: ['192.0.2.1'], hasModules: true })
+  guestConfigOf({ ...instance, ...more }, { image: { config }, network: new UserNetwork({ dns: ['192.0.2.1'] }), hasModules: true })
 
 test('a VM has its rootfs read-only, its overlay writable, and every layer of every disk names its format', () => {
   const spec = vmSpecOf(instance, inputs)
@@ -52,7 +60,7 @@ test('a VM has its rootfs read-only, its overlay writable, and every layer of ev
   assert.deepEqual(spec.disks[1]?.backing, [{ path: '/data/disks/below.raw', format: 'raw' }])
   assert.equal(spec.memoryMib, 1024)
   assert.deepEqual(spec.user, { uid: 2_097_152_000, gid: 2_097_152_000 })
-  assert.deepEqual(spec.nic?.ports, instance.network.ports)
+  assert.deepEqual(spec.nic, { mac: instance.network.mac, backend: 'user', ports: instance.network.ports })
   assert.equal(spec.runDir, '/run/x/vm/abcdefghijkl')
 })
 

@@ -19,6 +19,7 @@ import { finishStop } from './operations/stop.ts'
 import { finishUpdate } from './operations/update.ts'
 import { type Facts, type Recovery, recover } from './recovery.ts'
 import { removeSleepBut } from './sleep-files.ts'
+import { nicOf } from './vm-spec-of.ts'
 
 export interface ReconcileUses extends WorkUses {
   readonly log: Logger
@@ -73,7 +74,7 @@ async function mend(instance: Instance, uses: ReconcileUses): Promise<Recovery> 
 
 /** A daemon that died over a restore may have left a guest without its name. One that was captured says itself that it stands still. */
 function hold(worker: InstanceWorker, vm: Vm, { action }: Recovery, uses: ReconcileUses): void {
-  if (action === 'finish_restore') worker.hold(vm, wakeRequestOf(worker.instance, uses.settings.dns, { isForeign: true }))
+  if (action === 'finish_restore') worker.hold(vm, wakeRequestOf(worker.instance, uses.network, { isForeign: true }))
   else worker.hold(vm)
 }
 
@@ -116,14 +117,14 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
       return
     case 'undo_create':
       await work.step('sweep', 60_000)
-      await work.hypervisor.sweep(work.runDir)
+      await work.sweep()
       await work.step('remove_files', 60_000)
       await removeFiles(work)
       await work.step('forget', 10_000)
       return forgetInstance(work, { isUnmade: true })
     case 'undo_start':
       await work.step('sweep', 60_000)
-      await work.hypervisor.sweep(work.runDir)
+      await work.sweep()
       await work.step('settle', 10_000)
       work.change({ state: 'Stopped', operation: undefined, vm: undefined })
       return
@@ -161,14 +162,18 @@ async function adopt(work: InstanceWork): Promise<void> {
   await publishAsRecorded(work)
 }
 
-/** A daemon that died while it changed ports may have left others open than those on record. */
+/** A daemon that died while it changed ports or rates may have left others than those on record. */
 async function publishAsRecorded(work: InstanceWork): Promise<void> {
-  const { live, instance } = work
-  if (!live || !instance.network.enabled) return
+  const { live } = work
+  const nic = nicOf(work.instance)
+  if (!live || nic === undefined) return
   const step = await work.step('ports', 10_000)
-  await live.vm
-    .setPorts(instance.network.ports, step)
+  await work.uses.network
+    .publish(live.vm, nic, step)
     .catch((err: unknown) => work.log.error({ err }, 'host ports could not be published again'))
+  await work.uses.network
+    .pace(live.vm, nic, step)
+    .catch((err: unknown) => work.log.error({ err }, 'the bandwidth could not be limited again'))
 }
 
 /** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */

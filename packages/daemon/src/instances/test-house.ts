@@ -17,6 +17,7 @@ import type { ReadyImage } from '../images/images.ts'
 import { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { checkState, readManifest } from '../memory/capture-files.ts'
+import { UserNetwork } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import { type Snapshot, Snapshots } from '../snapshots/snapshots.ts'
 import type { Ballast } from '../store/ballast.ts'
@@ -29,6 +30,7 @@ import type { Instance, InstanceId } from './instance.ts'
 import { disksOf, layersOf } from './instance-disks.ts'
 import type { CrashPoint } from './instance-work.ts'
 import { Instances } from './instances.ts'
+import { paceOf } from './vm-spec-of.ts'
 
 export const TEST_IMAGE: ReadyImage = {
   digest: `sha256:${'a'.repeat(64)}`,
@@ -201,7 +203,9 @@ export class TestHouse implements AsyncDisposable {
       hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
       memory,
       compressing,
-      settings: { modules: undefined, dns: [], freshBoot: false },
+      network: new UserNetwork({ dns: [] }),
+      linkCapacity: () => ({ bytesPerSecond: config.network.bandwidthBps, source: 'configured' }),
+      settings: { modules: undefined, freshBoot: false },
       crashPoint,
     })
     this.#life = Object.assign(life, { instances, snapshots, volumes, compressing })
@@ -310,6 +314,8 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   for (const port of open) assert.ok(wanted.includes(port), `the port ${port} is left open`)
   for (const { network, name } of live)
     for (const { hostPort } of network.ports) assert.ok(open.includes(hostPort), `the port ${hostPort} of ${name} is closed`)
+  for (const { id, name, network } of live)
+    assert.deepEqual(running.find(({ spec }) => spec.id === id)?.bandwidth, paceOf(network), `how fast the network of ${name} is`)
 }
 
 /** No machine stands still, no workload is frozen, and no guest takes itself for another. */

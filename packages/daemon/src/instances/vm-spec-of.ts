@@ -1,14 +1,18 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { formatOf } from '../disks/layer.ts'
+import type { Bandwidth } from '../hypervisors/hypervisor.ts'
 import type { DiskSpec, VmSpec } from '../hypervisors/vm-spec.ts'
 import type { ReadyImage } from '../images/images.ts'
+import type { Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
+import type { InstanceNetwork } from '../store/instance-record.ts'
 import type { Instance } from './instance.ts'
 import { disksOf } from './instance-disks.ts'
 
 export interface VmSpecInputs {
   readonly image: Pick<ReadyImage, 'rootfs'>
   readonly paths: Paths
+  readonly network: Pick<Network, 'nicSpecOf'>
   /** The squashfs of kernel modules; absent where none was built. */
   readonly modules: string | undefined
   readonly logMaxBytes: number
@@ -17,7 +21,8 @@ export interface VmSpecInputs {
 }
 
 /** What a driver needs to run the instance. Pure. */
-export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxBytes, freshBoot }: VmSpecInputs): VmSpec {
+export function vmSpecOf(instance: Instance, { image, paths, network, modules, logMaxBytes, freshBoot }: VmSpecInputs): VmSpec {
+  const nic = nicOf(instance)
   const { app, vmm, journal } = paths.instanceLogs(instance.id)
   return {
     id: instance.id,
@@ -27,12 +32,22 @@ export function vmSpecOf(instance: Instance, { image, paths, modules, logMaxByte
     disks: diskSpecsOf(instance, image, paths, modules),
     logs: { app, vmm, journal, maxBytes: logMaxBytes },
     freshBoot: freshBoot || instance.freshBoot === true,
-    ...(instance.network.enabled && instance.network.mac !== undefined
-      ? { nic: { mac: instance.network.mac, backend: 'user', ports: instance.network.ports } as const }
-      : {}),
+    ...(nic === undefined ? {} : { nic: network.nicSpecOf(nic) }),
     ...(instance.uid === undefined ? {} : { user: { uid: instance.uid, gid: instance.uid } }),
   }
 }
+
+/** Its interface; undefined where it has none. Pure. */
+export function nicOf({ id, network }: Pick<Instance, 'id' | 'network'>): Nic | undefined {
+  const { enabled, mac, ports } = network
+  return enabled && mac !== undefined ? { id, mac, ports, bandwidth: paceOf(network) } : undefined
+}
+
+/** How fast it may be. Pure. */
+export const paceOf = ({ bandwidthDownload, bandwidthUpload }: InstanceNetwork): Bandwidth => ({
+  ...(bandwidthDownload === undefined ? {} : { downloadBps: bandwidthDownload }),
+  ...(bandwidthUpload === undefined ? {} : { uploadBps: bandwidthUpload }),
+})
 
 function diskSpecsOf(instance: Instance, image: VmSpecInputs['image'], paths: Paths, modules: string | undefined): DiskSpec[] {
   const disks: DiskSpec[] = [{ role: 'rootfs', path: image.rootfs.path, format: 'raw', readOnly: true }]

@@ -1,8 +1,80 @@
 /**
- * The rootless network as a plan: every guest sees the same small net, made by its VM's own network helper, and only the host's side
- * of it differs. Nothing has to be set up on the host, so nothing can be left over.
+ * How instances reach the world, in one of two ways that look the same from above:
+ *
+ *   user      every guest sees the same small net, made by its VM's own helper. Nothing is set up on the host, so nothing can be left over
+ *   bridged   a bridge of ours, a TAP and a leased address for each, rules in the kernel (bridged.ts)
+ *
+ * docs/networking.md draws both.
  */
 import { createHash } from 'node:crypto'
+import type { Bandwidth, PortForward, Vm } from '../hypervisors/hypervisor.ts'
+import type { NicSpec } from '../hypervisors/vm-spec.ts'
+import type { Step } from '../lib/step.ts'
+import { readLinkSpeed, readRoutes, uplinkOf } from './host-network.ts'
+
+/** An instance's one interface, as far as its network is concerned. */
+export interface Nic {
+  readonly id: string
+  readonly mac: string
+  readonly ports: readonly PortForward[]
+  readonly bandwidth: Bandwidth
+}
+
+/** Bytes, from the guest's viewpoint. */
+export interface GuestTraffic {
+  readonly receivedBytes: number
+  readonly sentBytes: number
+}
+
+export interface Network {
+  readonly kind: 'user' | 'bridged'
+  /** What `/capabilities` says of it. */
+  readonly model: { readonly model: 'nat' | 'bridge'; readonly gateway?: string; readonly subnet?: string }
+
+  /** An address for the instance, its own until its row goes. In the transaction that makes the row, behind it. The same when called again. */
+  lease(id: string): string
+  /** The address that the instance has now; undefined when it is given one with its next start. */
+  addressOf(id: string): string | undefined
+  /** What the guest is told about its interface. */
+  guestNetworkOf(nic: Pick<Nic, 'id' | 'mac'>): GuestNetwork
+  /** What a driver is told. */
+  nicSpecOf(nic: Nic): NicSpec
+
+  /** Before its VM starts. Repeat is harmless; when it throws, nothing of it is left. */
+  attach(nic: Nic, step: Step): Promise<void>
+  /** When its VM is gone. Repeat is harmless. The address stays. */
+  detach(id: string, step: Step): Promise<void>
+  /** Makes the published ports of a VM that runs exactly the nic's. `port_in_use` changes nothing. Repeat is harmless. */
+  publish(vm: Vm, nic: Nic, step: Step): Promise<void>
+  /** How fast a VM that runs may be from now on. Repeat is harmless. */
+  pace(vm: Vm, nic: Nic, step: Step): Promise<void>
+  /** What has passed while it was attached; undefined where the driver counts. */
+  traffic(id: string): GuestTraffic | undefined
+
+  /** Mends what is there: those of `live` are as they should be, all others' are gone. Once, before the first attach. */
+  recover(live: readonly Nic[], step: Step): Promise<void>
+}
+
+/** What the host's link outwards carries. */
+export interface LinkCapacity {
+  /** Each way; undefined where it is not known. */
+  readonly bytesPerSecond: number | undefined
+  readonly source: 'configured' | 'detected' | 'unknown'
+}
+
+/** As it was set, else as the link's driver says. */
+export function readLinkCapacity({
+  bandwidthBps,
+  uplink,
+}: {
+  readonly bandwidthBps: number | undefined
+  readonly uplink: string | undefined
+}): LinkCapacity {
+  if (bandwidthBps !== undefined) return { bytesPerSecond: bandwidthBps, source: 'configured' }
+  const device = uplink ?? uplinkOf(readRoutes())
+  const speed = device === undefined ? undefined : readLinkSpeed(device)
+  return { bytesPerSecond: speed, source: speed === undefined ? 'unknown' : 'detected' }
+}
 
 /** The net that the helper speaks for. Its forwarder asks whatever resolver the host has, one on the host's loopback too. */
 export const USER_NET = {
@@ -21,7 +93,7 @@ export interface GuestNetwork {
   readonly mtu: number
 }
 
-/** What the guest is told about its one interface. Without resolvers of its own it asks the helper's forwarder. */
+/** What the guest is told about its one interface in user mode. Without resolvers of its own it asks the helper's forwarder. */
 export const guestNetworkOf = (mac: string, dns: readonly string[]): GuestNetwork => ({
   mac,
   ipv4: USER_NET.ipv4,
@@ -33,3 +105,37 @@ export const guestNetworkOf = (mac: string, dns: readonly string[]): GuestNetwor
 /** The MAC of an instance: the same for one id for ever, locally administered, unicast. */
 export const macOf = (id: string): string =>
   ['02', ...[...createHash('sha256').update(id).digest().subarray(0, 5)].map((byte) => byte.toString(16).padStart(2, '0'))].join(':')
+
+/** Drivers do all of it. */
+export class UserNetwork implements Network {
+  readonly kind = 'user'
+  readonly model = { model: 'nat' } as const
+  readonly #dns: readonly string[]
+
+  constructor({ dns }: { readonly dns: readonly string[] }) {
+    this.#dns = dns
+  }
+
+  lease(): string {
+    return USER_NET.ipv4.address
+  }
+  addressOf(): string {
+    return USER_NET.ipv4.address
+  }
+  guestNetworkOf({ mac }: Pick<Nic, 'mac'>): GuestNetwork {
+    return guestNetworkOf(mac, this.#dns)
+  }
+  nicSpecOf({ mac, ports, bandwidth }: Nic): NicSpec {
+    return { mac, backend: 'user', ports, ...(Object.keys(bandwidth).length === 0 ? {} : { bandwidth }) }
+  }
+  async attach(): Promise<void> {}
+  async detach(): Promise<void> {}
+  publish(vm: Vm, { ports }: Nic, step: Step): Promise<void> {
+    return vm.setPorts(ports, step)
+  }
+  pace(vm: Vm, { bandwidth }: Nic, step: Step): Promise<void> {
+    return vm.setBandwidth(bandwidth, step)
+  }
+  traffic(): undefined {}
+  async recover(): Promise<void> {}
+}

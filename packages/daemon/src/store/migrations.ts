@@ -202,4 +202,14 @@ export const migrations: readonly Migration[] = [
       ALTER TABLE instances ADD COLUMN volumes TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(volumes));
     `,
   },
+  {
+    name: 'leases',
+    sql: `
+      -- which address of the bridge's subnet is whose, as its number within the subnet; goes with the instance
+      CREATE TABLE leases (
+        instance_id TEXT PRIMARY KEY REFERENCES instances (id) ON DELETE CASCADE,
+        host INTEGER NOT NULL UNIQUE
+      ) STRICT;
+    `,
+  },
 ]

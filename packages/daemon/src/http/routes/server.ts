@@ -6,6 +6,7 @@ import { type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import { parseDuration } from '@dormouse/api/units.ts'
 import { takesMemory } from '../../instances/admission.ts'
+import { networkDemandOf } from '../../instances/network-admission.ts'
 import type { RecordedEvent } from '../../store/events.ts'
 import type { Authority } from '../auth.ts'
 import type { Handlers } from '../handler.ts'
@@ -116,7 +117,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
       available: runtimes.find((runtime) => runtime.name === host.defaultHypervisor)?.available ?? false,
     },
     runtimes: runtimes.sort((a, b) => (a.name < b.name ? -1 : 1)),
-    network: { model: 'nat', guest_to_guest: false },
+    network: { ...host.network, guest_to_guest: false },
     images: { platforms: [platform], default_platform: platform },
     features: ['exec', 'images', 'instances', 'logs', ...built.map((tag) => (tag === 'ingresses' ? 'ingress' : tag))].sort(),
   }
@@ -124,6 +125,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
 
 async function resourcesOf({ host, instances, images, volumes }: ServerUses): Promise<Resources> {
   const all = instances.list({})
+  const link = host.link()
   const live = all.filter(takesMemory)
   const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
     list.reduce((total, instance) => total + of(instance), 0)
@@ -143,8 +145,15 @@ async function resourcesOf({ host, instances, images, volumes }: ServerUses): Pr
       sum(live, (instance) => instance.memoryBytes),
     ),
     disk: status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays + volumesBytes),
-    // How fast the host's link is cannot be known without root and a link of one's own, so it is not given out by measure.
-    network: { ...status('network', 0, 1, 0), source: 'unknown' },
+    network: {
+      ...status(
+        'network',
+        link.bytesPerSecond ?? 0,
+        host.ratios.network,
+        sum(live, ({ network }) => networkDemandOf(network)),
+      ),
+      source: link.source,
+    },
     disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: volumesBytes, overlays_bytes: overlays },
     allocations: live.map((instance) => ({
       instance_id: instance.id,
@@ -152,6 +161,8 @@ async function resourcesOf({ host, instances, images, volumes }: ServerUses): Pr
       cpu: instance.vcpus,
       memory_bytes: instance.memoryBytes,
       disk_bytes: instance.overlayBytes,
+      ...(instance.network.bandwidthDownload !== undefined && { network_download_bps: instance.network.bandwidthDownload }),
+      ...(instance.network.bandwidthUpload !== undefined && { network_upload_bps: instance.network.bandwidthUpload }),
     })),
   }
 }

@@ -8,7 +8,7 @@ import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Leisure } from '../../memory/memory.ts'
-import type { MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Bandwidth, MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
 import type { DiskRole, VmSpec } from '../vm-spec.ts'
 
 /** Calls that can be made to fail, or to hang until their step's limit. */
@@ -31,6 +31,7 @@ export type FaultPoint =
   | 'request_shutdown'
   | 'kill'
   | 'set_ports'
+  | 'set_bandwidth'
   | 'sweep'
   | 'consolidate'
   | 'compress'
@@ -104,6 +105,7 @@ export class FakeMachine {
   readonly exited: Promise<VmExit>
   readonly guest: FakeGuest
   ports: readonly PortForward[] = []
+  bandwidth: Bandwidth
   exit: VmExit | undefined
   isPaused = false
   /** Both ends: that of the daemon is not told when the other is destroyed. */
@@ -120,6 +122,7 @@ export class FakeMachine {
   constructor(spec: VmSpec, host: FakeHost, origin?: FakeOrigin) {
     this.spec = spec
     this.#origin = origin
+    this.bandwidth = (spec.nic?.backend === 'user' ? spec.nic.bandwidth : undefined) ?? {}
     this.chains = new Map(spec.disks.map(({ role, path, backing = [] }) => [role, [path, ...backing.map((layer) => layer.path)]]))
     this.#host = host
     const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }

@@ -4,7 +4,7 @@ import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
 import { DELTA, describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
-import type { Capture, CaptureUnderWay, DiskHotplug, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { Bandwidth, Capture, CaptureUnderWay, DiskHotplug, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { DiskRole, DiskSpec } from '../vm-spec.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
 
@@ -125,6 +125,11 @@ export class FakeVm implements Vm {
   async setPorts(ports: readonly PortForward[], step: Step): Promise<void> {
     await this.#host.reach('set_ports', step)
     this.#machine.openPorts(ports)
+  }
+
+  async setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void> {
+    await this.#host.reach('set_bandwidth', step)
+    this.#machine.bandwidth = bandwidth
   }
 
   async usage(): Promise<VmUsage | undefined> {

@@ -69,7 +69,7 @@ export class FakeHypervisor implements Hypervisor {
       await mkdir(spec.runDir, { mode: 0o711 })
     })
     try {
-      machine.openPorts(spec.nic?.ports ?? [])
+      machine.openPorts(spec.nic?.backend === 'user' ? spec.nic.ports : [])
       await machine.boot()
       this.#host.machines.set(spec.runDir, machine)
       await this.#host.reach('start_late', step)

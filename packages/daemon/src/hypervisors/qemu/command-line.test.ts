@@ -27,6 +27,17 @@ const values = (argv: readonly string[], option: string): string[] =>
   argv.flatMap((word, index) => (argv[index - 1] === option ? [word] : []))
 const devices = (argv: readonly string[]): string[] => values(argv, '-device')
 
+test('behind a TAP the card has it as its descriptor, at the golden boot too', () => {
+  for (const [entry, nic] of [
+    ['wake', { mac: '02:00:00:00:00:01' }],
+    ['capture', undefined],
+  ] as const) {
+    const argv = commandLine({ ...machine, hasTap: true }, { id: 'i1', entry, disks: [], ...(nic === undefined ? {} : { nic }) })
+    assert.deepEqual(values(argv, '-netdev'), ['tap,id=net,fd=18'])
+    assert.ok(devices(argv).some((device) => device.includes('id=nic') && device.includes('netdev=net')))
+  }
+})
+
 test('QEMU runs in its sandbox, without defaults, and ends instead of rebooting', () => {
   const argv = commandLine(machine, wiring())
   assert.deepEqual(values(argv, '-sandbox'), ['on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'])

@@ -15,6 +15,11 @@ export interface Machine {
   readonly kernelPath: string
   readonly initrdPath: string
   readonly tscKhz: number
+  /**
+   * What the card can do is settled at the boot: behind a TAP it takes and gives large frames whose sums and cuts are left to the host.
+   * Such a machine wakes with a TAP only, another with anything.
+   */
+  readonly hasTap?: boolean
 }
 
 /**
@@ -95,8 +100,8 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
       '-device',
       `virtserialport,bus=ports.0,nr=${index + 1},chardev=${chardev},name=${name}`,
     ]),
-    ...(wiring.nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]),
-    ...['-device', nicDevice(board, wiring)],
+    ...netdev(machine, wiring),
+    ...['-device', nicDevice(machine, wiring)],
     ...(wiring.entry === 'capture' || wiring.changesDisks ? ['-add-fd', `fd=${FD.EMPTY},set=${FD.EMPTY}`] : []),
     ...disks.flatMap((disk, index) => [
       ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk)),
@@ -133,8 +138,13 @@ function memoryBackend(machine: Machine, { entry, ownsMemory = false }: Wiring):
   return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' || ownsMemory ? 'on' : 'off'}`
 }
 
-function nicDevice(board: Board, wiring: Wiring): string {
-  const peer = wiring.nic === undefined ? '' : `,netdev=net,mac=${wiring.nic.mac}`
+function netdev({ hasTap }: Machine, { nic }: Wiring): string[] {
+  if (hasTap) return ['-netdev', `tap,id=net,fd=${FD.NIC}`]
+  return nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]
+}
+
+function nicDevice({ board, hasTap }: Machine, { nic }: Wiring): string {
+  const peer = nic === undefined ? (hasTap ? ',netdev=net' : '') : `,netdev=net,mac=${nic.mac}`
   return `${board.devices.nic},id=nic,${board.place(1)}${peer}`
 }
 

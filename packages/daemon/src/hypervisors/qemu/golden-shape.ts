@@ -22,6 +22,7 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
       initrd: host.initrdHash,
       // To a whole MHz: two measurements of one processor never agree to the last digit.
       append: kernelCommandLine({ acceleration, tscKhz: Math.round(machine.tscKhz / 1000) * 1000 }),
+      ...(machine.hasTap ? { network: 'tap' } : {}),
     },
   }
 }
@@ -33,7 +34,7 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
 export function captureFactsOf(
   machine: Machine,
   host: Pick<HostAnswers, 'version' | 'kernelHash'>,
-  network: 'user' | 'none',
+  network: 'user' | 'tap' | 'none',
 ): Readonly<Record<string, string | number>> {
   const { initrd: _initrd, append: _append, ...facts } = shapeOf(machine, { ...host, initrdHash: '' }).facts
   return { ...facts, network, ...(machine.acceleration === 'kvm' ? {} : { tscMhz: Math.round(machine.tscKhz / 1000) }) }

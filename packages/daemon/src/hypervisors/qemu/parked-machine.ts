@@ -67,6 +67,8 @@ export async function withParked(
         // Before the state's: the last one is the one that the shim names.
         ...(how.entry === 'capture' ? [{ number: FD.EMPTY, kind: 'blank' } as const] : [{ number: FD.MEMORY, kind: 'blank' } as const]),
         { number: FD.SAVE, kind: 'blank' },
+        // Of no bridge, and gone with the machine.
+        ...(machine.hasTap ? [{ number: FD.NIC, kind: 'tap', name: 'dmgolden%d' } as const] : []),
         ...(how.entry === 'capture' ? [{ number: FD.MEMORY, kind: 'daemon', fd: how.memory.fd } as const] : []),
       ],
     },

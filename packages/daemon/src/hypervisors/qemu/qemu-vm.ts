@@ -7,7 +7,7 @@ import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { describeState, writeManifest } from '../../memory/capture-files.ts'
-import type { Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { Bandwidth, Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
@@ -124,6 +124,10 @@ export class QemuVm implements Vm {
   async setPorts(ports: readonly PortForward[], step: Step): Promise<void> {
     if (this.#network !== undefined) return this.#network.setPorts(ports, step)
     if (ports.length > 0) throw new AppError('not_supported', 'The instance has no network to publish ports of')
+  }
+
+  async setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void> {
+    await this.#network?.setBandwidth(bandwidth, step)
   }
 
   async usage(): Promise<VmUsage | undefined> {

@@ -11,16 +11,16 @@ import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
+import { assertPortsFree } from '../../host/assert-ports-free.ts'
 import { killFamily, readBootId, usersOfProcesses } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
-import { assertPortsFree } from '../assert-ports-free.ts'
 import { findShims } from '../find-shims.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
-import { NETWORK_SOCKET, NetworkHelper, portWord } from '../network-helper.ts'
+import { NETWORK_SOCKET, NetworkHelper, portWord, rateWords } from '../network-helper.ts'
 import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
-import type { DiskSpec, VmSpec } from '../vm-spec.ts'
+import type { DiskSpec, NicSpec, UserNicSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
 import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
@@ -103,7 +103,7 @@ export class QemuHypervisor implements Hypervisor {
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
-    await assertPortsFree(spec.nic?.ports ?? [])
+    await assertPortsFree(portsOf(spec))
     const host = await this.#host.answers()
     const machine = this.#machine(host, spec)
     using _start = this.#uses.pool?.machines.start()
@@ -127,7 +127,7 @@ export class QemuHypervisor implements Hypervisor {
   }
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
-    await assertPortsFree(spec.nic?.ports ?? [])
+    await assertPortsFree(portsOf(spec))
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     using _start = this.#uses.pool?.machines.start()
     const waited = await this.#takeWaiting(canPrepareFor(spec) ? this.#restoreKind(spec, capture) : undefined, spec, step)
@@ -178,7 +178,7 @@ export class QemuHypervisor implements Hypervisor {
       // One that hangs is not waited for as long as a start may take: another can still be woken.
       const limit = { ...step, signal: AbortSignal.any([step.signal, AbortSignal.timeout(BECOME_LIMIT_MS)]) }
       const handle = await waiting.become(spec, limit)
-      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, spec.nic !== undefined))
+      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, spec.nic?.backend === 'user'))
     } catch (error) {
       await waiting.end().catch((cause: unknown) => step.log.error({ err: cause }, 'a VM that waited could not be ended'))
       // Of a conflict the run directory is another VM's.
@@ -221,7 +221,7 @@ export class QemuHypervisor implements Hypervisor {
       ...spec,
       runDir,
       logs: { app: log, vmm: log, journal: log, maxBytes: spec.logs.maxBytes },
-      ...(spec.nic === undefined ? {} : { nic: { ...spec.nic, ports: [] } }),
+      ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac, backend: 'user', ports: [] } }),
     }
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     const { shim, handle } = await this.#launch(waiting, machine, host, { entry: 'restore', capture, manifest, base, waits: true }, step)
@@ -286,7 +286,7 @@ export class QemuHypervisor implements Hypervisor {
 
   async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<Vm> {
     const { shim, handle } = await this.#launch(spec, machine, host, origin, step)
-    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic !== undefined))
+    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic?.backend === 'user'))
   }
 
   async #launch(
@@ -357,7 +357,7 @@ export class QemuHypervisor implements Hypervisor {
     await rm(runDir, { recursive: true, force: true })
   }
 
-  #machine(host: HostAnswers, { vcpus, memoryMib }: Pick<VmSpec, 'vcpus' | 'memoryMib'>): Machine {
+  #machine(host: HostAnswers, { vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>): Machine {
     const { kernelPath, initrdPath } = this.#uses
     return {
       board: this.#board,
@@ -367,6 +367,7 @@ export class QemuHypervisor implements Hypervisor {
       kernelPath,
       initrdPath,
       tscKhz: host.tscKhz,
+      ...(nic?.backend === 'tap' ? { hasTap: true } : {}),
     }
   }
 
@@ -420,17 +421,22 @@ export class QemuHypervisor implements Hypervisor {
           ...(changesDisks ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
-          ...(spec.nic === undefined ? [] : [{ number: FD.NIC, kind: 'pair', name: 'nic' } as const]),
+          ...nicDescriptors(spec.nic),
           ...diskDescriptors(spec.disks),
         ],
       },
-      ...(spec.nic === undefined ? {} : { helper: this.#networkHelper(spec.nic.ports.map(portWord)) }),
+      ...(spec.nic?.backend === 'user' ? { helper: this.#networkHelper(spec.nic) } : {}),
     }
   }
 
-  #networkHelper(ports: readonly string[]): ShimPlan['helper'] {
+  #networkHelper({ ports, bandwidth }: UserNicSpec): ShimPlan['helper'] {
     return {
-      argv: [this.#uses.networkHelperPath, ...(this.#uses.allowHostAccess ? ['--open-host'] : []), ...ports],
+      argv: [
+        this.#uses.networkHelperPath,
+        ...(this.#uses.allowHostAccess ? ['--open-host'] : []),
+        ...(bandwidth === undefined ? [] : ['--rates', rateWords(bandwidth)]),
+        ...ports.map(portWord),
+      ],
       descriptors: [
         { number: NET_FD.NIC, kind: 'pair', name: 'nic' },
         { number: NET_FD.CONTROL, kind: 'listen', name: NETWORK_SOCKET },
@@ -497,7 +503,14 @@ async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDe
   }
 }
 
-const networkKindOf = (spec: VmSpec): 'user' | 'none' => spec.nic?.backend ?? 'none'
+const networkKindOf = (spec: VmSpec): 'user' | 'tap' | 'none' => spec.nic?.backend ?? 'none'
+
+const portsOf = ({ nic }: VmSpec): UserNicSpec['ports'] => (nic?.backend === 'user' ? nic.ports : [])
+
+function nicDescriptors(nic: NicSpec | undefined): Descriptor[] {
+  if (nic === undefined) return []
+  return [{ number: FD.NIC, ...(nic.backend === 'tap' ? { kind: 'tap', name: nic.tap } : { kind: 'pair', name: 'nic' }) }]
+}
 
 /** A user that no process runs as. No two VMs are made to wait at once, so none is taken twice. */
 async function freeUser({ base, count }: { base: number; count: number }): Promise<{ uid: number; gid: number }> {

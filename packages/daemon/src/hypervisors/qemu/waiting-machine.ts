@@ -34,10 +34,12 @@ export abstract class WaitingMachine implements Waiting {
     await rename(this.handle.runDir, spec.runDir)
     this.shim.moved(spec.runDir)
     const { app, vmm, journal } = spec.logs
-    const ports = spec.nic?.ports ?? []
+    const { ports = [], bandwidth } = spec.nic?.backend === 'user' ? spec.nic : {}
+    const helper = new NetworkHelper(spec.runDir)
     const ready = Promise.all([
       this.shim.claim({ app, vmm, journal }, step),
-      ...(ports.length === 0 ? [] : [new NetworkHelper(spec.runDir).setPorts(ports, step)]),
+      ...(ports.length === 0 ? [] : [helper.setPorts(ports, step)]),
+      ...(bandwidth === undefined ? [] : [helper.setBandwidth(bandwidth, step)]),
     ])
     await Promise.all([this.finish(spec, ready, step), ready])
     // A start takes away what is left of them, and this one is not to wait for a disk.

@@ -69,7 +69,7 @@ export async function settleStopped(work: InstanceWork, exit: InstanceExit | und
   })
   await work.host.letGo()
   await work.step('sweep', 30_000)
-  await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
+  await work.sweep().catch(work.leaveForSweep('run directory'))
   await removeSleepBut(work.uses.paths, work.instance.id, undefined).catch(work.leaveForSweep('the sleeping state'))
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }

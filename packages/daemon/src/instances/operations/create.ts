@@ -28,7 +28,7 @@ export async function undoCreate(work: InstanceWork, cause: unknown): Promise<vo
   await work.host.letGo()
   try {
     // Harmless when there is nothing: the failed start has swept already, and this tells whether that worked.
-    await work.hypervisor.sweep(work.runDir)
+    await work.sweep()
   } catch (error) {
     work.log.error({ err: error }, 'what a failed create started could not be ended')
     // A guest that has not been told who it is now must not be taken for one that has.

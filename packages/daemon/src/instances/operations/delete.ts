@@ -23,7 +23,7 @@ export async function finishDelete(work: InstanceWork, options: DeleteOptions): 
   if (work.live) await powerOff(work, work.live, options.graceful === false ? 0 : work.uses.settings.deleteGraceMs)
   await work.host.letGo()
   await work.step('sweep', 60_000)
-  await Promise.all([work.hypervisor.sweep(work.runDir), work.hypervisor.unexpect?.(work.instance.id)])
+  await Promise.all([work.sweep(), work.hypervisor.unexpect?.(work.instance.id)])
   await work.step('remove_files', 60_000)
   await removeFiles(work)
   await work.step('forget', 10_000)

@@ -15,12 +15,12 @@ export async function powerOn(
   work: InstanceWork,
   { isDurable = Promise.resolve(), along = {} }: { isDurable?: Promise<unknown>; along?: Partial<Instance> } = {},
 ): Promise<void> {
-  const spec = work.vmSpec(along)
   await using undo = new AsyncDisposableStack()
-
-  const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
   // Deferred before, since a start that was cut short may have left something.
-  undo.defer(() => work.hypervisor.sweep(work.runDir))
+  undo.defer(() => work.sweep())
+  await work.attach()
+  const spec = work.vmSpec(along)
+  const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
   const startedAt = performance.now()
   const vm = await work.hypervisor.start(spec, spawn)
   undo.defer(async () => {

@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { WakeRequest } from '../../guest/guest-client.ts'
 import type { Capture } from '../../hypervisors/hypervisor.ts'
+import type { Network } from '../../network/network.ts'
 import { guestIdentityOf } from '../guest-config-of.ts'
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
@@ -36,13 +37,17 @@ export interface WakeFrom {
 
 /** From a capture to a VM that runs and whose agent has answered; what restore, fork and the restore of a snapshot share. */
 export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign, along = {} }: WakeFrom): Promise<void> {
-  const spec = work.vmSpec(along)
   await using undo = new AsyncDisposableStack()
-  const load = await work.step('load', LOAD_LIMIT_MS)
   // A VM that could not be ended when its sleeping state was recorded; it is paused for ever.
-  if (existsSync(work.runDir)) await work.hypervisor.sweep(work.runDir)
+  if (existsSync(work.runDir)) await work.sweep()
   // Deferred before, since a load that was cut short may have left something.
-  undo.defer(() => work.hypervisor.sweep(work.runDir))
+  undo.defer(() => work.sweep())
+  const address = work.instance.network.ip
+  await work.attach()
+  // Its subnet has become another while it slept.
+  const isElsewhere = address !== work.instance.network.ip
+  const spec = work.vmSpec(along)
+  const load = await work.step('load', LOAD_LIMIT_MS)
   const startedAt = performance.now()
   const vm = await work.hypervisor.restore(spec, capture, load)
   undo.defer(async () => void (await vm.kill()))
@@ -57,7 +62,7 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
     ...{ startedAtMs, stoppedAtMs: undefined, exitCode: undefined, exitMessage: undefined, stateError: undefined },
   })
   undo.move()
-  await finishRestore(work, work.host.hold(vm, wakeRequestOf(work.instance, work.uses.settings.dns, { isForeign })))
+  await finishRestore(work, work.host.hold(vm, wakeRequestOf(work.instance, work.uses.network, { isForeign: isForeign || isElsewhere })))
 }
 
 /** All of a restore behind its commit point: the VM is held, paused or running. */
@@ -76,7 +81,11 @@ export async function finishRestore(work: InstanceWork, live: LiveVm): Promise<v
  * dead: they are closed, for the workload to see it at once. It is asked under the name of its VM, so that a daemon which has to ask
  * again leaves alone what was opened since.
  */
-export function wakeRequestOf(instance: Instance, dns: readonly string[], { isForeign }: { isForeign: boolean }): WakeRequest {
+export function wakeRequestOf(
+  instance: Instance,
+  network: Pick<Network, 'guestNetworkOf'>,
+  { isForeign }: { isForeign: boolean },
+): WakeRequest {
   const { vm } = instance
   return {
     ...(vm === undefined ? {} : { token: [instance.id, vm.bootId, vm.vmm.pid, vm.vmm.startTicks].join(' ') }),
@@ -84,6 +93,6 @@ export function wakeRequestOf(instance: Instance, dns: readonly string[], { isFo
     // The helper loses a packet for each address that it has to ask for; and of a copy it may have heard the old one, in a frame that was
     // sent before the agent was told the new one, and would stay with it.
     announce: instance.network.enabled,
-    ...(isForeign ? { identity: guestIdentityOf(instance, dns) } : {}),
+    ...(isForeign ? { identity: guestIdentityOf(instance, network) } : {}),
   }
 }

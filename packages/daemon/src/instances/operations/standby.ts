@@ -69,7 +69,7 @@ export async function standby(work: InstanceWork, options: StandbyOptions = {}):
   ])
   const sweep = async (): Promise<void> => {
     await work.step('sweep', 30_000)
-    await work.hypervisor.sweep(work.runDir).catch(work.leaveForSweep('run directory'))
+    await work.sweep().catch(work.leaveForSweep('run directory'))
     await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
   }
   if (isGone === true) work.afterwards('what a nap leaves behind', sweep)

@@ -34,7 +34,7 @@ export async function finishStop(work: InstanceWork, options: StopOptions): Prom
   }
   await work.step('kill', 60_000)
   const seen = await work.hypervisor.lastExit(work.runDir)
-  await work.hypervisor.sweep(work.runDir)
+  await work.sweep()
   const exit = seen ?? (instance.vm === undefined ? undefined : ({ kind: 'lost', atMs: Date.now() } as const))
   await settleStopped(work, exit === undefined ? undefined : exitOf(await readJournal(journalPath), exit))
 }

@@ -1,14 +1,18 @@
+import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { PortForward } from '../../hypervisors/hypervisor.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
-import { checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
+import { bandwidthOf, checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
+import { nicOf } from '../vm-spec-of.ts'
 import { flattenDisk } from './flatten-disk.ts'
 
 export interface UpdateInputs {
   readonly patch: Omit<UpdateInstance, 'network'>
   /** Resolved: chosen, free on the host. Undefined leaves them. */
   readonly ports: readonly PortForward[] | undefined
+  /** Bytes per second; 0 takes a limit away, absent leaves it. */
+  readonly bandwidth: Pick<NonNullable<UpdateInstance['network']>, 'bandwidthDownload' | 'bandwidthUpload'>
   readonly limits: Limits
 }
 
@@ -16,22 +20,29 @@ export interface UpdateInputs {
  * Changes what can be changed, all or nothing. Ports move while the VM runs; the disk grows while it is Stopped, and its record is
  * the commit point: a growth that was cut short is finished by the next daemon.
  */
-export async function update(work: InstanceWork, { patch, ports, limits }: UpdateInputs): Promise<void> {
+export async function update(work: InstanceWork, { patch, ports, bandwidth, limits }: UpdateInputs): Promise<void> {
   await work.step('intent', 10_000)
   const before = work.instance
   const change: Partial<Instance> = {
     ...changeOf(before, patch, limits),
-    ...(ports === undefined ? {} : { network: { ...before.network, ports } }),
+    ...networkOf(before.network, ports, bandwidth),
   }
   if (ports !== undefined) assertPortsFree(work, ports)
   if (patch.name !== undefined) assertNameFree(work, patch.name)
 
   await using undo = new AsyncDisposableStack()
   const { live } = work
-  if (ports !== undefined && live && before.network.enabled) {
+  const [was, is] = [nicOf(before), nicOf({ ...before, ...change })]
+  const { network } = work.uses
+  if (ports !== undefined && live && was && is) {
     const step = await work.step('ports', 10_000)
-    undo.defer(() => live.vm.setPorts(before.network.ports, work.undoStep(10_000)))
-    await live.vm.setPorts(ports, step)
+    undo.defer(() => network.publish(live.vm, was, work.undoStep(10_000)))
+    await network.publish(live.vm, is, step)
+  }
+  if (live && was && is && !isDeepStrictEqual(is.bandwidth, was.bandwidth)) {
+    const step = await work.step('bandwidth', 10_000)
+    undo.defer(() => network.pace(live.vm, was, work.undoStep(10_000)))
+    await network.pace(live.vm, is, step)
   }
   const grows = change.overlayBytes !== undefined && change.overlayBytes > before.overlayBytes
   await work.step('record', 10_000)
@@ -46,6 +57,14 @@ export async function update(work: InstanceWork, { patch, ports, limits }: Updat
     takeBack(work, before, change)
     throw error
   }
+}
+
+/** Nothing where nothing of it was asked for. Pure. */
+function networkOf(before: Instance['network'], ports: UpdateInputs['ports'], bandwidth: UpdateInputs['bandwidth']): Partial<Instance> {
+  const { bandwidthDownload, bandwidthUpload } = bandwidth
+  if (ports === undefined && bandwidthDownload === undefined && bandwidthUpload === undefined) return {}
+  const { bandwidthDownload: _down, bandwidthUpload: _up, ...rest } = before
+  return { network: { ...rest, ...(ports === undefined ? {} : { ports }), ...bandwidthOf(bandwidth, before) } }
 }
 
 /** The record as it was: the filesystem is as large as before, and a file that is larger does no harm. */

@@ -1,12 +1,12 @@
 import { AppError } from '@dormouse/api/errors.ts'
-import { tryHostPort } from '../host/host-ports.ts'
-import type { PortForward } from './hypervisor.ts'
+import type { HostPort } from './host-ports.ts'
+import { tryHostPort } from './host-ports.ts'
 
 /**
  * Throws `port_in_use` for the first port that cannot be had now, before anything has been started for it. Someone may still take
  * it between this look and the real binding, which then says the same.
  */
-export async function assertPortsFree(ports: readonly PortForward[]): Promise<void> {
+export async function assertPortsFree(ports: readonly HostPort[]): Promise<void> {
   for (const port of ports) {
     try {
       await tryHostPort(port)

@@ -1,0 +1,291 @@
+/**
+ * What the kernel is told to let through: a pure function from the bridge and its guests to text for `nft -f -`. All of it lies in two
+ * tables of our own, which are replaced at once; nobody else's rules are touched.
+ *
+ *   bridge table   the frames of a guest, before the bridge has learned anything of them: its own card and addresses, or dropped
+ *   inet table     where packets may go: out, not to the host, not to each other; published ports; addresses towards the outside
+ */
+import { formatSubnet4, formatSubnet6, linkLocalOf, type Subnet4, type Subnet6, toNumber6 } from '../lib/subnet.ts'
+
+export interface BridgeRules {
+  /** Of both tables. */
+  readonly table: string
+  readonly bridge: string
+  /** What the name of every TAP on the bridge begins with, and no other device's. */
+  readonly tapPrefix: string
+  readonly subnet4: Subnet4
+  readonly subnet6: Subnet6
+  readonly gateway4: string
+  readonly gateway6: string
+  /** The only device that guests may leave by; undefined: any. */
+  readonly uplink: string | undefined
+  /** Where a question to the gateway's port 53 goes; undefined: nowhere. */
+  readonly resolver: string | undefined
+  /** Guests reach the host at its own addresses, and each other's published ports by them. */
+  readonly opensHost: boolean
+}
+
+export interface GuestRules {
+  readonly tap: string
+  readonly mac: string
+  readonly ipv4: string
+  readonly ipv6: string
+  readonly ports: readonly {
+    readonly protocol: 'tcp' | 'udp'
+    readonly hostIp: string
+    readonly hostPort: number
+    readonly guestPort: number
+  }[]
+}
+
+/** Elements by the set or map that they are in, as nft writes them. */
+export type Elements = ReadonlyMap<string, readonly string[]>
+
+/** In which table each set is. */
+const SETS = {
+  nics: 'bridge',
+  addresses4: 'bridge',
+  addresses6: 'bridge',
+  senders4: 'bridge',
+  targets6: 'bridge',
+  ports4: 'inet',
+  ports4_at: 'inet',
+  ports6: 'inet',
+  ports6_at: 'inet',
+} as const
+type SetName = keyof typeof SETS
+
+/** 0.0.0.0/8 and loopback are the host's; 169.254.0.0/16 and the others are where clouds hand out the host's credentials. */
+const CLOSED4 = ['0.0.0.0/8', '100.100.100.200', '127.0.0.0/8', '168.63.129.16', '169.254.0.0/16']
+/**
+ * The same over IPv6 (AWS, Google), addresses that carry an IPv4 one within, and what translators (NAT64, 6to4) would carry to those of
+ * above. `::/96` takes loopback along.
+ */
+const CLOSED6 = [
+  '::/96',
+  '::ffff:0:0/96',
+  '64:ff9b::/104',
+  '64:ff9b::7f00:0/104',
+  '64:ff9b::a9fe:0/112',
+  '2002::/24',
+  '2002:7f00::/24',
+  '2002:a9fe::/32',
+  'fd00:ec2::254',
+  'fd20:ce::254',
+]
+
+/** All of it, in place of what there was. */
+export function rulesetOf(rules: BridgeRules, guests: readonly GuestRules[]): string {
+  const { table } = rules
+  return [
+    // The first makes sure that there is one to delete.
+    ...(['bridge', 'inet'] as const).flatMap((family) => [`table ${family} ${table}`, `delete table ${family} ${table}`]),
+    ...bridgeTable(rules),
+    ...inetTable(rules),
+    ...additionOf(table, elementsOf(guests)),
+    '',
+  ].join('\n')
+}
+
+/** What changes between two sets of guests, elements that go first: a port may move from one guest to another. */
+export function changeOf(table: string, before: readonly GuestRules[], after: readonly GuestRules[]): string {
+  const [old, wanted] = [elementsOf(before), elementsOf(after)]
+  const gone = difference(old, wanted)
+  return [...linesOf('delete', table, gone), ...additionOf(table, difference(wanted, old)), ''].join('\n')
+}
+
+/** Every set's elements, spelt as `nft -n list` spells them. */
+export function elementsOf(guests: readonly GuestRules[]): Elements {
+  const all = new Map<SetName, string[]>(Object.keys(SETS).map((name) => [name as SetName, []]))
+  const add = (name: SetName, element: string): void => void all.get(name)?.push(element)
+  for (const { tap, mac, ipv4, ipv6, ports } of guests) {
+    const name = `"${tap}"`
+    const own6 = [ipv6, linkLocalOf(mac)]
+    add('nics', `${name} . ${mac}`)
+    add('addresses4', `${name} . ${ipv4}`)
+    add('senders4', `${name} . ${mac} . ${ipv4}`)
+    for (const address of own6) {
+      add('addresses6', `${name} . ${address}`)
+      add('targets6', `${name} . 0x${toNumber6(address).toString(16)}`)
+    }
+    for (const { protocol, hostIp, hostPort, guestPort } of ports) {
+      const is6 = hostIp.includes(':')
+      const family = is6 ? 'ports6' : 'ports4'
+      const to = `${is6 ? ipv6 : ipv4} . ${guestPort}`
+      if (hostIp === '0.0.0.0' || hostIp === '::') add(family, `${PROTOCOLS[protocol]} . ${hostPort} : ${to}`)
+      else add(`${family}_at`, `${hostIp} . ${PROTOCOLS[protocol]} . ${hostPort} : ${to}`)
+    }
+  }
+  return all
+}
+
+/** As `nft -n` prints them. */
+const PROTOCOLS = { tcp: 6, udp: 17 } as const
+
+function difference(of: Elements, without: Elements): Elements {
+  return new Map(
+    [...of].map(([name, elements]) => {
+      const known = new Set(without.get(name))
+      return [name, elements.filter((element) => !known.has(element))]
+    }),
+  )
+}
+
+const additionOf = (table: string, elements: Elements): string[] => linesOf('add', table, elements)
+
+const linesOf = (verb: 'add' | 'delete', table: string, elements: Elements): string[] =>
+  [...elements].flatMap(([name, list]) =>
+    list.length === 0 ? [] : [`${verb} element ${SETS[name as SetName]} ${table} ${name} { ${list.join(', ')} }`],
+  )
+
+function bridgeTable({ table, tapPrefix }: BridgeRules): string[] {
+  return [
+    `table bridge ${table} {`,
+    'set nics { typeof meta iifname . ether saddr; }',
+    'set addresses4 { typeof meta iifname . ip saddr; }',
+    'set addresses6 { typeof meta iifname . ip6 saddr; }',
+    'set senders4 { typeof meta iifname . arp saddr ether . arp saddr ip; }',
+    // Whose address an advertisement is about (RFC 4861, 4.4): nft has no name for it yet.
+    'set targets6 { typeof meta iifname . @th,64,128; }',
+    'chain from_guest {',
+    // Before the bridge learns who is where.
+    'type filter hook prerouting priority -300; policy accept;',
+    `meta iifname != "${tapPrefix}*" accept`,
+    'meta iifname . ether saddr != @nics drop',
+    'ether type arp meta iifname . arp saddr ether . arp saddr ip @senders4 accept',
+    'ether type ip meta iifname . ip saddr @addresses4 accept',
+    // A guest is no router.
+    'icmpv6 type { nd-router-advert, nd-redirect } drop',
+    'icmpv6 type nd-neighbor-advert meta iifname . @th,64,128 != @targets6 drop',
+    'ether type ip6 meta iifname . ip6 saddr @addresses6 accept',
+    // Before it has an address: is it someone else's, and which groups does it listen to.
+    'ip6 saddr :: icmpv6 type { nd-neighbor-solicit, 131, 143 } accept',
+    'drop',
+    '}',
+    'chain between_guests {',
+    'type filter hook forward priority -200; policy accept;',
+    // Ports that are isolated do that already; a port that someone joined by hand is not.
+    `meta iifname "${tapPrefix}*" meta oifname "${tapPrefix}*" drop`,
+    '}',
+    '}',
+  ]
+}
+
+function inetTable(rules: BridgeRules): string[] {
+  const { table, bridge, gateway4, gateway6, uplink, resolver, opensHost } = rules
+  const [net4, net6] = [formatSubnet4(rules.subnet4), formatSubnet6(rules.subnet6)]
+  const dns = resolver === undefined ? [] : dnsRules(rules, resolver)
+  const toPorts = [
+    'fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @ports4_at',
+    'fib daddr type local dnat ip to meta l4proto . th dport map @ports4',
+    // The kernel takes nothing from ::1 to another host.
+    'ip6 daddr != ::1 fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at',
+    'ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6',
+  ]
+  return [
+    `table inet ${table} {`,
+    'map ports4 { typeof meta l4proto . th dport : ip daddr . th dport; }',
+    'map ports4_at { typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }',
+    'map ports6 { typeof meta l4proto . th dport : ip6 daddr . th dport; }',
+    'map ports6_at { typeof ip6 daddr . meta l4proto . th dport : ip6 daddr . th dport; }',
+    'chain closed {',
+    'type filter hook prerouting priority -150; policy accept;',
+    `iifname "${bridge}" ip daddr { ${CLOSED4.join(', ')} } drop`,
+    `iifname "${bridge}" ip6 daddr { ${CLOSED6.join(', ')} } drop`,
+    // No one but the guests has their addresses.
+    `iifname != { "${bridge}", "lo" } ip saddr ${net4} drop`,
+    `iifname != { "${bridge}", "lo" } ip6 saddr ${net6} drop`,
+    '}',
+    'chain to_ports {',
+    'type nat hook prerouting priority -100; policy accept;',
+    ...dns,
+    ...(opensHost ? [] : [`iifname "${bridge}" accept`]),
+    ...toPorts,
+    '}',
+    'chain own_to_ports {',
+    'type nat hook output priority -100; policy accept;',
+    ...toPorts,
+    '}',
+    'chain outwards {',
+    'type nat hook postrouting priority 100; policy accept;',
+    // A client on the loopback, or one that is a guest too, is answered by way of the gateway.
+    `oifname "${bridge}" ct status dnat ip saddr { 127.0.0.0/8, ${net4} } masquerade`,
+    `oifname "${bridge}" ct status dnat ip6 saddr ${net6} masquerade`,
+    `oifname != "${bridge}" ip saddr ${net4} masquerade`,
+    `oifname != "${bridge}" ip6 saddr ${net6} masquerade`,
+    '}',
+    'chain to_host {',
+    'type filter hook input priority 0; policy accept;',
+    `iifname != "${bridge}" accept`,
+    'ct state established,related accept',
+    `ip daddr ${gateway4} icmp type echo-request accept`,
+    `ip6 daddr ${gateway6} icmpv6 type echo-request accept`,
+    'icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept',
+    ...(resolver === undefined ? [] : ['ct status dnat meta l4proto { tcp, udp } th dport 53 accept']),
+    opensHost ? 'accept' : 'drop',
+    '}',
+    'chain through {',
+    'type filter hook forward priority 0; policy accept;',
+    ...(opensHost ? [`iifname "${bridge}" oifname "${bridge}" ct status dnat accept`] : []),
+    `iifname "${bridge}" oifname "${bridge}" drop`,
+    ...(uplink === undefined ? [] : [`iifname "${bridge}" oifname != "${uplink}" drop`]),
+    `iifname "${bridge}" accept`,
+    `oifname "${bridge}" ct state established,related accept`,
+    `oifname "${bridge}" ct status dnat accept`,
+    `oifname "${bridge}" drop`,
+    '}',
+    '}',
+  ]
+}
+
+/** The resolver may change while guests sleep; what they are told, the gateway, does not. */
+function dnsRules({ bridge, gateway4, gateway6 }: BridgeRules, resolver: string): string[] {
+  const is6 = resolver.includes(':')
+  const asked = is6 ? `ip6 daddr ${gateway6}` : `ip daddr ${gateway4}`
+  return [`iifname "${bridge}" ${asked} meta l4proto { tcp, udp } th dport 53 dnat ${is6 ? `ip6 to ${resolver}` : `ip to ${resolver}`}`]
+}
+
+/** What `nft -n list table` says, as what is fixed and what changes with the guests. */
+export interface ListedRules {
+  /** All but the elements. */
+  readonly fixed: string
+  readonly elements: Elements
+}
+
+export function readListing(text: string): ListedRules {
+  const elements = new Map<string, string[]>()
+  let set = ''
+  const fixed: string[] = []
+  let open: string | undefined
+  for (const line of text.split('\n')) {
+    const trimmed = line.trim()
+    const begun = /^(?:set|map) (\S+) \{$/.exec(trimmed)?.[1]
+    if (begun !== undefined) set = begun
+    const listed = /^elements = \{(.*)$/.exec(trimmed)?.[1]
+    if (listed !== undefined) open = ''
+    if (open === undefined) {
+      if (trimmed !== '') fixed.push(trimmed)
+      continue
+    }
+    open += listed ?? ` ${trimmed}`
+    if (!open.includes('}')) continue
+    elements.set(
+      set,
+      open
+        .replace('}', '')
+        .split(',')
+        .map((element) => element.trim())
+        .filter((element) => element !== ''),
+    )
+    open = undefined
+  }
+  return { fixed: fixed.join('\n'), elements }
+}
+
+/** Whether both have the same elements, in whatever order. */
+export function sameElements(a: Elements, b: Elements): boolean {
+  return Object.keys(SETS).every((name) => {
+    const [one, other] = [a.get(name) ?? [], b.get(name) ?? []].map((list) => [...list].sort().join())
+    return one === other
+  })
+}

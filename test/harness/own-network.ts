@@ -1,0 +1,24 @@
+/** Tests that need a network of their own run again in a namespace of their own, which goes with the process: nothing of the host's is touched. */
+import { spawnSync } from 'node:child_process'
+import { test } from 'node:test'
+
+const MARK = 'DORMOUSE_TEST_IN_NAMESPACE'
+
+/** True within the namespace, where the tests are to be defined; without, one test runs the file there. */
+export function inOwnNetwork(file: string): boolean {
+  if (process.env[MARK] !== undefined) return true
+  test(`in a network namespace: ${file.split('/').at(-1)}`, (t) => {
+    if (process.geteuid?.() !== 0) return t.skip('a network namespace is for root')
+    // What is below /sys is of the namespace in which it was mounted.
+    const script = 'mount -t sysfs none /sys && ip link set lo up && exec "$0" --test --test-concurrency=1 --test-reporter=spec "$1"'
+    const { status, stdout } = spawnSync('unshare', ['--net', '--mount', 'sh', '-c', script, process.execPath, file], {
+      env: { ...process.env, [MARK]: '1', NODE_TEST_CONTEXT: undefined },
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'inherit'],
+      timeout: 600_000,
+    })
+    t.diagnostic(stdout)
+    if (status !== 0) throw new Error(`it failed there:\n${stdout}`)
+  })
+  return false
+}
