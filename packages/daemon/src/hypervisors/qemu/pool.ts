@@ -95,6 +95,7 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   take(kind: Kind<M> | undefined): M | undefined {
     const found = kind && this.#waiting.find((one) => one.kind.key === kind.key)
     this.#waiting = this.#waiting.filter((one) => one !== found)
+    this.#uses.log.debug({ kind: kind?.key, isThere: found !== undefined }, 'a VM was asked for')
     if (kind?.owner !== undefined) this.#recent = this.#recent.filter((start) => start.kind.owner !== kind.owner)
     else if (kind !== undefined) this.#want(kind)
     const fitting = wantedOf(
@@ -194,7 +195,8 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
 
   #drop(gone: readonly { readonly kind: Kind<M>; readonly machine: M }[]): void {
     this.#waiting = this.#waiting.filter((one) => !gone.includes(one))
-    for (const { machine } of gone) {
+    for (const { kind, machine } of gone) {
+      this.#uses.log.debug({ kind: kind.key }, 'a VM waits no longer')
       const ending = machine
         .end()
         .catch((error: unknown) => this.#uses.log.error({ err: error }, 'a VM that waited could not be ended'))
