@@ -5,6 +5,7 @@ import { mkdir, open, readdir, readFile, readlink, rename, rm, stat, truncate, w
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { pino } from 'pino'
+import { AppError } from '../../packages/api/src/errors.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { type CaptureGolden, GoldenBoots, type GoldenBootsUses, type GoldenShape } from '../../packages/daemon/src/memory/golden-boots.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
@@ -145,6 +146,23 @@ test('a capture that fails leaves no draft, and is not tried again at once', asy
   for (let round = 0; round < 3; round++) await assert.rejects(memory.goldenBoot(shape(), failing, makeStep()), /it hung/)
   assert.equal(tries, 1)
   assert.deepEqual(await readdir(dir), [])
+})
+
+test('a guest that hangs on its way up is booted once more', async (t) => {
+  for (const hangs of [1, 2]) {
+    const dir = await scratchDir(t)
+    const memory = memoryIn(t, dir)
+    const { capture } = machine()
+    let tries = 0
+    const hanging: CaptureGolden = async (...args) => {
+      if (++tries <= hangs) throw new AppError('guest_unavailable', 'it hangs')
+      await capture(...args)
+    }
+    const making = memory.goldenBoot(shape(), hanging, makeStep())
+    if (hangs === 1) (await making)[Symbol.dispose]()
+    else await assert.rejects(making, { code: 'guest_unavailable' })
+    assert.deepEqual([tries, (await readdir(dir)).length], [2, hangs === 1 ? 1 : 0])
+  }
 })
 
 test('who stops waiting does not stop the making', async (t) => {

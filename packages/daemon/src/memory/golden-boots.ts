@@ -14,7 +14,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { mkdir, open, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { AppError } from '@dormouse/api/errors.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
 import { publishDirectory } from '../host/files.ts'
 import type { Step } from '../lib/step.ts'
@@ -254,7 +254,13 @@ export class GoldenBoots implements AsyncDisposable {
       throw stoodOn('it is damaged')
     }
     await this.#remove(key)
-    const made = await this.#make(key, shape, capture, step)
+    const make = (): Promise<Loaded> => this.#make(key, shape, capture, step)
+    const made = await make().catch((error: unknown) => {
+      // An emulated kernel that brings up its processors on a busy host hangs now and then, and the next one does not.
+      if (errorCodeOf(error) !== 'guest_unavailable' || step.signal.aborted) throw error
+      this.#uses.log.warn({ err: error, golden: key }, 'the guest of a golden boot hangs, booting another')
+      return make()
+    })
     await this.#makeRoom(key)
     this.#uses.log.info({ golden: key, dir }, 'golden boot made')
     return made
