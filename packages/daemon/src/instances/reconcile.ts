@@ -142,7 +142,7 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
     case 'finish_volumes':
       await adopt(work)
       if (work.live === undefined) return
-      await (work.instance.operation === 'attach_volume' ? finishAttach : finishDetach)(work, work.live)
+      await (work.instance.volumes.some(({ moving }) => moving === 'in') ? finishAttach : finishDetach)(work, work.live)
       return
     case 'settle_ended':
       return settleVmExit(work, (await work.hypervisor.lastExit(work.runDir)) ?? { kind: 'lost', atMs: Date.now() })

@@ -49,7 +49,7 @@ export type Recovery =
   | { readonly action: 'settle_asleep' }
   | { readonly action: 'mark_unknown'; readonly why: string }
 
-export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Facts): Recovery {
+export function recover(stored: Pick<Instance, 'state' | 'operation'> & Partial<Pick<Instance, 'volumes'>>, facts: Facts): Recovery {
   switch (stored.operation) {
     case 'create':
       return { action: 'undo_create' }
@@ -72,7 +72,10 @@ export function recover(stored: Pick<Instance, 'state' | 'operation'>, facts: Fa
     case 'fork':
     case 'snapshot':
     case 'restore_snapshot':
+      return settle(stored.state, facts)
     case undefined:
+      // It was in doubt how far the move had come.
+      if (facts.vm === 'running' && stored.volumes?.some(({ moving }) => moving !== undefined)) return { action: 'finish_volumes' }
       return settle(stored.state, facts)
   }
 }

@@ -67,6 +67,22 @@ test('a volume is found by its id, then by its name, as long as only one has tha
   await assertInOrder(house)
 })
 
+test('a detach of which it is not known how far it came is finished by the next daemon', async (t) => {
+  const house = await houseOf(t)
+  await make(house)
+  const { id } = await run(house, 'web', [writing('data')])
+  house.host.injectFault('eject_disk')
+  await assert.rejects(house.instances.detachVolume(id, 'data'))
+  assert.equal(house.instances.get(id).state, 'Unknown')
+  await house.end()
+  await house.begin()
+  await settled(house.instances)
+  assert.deepEqual(house.instances.get(id).volumes, [])
+  await house.instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await assertInOrder(house)
+  await house.volumes.delete('data')
+})
+
 test('one instance writes to a volume, or many read it, and who has it is named', async (t) => {
   const house = await houseOf(t)
   await make(house)
