@@ -256,9 +256,9 @@ export class GoldenBoots implements AsyncDisposable {
     await this.#remove(key)
     const make = (): Promise<Loaded> => this.#make(key, shape, capture, step)
     const made = await make().catch((error: unknown) => {
-      // An emulated kernel that brings up its processors on a busy host hangs now and then, and the next one does not.
+      // An emulated kernel with several processors hangs or gives up now and then on its way up, and the next one does not.
       if (errorCodeOf(error) !== 'guest_unavailable' || step.signal.aborted) throw error
-      this.#uses.log.warn({ err: error, golden: key }, 'the guest of a golden boot hangs, booting another')
+      this.#uses.log.warn({ err: error, golden: key }, 'the guest of a golden boot did not come up, booting another')
       return make()
     })
     await this.#makeRoom(key)

@@ -78,7 +78,7 @@ export async function withParked(
   undo.defer(async () => void (await shim.kill()))
   const ended = shim.ended.then(async (): Promise<never> => {
     const { last, detail } = wordsOf(await logTail(log))
-    throw new AppError('internal_error', `The VM ended before it was parked: ${last}`, { detail })
+    throw new AppError('guest_unavailable', `The VM ended before it was parked: ${last}`, { detail })
   })
   ended.catch(() => undefined)
   const working = parkAndWork(runDir, shim, uses, step, work).catch(async (error): Promise<never> => {
