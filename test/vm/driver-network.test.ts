@@ -8,10 +8,10 @@ import net from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { agentManners } from '../harness/guest-manners.ts'
+import { paceOf } from '../harness/pace.ts'
 import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
 
@@ -182,14 +182,6 @@ test('what passes is counted from the guest’s side', async () => {
   assert.ok(before && later)
   assert.ok(later.networkTxBytes - before.networkTxBytes >= 64 * 1024)
 })
-
-/** Bytes a second, by two readings four seconds apart, of what has been flowing for one. */
-async function paceOf(read: () => Promise<number>): Promise<number> {
-  await sleep(1000)
-  const [first, from] = [await read(), performance.now()]
-  await sleep(4000)
-  return ((await read()) - first) / ((performance.now() - from) / 1000)
-}
 
 test('a guest is as fast as it may be, both ways, within a tenth', async () => {
   const [down, up] = [await freePort(), await freePort()]

@@ -7,7 +7,6 @@ import { readdirSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { HOST, ip, type Lab, makeLab, nft, OUTSIDE } from '../harness/bridged-lab.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
@@ -15,6 +14,7 @@ import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
+import { paceOf } from '../harness/pace.ts'
 
 interface Shown {
   readonly id: string
@@ -237,14 +237,6 @@ if (inOwnNetwork(import.meta.filename)) {
     await pollUntil('the page', async () => (await page(`http://127.0.0.1:${chosen}/`)) === PAGE, soon())
     await daemon.client.patch(`/instances/${a.id}`, { network: { ports: [web] } })
   })
-
-  /** Bytes a second over four seconds of what has been flowing for one. */
-  async function paceOf(read: () => Promise<number>): Promise<number> {
-    await sleep(1000)
-    const [first, from] = [await read(), performance.now()]
-    await sleep(4000)
-    return ((await read()) - first) / ((performance.now() - from) / 1000)
-  }
 
   test('a guest is as fast as it may be, both ways, within a tenth, and stays so over a restore', async () => {
     const [down, up] = [1_000_000, 500_000]
