@@ -10,6 +10,7 @@ import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
 import { measureBoots } from './measures/boots.ts'
 import { measureCompression } from './measures/compression.ts'
+import { measureDensity } from './measures/density.ts'
 import { measureDiskThroughput } from './measures/disk-throughput.ts'
 import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
@@ -59,6 +60,7 @@ const MEASURES: readonly Measure[] = [
   { ids: ['net_setup', 'net_throughput', 'net_throughput_up'], run: measureNetwork },
   { ids: ['fork_20', 'fork_20_memory'], run: measureWideFork },
   { ids: ['disk_throughput', 'disk_throughput_read'], run: measureDiskThroughput },
+  { ids: ['density_running', 'density_sleeping'], run: measureDensity },
 ]
 
 const wanted = process.argv.slice(2)

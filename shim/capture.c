@@ -75,38 +75,95 @@ static size_t read_on(struct vmm_memory *memory, const struct stretches *changed
     return pages;
 }
 
-static void let_vm_run(const struct vmm_memory *memory, const struct stretches *changed) {
-    if (has_ended(memory)) fail("the VM ended while its memory was read");
-    say("read %llu %llu", (unsigned long long)changed->pages, (unsigned long long)changed->pages * PAGE);
-}
-
-void capture(const struct job *job) {
+/* A part of the VM's memory, and the file that its changed pages go to. */
+struct region {
+    char file[16];
     struct vmm_memory memory;
     struct stretches changed;
-    const char *wrong = find_job_memory(&memory, job);
+    struct place read, added;
+    struct delta delta;
+};
+
+enum { MAX_REGIONS = 1 + MAX_ADDED };
+
+static void let_vm_run(const struct region *regions, size_t count) {
+    uint64_t pages = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (has_ended(&regions[i].memory)) fail("the VM ended while its memory was read");
+        pages += regions[i].changed.pages;
+    }
+    say("read %llu %llu", (unsigned long long)pages, (unsigned long long)pages * PAGE);
+}
+
+static size_t find_regions(struct region *regions, const struct job *job, const struct added *added) {
+    const char *wrong = find_job_memory(&regions[0].memory, job);
+    strcpy(regions[0].file, "delta");
+    for (size_t i = 0; wrong == NULL && i < added->count; i++) {
+        struct region *region = &regions[i + 1];
+        snprintf(region->file, sizeof region->file, "dimm-%zu", i);
+        wrong = find_job_added(&region->memory, job, added->list[i].number, added->list[i].bytes);
+    }
     if (wrong != NULL) fail("%s", wrong);
-    wrong = find_changed(&memory, &changed);
-    if (wrong != NULL) fail("cannot tell which pages the VM has written: %s", wrong);
+    for (size_t i = 0; i <= added->count; i++) {
+        wrong = find_changed(&regions[i].memory, &regions[i].changed);
+        if (wrong != NULL) fail("cannot tell which pages the VM has written: %s", wrong);
+    }
+    return added->count + 1;
+}
+
+/* What is in `room` belongs to the region, and all that is still to be read of it. */
+static void write_region(struct region *region, char *room, size_t pages, size_t most) {
+    while (pages > 0) {
+        add_pages(&region->delta, &region->changed, &region->added, room, pages);
+        flush_delta(&region->delta);
+        pages = read_on(&region->memory, &region->changed, &region->read, room, most);
+    }
+}
+
+static void capture_all(const struct job *job, const char *dir, const struct added *added) {
+    static struct region regions[MAX_REGIONS];
+    size_t count = find_regions(regions, job, added);
     struct bytes state = take_state(job->vmm->state_fd);
 
-    size_t most = changed.pages <= HELD_PAGES ? (size_t)changed.pages : STREAMED_PAGES;
+    uint64_t all = 0;
+    for (size_t i = 0; i < count; i++) all += regions[i].changed.pages;
+    int is_held = all <= HELD_PAGES;
+    size_t most = is_held ? (size_t)all : STREAMED_PAGES;
     char *room = make_room(most * PAGE);
-    struct place read = {0, 0}, added = {0, 0};
-    size_t pages = read_on(&memory, &changed, &read, room, most);
-    int is_all = pages == changed.pages;
-    if (is_all) let_vm_run(&memory, &changed);
-
-    struct delta delta;
-    begin_delta(&delta, create_in(job->words, "delta"), memory.bytes, changed.pages);
-    while (pages > 0) {
-        add_pages(&delta, &changed, &added, room, pages);
-        flush_delta(&delta);
-        pages = read_on(&memory, &changed, &read, room, most);
+    size_t pages[MAX_REGIONS] = {0}, used = 0;
+    for (size_t i = 0; is_held && i < count; i++) {
+        struct region *region = &regions[i];
+        pages[i] = read_on(&region->memory, &region->changed, &region->read, room + used * PAGE, (size_t)region->changed.pages);
+        if (pages[i] != region->changed.pages) fail("the VM's memory could not be read as a whole");
+        used += pages[i];
     }
-    if (!is_all) let_vm_run(&memory, &changed);
-    finish_delta(&delta);
-    write_all(create_in(job->words, "state"), state.data, state.length, 0);
+    if (is_held) let_vm_run(regions, count);
+
+    for (size_t i = 0, from = 0; i < count; i++) {
+        struct region *region = &regions[i];
+        begin_delta(&region->delta, create_in(dir, region->file), region->memory.bytes, region->changed.pages);
+        if (!is_held) pages[i] = read_on(&region->memory, &region->changed, &region->read, room, most);
+        // What is held has been read to its end, so no more of it is read over what is held of the next.
+        write_region(region, room + from * PAGE, pages[i], most);
+        from += is_held ? pages[i] : 0;
+    }
+    if (!is_held) let_vm_run(regions, count);
+    for (size_t i = 0; i < count; i++) finish_delta(&regions[i].delta);
+    write_all(create_in(dir, "state"), state.data, state.length, 0);
     keep_outputs();
-    say("stored %016llx %llu %llu %lld %zu", (unsigned long long)delta.header.sum, (unsigned long long)delta_pages(&delta),
-        (unsigned long long)delta.header.zero_pages, (long long)delta.end, state.length);
+    for (size_t i = 1; i < count; i++) {
+        const struct delta *delta = &regions[i].delta;
+        say("added %016llx %llu %lld", (unsigned long long)delta->header.sum, (unsigned long long)delta_pages(delta), (long long)delta->end);
+    }
+    const struct delta *delta = &regions[0].delta;
+    say("stored %016llx %llu %llu %lld %zu", (unsigned long long)delta->header.sum, (unsigned long long)delta_pages(delta),
+        (unsigned long long)delta->header.zero_pages, (long long)delta->end, state.length);
+}
+
+void capture(const struct job *job) { capture_all(job, job->words, &(struct added){0}); }
+
+void capture_with(const struct job *job) {
+    struct added added;
+    const char *dir = read_added(&added, job->words);
+    capture_all(job, dir, &added);
 }

@@ -9,4 +9,5 @@ int command_consolidate(int argc, char **argv);
 int command_compress(int argc, char **argv);
 int command_verify(const char *base, const char *delta_file);
 int command_reach(const char *user);
+int command_forget(int count, char **files);
 int command_tsc(void);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,7 +19,25 @@ static const struct {
     const char *word;
     void (*work)(const struct job *);
     int needs_memory;
-} jobs[] = {{"capture ", capture, 1}, {"load ", load, 1}, {"give ", give, 0}};
+} jobs[] = {
+    {"capture ", capture, 1},       {"capture-with ", capture_with, 1}, {"load ", load, 1},
+    {"load-added ", load_added, 1}, {"give ", give, 0},
+};
+
+char *read_added(struct added *added, char *words) {
+    *added = (struct added){0};
+    for (char *at = words;; at++) {
+        char *end;
+        long number = strtol(at, &end, 10);
+        long long bytes = *end == ':' ? strtoll(end + 1, &end, 10) : 0;
+        if (added->count == MAX_ADDED || number < 0 || number > INT_MAX || bytes <= 0 || (*end != ',' && *end != ' '))
+            fail("not a list of added memory: %s", words);
+        added->list[added->count].number = (int)number;
+        added->list[added->count++].bytes = (uint64_t)bytes;
+        at = end;
+        if (*end == ' ') return end + 1;
+    }
+}
 
 void say(const char *format, ...) {
     va_list args;
@@ -60,6 +79,12 @@ static void end_with_client_and_shim(pid_t shim) {
 const char *find_job_memory(struct vmm_memory *memory, const struct job *job) {
     const struct vmm *vmm = job->vmm;
     return vmm->copy_fd < 0 ? find_memory(memory, vmm->pid, &job->files, vmm->memory_fd) : take_copy(memory, vmm->memory_fd, vmm->copy_fd);
+}
+
+const char *find_job_added(struct vmm_memory *memory, const struct job *job, int number, uint64_t bytes) {
+    // Of it there is no copy, and no other way to it than the VMM's own.
+    if (job->vmm->copy_fd >= 0) return "memory that was added to the VM is out of reach on this host";
+    return find_added_memory(memory, job->vmm->pid, &job->files, number, bytes);
 }
 
 static int ascending(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }

@@ -9,7 +9,7 @@
 
 #include "fail.h"
 
-enum { MAX_OUTPUTS = 2, PATH_SIZE = 4096 };
+enum { MAX_OUTPUTS = 10, PATH_SIZE = 4096 };
 
 struct output {
     int fd;

@@ -181,6 +181,9 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->dir = value;
             // From here on the sockets are named relative to it, so that its length does not count against sun_path.
             if (chdir(value) < 0) fail_errno("cannot enter %s", value);
+        } else if (IS("--cgroup")) {
+            if (plan->cgroup_count == MAX_CGROUPS) fail("too many cgroups");
+            plan->cgroups[plan->cgroup_count++] = value;
         } else if (IS("--user")) {
             char *colon = strchr(value, ':');
             if (colon == NULL) fail("not a user: %s", value);

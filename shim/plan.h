@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64 };
+enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64, MAX_CGROUPS = 4 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
 struct descriptor {
@@ -26,6 +26,8 @@ struct source_plan {
 
 struct plan {
     const char *dir;
+    const char *cgroups[MAX_CGROUPS];
+    size_t cgroup_count;
     int has_user;
     uid_t uid;
     gid_t gid;
@@ -56,6 +58,7 @@ struct plan {
  * Options, each followed by its value:
  *   --inherited COUNT         descriptors handed over, from 3 on; all others are closed; comes first
  *   --dir DIR                 the run directory; the shim's working directory and where its sockets are
+ *   --cgroup DIR              a cgroup that the shim enters before it starts anything; repeated, one for each hierarchy
  *   --user UID:GID            whom the VMM and the helper run as
  *   --group GID               a further group of the VMM's, for the devices it may open
  *   --rotated NAME=BYTES:FILE a log that is rotated at BYTES

@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -82,6 +83,17 @@ static void leave_daemon(struct shim *shim) {
         ssize_t ignored = write(oom, "-900", 4);
         (void)ignored;
         close(oom);
+    }
+}
+
+/* All that is started later is there too. A VM is worth more than its limits: where that fails, it goes on without. */
+static void enter_cgroups(struct shim *shim) {
+    for (size_t i = 0; i < shim->plan.cgroup_count; i++) {
+        char path[PATH_MAX];
+        int length = snprintf(path, sizeof path, "%s/cgroup.procs", shim->plan.cgroups[i]);
+        int fd = length < (int)sizeof path ? open(path, O_WRONLY | O_CLOEXEC) : -1;
+        if (fd < 0 || write(fd, "0", 1) < 0) note_in_log(shim->own_log, "cannot enter the cgroup %s: %s", shim->plan.cgroups[i], strerror(errno));
+        if (fd >= 0) close(fd);
     }
 }
 
@@ -305,6 +317,7 @@ int command_run(int argc, char **argv) {
     close_range(3, OWN_DESCRIPTORS - 1, 0);
     leave_daemon(&shim);
     open_own_descriptors(&shim);
+    enter_cgroups(&shim);
     // The helper first: it binds the published ports, and a port that is taken must keep the VM from starting.
     if (shim.plan.helper_argc > 0) start_first_helper(&shim);
     start_vmm(&shim);

@@ -85,10 +85,14 @@ static int appearance(int fd, struct mapping *found) {
     return is_found ? 0 : -1;
 }
 
+/* Each region is looked for from the beginning. */
+static void rewind_file(int fd) { lseek(fd, 0, SEEK_SET); }
+
 const char *find_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int memory_fd) {
     *memory = (struct vmm_memory){.pid = vmm, .files = *files, .base = -1, .copy = -1};
     struct stat facts;
     struct mapping known, mapping;
+    rewind_file(files->maps);
     if (fstat(memory_fd, &facts) < 0 || appearance(memory_fd, &known) < 0) return "the memory that the VMM was given cannot be looked at";
     memory->bytes = (uint64_t)facts.st_size;
     FILE *maps = fdopen(dup(files->maps), "r");
@@ -116,6 +120,21 @@ const char *take_copy(struct vmm_memory *memory, int base, int copy) {
     if (fstat(copy, &facts) < 0) return "the memory that the VMM was given cannot be looked at";
     memory->bytes = (uint64_t)facts.st_size;
     return add_stretch(&memory->mapped, (struct stretch){0, memory->bytes / PAGE, 0}) < 0 ? "there is no memory for it" : NULL;
+}
+
+const char *find_added_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int number, uint64_t bytes) {
+    char path[64];
+    struct stat facts;
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)vmm, number);
+    // It may be anything by now, a pipe too.
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 || fstat(fd, &facts) < 0 || !S_ISREG(facts.st_mode) || (uint64_t)facts.st_size != bytes) {
+        if (fd >= 0) close(fd);
+        return "memory that was added to the VM is not there as it was added";
+    }
+    const char *wrong = find_memory(memory, vmm, files, fd);
+    close(fd);
+    return wrong;
 }
 
 /* Linux 6.7; the headers of the distribution may be older than its kernel. */

@@ -42,6 +42,11 @@ void close_vmm_files(const struct vmm_files *files);
 const char *find_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int memory_fd);
 /* A VMM that has mapped `copy`, which began as `base`. NULL, or in words why it cannot be used. */
 const char *take_copy(struct vmm_memory *memory, int base, int copy);
+/*
+ * The same for memory that was added later: the file is known by its number among the VMM's own descriptors, and has to have so many bytes.
+ * A VMM that was taken over may name any mapping of its own, and no one else's.
+ */
+const char *find_added_memory(struct vmm_memory *memory, pid_t vmm, const struct vmm_files *files, int number, uint64_t bytes);
 /* The pages that are the VMM's own, swapped-out ones included. NULL, or in words what failed. */
 const char *find_changed(const struct vmm_memory *memory, struct stretches *changed);
 

@@ -203,6 +203,7 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_GO: go(id, r); break;
 	case OP_EXEC: exec_start(id, r); break;
 	case OP_STAT:
+	case OP_OFFLINE:
 	case OP_PUT:
 	case OP_GET:
 	case OP_MOUNT:

@@ -14,6 +14,7 @@
 #include "files.h"
 #include "flow.h"
 #include "io.h"
+#include "memory.h"
 #include "volumes.h"
 
 /* type, flags, payload */
@@ -190,6 +191,7 @@ static void run(const struct errand *errand, const struct request *r)
 	case OP_MOUNT: volumes_attach(errand, r); break;
 	case OP_UNMOUNT: volumes_detach(errand, r); break;
 	case OP_GROW: volumes_grow(errand, r); break;
+	case OP_OFFLINE: memory_offline(errand, r); break;
 	}
 }
 

@@ -54,6 +54,7 @@
 #define OP_UNMOUNT 16
 #define OP_GROW 17
 #define OP_VACATE 18
+#define OP_OFFLINE 19
 
 /* How a request ended. */
 #define STATUS_OK 0
@@ -158,5 +159,6 @@
 #define TAG_CLOSE_CONNECTIONS 81
 #define TAG_CLOSED 82
 #define TAG_ANNOUNCE 83
+#define TAG_ADDRESS 84
 
 #endif

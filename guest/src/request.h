@@ -39,6 +39,8 @@ struct request {
 	char *path, *link_target;
 	bool follow, has_mode, has_owner, has_mtime;
 	uint64_t file_kind, mode, uid, gid, mtime, size;
+	/* memory */
+	uint64_t address;
 	/* freeze, wake */
 	bool best_effort, close_connections, announce;
 	/* go, wake */

@@ -57,6 +57,7 @@ static const char *describe(const struct request *r)
 		add(" path=%s", r->path);
 	if (r->follow)
 		add(" follow");
+	add_number("address", r->address, r->address);
 	add_number("file", r->file_kind, r->file_kind);
 	if (r->has_mode)
 		add(" mode=%o", (unsigned)r->mode);

@@ -1,4 +1,7 @@
 import { readdir, readFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { Cgroups } from '../../packages/daemon/src/host/cgroups.ts'
+import { cgroupNameOf } from '../../packages/daemon/src/hypervisor-set.ts'
 
 export interface FoundProcess {
   readonly pid: number
@@ -36,5 +39,13 @@ export async function endProcessesNaming(dir: string): Promise<number> {
     }
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
+  // Of a daemon that runs on this directory, or has this run directory.
+  for (const place of [dir, dirname(dir)]) {
+    await using cgroups = cgroupsOf(place)
+    for (const name of cgroups.list()) await cgroups.remove(name)
+  }
   return ended.size
 }
+
+/** Those of the VMs of the daemon on `dir`, as this process sees them. */
+export const cgroupsOf = (dir: string): Cgroups => Cgroups.prepare(cgroupNameOf(join(dir, 'run/golden')))

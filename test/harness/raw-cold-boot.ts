@@ -45,6 +45,7 @@ export interface RawBoot extends AsyncDisposable {
   /** The same, to the agent's answer that a second program has run. */
   readonly readyMs: number
   readonly guest: GuestClient
+  readonly pid: number
 }
 
 const LIMIT_MS = 120_000
@@ -74,7 +75,7 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
     const { code } = await (await guest.exec({ command: ['/bin/true'] }, step)).exit
     if (code !== 0) throw new Error(`/bin/true ended with ${code} in the guest`)
     const readyMs = performance.now() - from
-    return { board, acceleration, startedMs, readyMs, guest, [Symbol.asyncDispose]: () => end(child, ended) }
+    return { board, acceleration, startedMs, readyMs, guest, pid: child.pid ?? 0, [Symbol.asyncDispose]: () => end(child, ended) }
   } catch (cause) {
     await end(child, ended)
     throw new Error(`The plain QEMU boot did not come up; see ${dir}`, { cause })

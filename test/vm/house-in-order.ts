@@ -7,7 +7,7 @@ import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { QMP_SOCKET } from '../../packages/daemon/src/hypervisors/qemu/qemu-vm.ts'
 import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import type { ApiClient } from '../harness/api-client.ts'
-import { type FoundProcess, processesNaming } from '../harness/processes.ts'
+import { cgroupsOf, type FoundProcess, processesNaming } from '../harness/processes.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 
 export interface ShownInstance {
@@ -64,11 +64,21 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
     [running.length, running.length, running.filter(({ network }) => network.enabled !== false).length],
     'a shim, a VMM or a network helper runs for no instance',
   )
+  await assertCgroups(dir, running)
   assert.deepEqual(readdirSync(join(dir, 'data/disks')).sort(), [...namedLayers(dir)].sort())
   assert.deepEqual(readdirSync(join(dir, 'data/instances')).sort(), instances.map(({ id }) => id).sort())
   await assertMemory(dir, running)
   const drafts = ['data/golden', 'data/images/drafts'].flatMap((name) => namesIn(join(dir, name)).filter((it) => /draft|-/.test(it)))
   assert.deepEqual(drafts, [])
+}
+
+/** Where the host has cgroups, each VM that runs has one, and so have those that wait or are being made; no one else. */
+async function assertCgroups(dir: string, running: readonly ShownInstance[]): Promise<void> {
+  const cgroups = cgroupsOf(dir)
+  if (cgroups.answer.version === 'none') return
+  const others = ['run/pool', 'run/golden'].flatMap((name) => namesIn(join(dir, name)))
+  const left = cgroups.list().filter((name) => !others.includes(name))
+  assert.deepEqual(left, running.map((instance) => basename(runDirOf(dir)(instance))).sort(), 'cgroups of VMs')
 }
 
 /** No VM stands still; sleeping states, snapshots and bases of memory are those that rows name, and nothing is on its way to one. */

@@ -32,7 +32,23 @@ export type Runtime = Static<typeof Runtime>
 export const Capabilities = Type.Object(
   {
     server: Type.Object({ version: Type.String(), api_version: Type.String() }, { $id: 'CapabilitiesServer' }),
-    host: Type.Object({ os: Type.String(), arch: Type.String() }, { $id: 'CapabilitiesHost' }),
+    host: Type.Object(
+      {
+        os: Type.String(),
+        arch: Type.String(),
+        cgroups: Type.Optional(
+          Type.Object(
+            {
+              version: Type.Enum(['v1', 'v2', 'none']),
+              controllers: Type.Array(Type.Enum(['cpu', 'memory', 'pids'])),
+              reason: Type.Optional(Type.String({ description: 'Why a controller is missing' })),
+            },
+            { description: 'What limits the processes of each VM' },
+          ),
+        ),
+      },
+      { $id: 'CapabilitiesHost' },
+    ),
     default_runtime: Type.Object({ name: Type.String(), available: Type.Boolean() }, { $id: 'CapabilitiesDefaultRuntime' }),
     runtimes: Type.Array(Runtime, { description: 'By name' }),
     network: Type.Object(

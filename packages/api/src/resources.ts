@@ -67,13 +67,14 @@ export type Resources = Static<typeof Resources>
 
 export const MemoryReclaimRequest = Type.Object(
   {
-    reclaim_bytes: Type.Integer({ minimum: 0 }),
-    hold_for: Type.Optional(Duration),
+    reclaim_bytes: Type.Integer({ minimum: 0, description: '0 ends what an earlier request holds' }),
+    hold_for: Type.Optional({ ...Duration, description: 'How long no VM is made to wait again; 5m when left out, at most 1h' }),
     dry_run: Type.Optional(Type.Boolean({ default: false })),
     reason: Type.Optional(Type.String({ maxLength: 256 })),
   },
   { $id: 'MemoryReclaimRequest', additionalProperties: false },
 )
+export type MemoryReclaimRequest = Static<typeof MemoryReclaimRequest>
 
 export const MemoryReclaimResponse = Type.Object(
   {
@@ -94,10 +95,11 @@ export const MemoryReclaimResponse = Type.Object(
         planned_target_guest_memory_bytes: Type.Integer(),
         target_guest_memory_bytes: Type.Integer(),
         applied_reclaim_bytes: Type.Integer(),
-        status: Type.String(),
+        status: Type.String({ description: 'planned, reclaimed, protected, skipped or failed' }),
         error: Type.Optional(Type.String()),
       }),
     ),
   },
   { $id: 'MemoryReclaimResponse' },
 )
+export type MemoryReclaimResponse = Static<typeof MemoryReclaimResponse>

@@ -842,12 +842,12 @@ export const routes = {
   },
   reclaimMemory: {
     tag: 'server',
-    summary: 'Take memory back from guests',
+    summary: 'Give memory of the host back that VMs do not need right now; guests go on with what they have',
     scope: 'instance:write',
     body: MemoryReclaimRequest,
     status: 200,
     answer: MemoryReclaimResponse,
-    later: 'Taking memory back is not built: a balloon would destroy memory that instances share',
+    errors: ['conflict'],
   },
   followEvents: {
     tag: 'server',

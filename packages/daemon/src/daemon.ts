@@ -8,10 +8,10 @@ import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
 import { Events } from './events/events.ts'
-import { readHostFacts } from './host/host-facts.ts'
+import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors, type DriverUses, noMemory } from './hypervisor-set.ts'
+import { createHypervisors, type DriverUses, noCgroups, noMemory } from './hypervisor-set.ts'
 import type { BaseRef, Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
@@ -109,7 +109,10 @@ export class Daemon implements AsyncDisposable {
       makeDisk: (file, owner, step) => disks.makeEmpty(file, DEFAULT_SIZES.overlayBytes, { owner, step }),
     }
     const uses = { config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir, isNeeded, pool }
-    const set = given === undefined ? createHypervisors(uses) : { drivers: given, memory: noMemory, recover: async () => undefined }
+    const set =
+      given === undefined
+        ? createHypervisors(uses)
+        : { drivers: given, memory: noMemory, cgroups: noCgroups, recover: async () => undefined }
     const { drivers } = set
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
 
@@ -175,10 +178,17 @@ export class Daemon implements AsyncDisposable {
             memory: config.limits.memoryRatio,
             disk: config.limits.diskRatio,
             network: config.limits.networkRatio,
+            diskIo: config.limits.diskIoRatio,
           },
+          diskIoBps: config.limits.diskIoBps,
+          cgroups: set.cgroups,
           disk: async () => {
             const { bavail, blocks, bsize } = await statfs(paths.dataDir)
             return { totalBytes: blocks * bsize, freeBytes: bavail * bsize }
+          },
+          pressure: () => {
+            const pressure = readMemoryPressure()
+            return { availableBytes: pressure.availableBytes, isTight: isTight(pressure) }
           },
         },
         secret: loadOrCreateSecret(config.jwtSecretFile, log),
@@ -272,4 +282,7 @@ function makeDirectories(paths: Paths): void {
   mkdirSync(paths.cacheDir, { recursive: true, mode: 0o711 })
   // Memory: no user but ours gets through to any of it.
   for (const dir of [paths.basesDir, paths.pointsDir, paths.snapshotsDir]) mkdirSync(dir, { recursive: true, mode: 0o700 })
+  // What is in an image is no other VM's to read; a VMM gets its root by a descriptor.
+  mkdirSync(paths.imagesDir, { recursive: true, mode: 0o700 })
+  chmodSync(paths.imagesDir, 0o700)
 }

@@ -1,4 +1,5 @@
 /** The one place that names concrete drivers: for the daemon, and for the doctor who probes them without one. */
+import { createHash } from 'node:crypto'
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -6,6 +7,7 @@ import type { Assets } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { GuestClient } from './guest/guest-client.ts'
 import { rehearse } from './guest/rehearsal.ts'
+import { Cgroups, type CgroupsAnswer } from './host/cgroups.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
 import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
 import { createQemuDrivers, dropStaleGoldenBoots, Pool, type PoolPlace, type WaitingMachine } from './hypervisors/qemu/qemu.ts'
@@ -36,6 +38,8 @@ export interface DriverUses {
 export interface HypervisorSet {
   readonly drivers: readonly Hypervisor[]
   readonly memory: LayeredMemory
+  /** What limits each VM's processes on this host. */
+  readonly cgroups: CgroupsAnswer
   /** Removes what a daemon left that died while it made a golden boot. Only for the daemon that holds the data directory: it ends what runs. */
   recover(): Promise<void>
 }
@@ -43,7 +47,9 @@ export interface HypervisorSet {
 /** The drivers of this configuration. What they hold open goes on the stack. Touches nothing of a daemon that runs. */
 export function createHypervisors(uses: DriverUses): HypervisorSet {
   const { config, log, paths, assets, isRoot, stack, workDir } = uses
-  if (config.hypervisor === 'fake') return { drivers: [new FakeHypervisor()], memory: noMemory, recover: async () => undefined }
+  if (config.hypervisor === 'fake') {
+    return { drivers: [new FakeHypervisor()], memory: noMemory, cgroups: noCgroups, recover: async () => undefined }
+  }
   const { goldenDir, basesDir } = paths
   // An instance that one of those that wait becomes will stand on what it was woken from.
   const isNeeded = (base: BaseRef): boolean =>
@@ -51,6 +57,8 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
   const memory = stack.use(new Memory({ goldenDir, basesDir, shimPath: assets.shim, log, isNeeded }))
   const goldenUid = config.instances.uidBase + config.instances.uidCount
   const pool = poolOf(uses)
+  const cgroups = config.cgroups.enabled ? stack.use(Cgroups.prepare(cgroupNameOf(workDir))) : undefined
+  log.info({ ...cgroups?.answer }, 'cgroups of VMs')
   const drivers = createQemuDrivers({
     memory,
     log,
@@ -60,6 +68,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     kernelPath: assets.kernel,
     initrdPath: assets.initrd,
     workDir,
+    ...(cgroups === undefined ? {} : { cgroups }),
     probeFile: paths.kvmProbe,
     goldenBoots: config.golden.enabled,
     awaitParked: async (stream, step) => {
@@ -73,8 +82,10 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
   return {
     drivers,
     memory,
+    cgroups: cgroups?.answer ?? { version: 'none', controllers: [], reason: 'they are turned off (DORMOUSE_CGROUPS)' },
     recover: async () => {
       await memory.sweepGoldenBoots(() => false)
+      await cgroups?.sweep()
       const [first] = drivers
       for (const dir of [workDir, paths.poolRunDir]) for (const name of namesIn(dir)) await first?.sweep(join(dir, name))
       // It has to ask the host first, which takes longer than a start of the daemon may.
@@ -102,11 +113,17 @@ function poolOf({ config, log, paths, assets, isRoot, stack, pool }: DriverUses)
   }
 }
 
+/** Each daemon's are its own, whatever others run on the host. */
+export const cgroupNameOf = (workDir: string): string => `dormouse-${createHash('sha256').update(workDir).digest('hex').slice(0, 8)}`
+
+export const noCgroups: CgroupsAnswer = { version: 'none', controllers: [], reason: 'no VM of this driver has processes' }
+
 /** For drivers without layers: there is nothing to consolidate, and nothing to sweep; a capture is its device state. */
 export const noMemory: LayeredMemory = {
   assertThere: async () => undefined,
   consolidate: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory layers')),
   compress: () => Promise.reject(new AppError('not_supported', 'This hypervisor has no memory that could be compressed')),
+  release: async () => 0,
   sweepBases: async () => undefined,
   verify: async ({ dir }) => checkState(dir, await readManifest(dir)),
 }

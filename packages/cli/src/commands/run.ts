@@ -41,6 +41,8 @@ export function define(command: Command): void {
     .option('-m, --memory <size>', 'such as 512m (1GB when left out)')
     .option('--cpus <count>', 'processors (2 when left out)')
     .option('--overlay-size <size>', 'writable disk (10GB when left out); takes space as it fills')
+    .option('--hotplug-memory <size>', 'more memory, which can be changed while it runs; in blocks of 128MB')
+    .option('--disk-io <rate>', 'what its disks may move together, such as 100MB/s (its processors’ share when left out)')
     .option('--entrypoint <program>', 'in place of the image’s own, with its command')
     .option('--hypervisor <name>', 'qemu, qemu-microvm; the daemon’s own choice when left out')
     .option('--tag <key=value>', 'a tag of your own; may be repeated', collect)

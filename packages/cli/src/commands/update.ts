@@ -22,6 +22,8 @@ interface Options extends HostOption {
   readonly memory?: string
   readonly cpus?: string
   readonly overlaySize?: string
+  readonly diskIo?: string
+  readonly hotplugMemory?: string
   readonly ttl?: string
   readonly json?: true
 }
@@ -41,6 +43,8 @@ export function define(command: Command): void {
     .option('-m, --memory <size>', 'memory, while Stopped')
     .option('--cpus <count>', 'processors, while Stopped')
     .option('--overlay-size <size>', 'writable disk, can only grow, while Stopped')
+    .option('--hotplug-memory <size>', 'memory beyond its size, while Stopped, or at once if it was started with some; 0 for none')
+    .option('--disk-io <rate>', 'what its disks may move together, at once; 0 for its processors’ share')
     .option('--ttl <duration>', 'delete it this long from now; 0s for never')
     .option('--json', 'for programs')
     .action((name: string) => update(name, command.optsWithGlobals()))
@@ -73,6 +77,8 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
     ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),
+    ...(options.hotplugMemory !== undefined && { hotplug_size: options.hotplugMemory }),
+    ...(options.diskIo !== undefined && { disk_io_bps: options.diskIo }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
   }
 }

@@ -20,6 +20,8 @@ export interface CreateOptions {
   readonly memory?: string
   readonly cpus?: string
   readonly overlaySize?: string
+  readonly diskIo?: string
+  readonly hotplugMemory?: string
   readonly entrypoint?: string
   readonly hypervisor?: string
   readonly tag?: string[]
@@ -69,6 +71,8 @@ export async function requestOf(
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
     ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),
+    ...(options.hotplugMemory !== undefined && { hotplug_size: parseSizeOption(options.hotplugMemory) }),
+    ...(options.diskIo !== undefined && { disk_io_bps: options.diskIo }),
     // The daemon knows which there are, and names them when this is none of them.
     ...(options.hypervisor !== undefined && { hypervisor: options.hypervisor as HypervisorKind }),
     ...(options.platform !== undefined && { platform: options.platform }),

@@ -37,6 +37,9 @@ export interface Config {
     readonly memoryRatio: number
     readonly diskRatio: number
     readonly networkRatio: number
+    /** Bytes per second that the disks of the host are taken to move; 0: no one knows, and only what is asked for is limited. */
+    readonly diskIoBps: number
+    readonly diskIoRatio: number
   }
   readonly instances: {
     readonly stopGraceMs: number
@@ -77,6 +80,8 @@ export interface Config {
     readonly bandwidthBps: number | undefined
   }
   readonly golden: { readonly enabled: boolean }
+  /** Whether each VM gets a cgroup, where the host lets it. */
+  readonly cgroups: { readonly enabled: boolean }
   readonly snapshots: {
     /** Of sleepers and snapshots that neither their request nor their policy says anything of. */
     readonly compression: Compression | undefined
@@ -157,6 +162,8 @@ const SETTINGS = {
   MEMORY_RATIO: ratio(1),
   DISK_RATIO: ratio(4),
   NETWORK_RATIO: ratio(2),
+  DISK_IO_CAPACITY: setting(2 ** 30, 'a rate such as 1GB/s, or 0', parseDiskRate),
+  DISK_IO_RATIO: ratio(2),
   STOP_GRACE: duration('5s'),
   DELETE_GRACE: duration('2s'),
   BOOT_LIMIT: duration('2m'),
@@ -185,6 +192,7 @@ const SETTINGS = {
   UPLINK: optionalText(),
   NETWORK_BANDWIDTH: setting<number | undefined>(undefined, 'a rate such as 10Gbps', (value) => positive(parseBandwidth(value))),
   GOLDEN: flag(true),
+  CGROUPS: flag(true),
   SNAPSHOT_COMPRESSION: setting<Compression | 'off'>(
     'off',
     'off, or an algorithm and its level such as zstd, zstd:3 or lz4',
@@ -244,6 +252,8 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       memoryRatio: s.MEMORY_RATIO,
       diskRatio: s.DISK_RATIO,
       networkRatio: s.NETWORK_RATIO,
+      diskIoBps: s.DISK_IO_CAPACITY,
+      diskIoRatio: s.DISK_IO_RATIO,
     },
     instances: {
       stopGraceMs: s.STOP_GRACE,
@@ -275,6 +285,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
     golden: { enabled: s.GOLDEN },
+    cgroups: { enabled: s.CGROUPS },
     snapshots: {
       compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,
       consolidationBytesPerSecond: s.CONSOLIDATION_RATE,

@@ -6,8 +6,9 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { formatSize } from '@dormouse/api/units.ts'
 import { assetsIn, defaultAssetsDir } from '../config/assets.ts'
 import type { Config } from '../config/config.ts'
+import { Cgroups } from '../host/cgroups.ts'
 import { readAvailableMemoryBytes, readHostFacts } from '../host/host-facts.ts'
-import { createHypervisors } from '../hypervisor-set.ts'
+import { cgroupNameOf, createHypervisors } from '../hypervisor-set.ts'
 import { silentLogger } from '../log.ts'
 import { Paths } from '../paths.ts'
 import type { Finding } from './doctor.ts'
@@ -142,6 +143,22 @@ const memoryCopied = (driver: string, why: string): Finding => ({
   says: `the memory of VMs is out of reach (${why}): each gets a copy of its base, so that it starts later and takes more memory`,
   mend: 'Give the daemon CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0 or 1',
 })
+
+export const checkCgroups: Check = async (config) => {
+  if (!config.cgroups.enabled) return [{ what: 'cgroups', state: 'good', says: 'turned off (DORMOUSE_CGROUPS)' }]
+  await using cgroups = Cgroups.prepare(cgroupNameOf(new Paths(config).doctorRunDir))
+  const { version, controllers, reason } = cgroups.answer
+  if (reason === undefined)
+    return [{ what: 'cgroups', state: 'good', says: `${version}: each VM's processors, memory and processes are limited` }]
+  return [
+    {
+      what: 'cgroups',
+      state: 'poor',
+      says: `${version === 'none' ? 'no VM is limited' : `only ${controllers.join(' and ')} of each VM are limited`}${because(reason)}`,
+      mend: 'Run the daemon as root, by its systemd unit: nothing else keeps a VM that was taken over from starving the host',
+    },
+  ]
+}
 
 export const checkPool: Check = async ({ pool, golden, assetsDir }) => {
   const isOff = pool.size === 0 || !golden.enabled || !existsSync(assetsIn(assetsDir ?? defaultAssetsDir()).rehearsal)

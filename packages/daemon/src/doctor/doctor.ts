@@ -5,6 +5,7 @@
 import type { Config } from '../config/config.ts'
 import {
   checkAssets,
+  checkCgroups,
   checkDataDir,
   checkHost,
   checkHypervisors,
@@ -45,6 +46,7 @@ async function examine(config: Config): Promise<Finding[]> {
     checkTools,
     checkAssets,
     checkHypervisors,
+    checkCgroups,
     checkPool,
     checkNetwork,
     checkDataDir,

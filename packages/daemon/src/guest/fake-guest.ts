@@ -55,6 +55,8 @@ export class FakeGuest implements FakeGuestSide {
   bootNonce = randomBytes(16).toString('hex')
   isFrozen = false
   /** A process hangs where no freeze reaches it. */
+  /** Memory that was added to it is in use and cannot be moved. */
+  needsItsMemory = false
   hasStuckProcess = false
   counter = 0
   /** Where volumes are mounted, by serial. */
@@ -231,6 +233,9 @@ export class FakeGuest implements FakeGuestSide {
         this.reply(id, STATUS.OK)
         if (this.#phase === 'running') this.#stop(fields.number(TAG.GRACE_MS) ?? 0)
         else setImmediate(() => this.#powerOff())
+        break
+      case OP.OFFLINE:
+        this.reply(id, this.needsItsMemory ? STATUS.BUSY : STATUS.OK)
         break
       case OP.PING:
         this.send(FRAME.REPLY, 0, id, this.#writeState(ok()).finish())

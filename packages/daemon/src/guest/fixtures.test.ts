@@ -98,6 +98,11 @@ test('requests are written as the guest reads them', () => {
     stat: operation(OP.STAT).text(TAG.PATH, '/bin/sh').flag(TAG.FOLLOW, true).finish(),
     put: put.finish(),
     get: operation(OP.GET).text(TAG.PATH, '/').flag(TAG.FOLLOW, false).number(TAG.WINDOW, 32768).finish(),
+    offline: operation(OP.OFFLINE)
+      .number(TAG.ADDRESS, 2 ** 32)
+      .number(TAG.SIZE, 2 ** 28)
+      .number(TAG.TIMEOUT_MS, 20_000)
+      .finish(),
     freeze: operation(OP.FREEZE).number(TAG.TIMEOUT_MS, 2000).flag(TAG.BEST_EFFORT, true).finish(),
     'wake as before': Buffer.concat([wake(asBefore), asBefore.fields]),
     'wake as another': Buffer.concat([wake(asAnother), asAnother.fields]),

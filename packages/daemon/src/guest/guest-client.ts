@@ -1,7 +1,7 @@
 /** The daemon's side of a guest agent: every request with a deadline, every answer bounded. */
 import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
-import { AppError } from '@dormouse/api/errors.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Step } from '../lib/step.ts'
 import { type Ending, endingOf, refusalOf } from './answers.ts'
 import { type CopyEntry, type CopyRequest, checkPath, copyFrom, copyTo } from './copies.ts'
@@ -48,6 +48,8 @@ export interface Awakening {
 
 /** What no answer should ever need; the caller's own limit is usually nearer. */
 const ANSWER_LIMIT_MS = 30_000
+/** All that is in memory that is to go has to be moved; what cannot be is known much sooner. */
+const OFFLINE_LIMIT_MS = 20_000
 const GO_LIMIT_MS = 300_000
 const FREEZE_LIMIT_MS = 2000
 /** A journal may have to be completed first, or all that was written brought home. */
@@ -143,6 +145,25 @@ export class GuestClient implements AsyncDisposable {
     const fields = new FieldWriter().number(TAG.OP, OP.STAT).text(TAG.PATH, checkPath(path)).flag(TAG.FOLLOW, options.followLinks)
     const answer = await this.#exchange(fields.finish(), step, ANSWER_LIMIT_MS)
     return pathInfoOf(answer)
+  }
+
+  /**
+   * Takes a stretch of added memory out of use, so that the machine can have it back: all of it, or none. Rejects with `conflict` when the
+   * guest needs it. Repeat is harmless.
+   */
+  async offlineMemory({ address, bytes }: { readonly address: number; readonly bytes: number }, step: Step): Promise<void> {
+    const fields = operation(OP.OFFLINE).number(TAG.ADDRESS, address).number(TAG.SIZE, bytes).number(TAG.TIMEOUT_MS, OFFLINE_LIMIT_MS)
+    try {
+      const answer = await this.#exchange(fields.finish(), step, OFFLINE_LIMIT_MS + ANSWER_LIMIT_MS)
+      const refusal = refusalOf(answer, 'Memory could not be taken out of use')
+      if (refusal !== undefined) throw refusal
+    } catch (cause) {
+      if (errorCodeOf(cause) === 'guest_unavailable' || errorCodeOf(cause) === 'timed_out') throw cause
+      throw new AppError('conflict', 'The guest needs the memory that it is to give back', {
+        hint: 'End what uses it, or ask for less',
+        cause,
+      })
+    }
   }
 
   copyTo(request: CopyRequest, source: AsyncIterable<Uint8Array>, step: Step): Promise<{ bytesWritten: number }> {

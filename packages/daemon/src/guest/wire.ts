@@ -45,6 +45,7 @@ export const OP = {
   UNMOUNT: 16,
   GROW: 17,
   VACATE: 18,
+  OFFLINE: 19,
 } as const
 
 export const STATUS = {
@@ -140,4 +141,5 @@ export const TAG = {
   CLOSE_CONNECTIONS: 81,
   CLOSED: 82,
   ANNOUNCE: 83,
+  ADDRESS: 84,
 } as const

@@ -16,7 +16,8 @@ export interface HostFacts {
 export const readHostFacts = (): HostFacts => ({
   cpus: os.availableParallelism(),
   cpuModel: os.cpus()[0]?.model.trim() ?? 'unknown',
-  memoryBytes: os.totalmem(),
+  // VMs are below the daemon's own cgroup: what that may have is all that there is for them.
+  memoryBytes: Math.min(os.totalmem(), process.constrainedMemory() || os.totalmem()),
   kernel: os.release(),
   architecture: os.arch() === 'x64' ? 'x86_64' : os.arch() === 'arm64' ? 'aarch64' : os.arch(),
   isRoot: process.geteuid?.() === 0,
@@ -45,6 +46,10 @@ export function readMemoryPressure(file = '/proc/pressure/memory'): MemoryPressu
   }
   return { availableBytes: readAvailableMemoryBytes(), totalBytes: os.totalmem(), stalledPercent: Number(stalled ?? 0) }
 }
+
+/** Short of memory: what can wait is in the way of what runs. Pure. */
+export const isTight = ({ availableBytes, totalBytes, stalledPercent }: MemoryPressure): boolean =>
+  availableBytes < totalBytes / 10 || stalledPercent > 10
 
 /**
  * How fast the time stamp counter runs. A guest kernel under TCG must be told, since it cannot calibrate it on a busy host.

@@ -86,6 +86,8 @@ export interface ProcessUsage {
   readonly cpuSeconds: number
   readonly rssBytes: number
   readonly vmsBytes: number
+  /** Memory that is its own and no file's, swapped out or not: what the host has again once it is gone. */
+  readonly privateBytes: number
 }
 
 export function usageOf(identity: ProcessIdentity): ProcessUsage | undefined {
@@ -94,7 +96,21 @@ export function usageOf(identity: ProcessIdentity): ProcessUsage | undefined {
   const number = (index: number): number => Number(fields[index] ?? 0)
   // One that is ending has given its memory back already, and is only waited for by its parent.
   if (number(20) === 0) return undefined
-  return { cpuSeconds: (number(11) + number(12)) / CLOCK_TICKS, rssBytes: number(21) * PAGE_BYTES, vmsBytes: number(20) }
+  return {
+    cpuSeconds: (number(11) + number(12)) / CLOCK_TICKS,
+    rssBytes: number(21) * PAGE_BYTES,
+    vmsBytes: number(20),
+    privateBytes: privateBytesOf(identity.pid),
+  }
+}
+
+function privateBytesOf(pid: number): number {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'latin1')
+    return [...status.matchAll(/^(?:RssAnon|VmSwap):\s+(\d+) kB$/gm)].reduce((sum, [, kib]) => sum + Number(kib) * 1024, 0)
+  } catch {
+    return 0
+  }
 }
 
 // USER_HZ and the page size are part of the x86-64 ABI; Node has no sysconf.

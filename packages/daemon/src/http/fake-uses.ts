@@ -4,6 +4,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Image } from '@dormouse/api/images.ts'
 import { matchesTags } from '@dormouse/api/names.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
+import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
 import { silentLogger } from '../log.ts'
 import { FakeScheduledSnapshots } from '../schedules/fake-scheduled-snapshots.ts'
@@ -218,6 +219,10 @@ class FakeInstances implements InstancesDoor {
     }
     return { state, timedOut: false }
   }
+  async reclaimMemory({ dryRun }: ReclaimRequest): Promise<Reclaimed> {
+    return { plannedBytes: 0, appliedBytes: dryRun ? 0 : 4096, actions: [] }
+  }
+
   diskBytes(): number {
     return this.rows.reduce((sum, { overlayBytes }) => sum + overlayBytes, 0)
   }
@@ -392,7 +397,10 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
           probe: async () => ({ available: true, version: '7.2', acceleration: 'tcg', reason: 'KVM did not boot a guest' }),
         },
       ],
-      ratios: { cpu: 4, memory: 1, disk: 1, network: 2 },
+      ratios: { cpu: 4, memory: 1, disk: 1, network: 2, diskIo: 2 },
+      diskIoBps: 2 ** 30,
+      cgroups: { version: 'v2', controllers: ['cpu', 'memory', 'pids'] },
+      pressure: () => ({ availableBytes: 2 ** 33, isTight: false }),
       link: () => ({ bytesPerSecond: undefined, source: 'unknown' }),
       disk: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
     },

@@ -81,8 +81,6 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   for (const [field, value] of Object.entries({
     devices: ['gpu0'],
     gpu: { profile: 'x' },
-    hotplug_size: '1GB',
-    disk_io_bps: '100MB/s',
     auto_standby: { enabled: true, idle_timeout: '5m', ignore_source_cidrs: ['192.0.2.0/24', '2001:db8::/32'] },
     health_check: { type: 'tcp', interval: '1s', tcp: { port: 1 } },
     restart_policy: { policy: 'always' },

@@ -29,6 +29,9 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     ...present('vcpus', body.vcpus),
     ...present('memoryBytes', memoryBytes),
     ...present('overlayBytes', overlayBytes),
+    ...present('hotplugBytes', hotplugOf(body.hotplug_size)),
+    // 0 is what it is without it.
+    ...present('diskIoBps', diskRate(body.disk_io_bps) || undefined),
     ...present('entrypoint', nonEmpty(body.entrypoint)),
     ...present('cmd', nonEmpty(body.cmd)),
     ...present('env', body.env),
@@ -67,6 +70,8 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('vcpus', body.vcpus),
     ...present('memoryBytes', memoryBytes),
     ...present('overlayBytes', overlayBytes),
+    ...present('hotplugBytes', hotplugOf(body.hotplug_size)),
+    ...present('diskIoBps', diskRate(body.disk_io_bps)),
   }
 }
 
@@ -115,6 +120,12 @@ export function graceMs(timeout: string | undefined): number | undefined {
 function present<K extends string, V>(key: K, value: V | undefined): { [P in K]?: V } {
   return (value === undefined ? {} : { [key]: value }) as { [P in K]?: V }
 }
+
+/** The text has been checked. */
+const hotplugOf = (text: string | undefined): number | undefined => (text?.trim() ? parseSize(text) : undefined)
+
+/** The text has been checked. */
+const diskRate = (text: string | undefined): number | undefined => (text?.trim() ? parseDiskRate(text) : undefined)
 
 const nonEmpty = (list: readonly string[] | undefined): readonly string[] | undefined => (list?.length ? list : undefined)
 

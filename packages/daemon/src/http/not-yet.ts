@@ -1,19 +1,14 @@
 /** Fields that the contract has and this version has not. Asking for one is refused by name; leaving it off is always fine. */
 import { AppError } from '@dormouse/api/errors.ts'
 import type { CreateInstanceRequest, UpdateInstanceRequest } from '@dormouse/api/instances.ts'
-import { parseDiskRate, parseSize } from '@dormouse/api/units.ts'
 
 type Asking = CreateInstanceRequest & UpdateInstanceRequest
 
 const isOn = (policy: { enabled?: boolean } | undefined): boolean => policy?.enabled === true
-const isAbove0 = (text: string | undefined, parse: (text: string) => number | undefined): boolean =>
-  text !== undefined && (parse(text) ?? 0) > 0
 
 const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
   ['devices', (body) => (body.devices ?? []).length > 0, 'device passthrough is not built yet'],
   ['gpu', (body) => (body.gpu?.profile ?? '') !== '', 'virtual GPUs are not built yet'],
-  ['hotplug_size', (body) => isAbove0(body.hotplug_size, parseSize), 'memory cannot be added to a running VM yet'],
-  ['disk_io_bps', (body) => isAbove0(body.disk_io_bps, parseDiskRate), 'disk rates are not limited yet'],
   ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
   ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
   ['auto_standby', (body) => isOn(body.auto_standby), 'automatic standby is not built yet'],

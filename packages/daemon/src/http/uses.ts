@@ -5,6 +5,7 @@ import type { Compression } from '@dormouse/api/compression.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
+import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
 import type {
@@ -19,6 +20,7 @@ import type {
   UpdateInstance,
   WaitResult,
 } from '../instances/instance.ts'
+import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
@@ -63,6 +65,8 @@ export interface InstancesDoor {
   growVolume(volume: string, bytes: number): Promise<Volume>
   wait(id: InstanceId, options: { state: InstanceState; timeoutMs: number; signal?: AbortSignal }): Promise<WaitResult>
   stats(id: InstanceId): Promise<InstanceStats>
+  /** Throws `conflict` while another one is under way. */
+  reclaimMemory(request: ReclaimRequest): Promise<Reclaimed>
   /** What writable disks take of the host's, each up to its full size. */
   diskBytes(): number | Promise<number>
   /** Lines, in batches. Throws `log_not_found` when there is no such log and none is to come. */
@@ -152,11 +156,23 @@ export interface HostDoor {
   /** How guests reach the world. */
   readonly network: { readonly model: 'nat' | 'bridge'; readonly gateway?: string; readonly subnet?: string }
   /** Capacity times this may be given away. */
-  readonly ratios: { readonly cpu: number; readonly memory: number; readonly disk: number; readonly network: number }
+  readonly ratios: {
+    readonly cpu: number
+    readonly memory: number
+    readonly disk: number
+    readonly network: number
+    readonly diskIo: number
+  }
   /** What the link outwards carries. */
   link(): { readonly bytesPerSecond: number | undefined; readonly source: string }
+  /** What limits each VM's processes. */
+  readonly cgroups: CgroupsAnswer
+  /** Bytes per second; 0: no one knows. */
+  readonly diskIoBps: number
   /** Of the file system that holds the data. */
   disk(): Promise<{ readonly totalBytes: number; readonly freeBytes: number }>
+  /** How it stands with memory now. */
+  pressure(): { readonly availableBytes: number; readonly isTight: boolean }
 }
 
 /** The part of a guest that callers reach through the API. */

@@ -24,6 +24,8 @@ export interface Hypervisor {
   readonly volumeSlots: number
   /** How many VMs wait to become an instance's, of a driver that has such. */
   readonly waiting?: number
+  /** Ends those that wait, and makes none until then; without a time, makes them again. Bytes of memory that they had of their own. */
+  releaseWaiting?(untilMs: number | undefined): Promise<number>
 
   /** Is the binary there, is its version one we know, does KVM really run a guest? Answers, never throws. Cached per host kernel and VMM version. */
   probe(step: Step): Promise<HypervisorProbe>
@@ -110,9 +112,25 @@ export interface Vm {
   setPorts(ports: readonly PortForward[], step: Step): Promise<void>
   /** How fast the guest's network may be from now on; what passes then counts, not what has passed. Repeat is harmless. */
   setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void>
+  /**
+   * The budget of all its disks together from now on, as in `VmSpec.diskIoBps`; disks that came after the last call have none yet. Asked
+   * only of drivers with `disk_limit`. Repeat is harmless.
+   */
+  setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void>
+  /**
+   * Adds memory until it has so many bytes beyond what it began with, or asks the guest for some back; resolves when the guest has taken it
+   * into use or given it up. Asked only of drivers with `memory_hotplug`. `invalid_state` when it was started without room for it, `conflict`
+   * when the guest does not follow: what it has is told by `hotplugBytes` then. A stretch that is to go is first handed to `evacuate`, which
+   * has the guest let go of it, or rejects: asked for by the VMM alone, a guest that cannot would try for ever. Repeat is harmless.
+   */
+  setHotplug(bytes: number, evacuate: Evacuate, step: Step): Promise<void>
+  /** How much memory it has beyond what it began with, as the VMM says. */
+  hotplugBytes(step: Step): Promise<number>
   /** What the VMM's process has used so far, read from the host. Undefined once it is gone. */
   usage(): Promise<VmUsage | undefined>
 }
+
+export type Evacuate = (stretch: { readonly address: number; readonly bytes: number }, step: Step) => Promise<void>
 
 /** Exchanges what is in the slots of volumes while the VM runs. The guest has to mount it, or to have let go of it. */
 export interface DiskHotplug {
@@ -170,6 +188,8 @@ export interface VmUsage {
   readonly cpuSeconds: number
   readonly memoryRssBytes: number
   readonly memoryVmsBytes: number
+  /** Of what is resident: no file's and no base's. */
+  readonly memoryPrivateBytes: number
   /** From the guest's viewpoint. */
   readonly networkRxBytes: number
   readonly networkTxBytes: number

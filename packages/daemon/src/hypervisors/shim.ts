@@ -19,6 +19,8 @@ export interface ShimPlan {
   /** Must exist and be empty. */
   readonly runDir: string
   readonly user?: { readonly uid: number; readonly gid: number }
+  /** Cgroups that the shim enters, and with it all that it starts. */
+  readonly cgroups?: readonly string[]
   /** Further groups of the VMM. */
   readonly groups?: readonly number[]
   readonly logs: readonly ShimLog[]
@@ -66,10 +68,24 @@ export interface CaptureRead {
 }
 
 export interface StoredCapture extends LoadedDelta {
+  /** Of memory that was added, in order. */
+  readonly added: readonly AddedDelta[]
   readonly zeroPages: number
   readonly deltaBytes: number
   readonly stateBytes: number
 }
+
+/** Memory that was added to the VM: a file by its number among the VMM's descriptors. */
+export interface AddedMemory {
+  readonly fd: number
+  readonly bytes: number
+}
+
+export interface AddedDelta extends LoadedDelta {
+  readonly bytes: number
+}
+
+const wordOf = ({ fd, bytes }: AddedMemory): string => `${fd}:${bytes}`
 
 /** What a delta holds: enough to see that it is the one that was stored. */
 export interface LoadedDelta {
@@ -107,6 +123,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
   const options = [
     '--dir',
     plan.runDir,
+    ...(plan.cgroups ?? []).flatMap((dir) => ['--cgroup', dir]),
     ...(plan.user === undefined ? [] : ['--user', `${plan.user.uid}:${plan.user.gid}`]),
     ...(plan.user === undefined ? [] : (plan.groups ?? []).flatMap((group) => ['--group', `${group}`])),
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
@@ -188,10 +205,11 @@ export class Shim implements Disposable {
    * Writes what a paused VM has changed of its memory to `dir/delta`, and the device state that was saved last to `dir/state`. Resolves
    * when all is read and the VM may run on; `stored` when it is on disk. Whatever fails, no file is left. The step holds for both.
    */
-  async capture(dir: string, step: Step): Promise<CaptureRead> {
-    const job = await this.#begin(['capture', dir], 'capture the VM', step)
+  async capture(dir: string, step: Step, added: readonly AddedMemory[] = []): Promise<CaptureRead> {
+    const words = added.length === 0 ? ['capture', dir] : ['capture-with', added.map(wordOf).join(), dir]
+    const job = await this.#begin(words, 'capture the VM', step)
     const [, pages, bytes] = await job.answer(/^read (\d+) (\d+)$/)
-    const stored = storedBy(job)
+    const stored = storedBy(job, added.length)
     // Whoever asks hears of it; who has given up on the capture by then need not.
     stored.catch(() => undefined)
     return { pages: Number(pages), bytes: Number(bytes), stored }
@@ -201,19 +219,21 @@ export class Shim implements Disposable {
    * Writes a delta over the base that the VMM has mapped and not yet touched: it must have greeted, and must not run. A VM whose load
    * failed has part of it and is to be killed.
    */
-  async load(file: string, step: Step): Promise<LoadedDelta> {
-    using job = await this.#begin(['load', file], "load the VM's memory", step)
+  async load(file: string, step: Step, into?: AddedMemory): Promise<LoadedDelta> {
+    const words = into === undefined ? ['load', file] : ['load-added', wordOf(into), file]
+    using job = await this.#begin(words, "load the VM's memory", step)
     const [, pages, sum = ''] = await job.answer(/^loaded (\d+) ([0-9a-f]{16})$/)
     return { pages: Number(pages), sum }
   }
 
   /**
    * Adds `file` to QEMU's descriptor set `set`. No one else may hold its control connection. A set that is not wanted any more is to be
-   * removed (`remove-fd`), or the file stays open.
+   * removed (`remove-fd`), or the file stays open. Returns the file's number among QEMU's descriptors.
    */
-  async give(file: string, access: 'ro' | 'rw', set: number, step: Step): Promise<void> {
+  async give(file: string, access: 'ro' | 'rw', set: number, step: Step): Promise<number> {
     using job = await this.#begin(['give', file, access, `${set}`], `hand ${path.basename(file)} to the VM`, step)
-    await job.answer(/^gave \d+$/)
+    const [, fd] = await job.answer(/^gave (\d+)$/)
+    return Number(fd)
   }
 
   /** Its run directory is another now: it is named relative to it, so it need not be told. */
@@ -255,11 +275,16 @@ export class Shim implements Disposable {
   }
 }
 
-async function storedBy(held: ShimJob): Promise<StoredCapture> {
+async function storedBy(held: ShimJob, addedCount: number): Promise<StoredCapture> {
   using job = held
+  const added: AddedDelta[] = []
+  while (added.length < addedCount) {
+    const [, own = '', pages, bytes] = await job.answer(/^added ([0-9a-f]{16}) (\d+) (\d+)$/)
+    added.push({ sum: own, pages: Number(pages), bytes: Number(bytes) })
+  }
   const [, sum = '', ...counts] = await job.answer(/^stored ([0-9a-f]{16}) (\d+) (\d+) (\d+) (\d+)$/)
   const [pages = 0, zeroPages = 0, deltaBytes = 0, stateBytes = 0] = counts.map(Number)
-  return { sum, pages, zeroPages, deltaBytes, stateBytes }
+  return { sum, pages, zeroPages, deltaBytes, stateBytes, added }
 }
 
 const KILL_LIMIT_MS = 10_000

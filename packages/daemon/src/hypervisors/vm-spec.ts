@@ -8,6 +8,8 @@ export interface VmSpec {
   readonly runDir: string
   readonly vcpus: number
   readonly memoryMib: number
+  /** Memory that is added once it runs, and that can be changed then; absent: it has no room for any. In blocks of 128 MiB. */
+  readonly hotplugMib?: number
   /** Each has the slot of its role; a driver fills the free slots with empty disks, so that every golden boot has the same set. */
   readonly disks: readonly DiskSpec[]
   readonly nic?: NicSpec
@@ -15,6 +17,8 @@ export interface VmSpec {
   readonly logs: LogFiles
   /** The unprivileged user that the VMM runs as when the daemon is root. Its own for each VM, so that one VMM cannot touch another. */
   readonly user?: { readonly uid: number; readonly gid: number }
+  /** Bytes per second, read and written, of all its disks together; after a pause four seconds' worth may come at once. Absent: no limit. */
+  readonly diskIoBps?: number
   /** Boot from the start, with a kernel that draws secrets of its own, instead of waking the golden boot. */
   readonly freshBoot?: boolean
 }

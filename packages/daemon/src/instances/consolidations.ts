@@ -57,9 +57,9 @@ export class Consolidations implements AsyncDisposable {
     return this.#jobs.cancel(id)
   }
 
-  /** Resolves when nothing is under way or waiting. */
-  settled(): Promise<void> {
-    return this.#jobs.settled()
+  /** Resolves when nothing is under way or waiting, or nothing for `id`. */
+  settled(id?: InstanceId): Promise<void> {
+    return this.#jobs.settled(id)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -79,7 +79,9 @@ export class Consolidations implements AsyncDisposable {
     const step = { signal: AbortSignal.any([signal, AbortSignal.timeout(LIMIT_MS)]), log }
     await using undo = new AsyncDisposableStack()
     await crashPoint('consolidate', 'merge')
-    const fresh = await memory.consolidate({ dir, base: sleep.base }, step, { maxBytesPerSecond, spareBytes: DISK_RESERVE })
+    // Of one that only naps a workload waits for it.
+    const leisure = { maxBytesPerSecond: sleep.wakes ? 0 : maxBytesPerSecond, spareBytes: DISK_RESERVE }
+    const fresh = await memory.consolidate({ dir, base: sleep.base }, step, leisure)
     undo.defer(() => fresh.settle())
     step.signal.throwIfAborted()
     await crashPoint('consolidate', 'publish')

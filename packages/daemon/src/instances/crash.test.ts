@@ -16,6 +16,7 @@ type Deed = (instances: Instances) => Promise<unknown>
 
 const make: Deed = (instances) =>
   instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, network: { ports: [{ hostPort: 0, guestPort: 80 }] } })
+const makeRoomy: Deed = (instances) => instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, hotplugBytes: 2 ** 27 })
 const byName =
   (deed: (instances: Instances, id: ReturnType<Instances['resolve']>['id']) => Promise<unknown>): Deed =>
   (instances) =>
@@ -23,7 +24,8 @@ const byName =
 
 interface Case {
   readonly at: string
-  readonly before: 'nothing' | 'running' | 'stopped'
+  /** `roomy`: it runs, with room for more memory. */
+  readonly before: 'nothing' | 'running' | 'stopped' | 'roomy'
   readonly deed: Deed
   /** What `a` is after the restart; undefined: gone, with all that it had. */
   readonly ends: InstanceState | undefined
@@ -65,6 +67,10 @@ const CASES: readonly Case[] = [
   { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { network: { ports: OTHER_PORTS } })), ends: 'Running' },
   { at: 'update:bandwidth', before: 'running', deed: byName((i, id) => i.update(id, { network: SLOW })), ends: 'Running' },
   { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { network: SLOW })), ends: 'Running' },
+  { at: 'update:memory', before: 'roomy', deed: byName((i, id) => i.update(id, { hotplugBytes: 2 ** 28 })), ends: 'Running' },
+  { at: 'update:record', before: 'roomy', deed: byName((i, id) => i.update(id, { hotplugBytes: 0 })), ends: 'Running' },
+  { at: 'update:disk_rate', before: 'running', deed: byName((i, id) => i.update(id, { diskIoBps: 2 ** 24 })), ends: 'Running' },
+  { at: 'update:record', before: 'running', deed: byName((i, id) => i.update(id, { diskIoBps: 2 ** 24 })), ends: 'Running' },
   { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
@@ -75,7 +81,7 @@ for (const { at, before, deed, ends } of CASES) {
     await using house = new TestHouse()
     const first = await house.begin()
     if (before !== 'nothing') {
-      const { id } = (await make(first)) as { id: ReturnType<Instances['resolve']>['id'] }
+      const { id } = (await (before === 'roomy' ? makeRoomy : make)(first)) as { id: ReturnType<Instances['resolve']>['id'] }
       await first.wait(id, { state: 'Running', timeoutMs: 5000 })
       if (before === 'stopped') await first.stop(id)
     }

@@ -169,6 +169,16 @@ test('a disk that cannot be grown leaves all that the update named as it was', a
   await settled(instances)
 })
 
+test('a rate of its disks that cannot be set leaves all of an update undone', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house, { diskIoBps: 2 ** 24 })
+  house.host.injectFault('set_disk_rate')
+  await assert.rejects(instances.update(id, { diskIoBps: 2 ** 25, tags: { a: 'b' } }))
+  assert.deepEqual([instances.get(id).diskIoBps, instances.get(id).tags], [2 ** 24, {}])
+  await assertInOrder(house)
+})
+
 test('ports that cannot be opened on a running VM leave its ports as they were', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

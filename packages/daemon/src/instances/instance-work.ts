@@ -23,6 +23,7 @@ import type { InstanceRows } from '../store/instances.ts'
 import type { SnapshotRows } from '../store/snapshots.ts'
 import { followAttachments } from '../volumes/attachments.ts'
 import type { Volumes } from '../volumes/volumes.ts'
+import type { DiskIo } from './disk-rate.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
 import { nicOf, vmSpecOf } from './vm-spec-of.ts'
@@ -65,6 +66,8 @@ export interface WorkSettings {
   /** The squashfs of kernel modules; absent where none was built. */
   readonly modules: string | undefined
   readonly freshBoot: boolean
+  /** What shares of the disks' speed are made of. */
+  readonly diskIo: DiskIo
   /** Of memories that neither a request nor a policy says anything of. */
   readonly compression: Compression | undefined
 }
@@ -214,9 +217,9 @@ export class InstanceWork {
   /** What its driver needs to run it, as it is or would be with `patch`. Throws `not_found` when its image is gone. */
   vmSpec(patch: Partial<Instance> = {}): VmSpec {
     const { paths, network, settings } = this.uses
-    const { modules, logMaxBytes, freshBoot } = settings
+    const { modules, logMaxBytes, freshBoot, diskIo } = settings
     const instance = { ...this.instance, ...patch }
-    return vmSpecOf(instance, { image: this.image(instance), paths, network, modules, logMaxBytes, freshBoot })
+    return vmSpecOf(instance, { image: this.image(instance), paths, network, modules, logMaxBytes, freshBoot, diskIo })
   }
 
   /** Gives its VM a place in the network, and the address that it has there. Before the VM starts; the undo is `sweep`. */

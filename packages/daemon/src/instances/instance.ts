@@ -79,6 +79,8 @@ export interface UpdateInstance {
   readonly memoryBytes?: number
   readonly hotplugBytes?: number
   readonly overlayBytes?: number
+  /** 0: as much as its processors' share. */
+  readonly diskIoBps?: number
 }
 
 export interface WaitResult {

@@ -642,3 +642,77 @@ test('a disk of several layers becomes one when it grows, also after a daemon th
   // The old layers are gone with the last who stood on them.
   await assertInOrder(house)
 })
+
+test('what its disks move is limited from the start, at once by an update, and over a nap and a fork', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const rateOf = (id: string): number | undefined => house.host.running().find(({ spec }) => spec.id === id)?.diskIoBps
+  const { id } = await running(house, 'a', { diskIoBps: 2 ** 24 })
+  assert.equal(rateOf(id), 2 ** 24)
+  await instances.update(id, { diskIoBps: 2 ** 25 })
+  assert.equal(rateOf(id), 2 ** 25)
+  await instances.standby(id)
+  await instances.restore(id)
+  const fork = await instances.fork(id, { name: 'b', fromRunning: true })
+  assert.deepEqual([rateOf(id), rateOf(fork.id)], [2 ** 25, 2 ** 25])
+  await instances.update(id, { diskIoBps: 0 })
+  // Two processors of two, and twice what the disks move.
+  assert.deepEqual([instances.get(id).diskIoBps, rateOf(id)], [undefined, 2 ** 31])
+  for (const diskIoBps of [1000, 2 ** 50]) await assert.rejects(instances.update(id, { diskIoBps }), { code: 'invalid_disk_io_bps' })
+  await assert.rejects(instances.create(request('c', { diskIoBps: 1 })), { code: 'invalid_disk_io_bps' })
+  await assertInOrder(house)
+})
+
+test('rates that are asked for are promises, of which no more are made than the disks keep', async () => {
+  await using house = new TestHouse({ settings: { DISK_IO_CAPACITY: '100MB/s', DISK_IO_RATIO: '1' } })
+  const instances = await house.begin()
+  const MB = 2 ** 20
+  const a = await running(house, 'a', { diskIoBps: 60 * MB })
+  // A share is no promise.
+  const b = await running(house, 'b')
+  const short = { code: 'insufficient_resources', message: /disk I\/O for .: it needs \d+MB\/s, 40MB\/s of 100MB\/s is left/ }
+  await assert.rejects(instances.create(request('c', { diskIoBps: 41 * MB })), short)
+  await assert.rejects(instances.update(b.id, { diskIoBps: 41 * MB }), short)
+  await instances.update(a.id, { diskIoBps: 100 * MB })
+  await instances.stop(a.id)
+  await instances.update(b.id, { diskIoBps: 41 * MB })
+  await assert.rejects(instances.start(a.id), { code: 'insufficient_resources', message: /disk I\/O/ })
+})
+
+test('what is being woken counts before it is on record', async () => {
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  const instances = await house.begin()
+  const a = await running(house, 'a')
+  await instances.standby(a.id)
+  const b = await running(house, 'b')
+  await instances.standby(b.id)
+  await instances.consolidated()
+  const outcomes = await Promise.allSettled([instances.restore(a.id), instances.restore(b.id), instances.create(request('c'))])
+  assert.equal(outcomes.filter(({ status }) => status === 'fulfilled').length, 1)
+  for (const outcome of outcomes) if (outcome.status === 'rejected') assert.equal(outcome.reason.code, 'insufficient_resources')
+  await assertInOrder(house)
+})
+
+test('memory is added to one that runs and taken back; where its guest does not follow, all is as it was', async () => {
+  await using house = new TestHouse({ settings: { MEMORY_RATIO: '0.25' } })
+  const instances = await house.begin()
+  const machineOf = (id: string) => house.host.running().find(({ spec }) => spec.id === id)
+  const MB = 2 ** 20
+  const { id } = await running(house, 'a', { memoryBytes: 2 ** 30, hotplugBytes: 128 * MB })
+  await instances.update(id, { hotplugBytes: 512 * MB })
+  assert.deepEqual([instances.get(id).hotplugBytes, machineOf(id)?.hotplugBytes], [512 * MB, 512 * MB])
+  await assert.rejects(instances.update(id, { hotplugBytes: 4096 * MB }), { code: 'insufficient_resources', message: /memory/ })
+  await assert.rejects(instances.update(id, { hotplugBytes: MB }), { code: 'invalid_hotplug_size' })
+  const machine = machineOf(id)
+  if (machine) machine.guest.needsItsMemory = true
+  await assert.rejects(instances.update(id, { hotplugBytes: 0, tags: { a: 'b' } }), { code: 'conflict' })
+  assert.deepEqual([instances.get(id).hotplugBytes, instances.get(id).tags], [512 * MB, {}])
+  if (machine) machine.guest.needsItsMemory = false
+  await instances.standby(id)
+  await assert.rejects(instances.update(id, { hotplugBytes: 0 }), { code: 'invalid_state' })
+  await instances.restore(id)
+  await instances.update(id, { hotplugBytes: 0 })
+  const other = await running(house, 'b', { memoryBytes: 2 ** 30 })
+  await assert.rejects(instances.update(other.id, { hotplugBytes: 128 * MB }), { code: 'invalid_state' })
+  await assertInOrder(house)
+})

@@ -26,7 +26,7 @@ import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
-import { admitDemand, type Demand, takesMemory } from './admission.ts'
+import { admitDemand, type Demand, demandOf, NOTHING, takesMemory } from './admission.ts'
 import { Consolidations } from './consolidations.ts'
 import { defaultTargetOf, forkOf } from './fork-of.ts'
 import { probeHostPort } from './host-ports.ts'
@@ -45,10 +45,11 @@ import type {
 } from './instance.ts'
 import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
-import { type CrashPoint, eventDataOf, type WorkSettings, type WorkUses } from './instance-work.ts'
+import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
-import { bandwidthOf, checkEnv, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
+import { bandwidthOf, checkDiskRate, checkEnv, checkHotplug, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
 import { isLogThere, readLog } from './log-lines.ts'
+import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
 import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
 import { admitNetwork, networkDemandOf } from './network-admission.ts'
 import { attachVolume } from './operations/attach-volume.ts'
@@ -105,8 +106,11 @@ export class Instances implements AsyncDisposable {
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
+  /** What work that is under way has been admitted to; undefined until it has. */
+  readonly #reserved = new Map<InstanceId, Parameters<AdmitAs>[1] | undefined>()
   readonly #idleListeners = new Set<(id: InstanceId) => void>()
   #isClosed = false
+  #isReclaiming = false
 
   constructor(uses: InstancesUses) {
     this.#uses = uses
@@ -153,7 +157,15 @@ export class Instances implements AsyncDisposable {
         },
       },
       crashPoint,
-      settings: { ...uses.settings, stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes, compression: uses.config.snapshots.compression },
+      settings: {
+        ...uses.settings,
+        diskIo: { capacityBps: uses.config.limits.diskIoBps, ratio: uses.config.limits.diskIoRatio, cpus: uses.host.cpus },
+        stopGraceMs,
+        deleteGraceMs,
+        bootLimitMs,
+        logMaxBytes,
+        compression: uses.config.snapshots.compression,
+      },
       hypervisorOf: (name) => this.#hypervisor(name),
       isBaseShared: (base, id) => this.#standsOn(base, id),
     }
@@ -179,7 +191,10 @@ export class Instances implements AsyncDisposable {
       workerOf: (instance) => this.#workerOf(instance),
     })
     // Those that the last daemon did not come to.
-    for (const { id } of this.list({ state: 'Standby' })) this.#attendSleep(id)
+    for (const { id, sleep } of this.list({ state: 'Standby' })) {
+      if (sleep?.wakes) this.restore(id).catch(() => undefined)
+      else this.#attendSleep(id)
+    }
     return reconciled
   }
 
@@ -233,7 +248,7 @@ export class Instances implements AsyncDisposable {
   /** Memory that is given to no instance, oversubscription included. */
   memoryRoom(): number {
     const { host, config } = this.#uses
-    return host.memoryBytes * config.limits.memoryRatio - this.#rows.demand().memoryBytes
+    return host.memoryBytes * config.limits.memoryRatio - this.#taken().memoryBytes
   }
 
   /** True while an instance stands on that image, so that it may not be deleted. */
@@ -254,7 +269,7 @@ export class Instances implements AsyncDisposable {
     const asked = this.#checkCreate(request)
     if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
     const demand = {
-      ...asked.sizes,
+      ...demandOf(asked),
       diskBytes: asked.sizes.overlayBytes + sum(asked.mounts.map(({ request: { overlayBytes = 0 } }) => overlayBytes)),
     }
     const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
@@ -296,7 +311,7 @@ export class Instances implements AsyncDisposable {
   /** Resolves when the agent has answered. */
   async restore(id: InstanceId): Promise<Instance> {
     try {
-      return await this.#request(id, 'restore', (work) => restore(work, this.#admitAgain))
+      return await this.#request(id, 'restore', (work) => this.#reserving(work, () => restore(work, this.#admitAgain)))
     } catch (error) {
       // It sleeps on, and what the attempt cancelled is still to be done.
       this.#attendSleep(id)
@@ -352,11 +367,13 @@ export class Instances implements AsyncDisposable {
     if (kept.instance.id !== id)
       throw new AppError('invalid_request', `The snapshot ${kept.id} is of another instance, ${kept.instance.name}`)
     const target = targetOf(kept, wanted)
-    return this.#request(id, 'restore_snapshot', async (work) => {
-      const judge = await this.#admitAs(work, { ...kept.instance, runs: target === 'Running' })
-      if (target === 'Running' || kept.instance.overlayBytes > work.instance.overlayBytes) judge()
-      await restoreSnapshot(work, kept, target)
-    })
+    return this.#request(id, 'restore_snapshot', (work) =>
+      this.#reserving(work, async () => {
+        const judge = await this.#admitAs(work, { ...kept.instance, runs: target === 'Running' })
+        if (target === 'Running' || kept.instance.overlayBytes > work.instance.overlayBytes) judge()
+        await restoreSnapshot(work, kept, target)
+      }),
+    )
   }
 
   async delete(id: InstanceId, options: DeleteOptions = {}): Promise<void> {
@@ -371,15 +388,72 @@ export class Instances implements AsyncDisposable {
     const current = this.get(id)
     if (!current.network.enabled) assertNoNetwork(network ?? {})
     const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
-    const room = rest.overlayBytes === undefined ? undefined : await this.#diskRoom()
-    return this.#request(id, 'update', async (work) => {
-      const growth = (rest.overlayBytes ?? 0) - work.instance.overlayBytes
-      if (room && growth > 0) this.#admitDemand(work.instance.name, { vcpus: 0, memoryBytes: 0, diskBytes: growth }, room)
-      const { instance } = work
-      const isFaster = network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined
-      if (isFaster && takesMemory(instance)) this.#admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
-      await update(work, { patch: rest, ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
-    })
+    if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) this.#assertDiskRate(current.hypervisor, rest.diskIoBps)
+    if (rest.hotplugBytes !== undefined) this.#assertHotplug(current.hypervisor, rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes)
+    const mayGrow = rest.overlayBytes !== undefined || rest.diskIoBps !== undefined || rest.hotplugBytes !== undefined
+    return this.#request(id, 'update', (work) =>
+      this.#reserving(work, async () => {
+        const { instance } = work
+        const then = {
+          ...instance,
+          overlayBytes: rest.overlayBytes ?? instance.overlayBytes,
+          hotplugBytes: rest.hotplugBytes ?? instance.hotplugBytes,
+          ...diskIoOf(rest.diskIoBps, instance),
+        }
+        if (mayGrow && isMore(then, instance)) (await this.#admitAs(work, { ...then, runs: takesMemory(instance) }))()
+        const isFaster = network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined
+        if (isFaster && takesMemory(instance)) this.#admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
+        await update(work, { patch: rest, ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
+      }),
+    )
+  }
+
+  /** Gives host memory back, or says of each instance why it does not. Throws `conflict` while another one is under way. */
+  async reclaimMemory(request: ReclaimRequest): Promise<Reclaimed> {
+    this.#assertOpen()
+    if (this.#isReclaiming) throw new AppError('conflict', 'Memory is being given back already: ask again when that is done')
+    this.#isReclaiming = true
+    try {
+      return await reclaimMemory(request, {
+        log: this.#uses.log,
+        list: () => this.list(),
+        usage: async (id) => this.#workers.get(id)?.live?.vm.usage(),
+        obstacle: (instance) => this.#napObstacle(instance),
+        nap: (id) => this.#nap(id),
+        releaseWaiting: async (untilMs) => {
+          let bytes = 0
+          for (const hypervisor of this.#uses.hypervisors.values()) bytes += (await hypervisor.releaseWaiting?.(untilMs)) ?? 0
+          return bytes
+        },
+        releaseBases: () => {
+          const mapped = new Set(this.list().map(({ vm }) => vm?.machine?.base))
+          return this.#uses.memory.release((base) => mapped.has(base), { signal: AbortSignal.timeout(60_000), log: this.#uses.log })
+        },
+      })
+    } finally {
+      this.#isReclaiming = false
+    }
+  }
+
+  #napObstacle(instance: Instance): string | undefined {
+    if (instance.state !== 'Running') return `it is ${instance.state}`
+    if (this.isBusy(instance.id)) return 'it is in the middle of an operation'
+    const admission = admit('standby', { state: instance.state, capabilities: this.#hypervisor(instance.hypervisor).capabilities })
+    return admission.answer === 'denied' ? admission.reason : undefined
+  }
+
+  /** What it takes of the host is kept for it meanwhile. */
+  async #nap(id: InstanceId): Promise<void> {
+    const instance = this.get(id)
+    this.#reserved.set(id, { ...instance, runs: true })
+    try {
+      await this.standby(id, { compression: 'off', wakes: true })
+      await this.#consolidations.settled(id)
+      // What fails here for a moment must not leave it asleep.
+      await this.restore(id).catch(() => this.restore(id))
+    } finally {
+      this.#reserved.delete(id)
+    }
   }
 
   /** Resolves when it is mounted, of an instance that runs, or will be with its next start. */
@@ -419,7 +493,7 @@ export class Instances implements AsyncDisposable {
   /** Looks at the disk; what it gives judges whether so many bytes more may be given out. Throws `insufficient_resources`. */
   async admitDisk(what: string, bytes: number): Promise<() => void> {
     const room = await this.#diskRoom()
-    return () => this.#admitDemand(what, { vcpus: 0, memoryBytes: 0, diskBytes: bytes }, room)
+    return () => this.#admitDemand(what, { ...NOTHING, diskBytes: bytes }, room)
   }
 
   /** Begins to delete what has expired. One that is busy is left for the next time. */
@@ -525,13 +599,24 @@ export class Instances implements AsyncDisposable {
   readonly #admitAgain: Admit = (work) => this.#admitAs(work, { ...work.instance, runs: true })
 
   /** For one that becomes another than its record says: what it takes now makes room for what it will. */
-  readonly #admitAs: AdmitAs = async ({ instance }, { vcpus, memoryBytes, overlayBytes, runs }) => {
+  readonly #admitAs: AdmitAs = async ({ instance }, then) => {
     const room = await this.#diskRoom()
-    const machine = runs ? { vcpus, memoryBytes } : { vcpus: 0, memoryBytes: 0 }
-    const diskBytes = Math.max(0, overlayBytes - instance.overlayBytes)
+    const diskBytes = Math.max(0, then.overlayBytes - instance.overlayBytes)
     return () => {
-      this.#admitDemand(instance.name, { ...machine, diskBytes }, room, instance)
-      if (runs) this.#admitNetwork(instance.name, instance.network, instance)
+      this.#admitDemand(instance.name, { ...(then.runs ? demandOf(then) : NOTHING), diskBytes }, room, instance)
+      if (then.runs) this.#admitNetwork(instance.name, instance.network, instance)
+      // Until its row says so itself.
+      if (this.#reserved.has(instance.id)) this.#reserved.set(instance.id, then)
+    }
+  }
+
+  /** What is admitted within `work` counts from then on, although it is recorded later. */
+  async #reserving({ instance: { id } }: InstanceWork, work: () => Promise<void>): Promise<void> {
+    this.#reserved.set(id, this.#reserved.get(id))
+    try {
+      await work()
+    } finally {
+      this.#reserved.delete(id)
     }
   }
 
@@ -579,7 +664,7 @@ export class Instances implements AsyncDisposable {
     const bandwidth = bandwidthOf(request, source.network)
     // What has no memory to go on from boots first, also on its way to Standby.
     const runs = target === 'Running' || (target === 'Standby' && source.state === 'Stopped')
-    const demand = runs ? source : { vcpus: 0, memoryBytes: 0 }
+    const demand = runs ? demandOf(source) : NOTHING
     const ports = await this.#choosePorts(request.ports ?? [])
     const room = await this.#diskRoom()
     this.#assertOpen()
@@ -715,12 +800,12 @@ export class Instances implements AsyncDisposable {
     const network = request.network ?? {}
     if (network.enabled === false) assertNoNetwork(network)
     bandwidthOf(network)
-    if (request.hotplugBytes !== undefined && request.hotplugBytes > 0) {
-      throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
-    }
+    const { hotplugBytes = 0 } = request
+    this.#assertHotplug(hypervisor, hotplugBytes, sizes.memoryBytes)
     const platform = `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
     if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
-    return { sizes, hypervisor, platform, mounts }
+    if (request.diskIoBps !== undefined) this.#assertDiskRate(hypervisor, request.diskIoBps)
+    return { ...sizes, hotplugBytes, ...present('diskIoBps', request.diskIoBps), sizes, hypervisor, platform, mounts }
   }
 
   async #pullFor(request: CreateInstance, demand: Demand): Promise<ReadyImage> {
@@ -768,7 +853,8 @@ export class Instances implements AsyncDisposable {
         platform: asked.platform,
         hypervisor: asked.hypervisor,
         ...asked.sizes,
-        hotplugBytes: 0,
+        hotplugBytes: asked.hotplugBytes,
+        ...present('diskIoBps', asked.diskIoBps),
         network: {
           enabled: isNetworked,
           ports,
@@ -829,8 +915,8 @@ export class Instances implements AsyncDisposable {
   #admitDemand(name: string, demand: Demand, room: DiskRoom, by?: Instance): void {
     const { limits } = this.#uses.config
     const { cpus, memoryBytes } = this.#uses.host
-    const taken = this.#rows.demand()
-    const own = by !== undefined && takesMemory(by) ? by : { vcpus: 0, memoryBytes: 0 }
+    const taken = this.#taken(by)
+    const own = by !== undefined && takesMemory(by) ? demandOf(by) : NOTHING
     admitDemand(
       name,
       demand,
@@ -838,20 +924,53 @@ export class Instances implements AsyncDisposable {
         vcpus: taken.vcpus - own.vcpus,
         memoryBytes: taken.memoryBytes - own.memoryBytes,
         diskBytes: taken.overlayBytes + this.#uses.volumes.demandBytes() + room.frozenBytes + room.imagesBytes,
+        diskIoBps: taken.diskIoBps - own.diskIoBps,
       },
       {
-        vcpus: cpus * limits.cpuRatio,
-        memoryBytes: memoryBytes * limits.memoryRatio,
-        diskBytes: room.totalBytes * limits.diskRatio,
+        vcpus: { host: cpus, ratio: limits.cpuRatio },
+        memoryBytes: { host: memoryBytes, ratio: limits.memoryRatio },
+        diskBytes: { host: room.totalBytes, ratio: limits.diskRatio },
+        ...(limits.diskIoBps === 0 ? {} : { diskIoBps: { host: limits.diskIoBps, ratio: limits.diskIoRatio } }),
         diskFreeBytes: room.freeBytes,
       },
     )
   }
 
+  /** What rows say is taken, and beyond it what has been admitted and is not on record yet; but for `by`. */
+  #taken(by?: Instance): ReturnType<InstanceRows['demand']> {
+    let { vcpus, memoryBytes, overlayBytes, diskIoBps } = this.#rows.demand()
+    for (const [id, then] of this.#reserved) {
+      const row = this.#rows.find(id)
+      if (then === undefined || row === undefined || id === by?.id) continue
+      const now = takesMemory(row) ? demandOf(row) : NOTHING
+      const more = then.runs ? demandOf(then) : NOTHING
+      vcpus += Math.max(0, more.vcpus - now.vcpus)
+      memoryBytes += Math.max(0, more.memoryBytes - now.memoryBytes)
+      diskIoBps += Math.max(0, more.diskIoBps - now.diskIoBps)
+      overlayBytes += Math.max(0, then.overlayBytes - row.overlayBytes)
+    }
+    return { vcpus, memoryBytes, overlayBytes, diskIoBps }
+  }
+
+  #assertHotplug(hypervisor: HypervisorName, hotplugBytes: number, memoryBytes: number): void {
+    checkHotplug(hotplugBytes, memoryBytes, this.#uses.config.limits)
+    if (hotplugBytes === 0 || this.#hypervisor(hypervisor).capabilities.has('memory_hotplug')) return
+    throw new AppError('not_supported', `The hypervisor ${hypervisor} cannot add memory to a VM that runs (no hotplug-memory)`, {
+      hint: 'Use the hypervisor qemu, or give it a larger size',
+    })
+  }
+
+  #assertDiskRate(hypervisor: HypervisorName, bytesPerSecond: number): void {
+    checkDiskRate(bytesPerSecond)
+    if (this.#hypervisor(hypervisor).capabilities.has('disk_limit')) return
+    throw new AppError('not_supported', `The hypervisor ${hypervisor} cannot limit how much its disks move`)
+  }
+
   /** `by` is whose it is, when its share may be among what is taken. */
   #admitNetwork(name: string, wanted: Pick<Instance['network'], 'bandwidthDownload' | 'bandwidthUpload'>, by?: Instance): void {
     const { linkCapacity, config } = this.#uses
-    const taken = this.list().filter((instance) => takesMemory(instance) && instance.id !== by?.id)
+    const isTaker = (one: Instance): boolean => takesMemory(one) || this.#reserved.get(one.id)?.runs === true
+    const taken = this.list().filter((one) => one.id !== by?.id && isTaker(one))
     const { bytesPerSecond } = linkCapacity()
     admitNetwork(
       name,
@@ -896,7 +1015,7 @@ interface DiskRoom {
 }
 
 /** A create request once it is checked and its defaults are filled in. */
-interface Asked {
+interface Asked extends Pick<Instance, 'vcpus' | 'memoryBytes' | 'hotplugBytes' | 'diskIoBps'> {
   readonly sizes: Sizes
   readonly hypervisor: HypervisorName
   readonly platform: string
@@ -909,6 +1028,16 @@ function assertPlatform(image: string, platform: string, own: string): void {
     hint: `This host runs ${own}: pull the image for it, or leave out the platform`,
   })
 }
+
+/** Of an update: 0 takes the rate away. */
+const diskIoOf = (asked: number | undefined, { diskIoBps }: Pick<Instance, 'diskIoBps'>): Pick<Instance, 'diskIoBps'> =>
+  present('diskIoBps', asked === undefined ? diskIoBps : asked || undefined)
+
+const isMore = (then: Instance, now: Instance): boolean =>
+  then.overlayBytes > now.overlayBytes || demandOf(then).diskIoBps > demandOf(now).diskIoBps || then.hotplugBytes > now.hotplugBytes
+
+const present = <K extends string, V>(key: K, value: V | undefined): { [P in K]?: V } =>
+  (value === undefined ? {} : { [key]: value }) as { [P in K]?: V }
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0)
 

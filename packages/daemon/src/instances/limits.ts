@@ -40,6 +40,43 @@ function checkSize(field: string, code: ErrorCode, bytes: number, min: number, m
   if (bytes % MIB !== 0) throw new AppError(code, `${field} must be a multiple of 1MB, not ${formatSize(bytes)}`)
 }
 
+/** Linux gives and takes memory in blocks. */
+const HOTPLUG_BLOCK = 128 * MIB
+// The guest's kernel describes what is added in what it began with: 16 bytes of a thousand.
+const MOST_TIMES_ITS_SIZE = 16
+
+/** `memoryBytes` is what it begins with. */
+export function checkHotplug(hotplugBytes: number, memoryBytes: number, limits: Limits): void {
+  if (hotplugBytes === 0) return
+  if (!Number.isSafeInteger(hotplugBytes) || hotplugBytes < 0 || hotplugBytes % HOTPLUG_BLOCK !== 0) {
+    throw new AppError(
+      'invalid_hotplug_size',
+      `hotplug_size must be a multiple of ${formatSize(HOTPLUG_BLOCK)}, not ${formatSize(hotplugBytes)}`,
+    )
+  }
+  if (memoryBytes + hotplugBytes > limits.maxMemoryBytes) {
+    throw new AppError('invalid_hotplug_size', `size and hotplug_size together must not be more than ${formatSize(limits.maxMemoryBytes)}`)
+  }
+  if (hotplugBytes > MOST_TIMES_ITS_SIZE * memoryBytes) {
+    throw new AppError(
+      'invalid_hotplug_size',
+      `hotplug_size must not be more than ${MOST_TIMES_ITS_SIZE} times size, ${formatSize(memoryBytes)}`,
+    )
+  }
+}
+
+// A guest that reads its programs more slowly than this does not come up in time.
+const MIN_DISK_RATE = MIB
+
+export function checkDiskRate(bytesPerSecond: number): void {
+  if (Number.isSafeInteger(bytesPerSecond) && bytesPerSecond >= MIN_DISK_RATE && bytesPerSecond <= MAX_DISK_RATE) return
+  const bounds = `between ${formatRate(MIN_DISK_RATE)} and ${formatRate(MAX_DISK_RATE)}`
+  throw new AppError('invalid_disk_io_bps', `disk_io_bps must be ${bounds}, not ${formatRate(bytesPerSecond)}`)
+}
+
+/** More than any disk moves, and less than what VMMs count with. */
+const MAX_DISK_RATE = 2 ** 40
+
 const NAME = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/
 
 export function checkName(name: string): void {

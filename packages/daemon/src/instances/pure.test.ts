@@ -3,11 +3,13 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { UserNetwork } from '../network/network.ts'
 import { Paths } from '../paths.ts'
-import { admitDemand } from './admission.ts'
+import { admitDemand, NOTHING } from './admission.ts'
+import { diskRateOf } from './disk-rate.ts'
 import { exitOf } from './exit-of.ts'
 import { argvOf, guestConfigOf } from './guest-config-of.ts'
 import { durationsAt, enterPhase, type Instance, type InstanceId, type Phases } from './instance.ts'
 import { portsOf } from './limits.ts'
+import { planOf } from './memory-reclaim.ts'
 import { TEST_IMAGE } from './test-house.ts'
 import { vmSpecOf } from './vm-spec-of.ts'
 
@@ -42,6 +44,7 @@ const inputs = {
   modules: '/assets/modules',
   logMaxBytes: 1000,
   freshBoot: false,
+  diskIo: { capacityBps: 2 ** 30, ratio: 2, cpus: 8 },
 }
 const guest = (more: Partial<Instance> = {}, config = TEST_IMAGE.config) =>
   guestConfigOf({ ...instance, ...more }, { image: { config }, network: new UserNetwork({ dns: ['192.0.2.1'] }), hasModules: true })
@@ -128,11 +131,13 @@ test('an end that the guest did not see is explained by its VM’s', () => {
 })
 
 test('what does not fit is named, with what is left', () => {
-  const capacity = { vcpus: 8, memoryBytes: 2 ** 33, diskBytes: 2 ** 40, diskFreeBytes: 2 ** 40 }
-  const none = { vcpus: 0, memoryBytes: 0, diskBytes: 0 }
+  const rooms = { vcpus: { host: 2, ratio: 4 }, memoryBytes: { host: 2 ** 33, ratio: 1 }, diskBytes: { host: 2 ** 40, ratio: 1 } }
+  const capacity = { ...rooms, diskIoBps: { host: 2 ** 30, ratio: 2 }, diskFreeBytes: 2 ** 40 }
+  const none = NOTHING
   admitDemand('a', { ...none, vcpus: 8, memoryBytes: 2 ** 33 }, none, capacity)
   assert.throws(() => admitDemand('a', { ...none, vcpus: 2, memoryBytes: 1 }, { ...none, vcpus: 7 }, capacity), {
-    message: /CPU for a: it needs 2 vCPUs, 1 of 8 is left/,
+    message: /CPU for a: it needs 2 vCPUs, 1 of 8 \(2 × 4\) is left/,
+    detail: { resource: 'vcpus', asked: 2, free: 1, limit: 8, ratio: 4 },
   })
   assert.throws(
     () => admitDemand('a', { ...none, vcpus: 1, memoryBytes: 2 ** 30 }, { ...none, memoryBytes: 2 ** 33 - 2 ** 29 }, capacity),
@@ -143,7 +148,19 @@ test('what does not fit is named, with what is left', () => {
   assert.throws(() => admitDemand('a', { ...none, diskBytes: 2 ** 31 }, { ...none, diskBytes: 2 ** 40 - 2 ** 30 }, capacity), {
     message: /disk for a: it needs 2GB, 1GB of 1TB is left/,
   })
+  assert.throws(() => admitDemand('a', { ...none, diskIoBps: 2 ** 30 }, { ...none, diskIoBps: 2 ** 31 - 2 ** 29 }, capacity), {
+    message: /disk I\/O for a: it needs 1GB\/s, 512MB\/s of 2GB\/s \(1GB\/s × 2\) is left/,
+  })
+  admitDemand('a', { ...none, diskIoBps: 2 ** 40 }, none, { ...rooms, diskFreeBytes: 2 ** 40 })
   assert.throws(() => admitDemand('a', none, none, { ...capacity, diskFreeBytes: 1 }), { message: /disk space/ })
+})
+
+test('disks may move what was asked for, or the share of the processors', () => {
+  const host = { capacityBps: 2 ** 30, ratio: 2, cpus: 8 }
+  assert.equal(diskRateOf({ vcpus: 2, diskIoBps: 2 ** 20 }, host), 2 ** 20)
+  assert.equal(diskRateOf({ vcpus: 2 }, host), 2 ** 29)
+  assert.equal(diskRateOf({ vcpus: 1 }, { ...host, cpus: 1000 }), 2 ** 24)
+  assert.equal(diskRateOf({ vcpus: 2 }, { ...host, capacityBps: 0 }), undefined)
 })
 
 test('time in a phase is counted up to now, and phases add up over lives', () => {
@@ -192,4 +209,24 @@ test('a host port is asked for once for each protocol and address', () => {
   )
   assert.throws(() => portsOf([{ hostPort: 1, guestPort: 0 }], '0.0.0.0'), { code: 'invalid_request' })
   assert.throws(() => portsOf([{ hostPort: 65_536, guestPort: 1 }], '0.0.0.0'), { code: 'invalid_request' })
+})
+
+test('memory is given back by those with the most of their own, until it is enough; why others do not is said', () => {
+  const MB = 2 ** 20
+  const candidate = (name: string, megabytes: number, obstacle?: string) => ({
+    instance: { ...instance, name },
+    privateBytes: megabytes * MB,
+    obstacle,
+  })
+  const candidates = [
+    candidate('small', 50),
+    candidate('busy', 900, 'it is busy'),
+    candidate('middle', 296),
+    candidate('large', 596),
+    candidate('more', 196),
+  ]
+  const shown = (wanted: number) =>
+    planOf(candidates, wanted * MB).map(({ instance: { name }, bytes, status }) => `${name} ${status} ${bytes / MB}`)
+  assert.deepEqual(shown(600), ['busy skipped 0', 'large planned 500', 'middle planned 200', 'more skipped 0', 'small protected 0'])
+  assert.deepEqual(shown(1), ['busy skipped 0', 'large planned 500', 'middle skipped 0', 'more skipped 0', 'small protected 0'])
 })

@@ -4,10 +4,12 @@ import { rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import type { Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
+import { diskRateOf } from './disk-rate.ts'
 import type { Instance } from './instance.ts'
 import { disksOf } from './instance-disks.ts'
 import type { InstanceWork, WorkUses } from './instance-work.ts'
 import type { InstanceWorker } from './instance-worker.ts'
+import type { LiveVm } from './live-vm.ts'
 import { finishAttach } from './operations/attach-volume.ts'
 import { settleVmExit } from './operations/conclusions.ts'
 import { forgetInstance, removeFiles } from './operations/create.ts'
@@ -162,11 +164,18 @@ async function adopt(work: InstanceWork): Promise<void> {
   await publishAsRecorded(work)
 }
 
-/** A daemon that died while it changed ports or rates may have left others than those on record. */
+/** A daemon that died while it changed ports or rates, or how much disks move, may have left others than those on record. */
 async function publishAsRecorded(work: InstanceWork): Promise<void> {
-  const { live } = work
-  const nic = nicOf(work.instance)
-  if (!live || nic === undefined) return
+  const { live, instance } = work
+  if (!live) return
+  if (work.hypervisor.capabilities.has('disk_limit')) {
+    await live.vm
+      .setDiskRate(diskRateOf(instance, work.uses.settings.diskIo), await work.step('disk_rate', 10_000))
+      .catch((err: unknown) => work.log.error({ err }, 'the rate of its disks could not be set again'))
+  }
+  if (work.hypervisor.capabilities.has('memory_hotplug')) await followMemory(work, live)
+  const nic = nicOf(instance)
+  if (nic === undefined) return
   const step = await work.step('ports', 10_000)
   await work.uses.network
     .publish(live.vm, nic, step)
@@ -174,6 +183,16 @@ async function publishAsRecorded(work: InstanceWork): Promise<void> {
   await work.uses.network
     .pace(live.vm, nic, step)
     .catch((err: unknown) => work.log.error({ err }, 'the bandwidth could not be limited again'))
+}
+
+/** Memory that was added or given back while a daemon died over it: what the VM has is what there is. */
+async function followMemory(work: InstanceWork, live: LiveVm): Promise<void> {
+  try {
+    const hotplugBytes = await live.vm.hotplugBytes(await work.step('memory', 10_000))
+    if (hotplugBytes !== work.instance.hotplugBytes) work.change({ hotplugBytes })
+  } catch (err) {
+    work.log.error({ err }, 'it could not be seen how much memory was added to the VM')
+  }
 }
 
 /** Run directories and files of instances that are not stored, or have no VM: what a daemon left that died in the middle. */

@@ -585,3 +585,72 @@ test('a layer that a daemon put on record and did not live to use takes nothing 
   assert.ok(!house.instances.get(id).disk.includes(String(disk[0])))
   await assertInOrder(house)
 })
+
+test('memory is given back by a nap: who ran goes on, and has its place on the host meanwhile', async () => {
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  const instances = await house.begin()
+  const { id } = await instances.create({ ...request, vcpus: 2 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  house.host.deltaBytes = 100 << 20
+  const wanted = { bytes: 2 ** 20, holdMs: 0, dryRun: false }
+  const planned = await instances.reclaimMemory({ ...wanted, dryRun: true })
+  assert.deepEqual([planned.appliedBytes, planned.actions.map(({ status }) => status)], [0, ['planned']])
+  assert.equal(instances.get(id).state, 'Running')
+  const seen: string[] = []
+  using _seen = house.events.listen(({ subject, data }) => subject === id && seen.push(String((data as { state?: string }).state)))
+  const reclaiming = instances.reclaimMemory(wanted)
+  await assert.rejects(instances.reclaimMemory(wanted), { code: 'conflict' })
+  await instances.wait(id, { state: 'Standby', timeoutMs: 5000 })
+  await assert.rejects(instances.create({ ...request, name: 'b', vcpus: 1 }), { code: 'insufficient_resources' })
+  const { appliedBytes, actions } = await reclaiming
+  assert.deepEqual(
+    actions.map(({ status, error }) => [status, error]),
+    [['reclaimed', undefined]],
+  )
+  assert.ok(appliedBytes > 0)
+  assert.equal(instances.get(id).state, 'Running')
+  assert.match(String(instances.get(id).vm?.machine?.base), /^base\//)
+  await settled(instances)
+  const again = await instances.reclaimMemory(wanted)
+  assert.deepEqual(
+    again.actions.map(({ status }) => status),
+    ['protected'],
+  )
+  await settled(instances)
+  await assertInOrder(house)
+})
+
+test('a nap that fails leaves it running, and one that no daemon lived to end is ended by the next', async () => {
+  await using house = new TestHouse()
+  let instances = await house.begin()
+  const { id } = await instances.create(request)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const wanted = { bytes: 2 ** 20, holdMs: 0, dryRun: false }
+  house.host.injectFault('capture')
+  const failed = await instances.reclaimMemory(wanted)
+  assert.deepEqual(
+    failed.actions.map(({ status }) => status),
+    ['failed'],
+  )
+  assert.equal(instances.get(id).state, 'Running')
+  // What is in its way for a moment is tried again.
+  house.host.injectFault('restore')
+  assert.deepEqual(
+    (await instances.reclaimMemory(wanted)).actions.map(({ status }) => status),
+    ['reclaimed'],
+  )
+  await instances.stop(id)
+  await instances.start(id)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await house.end()
+  const { promise: died, resolve: onCrash } = Promise.withResolvers<void>()
+  instances = await house.begin({ crashAt: 'restore:load', onCrash })
+  void instances.reclaimMemory(wanted).catch(() => undefined)
+  await died
+  house.crash()
+  instances = await house.begin()
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await settled(instances)
+  assert.equal(instances.get(id).state, 'Running')
+  await assertInOrder(house)
+})

@@ -26,6 +26,7 @@ import { DiskLayers } from '../store/disk-layers.ts'
 import type { OperationName } from '../store/instance-record.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Volume, Volumes } from '../volumes/volumes.ts'
+import { diskRateOf } from './disk-rate.ts'
 import type { Instance, InstanceId } from './instance.ts'
 import { disksOf, layersOf } from './instance-disks.ts'
 import type { CrashPoint } from './instance-work.ts'
@@ -318,13 +319,21 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     assert.deepEqual(running.find(({ spec }) => spec.id === id)?.bandwidth, paceOf(network), `how fast the network of ${name} is`)
 }
 
+/** Of two processors, by default. */
+const HOUSE_DISK_IO = { capacityBps: 2 ** 30, ratio: 2, cpus: 2 }
+
 /** No machine stands still, no workload is frozen, and no guest takes itself for another. */
 async function assertAwake(house: TestHouse, live: readonly Instance[]): Promise<void> {
-  for (const { id, name, state } of live) {
+  for (const instance of live) {
+    const { id, name, state } = instance
     const machine = house.host.running().find(({ spec }) => spec.id === id)
     assert.equal(machine?.isPaused, false, `the VM of ${name} is paused`)
     // A guest that a dead daemon left frozen is thawed as soon as it is met.
     await pollUntil(`the workload of ${name} to run`, () => machine?.guest.isFrozen === false, { signal: AbortSignal.timeout(3000) })
+    assert.equal(machine?.diskIoBps, diskRateOf(instance, HOUSE_DISK_IO), `the disks of ${name} move another rate than is on record`)
+    const unlimited = [...(machine?.chains.keys() ?? [])].filter((role) => !machine?.budgeted.has(role))
+    assert.deepEqual(unlimited, [], `disks of ${name} that no rate limits`)
+    assert.equal(machine?.hotplugBytes ?? 0, instance.hotplugBytes, `${name} has other memory than is on record`)
     // One that boots has yet to be told.
     if (state === 'Running')
       assert.equal(machine?.guest.identity.mac, machine?.spec.nic?.mac, `the guest of ${name} takes itself for another`)

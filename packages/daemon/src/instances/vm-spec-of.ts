@@ -6,6 +6,7 @@ import type { ReadyImage } from '../images/images.ts'
 import type { Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { InstanceNetwork } from '../store/instance-record.ts'
+import { type DiskIo, diskRateOf } from './disk-rate.ts'
 import type { Instance } from './instance.ts'
 import { disksOf } from './instance-disks.ts'
 
@@ -18,21 +19,25 @@ export interface VmSpecInputs {
   readonly logMaxBytes: number
   /** Of all instances; one that asks for it has it in any case. */
   readonly freshBoot: boolean
+  readonly diskIo: DiskIo
 }
 
 /** What a driver needs to run the instance. Pure. */
-export function vmSpecOf(instance: Instance, { image, paths, network, modules, logMaxBytes, freshBoot }: VmSpecInputs): VmSpec {
+export function vmSpecOf(instance: Instance, { image, paths, network, modules, logMaxBytes, freshBoot, diskIo }: VmSpecInputs): VmSpec {
   const nic = nicOf(instance)
   const { app, vmm, journal } = paths.instanceLogs(instance.id)
+  const diskIoBps = diskRateOf(instance, diskIo)
   return {
     id: instance.id,
     runDir: paths.vmRunDir(instance.id),
     vcpus: instance.vcpus,
     memoryMib: Math.floor(instance.memoryBytes / 2 ** 20),
+    ...(instance.hotplugBytes === 0 ? {} : { hotplugMib: Math.floor(instance.hotplugBytes / 2 ** 20) }),
     disks: diskSpecsOf(instance, image, paths, modules),
     logs: { app, vmm, journal, maxBytes: logMaxBytes },
     freshBoot: freshBoot || instance.freshBoot === true,
     ...(nic === undefined ? {} : { nic: network.nicSpecOf(nic) }),
+    ...(diskIoBps === undefined ? {} : { diskIoBps }),
     ...(instance.uid === undefined ? {} : { user: { uid: instance.uid, gid: instance.uid } }),
   }
 }

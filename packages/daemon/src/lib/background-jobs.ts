@@ -40,10 +40,10 @@ export class BackgroundJobs implements AsyncDisposable {
     if (this.#preparing?.key === key) await this.#preparing.done.catch(() => undefined)
   }
 
-  /** Resolves when nothing is under way or waits for its turn. */
-  async settled(): Promise<void> {
+  /** Resolves when nothing is under way or waits for its turn, or nothing for `key`. */
+  async settled(key?: string): Promise<void> {
     let turn: Promise<void> | undefined
-    while (turn !== this.#turn) {
+    while (turn !== this.#turn && (key === undefined || this.#jobs.has(key))) {
       turn = this.#turn
       await turn
     }

@@ -62,6 +62,17 @@ export async function consolidateBase(shimPath: string, what: Consolidation, ste
   return storedSum(stdout, 'A base could not be made of what a VM has written')
 }
 
+/** Takes files out of the page cache, but for what someone has mapped; the bytes that they have left there. */
+export async function forgetFiles(shimPath: string, files: readonly string[], step: Step): Promise<number> {
+  let bytes = 0
+  // A command line is not endless.
+  for (let at = 0; at < files.length; at += 500) {
+    const { stdout } = await runCommand([shimPath, 'forget', ...files.slice(at, at + 500)], { step })
+    bytes += Number(/^forgot (\d+)$/m.exec(stdout)?.[1] ?? 0)
+  }
+  return bytes
+}
+
 /** What the files of a memory at rest hold, read from end to end. Throws `snapshot_unusable` for a delta that contradicts itself. */
 export async function sumUp(
   shimPath: string,

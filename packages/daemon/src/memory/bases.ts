@@ -143,6 +143,11 @@ export class Bases implements AsyncDisposable {
     }
   }
 
+  /** Where the memories lie. */
+  async files(): Promise<string[]> {
+    return (await this.#names()).map((name) => path.join(this.#uses.dir, name, 'memory'))
+  }
+
   /** Bytes that all of them take on disk. */
   async diskUsage(): Promise<number> {
     let bytes = 0

@@ -3,6 +3,7 @@
  *
  *     state           the devices and CPUs
  *     delta           the pages that differ from the base, compressed or not; absent when none do
+ *     dimm-N          the same of memory that was added while it ran, over nothing but zeros
  *     manifest.json   what it stands on, what a machine must be like to wake it, sizes and checksums
  */
 import { createHash } from 'node:crypto'
@@ -23,7 +24,16 @@ export interface CaptureManifest {
   readonly baseSum: string
   readonly state: { readonly bytes: number; readonly sha256: string }
   readonly delta?: DeltaSum
+  /** Memory that was added to the machine, in the order of their files: all that was written to it, over zeros. */
+  readonly dimms?: readonly CapturedDimm[]
   readonly createdAt: string
+}
+
+export interface CapturedDimm {
+  readonly slot: number
+  readonly address: number
+  readonly bytes: number
+  readonly delta: DeltaSum
 }
 
 export interface DeltaSum {
@@ -38,6 +48,7 @@ export interface DeltaSum {
 export const STATE = 'state'
 export const DELTA = 'delta'
 const MANIFEST = 'manifest.json'
+export const dimmFile = (index: number): string => `dimm-${index}`
 
 /** Says that `dir` is whole; the last thing that is written into a capture, and flushed. */
 export async function writeManifest(dir: string, manifest: CaptureManifest): Promise<void> {
@@ -96,6 +107,7 @@ export async function linkCapture(from: string, to: string, manifest: CaptureMan
   await mkdir(to, { recursive: true, mode: 0o700 })
   await link(path.join(from, STATE), path.join(to, STATE))
   if (manifest.delta !== undefined && !existsSync(path.join(to, DELTA))) await link(path.join(from, DELTA), path.join(to, DELTA))
+  for (const index of (manifest.dimms ?? []).keys()) await link(path.join(from, dimmFile(index)), path.join(to, dimmFile(index)))
   await writeManifest(to, manifest)
 }
 

@@ -370,6 +370,22 @@ export class GoldenBoots implements AsyncDisposable {
     await rm(dir, { recursive: true, force: true })
   }
 
+  /** Closes those that no one holds and `isMapped` does not name: a VM keeps the pages of its own. Bytes. */
+  async unload(isMapped: (key: string) => boolean): Promise<number> {
+    let bytes = 0
+    for (const loaded of [...this.#loaded.values()].filter(({ key, users }) => users === 0 && !isMapped(key))) {
+      this.#loaded.delete(loaded.key)
+      bytes += loaded.base.pages * 4096
+      await close(loaded)
+    }
+    return bytes
+  }
+
+  /** Where the memories lie. */
+  async files(): Promise<string[]> {
+    return (await this.#names()).map((name) => path.join(this.#uses.dir, name, 'memory'))
+  }
+
   #unloadSome(): void {
     for (const gone of this.#discarded) {
       if (gone.users > 0) continue

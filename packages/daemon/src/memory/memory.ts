@@ -13,9 +13,9 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { BaseRef, Capture, MachineRecord } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
-import { sumUp } from './base-memory.ts'
+import { forgetFiles, sumUp } from './base-memory.ts'
 import { Bases, type FreshBase, type Ground, type Leisure } from './bases.ts'
-import { type CaptureManifest, checkState, DELTA, type DeltaSum, isThere, linkCapture, readManifest } from './capture-files.ts'
+import { type CaptureManifest, checkState, DELTA, type DeltaSum, dimmFile, isThere, linkCapture, readManifest } from './capture-files.ts'
 import { compressDelta, type MemoryFile } from './compress-delta.ts'
 import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
@@ -50,12 +50,13 @@ export interface CompressedCapture extends AsyncDisposable {
 }
 
 /** What is done with captures at rest. */
-export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'sweepBases' | 'verify'>
+export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'release' | 'sweepBases' | 'verify'>
 
 export class Memory implements AsyncDisposable {
   readonly #golden: GoldenBoots
   readonly #bases: Bases
-  readonly #scratchDir: string
+  /** For memory that begins with nothing but zeros: no user but ours gets through to it. */
+  readonly scratchDir: string
   /** Golden boots that something is about to stand on: how many. */
   readonly #grounds = new Map<string, number>()
   readonly #shimPath: string
@@ -64,7 +65,7 @@ export class Memory implements AsyncDisposable {
     const isGoldenNeeded = (key: string): boolean => this.#grounds.has(key) || isNeeded(`golden/${key}`)
     this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: isGoldenNeeded })
     this.#bases = new Bases({ dir: basesDir, shimPath, isNeeded })
-    this.#scratchDir = basesDir
+    this.scratchDir = basesDir
     this.#shimPath = shimPath
   }
 
@@ -101,7 +102,7 @@ export class Memory implements AsyncDisposable {
         return { kind: 'descriptor', fd: held.fd, [Symbol.dispose]: held[Symbol.dispose] }
       }
       default:
-        return { kind: 'scratch', dir: this.#scratchDir, [Symbol.dispose]: () => undefined }
+        return { kind: 'scratch', dir: this.scratchDir, [Symbol.dispose]: () => undefined }
     }
   }
 
@@ -166,6 +167,11 @@ export class Memory implements AsyncDisposable {
     const manifest = await readManifest(dir)
     await checkState(dir, manifest)
     const from = await this.#fileOf(base, manifest.baseSum)
+    for (const [index, dimm] of (manifest.dimms ?? []).entries()) {
+      const found = await sumUp(this.#shimPath, { base: undefined, delta: path.join(dir, dimmFile(index)) }, step)
+      if (found.delta?.sum !== dimm.delta.sum)
+        throw new AppError('snapshot_unusable', 'Memory that was added to it is damaged: its checksum is another')
+    }
     const delta = manifest.delta && path.join(dir, DELTA)
     if (delta !== undefined && !isThere(delta)) throw new AppError('snapshot_unusable', 'What the VM has written is gone')
     const found = await sumUp(this.#shimPath, { base: from?.file, delta }, step)
@@ -190,6 +196,16 @@ export class Memory implements AsyncDisposable {
           : undefined
     if (from === undefined || from.sum.sum === sum) return from
     throw new AppError('snapshot_unusable', 'The memory that it stands on is not the one that it was')
+  }
+
+  /**
+   * Lets go of what is kept of bases for the next start: those in memory that no VM maps, and what of their files is in the page cache and
+   * mapped by no one. All of it is on disk, and comes back when it is asked for. Resolves with how many bytes the host has again.
+   */
+  async release(isMapped: (base: BaseRef) => boolean, step: Step): Promise<number> {
+    const unloaded = await this.#golden.unload((key) => isMapped(`golden/${key}`))
+    const files = [...(await this.#golden.files()), ...(await this.#bases.files())]
+    return unloaded + (await forgetFiles(this.#shimPath, files, step))
   }
 
   async diskUsage(): Promise<{ readonly goldenBytes: number; readonly basesBytes: number }> {

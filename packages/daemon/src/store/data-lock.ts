@@ -2,6 +2,7 @@
  * One daemon per data directory. SQLite's own file lock is what is held (Node has no flock): it goes with the process, however that
  * ends. Others can read who holds it, which is why the holder is written before the lock is taken for good.
  */
+import { chmodSync, closeSync, openSync } from 'node:fs'
 import { DatabaseSync } from 'node:sqlite'
 import { AppError } from '@dormouse/api/errors.ts'
 
@@ -14,6 +15,9 @@ export class DataLock implements Disposable {
 
   /** Throws `conflict` saying who holds it. */
   static take(path: string): DataLock {
+    // Whoever may read it could hold a lock of its own on it, and keep a daemon from starting.
+    closeSync(openSync(path, 'a', 0o600))
+    chmodSync(path, 0o600)
     const sqlite = new DatabaseSync(path, { timeout: 200 })
     try {
       sqlite.exec('BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS holder (pid INTEGER NOT NULL, since TEXT NOT NULL); DELETE FROM holder')

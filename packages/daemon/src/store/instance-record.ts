@@ -91,6 +91,8 @@ export interface Sleep {
   readonly isForeign?: boolean
   /** It is to be compressed, not before `atMs`. Absent when it is, or is not to be. */
   readonly compress?: Compression & { readonly atMs: number }
+  /** It was put to sleep to give memory back, and is to go on: whoever finds it so wakes it. */
+  readonly wakes?: boolean
   /** Its agent did not answer, so that its workload runs on before it can be told anything: no one else may wake from it. */
   readonly isUnfrozen?: boolean
 }

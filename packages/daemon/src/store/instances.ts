@@ -160,16 +160,22 @@ export class InstanceRows {
   }
 
   /** What the instances take: processors and memory while a VM runs, may run or is about to, disk in every state. */
-  demand(): { vcpus: number; memoryBytes: number; overlayBytes: number } {
+  demand(): { vcpus: number; memoryBytes: number; overlayBytes: number; diskIoBps: number } {
     const row = this.#db
       .prepare(`
         SELECT coalesce(sum(vcpus) FILTER (WHERE is_live), 0) AS vcpus,
-          coalesce(sum(memory_bytes) FILTER (WHERE is_live), 0) AS memory_bytes,
+          coalesce(sum(memory_bytes + hotplug_bytes) FILTER (WHERE is_live), 0) AS memory_bytes,
+          coalesce(sum(disk_io_bps) FILTER (WHERE is_live), 0) AS disk_io_bps,
           coalesce(sum(overlay_bytes), 0) AS overlay_bytes
         FROM (SELECT *, state NOT IN ('Stopped', 'Standby', 'Unknown') OR vm IS NOT NULL AS is_live FROM instances)
       `)
       .get()
-    return { vcpus: Number(row?.vcpus), memoryBytes: Number(row?.memory_bytes), overlayBytes: Number(row?.overlay_bytes) }
+    return {
+      vcpus: Number(row?.vcpus),
+      memoryBytes: Number(row?.memory_bytes),
+      overlayBytes: Number(row?.overlay_bytes),
+      diskIoBps: Number(row?.disk_io_bps),
+    }
   }
 
   findExpired(nowMs: number): InstanceId[] {

@@ -1,11 +1,13 @@
 import os from 'node:os'
 import type { Capabilities, Runtime } from '@dormouse/api/capabilities.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { ResourceStatus, Resources } from '@dormouse/api/resources.ts'
+import type { MemoryReclaimRequest, MemoryReclaimResponse, ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import { type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
 import { parseDuration } from '@dormouse/api/units.ts'
-import { takesMemory } from '../../instances/admission.ts'
+import { type Demand, demandOf, takesMemory } from '../../instances/admission.ts'
+import { diskRateOf } from '../../instances/disk-rate.ts'
+import { FLOOR_BYTES } from '../../instances/memory-reclaim.ts'
 import { networkDemandOf } from '../../instances/network-admission.ts'
 import type { RecordedEvent } from '../../store/events.ts'
 import type { Authority } from '../auth.ts'
@@ -14,7 +16,10 @@ import type { Metrics } from '../metrics.ts'
 import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
-type ServerRoutes = Pick<Handlers, 'getHealth' | 'getCapabilities' | 'getResources' | 'followEvents' | 'createToken' | 'getMetrics'>
+type ServerRoutes = Pick<
+  Handlers,
+  'getHealth' | 'getCapabilities' | 'getResources' | 'reclaimMemory' | 'followEvents' | 'createToken' | 'getMetrics'
+>
 
 const TOKEN_MAX_MS = 10 * 365 * 24 * 3_600_000
 
@@ -23,6 +28,7 @@ export function serverRoutes(uses: ServerUses, authority: Authority, metrics: Me
     getHealth: () => ({ status: 'ok' }),
     getCapabilities: () => capabilitiesOf(uses),
     getResources: () => resourcesOf(uses),
+    reclaimMemory: ({ body }) => reclaimOf(uses, body),
 
     followEvents: ({ query, header, signal }) => {
       const after = query.after ?? lastEventId(header('last-event-id'))
@@ -83,8 +89,6 @@ const isBuilt: Readonly<Record<string, boolean>> = (() => {
     snapshots: built(routes.createSnapshot),
     gpu: built(routes.createDevice),
     disk_hotplug: built(routes.attachVolume),
-    memory_hotplug: false,
-    disk_limit: false,
   }
 })()
 
@@ -111,7 +115,11 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
   )
   return {
     server: { version, api_version: version },
-    host: { os: os.platform(), arch: platform.split('/')[1] ?? '' },
+    host: {
+      os: os.platform(),
+      arch: platform.split('/')[1] ?? '',
+      cgroups: { ...host.cgroups, controllers: [...host.cgroups.controllers] },
+    },
     default_runtime: {
       name: host.defaultHypervisor,
       available: runtimes.find((runtime) => runtime.name === host.defaultHypervisor)?.available ?? false,
@@ -127,30 +135,24 @@ async function resourcesOf({ host, instances, images, volumes }: ServerUses): Pr
   const all = instances.list({})
   const link = host.link()
   const live = all.filter(takesMemory)
-  const sum = (list: typeof all, of: (instance: (typeof all)[number]) => number) =>
-    list.reduce((total, instance) => total + of(instance), 0)
+  const taken = (name: keyof Demand): number => live.reduce((total, instance) => total + demandOf(instance)[name], 0)
+  const diskIo = { capacityBps: host.diskIoBps, ratio: host.ratios.diskIo, cpus: host.facts.cpus }
   const volumesBytes = volumes.demandBytes()
   const [disk, imagesBytes, overlays] = await Promise.all([host.disk(), images.usage(), instances.diskBytes()])
   return {
-    cpu: status(
-      'cpu',
-      host.facts.cpus,
-      host.ratios.cpu,
-      sum(live, (instance) => instance.vcpus),
-    ),
-    memory: status(
-      'memory',
-      host.facts.memoryBytes,
-      host.ratios.memory,
-      sum(live, (instance) => instance.memoryBytes),
-    ),
-    disk: status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays + volumesBytes),
+    cpu: { ...status('cpu', host.facts.cpus, host.ratios.cpu, taken('vcpus')), source: 'detected' },
+    memory: { ...status('memory', host.facts.memoryBytes, host.ratios.memory, taken('memoryBytes')), source: 'detected' },
+    disk: { ...status('disk', disk.totalBytes, host.ratios.disk, imagesBytes + overlays + volumesBytes), source: 'detected' },
+    disk_io: {
+      ...status('disk_io', host.diskIoBps, host.ratios.diskIo, taken('diskIoBps')),
+      source: host.diskIoBps === 0 ? 'unknown' : 'configured',
+    },
     network: {
       ...status(
         'network',
         link.bytesPerSecond ?? 0,
         host.ratios.network,
-        sum(live, ({ network }) => networkDemandOf(network)),
+        live.reduce((total, { network }) => total + networkDemandOf(network), 0),
       ),
       source: link.source,
     },
@@ -159,11 +161,52 @@ async function resourcesOf({ host, instances, images, volumes }: ServerUses): Pr
       instance_id: instance.id,
       instance_name: instance.name,
       cpu: instance.vcpus,
-      memory_bytes: instance.memoryBytes,
+      memory_bytes: demandOf(instance).memoryBytes,
       disk_bytes: instance.overlayBytes,
+      ...withRate(diskRateOf(instance, diskIo)),
       ...(instance.network.bandwidthDownload !== undefined && { network_download_bps: instance.network.bandwidthDownload }),
       ...(instance.network.bandwidthUpload !== undefined && { network_upload_bps: instance.network.bandwidthUpload }),
     })),
+  }
+}
+
+const withRate = (bytesPerSecond: number | undefined) => (bytesPerSecond === undefined ? {} : { disk_io_bps: bytesPerSecond })
+
+const RECLAIM_HOLD_MS = 5 * 60_000
+const RECLAIM_HOLD_MAX_MS = 3_600_000
+
+async function reclaimOf({ host, instances }: ServerUses, asked: MemoryReclaimRequest): Promise<MemoryReclaimResponse> {
+  const { reclaim_bytes: bytes, hold_for, dry_run: dryRun = false } = asked
+  const holdMs = hold_for === undefined || hold_for === '' ? RECLAIM_HOLD_MS : parseDuration(hold_for)
+  if (holdMs === undefined || holdMs < 0 || holdMs > RECLAIM_HOLD_MAX_MS) {
+    throw new AppError('invalid_request', `\`hold_for\` is ${JSON.stringify(hold_for)}, but must be a duration such as 5m, at most 1h`)
+  }
+  const done = await instances.reclaimMemory({ bytes, holdMs: Math.ceil(holdMs), dryRun })
+  const { availableBytes, isTight } = host.pressure()
+  return {
+    requested_reclaim_bytes: bytes,
+    planned_reclaim_bytes: done.plannedBytes,
+    applied_reclaim_bytes: done.appliedBytes,
+    host_available_bytes: availableBytes,
+    host_pressure_state: isTight ? 'pressure' : 'healthy',
+    ...(done.holdUntilMs !== undefined && { hold_until: new Date(done.holdUntilMs).toISOString() }),
+    actions: done.actions.map(({ instance, bytes: own, status, error }) => {
+      // A guest keeps all the memory that it was given: what it has written is moved, not taken.
+      const assigned = demandOf(instance).memoryBytes
+      return {
+        instance_id: instance.id,
+        instance_name: instance.name,
+        hypervisor: instance.hypervisor as MemoryReclaimResponse['actions'][number]['hypervisor'],
+        assigned_memory_bytes: assigned,
+        protected_floor_bytes: Math.min(assigned, FLOOR_BYTES),
+        previous_target_guest_memory_bytes: assigned,
+        planned_target_guest_memory_bytes: assigned,
+        target_guest_memory_bytes: assigned,
+        applied_reclaim_bytes: status === 'planned' ? 0 : own,
+        status,
+        ...(error !== undefined && { error }),
+      }
+    }),
   }
 }
 

@@ -32,6 +32,8 @@ export type FaultPoint =
   | 'kill'
   | 'set_ports'
   | 'set_bandwidth'
+  | 'set_disk_rate'
+  | 'set_hotplug'
   | 'sweep'
   | 'consolidate'
   | 'compress'
@@ -106,6 +108,13 @@ export class FakeMachine {
   readonly guest: FakeGuest
   ports: readonly PortForward[] = []
   bandwidth: Bandwidth
+  diskIoBps: number | undefined
+  /** The disks that this rate is the budget of: those that came later are not among them. */
+  budgeted: ReadonlySet<DiskRole>
+  /** Undefined: it was started without room for any. */
+  hotplugBytes: number | undefined
+  /** What its guest has written; less once it stands on a base of its own. */
+  privateBytes: number
   exit: VmExit | undefined
   isPaused = false
   /** Both ends: that of the daemon is not told when the other is destroyed. */
@@ -123,7 +132,11 @@ export class FakeMachine {
     this.spec = spec
     this.#origin = origin
     this.bandwidth = (spec.nic?.backend === 'user' ? spec.nic.bandwidth : undefined) ?? {}
+    this.diskIoBps = spec.diskIoBps
+    this.hotplugBytes = spec.hotplugMib === undefined ? undefined : spec.hotplugMib * 2 ** 20
+    this.privateBytes = origin === undefined ? spec.memoryMib * 2 ** 19 : 2 ** 26
     this.chains = new Map(spec.disks.map(({ role, path, backing = [] }) => [role, [path, ...backing.map((layer) => layer.path)]]))
+    this.budgeted = new Set(this.chains.keys())
     this.#host = host
     const identity = { pid: process.pid, startTicks: `fake-${++lastTick}` }
     this.handle = {

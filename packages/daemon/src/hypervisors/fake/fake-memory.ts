@@ -87,6 +87,10 @@ export class FakeMemory implements LayeredMemory {
     await checkState(dir, await readManifest(dir))
   }
 
+  async release(): Promise<number> {
+    return 0
+  }
+
   async sweepBases(): Promise<void> {
     const { basesDir, isNeeded, alive } = this.#uses
     await alive()

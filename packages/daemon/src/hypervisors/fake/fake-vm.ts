@@ -4,7 +4,19 @@ import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
 import { DELTA, describeState, STATE, writeManifest } from '../../memory/capture-files.ts'
-import type { Bandwidth, Capture, CaptureUnderWay, DiskHotplug, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type {
+  Bandwidth,
+  Capture,
+  CaptureUnderWay,
+  DiskHotplug,
+  Evacuate,
+  Pivot,
+  PortForward,
+  Vm,
+  VmExit,
+  VmHandle,
+  VmUsage,
+} from '../hypervisor.ts'
 import type { DiskRole, DiskSpec } from '../vm-spec.ts'
 import type { FakeHost, FakeMachine } from './fake-host.ts'
 
@@ -132,10 +144,30 @@ export class FakeVm implements Vm {
     this.#machine.bandwidth = bandwidth
   }
 
+  async setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void> {
+    await this.#host.reach('set_disk_rate', step)
+    this.#machine.diskIoBps = bytesPerSecond
+    this.#machine.budgeted = new Set(this.#machine.chains.keys())
+  }
+
+  async setHotplug(bytes: number, evacuate: Evacuate, step: Step): Promise<void> {
+    await this.#host.reach('set_hotplug', step)
+    const less = (this.#machine.hotplugBytes ?? 0) - bytes
+    if (less > 0) await evacuate({ address: 2 ** 32, bytes: less }, step)
+    if (this.#machine.hotplugBytes === undefined && bytes > 0)
+      throw new AppError('invalid_state', 'It was started without room for more memory')
+    if (this.#machine.hotplugBytes !== undefined) this.#machine.hotplugBytes = bytes
+  }
+
+  async hotplugBytes(): Promise<number> {
+    return this.#machine.hotplugBytes ?? 0
+  }
+
   async usage(): Promise<VmUsage | undefined> {
     if (this.#machine.exit !== undefined) return undefined
     const seconds = (Date.now() - this.#machine.handle.startedAtMs) / 1000
     const bytes = this.#machine.spec.memoryMib * 2 ** 20
-    return { cpuSeconds: seconds / 100, memoryRssBytes: Math.floor(bytes / 4), memoryVmsBytes: bytes, networkRxBytes: 0, networkTxBytes: 0 }
+    const memory = { memoryRssBytes: Math.floor(bytes / 4), memoryVmsBytes: bytes, memoryPrivateBytes: this.#machine.privateBytes }
+    return { cpuSeconds: seconds / 100, ...memory, networkRxBytes: 0, networkTxBytes: 0 }
   }
 }

@@ -20,7 +20,15 @@ export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
   readonly name = 'fake'
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
+  readonly capabilities: ReadonlySet<Capability> = new Set([
+    'pause',
+    'standby',
+    'fork',
+    'snapshots',
+    'disk_hotplug',
+    'disk_limit',
+    'memory_hotplug',
+  ])
   readonly volumeSlots = 3
   readonly #host: FakeHost
 

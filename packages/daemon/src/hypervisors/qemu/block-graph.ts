@@ -66,6 +66,12 @@ function fileNameIn(name: string): string {
 export const hasNode = async (qmp: Qmp, name: string, step: Step): Promise<boolean> =>
   (await nodesOf(qmp, step)).some((node) => node['node-name'] === name)
 
+/** The devices of all disks that are there, as QEMU calls them; empty slots are left out. */
+export async function diskDevices(qmp: Qmp, step: Step): Promise<string[]> {
+  const disks = await listOf(qmp, 'query-block', undefined, step)
+  return disks.flatMap(({ qdev, inserted }) => (typeof qdev === 'string' && isRecord(inserted) && inserted.drv !== 'null-co' ? [qdev] : []))
+}
+
 /** A set that QEMU has not. */
 export async function freeSet(qmp: Qmp, step: Step): Promise<number> {
   return Math.max(FIRST_GIVEN - 1, ...(await setsOf(qmp, step)).keys()) + 1

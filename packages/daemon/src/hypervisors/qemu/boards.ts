@@ -10,8 +10,12 @@ export interface Board {
   readonly machine: string
   readonly machineOptions: readonly string[]
   readonly devices: { readonly serial: string; readonly disk: string; readonly nic: string }
+  /** What of a disk's device holds the disk, for what is asked of it while QEMU runs. */
+  blockDevice(name: string): string
   /** Where slot N sits. Slot 0 is the serial controller, 1 the NIC, from 2 on the disks. */
   place(slot: number): string
+  /** Memory can be added while it runs. */
+  readonly takesDimms: boolean
   /** How many disks a machine has room for. Free slots are filled with disks of size 0, at the golden boot and at every wake. */
   readonly diskSlots: number
 }
@@ -29,6 +33,8 @@ export const Q35: Board = {
   },
   place: (slot) => `bus=pcie.0,addr=0x${(slot + 2).toString(16)}`,
   diskSlots: 6,
+  takesDimms: true,
+  blockDevice: (name) => `/machine/peripheral/${name}/virtio-backend`,
 }
 
 export const MICROVM: Board = {
@@ -40,4 +46,6 @@ export const MICROVM: Board = {
   devices: { serial: 'virtio-serial-device', disk: 'virtio-blk-device,num-queues=1', nic: 'virtio-net-device' },
   place: (slot) => `bus=virtio-mmio-bus.${slot}`,
   diskSlots: 6,
+  takesDimms: false,
+  blockDevice: (name) => `/machine/peripheral/${name}`,
 }

@@ -5,6 +5,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { DiskSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
+import { DIMM_ROOM_MIB, DIMM_SLOTS, type Dimm, dimmArguments } from './dimms.ts'
 import { deviceName, diskNode, FIXED_SLOTS, nodeName, roleOf, slotOf } from './disk-nodes.ts'
 
 export interface Machine {
@@ -20,6 +21,8 @@ export interface Machine {
    * Such a machine wakes with a TAP only, another with anything.
    */
   readonly hasTap?: boolean
+  /** It has room for memory that comes while it runs. */
+  readonly hotplug?: boolean
 }
 
 /**
@@ -35,6 +38,8 @@ export interface Wiring {
   readonly nic?: { readonly mac: string }
   /** Its memory is a copy that is its own: others look into that, and not into the VMM. */
   readonly ownsMemory?: boolean
+  /** Memory that it has beyond what it began with. */
+  readonly dimms?: readonly Dimm[]
   /** Its disks will be others before its guest is told to go. */
   readonly changesDisks?: boolean
 }
@@ -80,8 +85,9 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
     ...['-accel', machine.acceleration === 'kvm' ? 'kvm' : 'tcg,thread=multi'],
     ...['-cpu', cpuModel(machine.acceleration)],
     ...['-smp', `${machine.vcpus}`],
-    ...['-m', `${machine.memoryMib}M`],
+    ...['-m', memorySize(machine)],
     ...['-object', memoryBackend(machine, wiring)],
+    ...dimmArguments(wiring.dimms ?? []),
     ...['-rtc', 'base=utc'],
     // Two sections that say nothing of the devices, and would tie a state to the very command line it came from.
     ...['-global', 'migration.send-configuration=off', '-global', 'migration.store-global-state=off'],
@@ -122,8 +128,11 @@ export const cpuModel = (acceleration: Machine['acceleration']): string => (acce
 export const STATE_URI = `fd:${FD.STATE}`
 export const SAVE_FILE = `/proc/self/fd/${FD.SAVE}`
 
-export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKhz'>): string {
-  const common = 'console=ttyS0 quiet reboot=t panic=-1 net.ifnames=0'
+export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKhz' | 'hotplug'>): string {
+  // Memory that is added is used for what can be moved, so that it can be taken back. A kernel that may get memory beyond 4 GiB keeps 64 MiB
+  // for devices that cannot reach it; ours can.
+  const memory = machine.hotplug ? ' memhp_default_state=online_movable swiotlb=noforce' : ''
+  const common = `console=ttyS0 quiet reboot=t panic=-1 net.ifnames=0${memory}`
   // Emulated timers drift on a busy host: calibration loops never end, and the watchdog gives up the counter for a slower clock. So the
   // kernel is told what it would measure, and not to doubt it; the counter is the host's own.
   return machine.acceleration === 'kvm' ? common : `${common} no_timer_check tsc_early_khz=${machine.tscKhz} tsc=reliable`
@@ -131,6 +140,9 @@ export function kernelCommandLine(machine: Pick<Machine, 'acceleration' | 'tscKh
 
 /** Device state and memory come from elsewhere; no kernel is loaded. */
 const isLoaded = (entry: Entry): boolean => entry === 'wake' || entry === 'restore'
+
+const memorySize = ({ memoryMib, hotplug }: Machine): string =>
+  hotplug ? `${memoryMib}M,slots=${DIMM_SLOTS},maxmem=${memoryMib + DIMM_ROOM_MIB}M` : `${memoryMib}M`
 
 function memoryBackend(machine: Machine, { entry, ownsMemory = false }: Wiring): string {
   const size = `id=ram,size=${machine.memoryMib}M`

@@ -1,7 +1,11 @@
 import { readHostFacts } from '../../host/host-facts.ts'
 import type { GoldenShape } from '../../memory/memory.ts'
 import { cpuModel, kernelCommandLine, type Machine } from './command-line.ts'
+import { DIMM_ROOM_MIB, DIMM_SLOTS } from './dimms.ts'
 import type { HostAnswers } from './qemu-host.ts'
+
+/** Room for memory that comes later: part of what the board tells its guest. */
+const HOTPLUG = `${DIMM_SLOTS} slots, ${DIMM_ROOM_MIB} MiB`
 
 /** All that a state and a memory must find again when they are woken. */
 export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'kernelHash' | 'initrdHash'>): GoldenShape {
@@ -20,8 +24,9 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
       diskSlots: board.diskSlots,
       kernel: host.kernelHash,
       initrd: host.initrdHash,
+      ...(machine.hotplug ? { hotplug: HOTPLUG } : {}),
       // To a whole MHz: two measurements of one processor never agree to the last digit.
-      append: kernelCommandLine({ acceleration, tscKhz: Math.round(machine.tscKhz / 1000) * 1000 }),
+      append: kernelCommandLine({ ...machine, tscKhz: Math.round(machine.tscKhz / 1000) * 1000 }),
       ...(machine.hasTap ? { network: 'tap' } : {}),
     },
   }
@@ -64,5 +69,6 @@ const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
   tscMhz: (then, now) => `it was taken on a processor that counts ${then} MHz, this one counts ${now}`,
   board: (then, now) => `it was taken on the board ${then}, not ${now}`,
   vcpus: (then, now) => `it had ${then} processors, the instance has ${now}`,
+  hotplug: () => 'one of the two has room for memory that is added, and the other has not',
   network: (then, now) => `its network was "${then}", the instance's is "${now}"`,
 }

@@ -15,6 +15,7 @@ import { logTail, wordsOf } from './log-tail.ts'
 import type { QemuUses } from './qemu-host.ts'
 import { AGENT_SOCKET, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
+import { cgroupLimitsOf } from './vm-cgroup.ts'
 
 /** Boots a machine with every slot empty and no network until it is parked, and takes its device state. */
 export async function captureGolden(
@@ -52,12 +53,15 @@ export async function withParked(
   await using undo = new AsyncDisposableStack()
   await mkdir(uses.workDir, { recursive: true, mode: 0o711 })
   await makeRunDir(runDir)
+  const cgroups = await uses.cgroups?.make(id, cgroupLimitsOf(machine))
+  undo.defer(() => uses.cgroups?.remove(id))
   undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
   const plan: ShimPlan = {
     shimPath: uses.shimPath,
     runDir,
     ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
     groups,
+    ...(cgroups === undefined ? {} : { cgroups }),
     logs: (['app', 'vmm', 'journal'] as const).map((name) => ({ name, file: log, maxBytes: 1 << 20 })),
     isolateNetwork: true,
     vmm: {

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { isTight } from '../../host/host-facts.ts'
 import { silentLogger } from '../../log.ts'
-import { compare, isTight, type Kind, Pool, type PoolUses, type Waiting, wantedOf } from './pool.ts'
+import { compare, type Kind, Pool, type PoolUses, type Waiting, wantedOf } from './pool.ts'
 
 const GIB = 2 ** 30
 const CALM = { availableBytes: 8 * GIB, totalBytes: 16 * GIB, stalledPercent: 0 }

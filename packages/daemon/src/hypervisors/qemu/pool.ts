@@ -4,7 +4,7 @@
  * and what waits gives way to what runs.
  */
 import type { Logger } from 'pino'
-import { type MemoryPressure, readMemoryPressure } from '../../host/host-facts.ts'
+import { isTight, type MemoryPressure, readMemoryPressure } from '../../host/host-facts.ts'
 import type { Step } from '../../lib/step.ts'
 
 /** VMs of one kind are alike: any start that asks for the kind can have any of them. */
@@ -62,6 +62,8 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   #starts = 0
   /** Until then the host has other uses for its memory. */
   #tightUntilMs = 0
+  /** Until then it was asked for by someone. */
+  #heldUntilMs = 0
   #timer: NodeJS.Timeout | undefined
 
   constructor(uses: PoolUses) {
@@ -71,6 +73,18 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   /** How many wait, of those that `isMeant` says. */
   count(isMeant: (machine: M) => boolean = () => true): number {
     return this.#waiting.filter(({ machine }) => isMeant(machine)).length
+  }
+
+  map<T>(of: (machine: M) => T): T[] {
+    return this.#waiting.map(({ machine }) => of(machine))
+  }
+
+  /** Ends all that wait, and makes none until then; resolves when they are gone. Without a time, makes them again. */
+  async release(untilMs: number | undefined): Promise<void> {
+    this.#heldUntilMs = untilMs ?? 0
+    if (untilMs !== undefined) this.#drop(this.#waiting)
+    await Promise.all(this.#ending)
+    this.#lookIn(this.#uses.quietMs)
   }
 
   some(isMeant: (machine: M) => boolean): boolean {
@@ -143,7 +157,8 @@ export class Pool<M extends Waiting> implements AsyncDisposable {
   #look(): void {
     const nowMs = Date.now()
     this.#recent = this.#recent.filter(({ atMs }) => nowMs - atMs < RECENT_MS)
-    if (isTight(this.#uses.pressure())) {
+    if (nowMs < this.#heldUntilMs) this.#drop(this.#waiting)
+    else if (isTight(this.#uses.pressure())) {
       this.#tightUntilMs = nowMs + FAILURE_KEPT_MS
       this.#drop(this.#waiting)
     } else this.#follow(nowMs)
@@ -234,7 +249,3 @@ function without<K extends { readonly key: string }>(kinds: readonly K[], one: K
   const at = kinds.findIndex(({ key }) => key === one.key)
   return kinds.filter((_, index) => index !== at)
 }
-
-/** Then those that wait are in the way of those that run. Pure. */
-export const isTight = ({ availableBytes, totalBytes, stalledPercent }: MemoryPressure): boolean =>
-  availableBytes < totalBytes / 10 || stalledPercent > 10

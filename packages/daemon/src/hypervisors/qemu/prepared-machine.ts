@@ -14,11 +14,16 @@ import { QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
 import { WaitingMachine } from './waiting-machine.ts'
 
-/** Its network helper takes ports while it runs; what others need would have to be made before. Pure. */
-export const canPrepareFor = ({ nic }: Pick<VmSpec, 'nic'>): boolean => nic === undefined || nic.backend === 'user'
+/**
+ * Its network helper takes ports while it runs; what others need would have to be made before. Memory that was added is given to those who
+ * ask for it only, and not to one who may be asked for. Pure.
+ */
+export const canPrepareFor = ({ nic, hotplugMib }: Pick<VmSpec, 'nic' | 'hotplugMib'>): boolean =>
+  hotplugMib === undefined && (nic === undefined || nic.backend === 'user')
 
 /** The same for a sleeper as long as nothing of it has changed but what it takes over at last. Pure. */
-export function preparedKey({ runDir: _runDir, logs: _logs, freshBoot: _freshBoot, nic, ...rest }: VmSpec, capture: Capture): string {
+export function preparedKey(spec: VmSpec, capture: Capture): string {
+  const { runDir: _runDir, logs: _logs, freshBoot: _freshBoot, diskIoBps: _rate, nic, ...rest } = spec
   return JSON.stringify([rest, nic?.mac, capture.dir, capture.base, capture.isShared === true])
 }
 
@@ -30,8 +35,8 @@ export async function loadDevices(qmp: Qmp, step: Step): Promise<void> {
 }
 
 export class PreparedMachine extends WaitingMachine {
-  protected async finish({ runDir }: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
-    using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
-    await Promise.all([loadDevices(qmp, step), ready])
+  protected async finish(spec: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
+    using qmp = await Qmp.connect(path.join(spec.runDir, QMP_SOCKET), step)
+    await Promise.all([this.limitDisks(spec, qmp, step), loadDevices(qmp, step), ready])
   }
 }

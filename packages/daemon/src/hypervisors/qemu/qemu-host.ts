@@ -5,6 +5,7 @@ import type { Duplex } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
+import type { Cgroups } from '../../host/cgroups.ts'
 import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
 import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
@@ -29,6 +30,8 @@ export interface QemuUses {
   readonly workDir: string
   /** Where the answer of the KVM probe is kept. */
   readonly probeFile: string
+  /** Where each VM has a cgroup of its own; absent: none has. */
+  readonly cgroups?: Cgroups
   /** Whom golden boots run as; absent when the daemon is not root. */
   readonly goldenUser?: { readonly uid: number; readonly gid: number }
   /** Resolves when the guest behind a fresh stream says that it is parked. */

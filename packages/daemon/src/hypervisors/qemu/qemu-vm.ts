@@ -1,4 +1,5 @@
-import { rm } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
+import { open, rm } from 'node:fs/promises'
 import type { Socket } from 'node:net'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
@@ -7,18 +8,29 @@ import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { describeState, writeManifest } from '../../memory/capture-files.ts'
-import type { Bandwidth, Capture, CaptureUnderWay, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type { Bandwidth, Capture, CaptureUnderWay, Evacuate, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { SAVE_FILE } from './command-line.ts'
+import { assertBlocks, bytesOf, dimmFd, dimmSet, dimmsOf, planDimms, plug, unplug } from './dimms.ts'
 import { QemuDiskHotplug } from './disk-hotplug.ts'
 import { flattenLive } from './flatten-live.ts'
 import { QemuPivot } from './pivot.ts'
 import { Qmp } from './qmp.ts'
+import { throttleAll } from './throttle.ts'
 
 export const QMP_SOCKET = 'qmp.sock'
 export const AGENT_SOCKET = 'agent.sock'
+
+export interface AddedMemoryUses {
+  /** Where files of added memory are made, before they lose their names. */
+  readonly dir: string
+  /** Lets it have so many bytes beyond what it began with. Throws `not_supported` where it cannot have any. */
+  limit(bytes: number): Promise<void>
+}
+
+const hasRoom = (machine: VmHandle['machine']): boolean => machine?.facts.hotplug !== undefined
 
 /** One VM under its shim. */
 export class QemuVm implements Vm {
@@ -30,19 +42,21 @@ export class QemuVm implements Vm {
   readonly #network: NetworkHelper | undefined
   /** Layers of pivots that were neither committed nor discarded, by their sets. */
   readonly #prepared = new Set<number>()
+  readonly #added: AddedMemoryUses
   #guest: Socket | undefined
   #held: Qmp | undefined
 
-  constructor(handle: VmHandle, origin: Vm['origin'], shim: Shim, network: NetworkHelper | undefined) {
+  constructor(handle: VmHandle, origin: Vm['origin'], shim: Shim, network: NetworkHelper | undefined, added: AddedMemoryUses) {
     this.handle = handle
     this.origin = origin
     this.#shim = shim
     this.#network = network
+    this.#added = added
     this.exited = shim.ended
     this.diskHotplug = new QemuDiskHotplug((step) => {
       // The shim speaks to QEMU itself.
       this.#letGo()
-      const give = (file: string, access: 'ro' | 'rw', set: number): Promise<void> => shim.give(file, access, set, step)
+      const give = async (file: string, access: 'ro' | 'rw', set: number): Promise<void> => void (await shim.give(file, access, set, step))
       return { give, speak: (work, own) => this.#speak(work, own), prepared: this.#prepared }
     })
     void shim.ended.then(() => this.#guest?.destroy())
@@ -69,12 +83,20 @@ export class QemuVm implements Vm {
       throw new AppError('not_supported', 'This VM was started by an older version: stop and start the instance first')
     // Without live:false it lets go of the disks, and cannot be called again.
     await this.#execute('xen-save-devices-state', step, { filename: SAVE_FILE, live: false })
-    const { bytes, stored } = await this.#shim.capture(into, step)
+    const dimms = hasRoom(machine) ? await this.#speak((qmp) => dimmsOf(qmp, step), step) : []
+    // The shim reads them beside the rest, within the pause.
+    const { bytes, stored } = await this.#shim.capture(into, step, dimms)
     const { base, baseSum, memoryBytes, facts } = machine
-    const whole = stored.then(async ({ sum, pages, deltaBytes }): Promise<Capture> => {
+    const whole = stored.then(async ({ sum, pages, deltaBytes, added }): Promise<Capture> => {
       const state = await describeState(into)
       const delta = { bytes: deltaBytes, pages, sum }
-      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, createdAt: new Date().toISOString() })
+      const captured = dimms.flatMap(({ slot, address, bytes }, index) => {
+        const own = added[index]
+        return own === undefined ? [] : [{ slot, address, bytes, delta: own }]
+      })
+      const createdAt = new Date().toISOString()
+      const more = captured.length === 0 ? {} : { dimms: captured }
+      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, ...more, createdAt })
       return { dir: into, base }
     })
     whole.catch(() => undefined)
@@ -84,7 +106,7 @@ export class QemuVm implements Vm {
   async preparePivot(role: DiskRole, layer: { readonly path: string; readonly limitBytes?: number }, step: Step): Promise<Pivot> {
     // The shim speaks to QEMU itself.
     this.#letGo()
-    const give = (set: number): Promise<void> => this.#shim.give(layer.path, 'rw', set, step)
+    const give = async (set: number): Promise<void> => void (await this.#shim.give(layer.path, 'rw', set, step))
     const { limitBytes } = layer
     const uses = { give, speak: <T>(work: (qmp: Qmp) => Promise<T>, own: Step) => this.#speak(work, own), prepared: this.#prepared }
     return QemuPivot.prepare(uses, role, limitBytes === undefined ? {} : { limitBytes }, step)
@@ -130,6 +152,62 @@ export class QemuVm implements Vm {
     await this.#network?.setBandwidth(bandwidth, step)
   }
 
+  setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void> {
+    return this.#speak((qmp) => throttleAll(qmp, bytesPerSecond, step), step)
+  }
+
+  async hotplugBytes(step: Step): Promise<number> {
+    return hasRoom(this.handle.machine) ? bytesOf(await this.#speak((qmp) => dimmsOf(qmp, step), step)) : 0
+  }
+
+  async setHotplug(bytes: number, evacuate: Evacuate, step: Step): Promise<void> {
+    if (!hasRoom(this.handle.machine)) {
+      if (bytes === 0) return
+      throw new AppError('invalid_state', 'It was started without room for more memory', {
+        hint: 'Stop it, set its hotplug_size, and start it: from then on it can be changed while it runs',
+      })
+    }
+    assertBlocks(bytes)
+    const dimms = await this.#speak((qmp) => dimmsOf(qmp, step), step)
+    const { more, gone, slot } = planDimms(dimms, bytes)
+    await this.#added.limit(Math.max(bytes, bytesOf(dimms)))
+    if (more > 0) {
+      if (slot === undefined)
+        throw new AppError('conflict', 'It has been given memory too often: take all of it back first, with a hotplug_size of 0')
+      await this.#plug(slot, more, step)
+    }
+    for (const dimm of gone) {
+      await evacuate(dimm, step)
+      await this.#speak(async (qmp) => {
+        await unplug(qmp, dimm.slot, step)
+        // One that it has from the start is a descriptor that it was born with.
+        if (dimm.fd !== dimmFd(dimm.slot)) await qmp.execute('remove-fd', { 'fdset-id': dimmSet(dimm.slot) }, step)
+      }, step)
+    }
+    await this.#added.limit(bytes)
+  }
+
+  async #plug(slot: number, bytes: number, step: Step): Promise<void> {
+    const file = path.join(this.#added.dir, `.dimm-${randomBytes(8).toString('hex')}`)
+    const remove = () => this.#speak((qmp) => qmp.execute('remove-fd', { 'fdset-id': dimmSet(slot) }, step), step).catch(() => undefined)
+    try {
+      // Anyone may open it who has it: QEMU does, as a user of its own. No one else comes this far.
+      await using memory = await open(file, 'wx', 0o666)
+      await memory.chmod(0o666)
+      await memory.truncate(bytes)
+      // A daemon that died while it asked for one back may have left its set.
+      await remove()
+      this.#letGo()
+      const fd = await this.#shim.give(file, 'rw', dimmSet(slot), step)
+      await this.#speak((qmp) => plug(qmp, { slot, bytes, fd }, step), step)
+    } catch (error) {
+      await remove()
+      throw error
+    } finally {
+      await rm(file, { force: true })
+    }
+  }
+
   async usage(): Promise<VmUsage | undefined> {
     const used = usageOf(this.handle.vmm)
     if (used === undefined) return undefined
@@ -138,6 +216,7 @@ export class QemuVm implements Vm {
       cpuSeconds: used.cpuSeconds,
       memoryRssBytes: used.rssBytes,
       memoryVmsBytes: used.vmsBytes,
+      memoryPrivateBytes: used.privateBytes,
       networkRxBytes: traffic?.toGuestBytes ?? 0,
       networkTxBytes: traffic?.fromGuestBytes ?? 0,
     }

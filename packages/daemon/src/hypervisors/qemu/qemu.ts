@@ -12,17 +12,18 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import { assertPortsFree } from '../../host/assert-ports-free.ts'
-import { killFamily, readBootId, usersOfProcesses } from '../../host/process-identity.ts'
+import { killFamily, readBootId, usageOf, usersOfProcesses } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
+import { type CaptureManifest, checkState, DELTA, type DeltaSum, dimmFile, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
 import { findShims } from '../find-shims.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { NETWORK_SOCKET, NetworkHelper, portWord, rateWords } from '../network-helper.ts'
-import { type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
+import { type AddedMemory, type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
 import type { DiskSpec, NicSpec, UserNicSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
+import { assertSane, bytesOf, type Dimm, dimmFd } from './dimms.ts'
 import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
@@ -30,10 +31,12 @@ import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.
 import type { Kind } from './pool.ts'
 import { canPrepareFor, loadDevices, PreparedMachine, preparedKey } from './prepared-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
-import { QemuVm, QMP_SOCKET } from './qemu-vm.ts'
+import { type AddedMemoryUses, QemuVm, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
 import { canRehearseFor, RehearsedMachine } from './rehearsed-machine.ts'
-import type { WaitingMachine } from './waiting-machine.ts'
+import { throttle } from './throttle.ts'
+import { cgroupLimitsOf } from './vm-cgroup.ts'
+import type { OwnCgroup, WaitingMachine, WaitingUses } from './waiting-machine.ts'
 
 export { Pool } from './pool.ts'
 export type { PoolPlace, QemuUses } from './qemu-host.ts'
@@ -66,7 +69,7 @@ export async function dropStaleGoldenBoots(
 
 export class QemuHypervisor implements Hypervisor {
   readonly name: HypervisorName
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
+  readonly capabilities: ReadonlySet<Capability>
   readonly volumeSlots: number
   readonly #board: Board
   readonly #uses: QemuUses
@@ -76,6 +79,15 @@ export class QemuHypervisor implements Hypervisor {
     this.name = board.hypervisor
     this.volumeSlots = board.diskSlots - FIXED_SLOTS
     this.#board = board
+    this.capabilities = new Set([
+      'pause',
+      'standby',
+      'fork',
+      'snapshots',
+      'disk_hotplug',
+      'disk_limit',
+      ...(board.takesDimms ? (['memory_hotplug'] as const) : []),
+    ])
     this.#uses = uses
     this.#host = host
   }
@@ -94,7 +106,7 @@ export class QemuHypervisor implements Hypervisor {
   /** True for a golden boot of this board that would be made differently now. */
   async isStale(facts: GoldenShape['facts']): Promise<boolean> {
     const host = await this.#host.answers()
-    const now = shapeOf(this.#machine(host, { vcpus: 1, memoryMib: 1 }), host).facts
+    const now = shapeOf(this.#machine(host, { vcpus: 1, memoryMib: 1 }, facts.hotplug !== undefined), host).facts
     return facts.board === now.board && Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
   }
 
@@ -102,15 +114,40 @@ export class QemuHypervisor implements Hypervisor {
     return this.#uses.pool?.machines.count((machine) => machine.handle.hypervisor === this.name) ?? 0
   }
 
+  async releaseWaiting(untilMs: number | undefined): Promise<number> {
+    const machines = this.#uses.pool?.machines
+    if (machines === undefined) return 0
+    const own = machines.map(({ handle }) => (untilMs === undefined ? 0 : (usageOf(handle.vmm)?.privateBytes ?? 0)))
+    await machines.release(untilMs)
+    return own.reduce((sum, bytes) => sum + bytes, 0)
+  }
+
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     await assertPortsFree(portsOf(spec))
     const host = await this.#host.answers()
-    const machine = this.#machine(host, spec)
+    if (spec.hotplugMib !== undefined) assertInReach(host)
+    const machine = this.#machine(host, spec, spec.hotplugMib !== undefined)
     using _start = this.#uses.pool?.machines.start()
     using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
     const kind = golden !== undefined && canRehearseFor(spec) ? this.#startKind(spec, machine, host, golden) : undefined
     const waited = await this.#takeWaiting(kind, spec, step)
     if (waited !== undefined) return waited
+    return await this.#withAdded(spec, await this.#wakeOrBoot(spec, machine, host, golden, step), step)
+  }
+
+  /** Added once it runs: a golden boot has none of it. */
+  async #withAdded({ hotplugMib = 0 }: VmSpec, vm: QemuVm, step: Step): Promise<Vm> {
+    if (hotplugMib === 0) return vm
+    try {
+      await vm.setHotplug(hotplugMib * 2 ** 20, async () => undefined, step)
+      return vm
+    } catch (error) {
+      await vm.kill()
+      throw error
+    }
+  }
+
+  async #wakeOrBoot(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot | undefined, step: Step): Promise<QemuVm> {
     try {
       return await (golden === undefined
         ? this.#boot(spec, machine, host, step)
@@ -154,18 +191,25 @@ export class QemuHypervisor implements Hypervisor {
     { dir }: Pick<Capture, 'dir'>,
   ): Promise<{ readonly host: HostAnswers; readonly machine: Machine; readonly manifest: CaptureManifest }> {
     const host = await this.#host.answers()
-    const machine = this.#machine(host, spec)
     const manifest = await readManifest(dir)
+    const machine = this.#machine(host, spec, manifest.facts.hotplug !== undefined)
     const why =
       manifest.memoryBytes === machine.memoryMib * 2 ** 20
         ? unfitness(manifest.facts, captureFactsOf(machine, host, networkKindOf(spec)))
         : 'the instance has another size of memory now'
     if (why !== undefined) throw new AppError('snapshot_unusable', `The sleeping state cannot be woken here: ${why}`)
     await checkState(dir, manifest)
+    const { dimms = [] } = manifest
+    assertSane(dimms)
+    if (dimms.length > 0) assertInReach(host)
+    // It counts at admission, so a VM that was taken over may not have said so of itself.
+    if (bytesOf(dimms) !== (spec.hotplugMib ?? 0) * 2 ** 20) {
+      throw new AppError('snapshot_unusable', 'The sleeping state has another size of added memory than the instance')
+    }
     return { host, machine, manifest }
   }
 
-  async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<Vm> {
+  async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<QemuVm> {
     using base = await this.#uses.memory.holdBase({ base: 'zero' }, ZERO_SUM, step)
     return await this.#run(spec, machine, host, { entry: 'boot', base }, step)
   }
@@ -178,14 +222,40 @@ export class QemuHypervisor implements Hypervisor {
       // One that hangs is not waited for as long as a start may take: another can still be woken.
       const limit = { ...step, signal: AbortSignal.any([step.signal, AbortSignal.timeout(BECOME_LIMIT_MS)]) }
       const handle = await waiting.become(spec, limit)
-      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, spec.nic?.backend === 'user'))
+      return new QemuVm(handle, 'pool', waiting.shim, networkOf(spec.runDir, spec.nic?.backend === 'user'), this.#addedOf(handle))
     } catch (error) {
       await waiting.end().catch((cause: unknown) => step.log.error({ err: cause }, 'a VM that waited could not be ended'))
       // Of a conflict the run directory is another VM's.
-      if (step.signal.aborted || ['port_in_use', 'conflict'].includes(errorCodeOf(error) ?? '')) throw error
+      const isOthers = errorCodeOf(error) === 'conflict'
+      if (!isOthers) await this.#uses.cgroups?.remove(path.basename(spec.runDir))
+      if (step.signal.aborted || isOthers || errorCodeOf(error) === 'port_in_use') throw error
       step.log.warn({ err: error }, 'a VM that waited could not be used, waking another')
       return undefined
     }
+  }
+
+  /** The cgroup in which it waits, and from which it goes into that of the VM that it becomes. */
+  #ownCgroup(runDir: string, shim: Shim, machine: Machine): OwnCgroup | undefined {
+    const { cgroups } = this.#uses
+    if (cgroups === undefined) return undefined
+    const own = path.basename(runDir)
+    return {
+      leaveFor: async (other) => {
+        const name = path.basename(other)
+        await cgroups.make(name, cgroupLimitsOf(machine))
+        // The helper may be started again by the shim meanwhile, so the shim goes first.
+        await cgroups.move(name, [shim.identity.pid])
+        await cgroups.move(name, await cgroups.members(own))
+        await cgroups.remove(own)
+      },
+      remove: () => cgroups.remove(own),
+    }
+  }
+
+  /** What is needed of a VM that waits to make it another. */
+  #waitingUses(shim: Shim, runDir: string, machine: Machine, files: readonly string[]): WaitingUses {
+    const cgroup = this.#ownCgroup(runDir, shim, machine)
+    return { files, blockDevice: this.#board.blockDevice, ...(cgroup === undefined ? {} : { cgroup }) }
   }
 
   #startKind(spec: VmSpec, machine: Machine, host: HostAnswers, { key, sum }: GoldenBoot): Kind<WaitingMachine> {
@@ -217,8 +287,10 @@ export class QemuHypervisor implements Hypervisor {
     const { runDir, log, files } = await this.#placeToWait()
     await using undo = new AsyncDisposableStack()
     undo.defer(async () => void (await Promise.all(files.map((name) => rm(name, { force: true })))))
+    // The rate is that of its sleeper at the moment that it wakes.
+    const { diskIoBps: _rate, ...alike } = spec
     const waiting: VmSpec = {
-      ...spec,
+      ...alike,
       runDir,
       logs: { app: log, vmm: log, journal: log, maxBytes: spec.logs.maxBytes },
       ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac, backend: 'user', ports: [] } }),
@@ -226,7 +298,7 @@ export class QemuHypervisor implements Hypervisor {
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     const { shim, handle } = await this.#launch(waiting, machine, host, { entry: 'restore', capture, manifest, base, waits: true }, step)
     undo.move()
-    return new PreparedMachine(shim, handle, files)
+    return new PreparedMachine(shim, handle, this.#waitingUses(shim, runDir, machine, files))
   }
 
   async #placeToWait(): Promise<{ readonly id: string; readonly runDir: string; readonly log: string; readonly files: readonly string[] }> {
@@ -274,19 +346,19 @@ export class QemuHypervisor implements Hypervisor {
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
-    const vm = new QemuVm(handle, 'golden', shim, undefined)
+    const vm = new QemuVm(handle, 'golden', shim, undefined, this.#addedOf(handle))
     const connect = (): Promise<Duplex> => vm.connectGuest(step)
     const takeDisks = (): Promise<void> => RehearsedMachine.takeDisks(spec, step)
     await pool.rehearse({ connect, takeDisks, mac: WAITING_MAC, hasModules: modules !== undefined }, step)
     await RehearsedMachine.park(spec, step)
     await rm(overlay)
     undo.move()
-    return new RehearsedMachine(shim, handle, files)
+    return new RehearsedMachine(shim, handle, this.#waitingUses(shim, runDir, machine, files))
   }
 
-  async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<Vm> {
+  async #run(spec: VmSpec, machine: Machine, host: HostAnswers, origin: Origin, step: Step): Promise<QemuVm> {
     const { shim, handle } = await this.#launch(spec, machine, host, origin, step)
-    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic?.backend === 'user'))
+    return new QemuVm(handle, ORIGINS[origin.entry], shim, networkOf(spec.runDir, spec.nic?.backend === 'user'), this.#addedOf(handle))
   }
 
   async #launch(
@@ -299,11 +371,18 @@ export class QemuHypervisor implements Hypervisor {
     await using undo = new AsyncDisposableStack()
     await makeRunDir(spec.runDir)
     undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
-    const shim = await Shim.launch(this.#plan(spec, machine, host, origin), step)
+    const { cgroups } = this.#uses
+    const name = path.basename(spec.runDir)
+    const addedMib = (spec.hotplugMib ?? 0) + machine.memoryMib
+    const entered = await cgroups?.make(name, cgroupLimitsOf({ ...machine, memoryMib: addedMib }))
+    undo.defer(() => cgroups?.remove(name))
+    const shim = await Shim.launch({ ...this.#plan(spec, machine, host, origin), cgroups: entered ?? [] }, step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     try {
       using qmp = await Qmp.connect(path.join(spec.runDir, QMP_SOCKET), step)
+      // A disk is not looked at before its guest is told to go, or runs on.
+      if (spec.diskIoBps !== undefined) await throttle(qmp, blockDevicesOf(this.#board, spec.disks), spec.diskIoBps, step)
       if (origin.entry === 'wake') {
         await qmp.execute('migrate-incoming', { uri: STATE_URI }, step)
         // Not only loaded: it runs.
@@ -343,7 +422,7 @@ export class QemuHypervisor implements Hypervisor {
     const shim = await Shim.adopt(handle.runDir, handle.shim, handle.vmm, step)
     if (shim === undefined) return undefined
     const hasNetwork = await readdir(handle.runDir).then((names) => names.includes(NETWORK_SOCKET))
-    return new QemuVm(handle, 'adopted', shim, networkOf(handle.runDir, hasNetwork))
+    return new QemuVm(handle, 'adopted', shim, networkOf(handle.runDir, hasNetwork), this.#addedOf(handle))
   }
 
   lastExit(runDir: string): Promise<VmExit | undefined> {
@@ -355,9 +434,29 @@ export class QemuHypervisor implements Hypervisor {
     // The VMM and the network helper die with their shim.
     for (const shim of await findShims(runDir)) await killFamily(shim, limit)
     await rm(runDir, { recursive: true, force: true })
+    await this.#uses.cgroups?.remove(path.basename(runDir))
   }
 
-  #machine(host: HostAnswers, { vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>): Machine {
+  #addedOf({ runDir, machine }: VmHandle): AddedMemoryUses {
+    return {
+      dir: this.#uses.memory.scratchDir,
+      limit: async (bytes) => {
+        if (machine === undefined) return
+        if (bytes > 0) assertInReach(await this.#host.answers())
+        const { vcpus, acceleration } = machine.facts
+        const limits = cgroupLimitsOf({
+          vcpus: Number(vcpus),
+          memoryMib: (machine.memoryBytes + bytes) / 2 ** 20,
+          acceleration: acceleration === 'kvm' ? 'kvm' : 'tcg',
+        })
+        await this.#uses.cgroups?.make(path.basename(runDir), limits)
+      },
+    }
+  }
+
+  #machine(host: HostAnswers, { vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>, hotplug: boolean): Machine {
+    if (hotplug && !this.#board.takesDimms)
+      throw new AppError('not_supported', `Memory cannot be added to a VM of the hypervisor ${this.name}`, { hint: 'Use qemu' })
     const { kernelPath, initrdPath } = this.#uses
     return {
       board: this.#board,
@@ -368,6 +467,7 @@ export class QemuHypervisor implements Hypervisor {
       initrdPath,
       tscKhz: host.tscKhz,
       ...(nic?.backend === 'tap' ? { hasTap: true } : {}),
+      ...(hotplug ? { hotplug } : {}),
     }
   }
 
@@ -396,6 +496,7 @@ export class QemuHypervisor implements Hypervisor {
       entry: origin.entry,
       ownsMemory: host.outOfReach !== undefined,
       disks: spec.disks,
+      dimms: dimmsIn(origin),
       ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }),
     }
     return {
@@ -417,6 +518,7 @@ export class QemuHypervisor implements Hypervisor {
         descriptors: [
           ...COMMON_DESCRIPTORS,
           memoryOf(origin),
+          ...dimmsIn(origin).map(({ slot }) => ({ number: dimmFd(slot), kind: 'scratch', file: this.#uses.memory.scratchDir }) as const),
           ...stateOf(origin),
           ...(changesDisks ? [{ number: FD.EMPTY, kind: 'blank' } as const] : []),
           // After all other blanks: the last one is the one that the shim names.
@@ -480,6 +582,8 @@ function memoryOf(origin: Origin): Descriptor {
   return base.kind === 'file' ? { number, kind: 'write', file: base.path } : { number, kind: 'daemon', fd: base.fd }
 }
 
+const dimmsIn = (origin: Origin): readonly Dimm[] => (origin.entry === 'restore' ? (origin.manifest.dimms ?? []) : [])
+
 function stateOf(origin: Origin): Descriptor[] {
   if (origin.entry === 'boot') return []
   const file = origin.entry === 'wake' ? origin.golden.stateFile : path.join(origin.capture.dir, STATE)
@@ -488,19 +592,35 @@ function stateOf(origin: Origin): Descriptor[] {
 
 /** Checked while it is written, and before the devices. */
 async function loadMemory(shim: Shim, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
-  if (manifest.delta === undefined) return
-  const { pages, sum } = await loadDelta(shim, path.join(capture.dir, DELTA), step)
-  if (pages === manifest.delta.pages && sum === manifest.delta.sum) return
+  const { delta, dimms = [] } = manifest
+  if (delta !== undefined) await loadPart(shim, path.join(capture.dir, DELTA), delta, step)
+  for (const [index, { slot, bytes, delta: own }] of dimms.entries())
+    await loadPart(shim, path.join(capture.dir, dimmFile(index)), own, step, { fd: dimmFd(slot), bytes })
+}
+
+async function loadPart(shim: Shim, file: string, written: DeltaSum, step: Step, into?: AddedMemory): Promise<void> {
+  const { pages, sum } = await loadDelta(shim, file, step, into)
+  if (pages === written.pages && sum === written.sum) return
   throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
 }
 
-async function loadDelta(shim: Shim, file: string, step: Step): Promise<LoadedDelta> {
+async function loadDelta(shim: Shim, file: string, step: Step, into?: AddedMemory): Promise<LoadedDelta> {
   try {
-    return await shim.load(file, step)
+    return await shim.load(file, step, into)
   } catch (cause) {
     if (errorCodeOf(cause) === 'timed_out') throw cause
     throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory could not be loaded', { cause })
   }
+}
+
+const blockDevicesOf = (board: Board, disks: readonly DiskSpec[]): string[] => disks.map(({ role }) => board.blockDevice(role))
+
+/** Where VMs may not be looked into, each maps a copy of its base that its shim has too. Of memory that comes later it has none. */
+function assertInReach({ outOfReach }: HostAnswers): void {
+  if (outOfReach === undefined) return
+  throw new AppError('not_supported', `Memory cannot be added to VMs on this host: their memory is out of reach (${outOfReach})`, {
+    hint: 'See what would mend it with: dormouse doctor',
+  })
 }
 
 const networkKindOf = (spec: VmSpec): 'user' | 'tap' | 'none' => spec.nic?.backend ?? 'none'

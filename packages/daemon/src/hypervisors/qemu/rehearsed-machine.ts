@@ -19,9 +19,10 @@ import { WaitingMachine } from './waiting-machine.ts'
 /** A disk for reading only is bound as such, so the order and the kinds are part of what it is. */
 const ROLES = ['rootfs', 'overlay', 'modules'] as const
 
-/** Can one that has rehearsed become this one? Pure. */
-export const canRehearseFor = ({ nic, disks }: Pick<VmSpec, 'nic' | 'disks'>): boolean =>
+/** Can one that has rehearsed become this one? Room for more memory is there from the boot on, and what waits has none. Pure. */
+export const canRehearseFor = ({ nic, disks, hotplugMib }: Pick<VmSpec, 'nic' | 'disks' | 'hotplugMib'>): boolean =>
   nic?.backend === 'user' &&
+  hotplugMib === undefined &&
   disks.length >= 2 &&
   disks.length <= ROLES.length &&
   disks.every(({ role, readOnly }, slot) => role === ROLES[slot] && readOnly === (role !== 'overlay'))
@@ -49,18 +50,20 @@ export class RehearsedMachine extends WaitingMachine {
   }
 
   /** Puts the disks behind their slots, and lets it run once `ready` is. */
-  protected async finish({ runDir, disks }: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
+  protected async finish(spec: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
+    const { runDir, disks } = spec
     const own = ownDisks(disks)
     for (const { path: file, isWritten, set } of own.flatMap(([, disk]) => layerFiles(disk)))
       await this.shim.give(file, isWritten ? 'rw' : 'ro', set, step)
     using qmp = await Qmp.connect(path.join(runDir, QMP_SOCKET), step)
-    await Promise.all(
-      own.flatMap(([slot, disk]) => [
+    await Promise.all([
+      ...own.flatMap(([slot, disk]) => [
         qmp.execute('blockdev-add', diskOptions(disk), step),
         qmp.execute('qom-set', { path: deviceOf(disk.role), property: 'drive', value: nodeName(slot) }, step),
         qmp.execute('blockdev-del', { 'node-name': emptyName(slot) }, step),
       ]),
-    )
+      this.limitDisks(spec, qmp, step),
+    ])
     await ready
     await Promise.all([qmp.execute('remove-fd', { 'fdset-id': FD.EMPTY }, step), qmp.execute('cont', undefined, step)])
   }

@@ -35,7 +35,7 @@ test('a VM that cannot become an instance’s says so once, whatever fails first
     kill: async () => undefined,
     [Symbol.dispose]: () => undefined,
   } as unknown as Shim
-  const machine = new RehearsedMachine(shim, { runDir } as VmHandle, [])
+  const machine = new RehearsedMachine(shim, { runDir } as VmHandle, { files: [], blockDevice: (role) => role })
   const spec = {
     runDir: join(dir, 'vm/a'),
     disks: [{ role: 'rootfs', path: '/image', format: 'raw', readOnly: true }],

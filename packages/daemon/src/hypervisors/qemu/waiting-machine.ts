@@ -7,22 +7,39 @@ import type { Step } from '../../lib/step.ts'
 import type { VmHandle } from '../hypervisor.ts'
 import { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
-import type { VmSpec } from '../vm-spec.ts'
+import type { DiskRole, VmSpec } from '../vm-spec.ts'
 import { clearRunDir } from './parked-machine.ts'
 import type { Waiting } from './pool.ts'
+import type { Qmp } from './qmp.ts'
+import { throttle } from './throttle.ts'
+
+/** The cgroup that a VM is in while it waits. */
+export interface OwnCgroup {
+  /** Takes all that is in it into that of the VM with this run directory. */
+  leaveFor(runDir: string): Promise<void>
+  /** Repeat is harmless. */
+  remove(): Promise<void>
+}
+
+export interface WaitingUses {
+  /** Of its own, beside its run directory. */
+  readonly files: readonly string[]
+  /** What of a disk's device holds the disk, as QEMU calls it. */
+  readonly blockDevice: (role: DiskRole) => string
+  readonly cgroup?: OwnCgroup
+}
 
 export abstract class WaitingMachine implements Waiting {
   readonly shim: Shim
   readonly handle: VmHandle
   readonly ended: Promise<unknown>
-  readonly #files: readonly string[]
+  readonly #uses: WaitingUses
 
-  /** `files`: of its own, beside its run directory. */
-  constructor(shim: Shim, handle: VmHandle, files: readonly string[]) {
+  constructor(shim: Shim, handle: VmHandle, uses: WaitingUses) {
     this.shim = shim
     this.handle = handle
     this.ended = shim.ended
-    this.#files = files
+    this.#uses = uses
   }
 
   /** What is left to do with QEMU, in the run directory of `spec`. Nothing of the guest may run before `ready` has resolved. */
@@ -41,10 +58,23 @@ export abstract class WaitingMachine implements Waiting {
       ...(ports.length === 0 ? [] : [helper.setPorts(ports, step)]),
       ...(bandwidth === undefined ? [] : [helper.setBandwidth(bandwidth, step)]),
     ])
-    await Promise.all([this.finish(spec, ready, step), ready])
+    const leaving = this.#uses.cgroup?.leaveFor(spec.runDir)
+    try {
+      await Promise.all([this.finish(spec, ready, step), ready, leaving])
+    } finally {
+      // What it fails with is known, and whoever ends it must not meet a cgroup that is made behind them.
+      await leaving?.catch(() => undefined)
+    }
     // A start takes away what is left of them, and this one is not to wait for a disk.
     void this.#removeFiles().catch((error: unknown) => step.log.warn({ err: error }, 'files of a VM that waited could not be removed'))
     return { ...this.handle, runDir: spec.runDir, startedAtMs: Date.now() }
+  }
+
+  /** Sent at once: QEMU takes commands in their order. */
+  protected async limitDisks({ disks, diskIoBps }: VmSpec, qmp: Qmp, step: Step): Promise<void> {
+    if (diskIoBps === undefined) return
+    const devices = disks.map(({ role }) => this.#uses.blockDevice(role))
+    await throttle(qmp, devices, diskIoBps, step)
   }
 
   async end(): Promise<void> {
@@ -52,9 +82,10 @@ export abstract class WaitingMachine implements Waiting {
     this.shim[Symbol.dispose]()
     await this.#removeFiles()
     await rm(this.shim.runDir, { recursive: true, force: true })
+    await this.#uses.cgroup?.remove()
   }
 
   async #removeFiles(): Promise<void> {
-    await Promise.all(this.#files.map((file) => rm(file, { force: true })))
+    await Promise.all(this.#uses.files.map((file) => rm(file, { force: true })))
   }
 }

@@ -1,4 +1,5 @@
 import { AppError } from '@dormouse/api/errors.ts'
+import { diskRateOf } from '../disk-rate.ts'
 import { volumeConfigOf } from '../guest-config-of.ts'
 import type { Attachment, MountRequest } from '../instance.ts'
 import { volumeRole } from '../instance-disks.ts'
@@ -63,6 +64,9 @@ async function bringIn(work: InstanceWork, live: LiveVm, coming: Attachment): Pr
   const disk = work.vmSpec().disks.find((one) => one.role === role)
   if (disk === undefined || live.vm.diskHotplug === undefined) throw new AppError('not_supported', 'Its VM takes no disks while it runs')
   await live.vm.diskHotplug.insertDisk(disk, insert)
+  // Before its guest has it: a disk that comes is not in the budget of the others.
+  if (work.hypervisor.capabilities.has('disk_limit'))
+    await live.vm.setDiskRate(diskRateOf(work.instance, work.uses.settings.diskIo), insert)
   const mount = await work.step('mount', MOUNT_LIMIT_MS)
   await (await live.connected(mount)).mount(volumeConfigOf(coming), mount)
 }

@@ -19,7 +19,11 @@ export type TargetState = 'Stopped' | 'Standby' | 'Running'
 const BOOT_LIMIT_MS = 180_000
 
 /** Judges what an instance is about to become, `runs` when a VM of it will; as `Admit` does. */
-export type AdmitAs = (work: InstanceWork, then: Sizes & { readonly runs: boolean }) => Promise<() => void>
+export type AdmitAs = (work: InstanceWork, then: Becoming) => Promise<() => void>
+
+export interface Becoming extends Sizes, Pick<Instance, 'hotplugBytes' | 'diskIoBps'> {
+  readonly runs: boolean
+}
 
 /** From a reserved row to `target`. When it throws nothing of the fork is left. */
 export async function fork(work: InstanceWork, point: Point, { target, admit }: { target: TargetState; admit: AdmitAs }): Promise<void> {
@@ -72,7 +76,7 @@ async function followSource(work: InstanceWork, point: Point, { target, admit }:
   const isLarger = SIZES.some((size) => machine[size] > instance[size])
   const boots = point.capture === undefined && target === 'Standby'
   if (isLarger || boots) {
-    const judge = await admit(work, { ...machine, runs: boots || target === 'Running' })
+    const judge = await admit(work, { ...instance, ...machine, runs: boots || target === 'Running' })
     judge()
   }
   if (!isDeepStrictEqual(machine, machineOf(instance))) work.change(machine)

@@ -15,6 +15,8 @@ export interface StandbyOptions {
   /** In place of what the instance's policy says. */
   readonly compression?: Compression | 'off'
   readonly compressionDelayMs?: number
+  /** It is to be woken again at once; kept with its memory, for a daemon that dies meanwhile. */
+  readonly wakes?: boolean
 }
 
 /**
@@ -54,7 +56,13 @@ export async function standby(work: InstanceWork, options: StandbyOptions = {}):
         state: 'Standby',
         vm: undefined,
         stoppedAtMs: Date.now(),
-        sleep: { generation: draft.generation, base, ...compressOf(work, options), ...(isFrozen ? {} : { isUnfrozen: true }) },
+        sleep: {
+          generation: draft.generation,
+          base,
+          ...compressOf(work, options),
+          ...(isFrozen ? {} : { isUnfrozen: true }),
+          ...(options.wakes ? { wakes: true } : {}),
+        },
       },
       { via: { state: 'Paused', sinceMs: pausedAtMs } },
     )

@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { PortForward } from '../../hypervisors/hypervisor.ts'
+import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
+import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { bandwidthOf, checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
@@ -17,7 +18,7 @@ export interface UpdateInputs {
 }
 
 /**
- * Changes what can be changed, all or nothing. Ports move while the VM runs; the disk grows while it is Stopped, and its record is
+ * Changes what can be changed, all or nothing. Ports and the disks' rate move while the VM runs; the disk grows while it is Stopped, and its record is
  * the commit point: a growth that was cut short is finished by the next daemon.
  */
 export async function update(work: InstanceWork, { patch, ports, bandwidth, limits }: UpdateInputs): Promise<void> {
@@ -44,6 +45,19 @@ export async function update(work: InstanceWork, { patch, ports, bandwidth, limi
     undo.defer(() => network.pace(live.vm, was, work.undoStep(10_000)))
     await network.pace(live.vm, is, step)
   }
+  const rate = diskRateOf({ ...before, ...change }, work.uses.settings.diskIo)
+  const rateBefore = diskRateOf(before, work.uses.settings.diskIo)
+  if (live && rate !== rateBefore) {
+    const step = await work.step('disk_rate', 10_000)
+    undo.defer(() => live.vm.setDiskRate(rateBefore, work.undoStep(10_000)))
+    await live.vm.setDiskRate(rate, step)
+  }
+  if (live && change.hotplugBytes !== undefined && change.hotplugBytes !== before.hotplugBytes) {
+    const step = await work.step('memory', HOTPLUG_LIMIT_MS)
+    const evacuate: Evacuate = async (stretch, own) => (await live.connected(own)).offlineMemory(stretch, own)
+    undo.defer(() => takeBackMemory(work, live.vm, before.hotplugBytes, evacuate))
+    await live.vm.setHotplug(change.hotplugBytes, evacuate, step)
+  }
   const grows = change.overlayBytes !== undefined && change.overlayBytes > before.overlayBytes
   await work.step('record', 10_000)
   work.change({ ...change, ...(grows ? { operation: 'update' } : {}) }, { evenWhenFull: false })
@@ -67,6 +81,14 @@ function networkOf(before: Instance['network'], ports: UpdateInputs['ports'], ba
   return { network: { ...rest, ...(ports === undefined ? {} : { ports }), ...bandwidthOf(bandwidth, before) } }
 }
 
+/** The memory as it was; where the guest does not follow, the record follows the guest. */
+async function takeBackMemory(work: InstanceWork, vm: Vm, bytes: number, evacuate: Evacuate): Promise<void> {
+  const step = work.undoStep(HOTPLUG_LIMIT_MS)
+  await vm.setHotplug(bytes, evacuate, step).catch((err: unknown) => work.log.warn({ err }, 'added memory could not be taken back'))
+  const hotplugBytes = await vm.hotplugBytes(step)
+  if (hotplugBytes !== work.instance.hotplugBytes) work.change({ hotplugBytes })
+}
+
 /** The record as it was: the filesystem is as large as before, and a file that is larger does no harm. */
 function takeBack(work: InstanceWork, before: Instance, change: Partial<Instance>): void {
   const kept = Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof Instance]]))
@@ -78,6 +100,10 @@ function takeBack(work: InstanceWork, before: Instance, change: Partial<Instance
     work.change({ overlayBytes: before.overlayBytes, operation: undefined })
   }
 }
+
+// A guest moves what is in memory that it is to give back.
+const HOTPLUG_LIMIT_MS = 60_000
+const TAKES_MEMORY: ReadonlySet<Instance['state']> = new Set(['Running', 'Stopped'])
 
 // A check reads the whole of what is in use, and half a growth is worse than a long one.
 const GROW_LIMIT_MS = 1_800_000
@@ -96,14 +122,17 @@ export async function finishUpdate(work: InstanceWork): Promise<void> {
 
 /** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
 function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
-  const { name, tags, env, snapshotPolicy, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes } = patch
+  const { name, tags, env, snapshotPolicy, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes, diskIoBps } = patch
   if (instance.expiresAtMs !== undefined && instance.expiresAtMs <= Date.now()) {
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
   }
   if (name !== undefined) checkName(name)
   if (env !== undefined) checkEnv({ ...instance.env, ...env })
-  if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes) {
-    throw new AppError('not_supported', 'Memory that is added while a VM runs is not supported yet')
+  if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes && !TAKES_MEMORY.has(instance.state)) {
+    throw new AppError(
+      'invalid_state',
+      `The memory of ${instance.name} can be changed while it is Running or Stopped; it is ${instance.state}`,
+    )
   }
   const resizes = [vcpus, memoryBytes, overlayBytes].some((value) => value !== undefined)
   if (resizes) {
@@ -137,6 +166,8 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
     ...(vcpus === undefined ? {} : { vcpus }),
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
     ...(overlayBytes === undefined ? {} : { overlayBytes }),
+    ...(hotplugBytes === undefined ? {} : { hotplugBytes }),
+    ...(diskIoBps === undefined ? {} : { diskIoBps: diskIoBps || undefined }),
   }
 }
 
