@@ -18,7 +18,7 @@ for (const board of ['qemu', 'qemu-microvm'] as const) {
     let scratch: Scratch
     let daemon: DaemonProcess
     const begin = (): Promise<DaemonProcess> =>
-      startDaemon({ dir: join(scratch.path, 'd'), driver: board, env: { DORMOUSE_POOL_SIZE: '1' } })
+      startDaemon({ dir: join(scratch.path, 'd'), driver: board, env: { DORMOUSE_POOL_SIZE: '1', DORMOUSE_LOG_LEVEL: 'debug' } })
     before(async () => {
       scratch = await Scratch.make()
       daemon = await begin()
@@ -32,17 +32,17 @@ for (const board of ['qemu', 'qemu-microvm'] as const) {
     })
 
     /** Megabytes per second that the guest writes past its cache; what the burst allows is used up first. */
-    const measure = async (name: string, rate: number): Promise<number> => {
+    const measure = async (name: string, rate: number, dir = '/root'): Promise<number> => {
       const seconds = 3
-      const write = (megabytes: number): string => `dd if=/dev/zero of=/root/f bs=1M count=${megabytes} oflag=direct 2>/dev/null`
+      const write = (megabytes: number): string => `dd if=/dev/zero of=${dir}/f bs=1M count=${megabytes} oflag=direct 2>/dev/null`
       const script = `set -e; ${write(5 * rate)}; cut -d' ' -f1 /proc/uptime; ${write(seconds * rate)}; cut -d' ' -f1 /proc/uptime`
       const { exitCode, stdout, stderr } = await execOverApi(daemon.socket, name, { command: ['/bin/sh', '-c', script] })
       assert.equal(exitCode, 0, stderr)
       const [began = 0, ended = 0] = stdout.trim().split('\n').map(Number)
       return (seconds * rate) / (ended - began)
     }
-    const assertRate = async (name: string, rate: number): Promise<void> => {
-      const measured = await measure(name, rate)
+    const assertRate = async (name: string, rate: number, dir?: string): Promise<void> => {
+      const measured = await measure(name, rate, dir)
       assert.ok(Math.abs(measured / rate - 1) < 0.15, `${name} writes ${measured.toFixed(1)} MB/s, not ${rate}`)
     }
     const post = (path: string, body: object = {}): Promise<unknown> => daemon.client.post(path, body)
@@ -99,6 +99,28 @@ for (const board of ['qemu', 'qemu-microvm'] as const) {
       assert.ok(megabytes >= 1 && measured < 8 * 1.5, `${megabytes} MB read at ${measured} MB/s: ${stdout}`)
       await daemon.client.delete('/instances/before')
       await daemon.client.delete('/instances/waited')
+    })
+
+    test('a volume that comes while it runs is in its budget, and a VM made ready for a sleeper has the rate of its wake', {
+      timeout: 240_000,
+    }, async () => {
+      const shape = { image: 'box', vcpus: 1, size: '256MB', overlay_size: '512MB', disk_io_bps: '8MB/s' }
+      await post('/instances?wait=running', { name: 'has', ...shape })
+      await post('/volumes', { name: 'late', size_gb: 1 })
+      await post('/instances/has/volumes/late', { mount_path: '/late' })
+      await assertRate('has', 8, '/late')
+      const { id } = await daemon.client.get<{ id: string }>('/instances/has')
+      const logged = async (...words: string[]): Promise<string[]> =>
+        (await daemon.log()).split('\n').filter((line) => words.every((word) => line.includes(word)))
+      await post('/instances/has/standby')
+      await pollUntil('a VM to be ready for the sleeper', async () => (await logged('"a VM waits"', id)).length > 0, makeStep(120_000))
+      await patch('has', { disk_io_bps: '12MB/s' })
+      await post('/instances/has/restore')
+      assert.match((await logged('"VM restored"')).at(-1) ?? '', /"origin":"pool"/)
+      await assertRate('has', 12)
+      await assertRate('has', 12, '/late')
+      await daemon.client.delete('/instances/has')
+      await daemon.client.delete('/volumes/late')
     })
   })
 }

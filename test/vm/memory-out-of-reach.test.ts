@@ -49,6 +49,12 @@ for (const driver of ['qemu', 'qemu-microvm'] as const) {
       assert.ok((await countIn(name)) >= last)
       assert.equal((await sh(name, 'md5sum < /dev/shm/much')).stdout, much)
     }
+    if (driver === 'qemu') {
+      // Of memory that comes later there is no copy.
+      const asked = { name: 'c', image: 'count', vcpus: 1, size: '256MB', overlay_size: '512MB', hotplug_size: '128MB' }
+      const refused = await client.call<{ code: string; message: string }>('POST', '/instances', asked)
+      assert.deepEqual([refused.status, refused.body.code], [501, 'not_supported'], refused.body.message)
+    }
     for (const name of ['a', 'b']) await client.delete(`/instances/${name}`)
   })
 }

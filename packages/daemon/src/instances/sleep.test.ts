@@ -587,7 +587,7 @@ test('a layer that a daemon put on record and did not live to use takes nothing 
 })
 
 test('memory is given back by a nap: who ran goes on, and has its place on the host meanwhile', async () => {
-  await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
+  await using house = new TestHouse({ settings: { CPU_RATIO: '1', CONSOLIDATION_RATE: '64MB/s' } })
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, vcpus: 2 })
   await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
@@ -608,6 +608,11 @@ test('memory is given back by a nap: who ran goes on, and has its place on the h
     [['reclaimed', undefined]],
   )
   assert.ok(appliedBytes > 0)
+  assert.deepEqual(
+    house.host.leisures,
+    [{ maxBytesPerSecond: 0, spareBytes: DISK_RESERVE }],
+    'a workload waited for a base made at leisure',
+  )
   assert.equal(instances.get(id).state, 'Running')
   assert.match(String(instances.get(id).vm?.machine?.base), /^base\//)
   await settled(instances)
