@@ -3,8 +3,8 @@
  * have been taken over, and real guests that must not notice.
  */
 import assert from 'node:assert/strict'
-import { mkdir, readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
+import { basename, join } from 'node:path'
 import { after, before, describe, type TestContext, test } from 'node:test'
 import { Cgroups } from '../../packages/daemon/src/host/cgroups.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
@@ -76,6 +76,24 @@ test('memory that a VMM has no right to is the end of it and not of the host, an
   if (wild === undefined) return
   const exit = await wild.shim.ended
   assert.ok(exit.kind === 'signaled' && exit.signal === 'SIGKILL', JSON.stringify(exit))
+})
+
+test('where the daemon itself may have fewer processors than a VM, the VM has its other limits all the same', async (t) => {
+  const cpu = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').find((line) => / - cgroup \S+ (?:\S+,)?cpu(?:,|$)/.test(line))
+  const point = cpu?.split(' ')[4]
+  if (!isRoot || point === undefined || cpu?.split(' ')[3] !== '/') return t.skip('no hierarchy of version 1 to be seen as a whole')
+  const own = join(point, `dormouse-few-${process.pid}`)
+  await mkdir(own)
+  t.after(() => rmdir(own))
+  await writeFile(join(own, 'cpu.cfs_quota_us'), '100000')
+  const proc = await scratchDir(t)
+  await writeFile(join(proc, 'mountinfo'), `${cpu}\n`)
+  await writeFile(join(proc, 'cgroup'), `1:cpu:/${basename(own)}\n`)
+  await using cgroups = Cgroups.prepare('dormouse-test', proc)
+  const [made = ''] = await cgroups.make('vm', { weight: 4, cpus: 5, memoryBytes: 64 * MB, pids: 40 })
+  t.after(() => cgroups.remove('vm'))
+  assert.equal((await readFile(join(made, 'cpu.shares'), 'utf8')).trim(), '4096')
+  await cgroups.remove('vm')
 })
 
 describe('VMs in cgroups', () => {

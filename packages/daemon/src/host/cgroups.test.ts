@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { Cgroups } from './cgroups.ts'
@@ -35,6 +35,8 @@ test('with cgroup v1 a VM has one in each hierarchy, below where the daemon is',
   for (const own of ['memory/y', 'pids/z']) mkdirSync(join(dir, own))
   const cgroups = Cgroups.prepare('dormouse-1', dir)
   assert.deepEqual(cgroups.answer, { version: 'v1', controllers: ['cpu', 'memory', 'pids'] })
+  // All of them together beside the daemon, and whatever else runs where it does.
+  assert.equal(readFileSync(join(dir, 'cpu/dormouse-1/cpu.shares'), 'utf8'), `${1024 * Math.min(100, availableParallelism())}`)
   const made = await cgroups.make('vm', LIMITS)
   assert.deepEqual(
     made,
@@ -66,6 +68,15 @@ test('a host without cgroups, or one that may not be written, is told of and not
   assert.deepEqual([closed.answer.version, closed.answer.controllers], ['none', []])
   assert.match(closed.answer.reason ?? '', /memory: ENOENT|no cgroup file system/)
   assert.equal(Cgroups.prepare('dormouse-1', join(tmpdir(), 'absent')).answer.version, 'none')
+})
+
+test('who is in a cgroup and cannot be seen from here is no process to end', async (t) => {
+  const dir = madeUp(t, [['pids', '/', 'cgroup', 'pids']], '1:pids:/\n')
+  const cgroups = Cgroups.prepare('dormouse-1', dir)
+  const [own = ''] = await cgroups.make('vm', LIMITS)
+  // 0 to kill() is the process group of whoever calls it.
+  writeFileSync(join(own, 'cgroup.procs'), `0\n${process.pid}\n`)
+  assert.deepEqual(await cgroups.members('vm'), [process.pid])
 })
 
 test('with cgroup v2 what hands nothing down is left as it was', (t) => {

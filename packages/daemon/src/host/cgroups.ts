@@ -9,6 +9,7 @@
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { pollUntil } from './poll-until.ts'
 
@@ -86,9 +87,9 @@ export class Cgroups {
         // Someone who tidies up may have taken ours away while no VM was in it.
         if (!existsSync(dir)) prepareIn(version, parent, dir, controllers)
         await mkdir(own).catch(unless('EEXIST'))
-        // A kernel may have a controller and not all of it.
+        // A kernel may have a controller and not all of it. One that the daemon's own cgroup gives less than that is held by the lesser limit.
         for (const [file, text] of controllers.flatMap((one) => settingsOf(version, one, limits)))
-          await writeFile(join(own, file), text).catch(unless('ENOENT'))
+          await writeFile(join(own, file), text).catch(unless('ENOENT', ...(file === 'cpu.cfs_quota_us' ? ['EINVAL'] : [])))
         made.push(own)
       } catch {
         await rmdir(own).catch(() => undefined)
@@ -103,10 +104,11 @@ export class Cgroups {
       for (const pid of pids) await writeFile(join(dir, name, 'cgroup.procs'), `${pid}`).catch(unless('ESRCH', 'ENOENT'))
   }
 
-  /** Who is in `name`, in any hierarchy. */
+  /** Who is in `name`, in any hierarchy, as far as this daemon can see them. */
   async members(name: string): Promise<number[]> {
     const texts = await Promise.all(this.#hierarchies.map(({ dir }) => readFile(join(dir, name, 'cgroup.procs'), 'latin1').catch(() => '')))
-    return [...new Set(texts.flatMap((text) => text.split('\n')))].filter((pid) => pid !== '').map(Number)
+    // 0 is one of a PID namespace that is not ours, and to kill() it is our own process group.
+    return [...new Set(texts.flatMap((text) => text.split('\n')))].map(Number).filter((pid) => pid > 0)
   }
 
   /** Takes `name` away, and ends what is still in it. Repeat is harmless. */
@@ -233,7 +235,20 @@ function dirIn({ root, point }: Mount, own: string | undefined): string | undefi
 function prepareIn(version: 1 | 2, parent: string, dir: string, controllers: readonly Controller[]): readonly Controller[] {
   if (version === 2) return prepareV2(parent, dir, controllers)
   makeDir(dir)
+  if (controllers.includes('cpu')) weighAll(join(dir, 'cpu.shares'), 1024)
   return controllers
+}
+
+/**
+ * All VMs together weigh as much as the processors that there are. Left to itself a cgroup weighs as one process beside those of its
+ * parent's, however many are in it: on a busy host all VMs had to share what one process gets.
+ */
+function weighAll(file: string, unit: number): void {
+  try {
+    writeFileSync(file, `${Math.min(availableParallelism() * unit, 100 * unit)}`)
+  } catch {
+    // Then they weigh less: a VM is worth more than its share.
+  }
 }
 
 /** Has `parent` hand its controllers down to ours, and ours to those of VMs. */
@@ -245,9 +260,11 @@ function prepareV2(parent: string, dir: string, wanted: readonly Controller[]): 
     const handed = wordsOf(join(dir, 'cgroup.subtree_control'))
     const controllers = wanted.filter((one) => handed.includes(one))
     if (controllers.length === 0) throw new Error(`${parent} hands no controllers down`)
+    // Beside the daemon alone; at the top of the hierarchy beside all that the host runs, of which none weighs more.
+    if (controllers.includes('cpu') && existsSync(join(parent, DAEMON_LEAF))) weighAll(join(dir, 'cpu.weight'), 100)
     return controllers
   } catch (error) {
-    rmdirSync(dir)
+    removeEmpty(dir)
     throw error
   }
 }
@@ -257,6 +274,15 @@ function handDown(dir: string, wanted: readonly Controller[]): void {
   const there = wordsOf(join(dir, 'cgroup.controllers'))
   const missing = wanted.filter((one) => there.includes(one) && !handed.includes(one))
   if (missing.length > 0) writeFileSync(join(dir, 'cgroup.subtree_control'), missing.map((one) => `+${one}`).join(' '))
+}
+
+/** One with VMs of another life in it stays. */
+function removeEmpty(dir: string): void {
+  try {
+    rmdirSync(dir)
+  } catch {
+    // What was wrong before this says more.
+  }
 }
 
 function makeDir(dir: string): void {
