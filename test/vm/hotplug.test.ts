@@ -1,7 +1,9 @@
 /** Memory that is given to a guest while it runs, and taken back: in real guests, over naps, forks and the daemon's death. */
 import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { SCRATCH } from '../../packages/daemon/src/memory/memory.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
@@ -83,6 +85,8 @@ test('memory comes and goes while a guest runs, what is in it survives naps and 
 
   // A daemon that finds it so knows how much it has, and takes it back as well.
   await daemon.kill()
+  // What one leaves that dies while a piece is on its way.
+  await writeFile(join(dir, 'data/memory', `${SCRATCH}left`), '')
   daemon = await startDaemon({ dir, driver: 'qemu' })
   assert.equal(await added('fork'), 3)
   assert.equal((await resize('fork', '128MB')).status, 200)

@@ -54,6 +54,8 @@ for (const driver of ['qemu', 'qemu-microvm'] as const) {
       const asked = { name: 'c', image: 'count', vcpus: 1, size: '256MB', overlay_size: '512MB', hotplug_size: '128MB' }
       const refused = await client.call<{ code: string; message: string }>('POST', '/instances', asked)
       assert.deepEqual([refused.status, refused.body.code], [501, 'not_supported'], refused.body.message)
+      const { runtimes } = await client.get<{ runtimes: { features: string[] }[] }>('/capabilities')
+      assert.ok(!runtimes.some(({ features }) => features.includes('hotplug-memory')))
     }
     for (const name of ['a', 'b']) await client.delete(`/instances/${name}`)
   })

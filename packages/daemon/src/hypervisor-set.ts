@@ -85,6 +85,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     cgroups: cgroups?.answer ?? { version: 'none', controllers: [], reason: 'they are turned off (DORMOUSE_CGROUPS)' },
     recover: async () => {
       await memory.sweepGoldenBoots(() => false)
+      await memory.sweepScratch()
       await cgroups?.sweep()
       const [first] = drivers
       for (const dir of [workDir, paths.poolRunDir]) for (const name of namesIn(dir)) await first?.sweep(join(dir, name))

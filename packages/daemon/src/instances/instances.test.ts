@@ -714,5 +714,9 @@ test('memory is added to one that runs and taken back; where its guest does not 
   await instances.update(id, { hotplugBytes: 0 })
   const other = await running(house, 'b', { memoryBytes: 2 ** 30 })
   await assert.rejects(instances.update(other.id, { hotplugBytes: 128 * MB }), { code: 'invalid_state' })
+  // What it begins with has to be enough to describe what is added, whichever of the two changes.
+  await instances.stop(id)
+  await instances.update(id, { hotplugBytes: 4096 * MB })
+  await assert.rejects(instances.update(id, { memoryBytes: 128 * MB }), { code: 'invalid_hotplug_size' })
   await assertInOrder(house)
 })

@@ -108,6 +108,8 @@ export class Instances implements AsyncDisposable {
   readonly #end = new AbortController()
   /** What work that is under way has been admitted to; undefined until it has. */
   readonly #reserved = new Map<InstanceId, Parameters<AdmitAs>[1] | undefined>()
+  /** Those that sleep for a moment, to give memory back. */
+  readonly #naps = new Map<InstanceId, Promise<void>>()
   readonly #idleListeners = new Set<(id: InstanceId) => void>()
   #isClosed = false
   #isReclaiming = false
@@ -301,6 +303,8 @@ export class Instances implements AsyncDisposable {
 
   /** Resolves when its memory is on disk and its VM is gone. Options are refused when it sleeps already. */
   async standby(id: InstanceId, options: StandbyOptions = {}): Promise<Instance> {
+    // Whoever asks for it is not done with a nap, which is about to end.
+    if (!options.wakes) await this.#naps.get(id)?.catch(() => undefined)
     const refuse =
       Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
     const instance = await this.#request(id, 'standby', (work) => standby(work, options), refuse)
@@ -442,8 +446,18 @@ export class Instances implements AsyncDisposable {
     return admission.answer === 'denied' ? admission.reason : undefined
   }
 
-  /** What it takes of the host is kept for it meanwhile. */
   async #nap(id: InstanceId): Promise<void> {
+    const nap = this.#napAndWake(id)
+    this.#naps.set(id, nap)
+    try {
+      await nap
+    } finally {
+      this.#naps.delete(id)
+    }
+  }
+
+  /** What it takes of the host is kept for it meanwhile. */
+  async #napAndWake(id: InstanceId): Promise<void> {
     const instance = this.get(id)
     this.#reserved.set(id, { ...instance, runs: true })
     try {

@@ -625,6 +625,20 @@ test('memory is given back by a nap: who ran goes on, and has its place on the h
   await assertInOrder(house)
 })
 
+test('who is put to sleep in the middle of a nap sleeps on', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await instances.create(request)
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const reclaiming = instances.reclaimMemory({ bytes: 2 ** 20, holdMs: 0, dryRun: false })
+  await instances.wait(id, { state: 'Standby', timeoutMs: 5000 })
+  await Promise.all([instances.standby(id), reclaiming])
+  assert.equal(instances.get(id).state, 'Standby')
+  assert.equal(instances.get(id).sleep?.wakes, undefined)
+  await settled(instances)
+  await assertInOrder(house)
+})
+
 test('a nap that fails leaves it running, and one that no daemon lived to end is ended by the next', async () => {
   await using house = new TestHouse()
   let instances = await house.begin()

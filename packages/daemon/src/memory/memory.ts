@@ -6,6 +6,7 @@
  *
  * docs/memory.md explains it with a drawing. Who stands on what is in the rows; `isNeeded` asks them.
  */
+import { readdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import type { Compression } from '@dormouse/api/compression.ts'
@@ -49,6 +50,9 @@ export interface CompressedCapture extends AsyncDisposable {
   readonly delta: DeltaSum
 }
 
+/** What the name of a file for added memory begins with, for as long as it has one. */
+export const SCRATCH = '.dimm-'
+
 /** What is done with captures at rest. */
 export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'release' | 'sweepBases' | 'verify'>
 
@@ -76,6 +80,12 @@ export class Memory implements AsyncDisposable {
   /** Golden boots for which `isStale` says so, unless something stands on them. */
   sweepGoldenBoots(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
     return this.#golden.sweep(isStale)
+  }
+
+  /** Removes files of memory that was being added when a daemon died: they lose their names only once they are open. At a daemon's start. */
+  async sweepScratch(): Promise<void> {
+    const names = await readdir(this.scratchDir).catch(() => [])
+    for (const name of names) if (name.startsWith(SCRATCH)) await rm(path.join(this.scratchDir, name), { force: true })
   }
 
   /** Removes bases that no one stands on any more. */

@@ -95,9 +95,11 @@ const isBuilt: Readonly<Record<string, boolean>> = (() => {
 async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabilities> {
   const runtimes = await Promise.all(
     host.hypervisors.map(async ({ name, capabilities, probe, waiting }): Promise<Runtime> => {
-      const { available, version: vmm, acceleration, reason } = await probe()
+      const { available, version: vmm, acceleration, reason, memoryOutOfReach } = await probe()
       const count = waiting?.()
-      const features = [...capabilities].filter((one) => isBuilt[one] ?? true).map((one) => FEATURE_OF[one] ?? one)
+      // Where VMs may not be looked into, none is given more memory.
+      const isHere = (one: string): boolean => (isBuilt[one] ?? true) && !(one === 'memory_hotplug' && memoryOutOfReach !== undefined)
+      const features = [...capabilities].filter(isHere).map((one) => FEATURE_OF[one] ?? one)
       return {
         name,
         available,

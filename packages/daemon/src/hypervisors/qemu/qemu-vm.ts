@@ -8,6 +8,7 @@ import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { describeState, writeManifest } from '../../memory/capture-files.ts'
+import { SCRATCH } from '../../memory/memory.ts'
 import type { Bandwidth, Capture, CaptureUnderWay, Evacuate, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
@@ -188,7 +189,7 @@ export class QemuVm implements Vm {
   }
 
   async #plug(slot: number, bytes: number, step: Step): Promise<void> {
-    const file = path.join(this.#added.dir, `.dimm-${randomBytes(8).toString('hex')}`)
+    const file = path.join(this.#added.dir, `${SCRATCH}${randomBytes(8).toString('hex')}`)
     const remove = () => this.#speak((qmp) => qmp.execute('remove-fd', { 'fdset-id': dimmSet(slot) }, step), step).catch(() => undefined)
     try {
       // Anyone may open it who has it: QEMU does, as a user of its own. No one else comes this far.

@@ -4,7 +4,7 @@ import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
 import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
-import { bandwidthOf, checkEnv, checkName, checkSizes, type Limits } from '../limits.ts'
+import { bandwidthOf, checkEnv, checkHotplug, checkName, checkSizes, type Limits } from '../limits.ts'
 import { nicOf } from '../vm-spec-of.ts'
 import { flattenDisk } from './flatten-disk.ts'
 
@@ -157,6 +157,8 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
       throw new AppError('invalid_overlay_size', 'overlay_size can only grow')
     }
   }
+  if (memoryBytes !== undefined || hotplugBytes !== undefined)
+    checkHotplug(hotplugBytes ?? instance.hotplugBytes, memoryBytes ?? instance.memoryBytes, limits)
   return {
     ...(name === undefined ? {} : { name }),
     ...(tags === undefined ? {} : { tags }),
