@@ -340,6 +340,24 @@ test('a fork that outgrew the host while it waited is refused, and leaves nothin
   await assertInOrder(house)
 })
 
+test('a fork of one that was given more memory while it waited is judged by that', async () => {
+  await using house = new TestHouse({ settings: { MEMORY_RATIO: '0.25' } })
+  const instances = await house.begin()
+  const { id } = await instances.create({ ...request, memoryBytes: 2 ** 30 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.stop(id)
+  const outcomes = await Promise.allSettled([
+    instances.update(id, { hotplugBytes: 2 ** 32 }),
+    instances.fork(id, { name: 'b', target: 'Running' }),
+  ])
+  assert.deepEqual(
+    outcomes.map(({ status }) => status),
+    ['fulfilled', 'rejected'],
+  )
+  await settled(instances)
+  await assertInOrder(house)
+})
+
 test('a name that is taken, and ports that are, are refused before anything is touched', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()

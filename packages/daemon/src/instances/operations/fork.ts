@@ -82,7 +82,7 @@ async function followSource(work: InstanceWork, point: Point, { target, admit }:
   if (!isDeepStrictEqual(machine, machineOf(instance))) work.change(machine)
 }
 
-const SIZES = ['vcpus', 'memoryBytes', 'overlayBytes'] as const
+const SIZES = ['vcpus', 'memoryBytes', 'hotplugBytes', 'overlayBytes'] as const
 
 const machineOf = ({ image, imageDigest, platform, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd }: Instance) => ({
   ...{ image, imageDigest, platform, vcpus, memoryBytes, hotplugBytes, overlayBytes },
