@@ -72,7 +72,7 @@ static int may_leave_ipv6(const uint8_t *frame, size_t length, int64_t now_ms) {
     if (protocol == UDP && is_within) return size >= 8 && payload[2] == 0 && payload[3] == 53;
     if (protocol == UDP && to[0] == 0xff) return 0;
     if (is_within || (protocol == TCP && !begins_connection(payload, size))) return 1;
-    return !is_hosts_own(AF_INET6, to, now_ms);
+    return !is_hosts_own(AF_INET6, to, now_ms) || is_answer(frame, length, now_ms);
 }
 
 int may_leave(const uint8_t *frame, size_t length, int64_t now_ms) {

@@ -36,8 +36,15 @@ static int64_t now_ns(void *opaque) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static ssize_t send_packet(const void *frame, size_t length, void *opaque) {
+static ssize_t send_packet(const void *packet, size_t length, void *opaque) {
     (void)opaque;
+    static uint8_t copy[FRAME];
+    const void *frame = packet;
+    // libslirp shows a client on the loopback as the gateway only until the port has answered someone else.
+    if (length <= sizeof copy && shows_loopback(packet, length)) {
+        show_gateway(memcpy(copy, packet, length), length);
+        frame = copy;
+    }
     // A guest that does not read loses frames, as on any wire.
     if (send(NIC_FD, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length) {
         net.to_guest_bytes += length;

@@ -48,6 +48,9 @@ int close_host(void);
 int is_hosts_own(int family, const uint8_t *address, int64_t now_ms);
 
 /* net-loopback.c: clients on the host that have sent the guest a datagram, and the guest's answers to them. */
+/* A datagram whose sender is told as the loopback, from where a guest takes nothing; `show_gateway` has it come from the gateway. */
+int shows_loopback(const uint8_t *frame, size_t length);
+void show_gateway(uint8_t *frame, size_t length);
 void note_to_guest(const uint8_t *frame, size_t length, int64_t now_ms);
 /* Whether the frame is an answer to such a client. */
 int is_answer(const uint8_t *frame, size_t length, int64_t now_ms);

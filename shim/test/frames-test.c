@@ -147,6 +147,30 @@ static void datagrams(void) {
     CHECK(recv(client, got, sizeof got, MSG_DONTWAIT) < 0);
 }
 
+static unsigned sum_of(const uint8_t *bytes, size_t length, unsigned long sum) {
+    for (size_t i = 0; i < length; i++) sum += i % 2 ? bytes[i] : (unsigned)bytes[i] << 8;
+    while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+    return (unsigned)sum;
+}
+
+/* With the checksums that libslirp has put into it. */
+static void loopbacks(void) {
+    uint8_t frame[256];
+    for (int round = 0; round < 1000; round++) {
+        char text[8];
+        snprintf(text, sizeof text, "%d", round * 7919);
+        size_t length = udp_frame(frame, "127.0.0.1", "10.0.2.15", 30000 + round, 7, text), udp = length - 34;
+        unsigned whole = sum_of(frame + 34, udp, sum_of(frame + 26, 8, 17 + udp)) ^ 0xffff;
+        frame[40] = (uint8_t)(whole >> 8), frame[41] = (uint8_t)whole;
+        unsigned header = sum_of(frame + 14, 20, 0) ^ 0xffff;
+        frame[24] = (uint8_t)(header >> 8), frame[25] = (uint8_t)header;
+        CHECK(shows_loopback(frame, length));
+        show_gateway(frame, length);
+        CHECK(!shows_loopback(frame, length) && memcmp(frame + 26, "\x0a\0\2\2", 4) == 0);
+        CHECK(sum_of(frame + 14, 20, 0) == 0xffff && sum_of(frame + 34, udp, sum_of(frame + 26, 8, 17 + udp)) == 0xffff);
+    }
+}
+
 static void noise(void) {
     static struct net net;
     srand(1);
@@ -156,9 +180,12 @@ static void noise(void) {
         for (size_t i = 0; i < length; i++) frame[i] = (uint8_t)rand();
         if (length > 14 && round % 2) frame[12] = 0x08, frame[13] = 0, frame[14] = (uint8_t)(0x40 | rand() % 16);
         if (length > 34 && round % 4 == 1) frame[23] = 17, memcpy(frame + 30, "\x0a\0\2\2", 4), frame[20] = frame[21] = 0;
+        if (length > 34 && round % 8 == 1) frame[26] = 127;
+        if (length > 54 && round % 4 == 2) frame[12] = 0x86, frame[13] = 0xdd, frame[14] = 0x60, frame[20] = 17, memset(frame + 22, 0, 15), frame[37] = 1;
         uint8_t *exact = realloc(frame, length == 0 ? 1 : length);
         may_leave(exact, length, round);
         note_to_guest(exact, length, round);
+        if (shows_loopback(exact, length)) show_gateway(exact, length);
         answer_on_loopback(&net, exact, length, round);
         free(exact);
     }
@@ -168,6 +195,7 @@ int main(void) {
     addresses();
     services();
     datagrams();
+    loopbacks();
     noise();
     return failures != 0;
 }

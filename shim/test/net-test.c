@@ -657,7 +657,7 @@ static void published_ports_serve_the_host(const char *from) {
     // Over TCP.
     int client = call(from, 8080), port = local_port(client);
     SOON(served[port].flags & SYN);
-    const char *seen = strcmp(from, "127.0.0.1") == 0 ? "10.0.2.2" : from;
+    const char *seen = strcmp(from, "127.0.0.1") == 0 ? "10.0.2.2" : strcmp(from, "::1") == 0 ? "fdd0:6d05:e000::2" : from;
     send_tcp(seen, 80, port, SYN | ACK, "");
     SOON(served[port].flags & ACK);
     send_tcp(seen, 80, port, ACK | PUSH, "served");
@@ -703,7 +703,7 @@ static void the_host_is_closed_unless_it_is_opened(void) {
     struct ip_mreq group = {{inet_addr("224.0.0.251")}, {inet_addr("198.51.100.1")}};
     CHECK(setsockopt(four_udp, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group) == 0);
 #define KNOCK(to) knock(to, strchr(to, ':') ? six : four, strchr(to, ':') ? six_udp : four_udp)
-    BEGIN("tcp:0.0.0.0:8080:80", "udp:0.0.0.0:8007:7");
+    BEGIN("tcp:0.0.0.0:8080:80", "udp:0.0.0.0:8007:7", "tcp:[::]:8080:80", "udp:[::]:8007:7");
     boot_guest();
     guests_reach_neighbours();
     for (size_t i = 0; i < sizeof loopback / sizeof *loopback; i++) CHECK(KNOCK(loopback[i]) == 0);
@@ -718,8 +718,11 @@ static void the_host_is_closed_unless_it_is_opened(void) {
     send_ping("2001:db8::1");
     settle();
     CHECK(echoes == before + 1);
-    published_ports_serve_the_host("127.0.0.1");
+    // The loopback last: libslirp remembers of a port whom it has answered.
     published_ports_serve_the_host("198.51.100.1");
+    published_ports_serve_the_host("127.0.0.1");
+    published_ports_serve_the_host("2001:db8::1");
+    published_ports_serve_the_host("::1");
     the_name_server_answers();
     guests_reach_neighbours();
     end();

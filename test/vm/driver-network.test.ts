@@ -151,19 +151,23 @@ test('a taken port changes nothing', async () => {
   await guest.vm.setPorts([], makeStep())
 })
 
-test('datagrams reach a published port and come back', async () => {
-  const port = await freePort()
-  await guest.vm.setPorts([{ protocol: 'udp', hostIp: '127.0.0.1', hostPort: port, guestPort: 7 }], makeStep())
+test('datagrams reach a published port and come back, over IPv4 and IPv6', async (t) => {
   await guest.sh('udp-echo 7 >/dev/null 2>&1 &')
-  const socket = dgram.createSocket('udp4')
-  const answer = once(socket, 'message', { signal: AbortSignal.timeout(10_000) })
-  const asking = setInterval(() => socket.send('ping', port, '127.0.0.1'), 100)
-  try {
-    assert.equal(String((await answer)[0]), 'ping')
-  } finally {
-    clearInterval(asking)
-    socket.close()
-    await guest.vm.setPorts([], makeStep())
+  const hasSix = Object.values(networkInterfaces()).some((addresses) => addresses?.some(({ address }) => address === '::1'))
+  if (!hasSix) t.diagnostic('this host has no IPv6 loopback')
+  for (const hostIp of ['127.0.0.1', ...(hasSix ? ['::1'] : [])]) {
+    const port = await freePort()
+    await guest.vm.setPorts([{ protocol: 'udp', hostIp, hostPort: port, guestPort: 7 }], makeStep())
+    const socket = dgram.createSocket(hostIp === '::1' ? 'udp6' : 'udp4')
+    const answer = once(socket, 'message', { signal: AbortSignal.timeout(10_000) })
+    const asking = setInterval(() => socket.send('ping', port, hostIp), 100)
+    try {
+      assert.equal(String((await answer)[0]), 'ping', hostIp)
+    } finally {
+      clearInterval(asking)
+      socket.close()
+      await guest.vm.setPorts([], makeStep())
+    }
   }
 })
 

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
@@ -35,14 +36,16 @@ test('a TCP port of all IPv6 addresses is free though a program has it for IPv4'
   assert.equal((await probeHostPort(port('::', taken))).hostPort, taken)
 })
 
-test('a UDP port of an IPv6 address is refused in words', async () => {
-  for (const hostIp of ['::1', '::']) {
-    await assert.rejects(probeHostPort(port(hostIp, 8080, 'udp')), {
-      code: 'invalid_request',
-      message: `The host port [${hostIp}]:8080/udp cannot be published: UDP is published on IPv4 addresses only`,
-    })
+test('a UDP port is published on IPv4 and IPv6 addresses, and one that a program has is told of', async () => {
+  for (const hostIp of ['127.0.0.1', '::1']) {
+    const { hostPort } = await probeHostPort(port(hostIp, 0, 'udp'))
+    assert.ok(hostPort > 0)
+    const socket = createSocket(hostIp === '::1' ? 'udp6' : 'udp4')
+    socket.bind(0, hostIp)
+    await once(socket, 'listening')
+    const taken = probeHostPort(port(hostIp, socket.address().port, 'udp'))
+    await assert.rejects(taken, { code: 'port_in_use' }).finally(() => socket.close())
   }
-  assert.ok((await probeHostPort(port('127.0.0.1', 0, 'udp'))).hostPort > 0)
 })
 
 test('an address that the host does not have is refused', async () => {

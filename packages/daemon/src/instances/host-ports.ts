@@ -14,11 +14,6 @@ const CHOICES = 10
 export async function probeHostPort(port: PortForward, isGiven: (chosen: PortForward) => boolean = () => false): Promise<PortForward> {
   const isSix = isIPv6(port.hostIp)
   const name = `${isSix ? `[${port.hostIp}]` : port.hostIp}:${port.hostPort}/${port.protocol}`
-  if (isSix && port.protocol === 'udp') {
-    throw new AppError('invalid_request', `The host port ${name} cannot be published: UDP is published on IPv4 addresses only`, {
-      hint: 'Publish it on 127.0.0.1, or on 0.0.0.0 for other hosts',
-    })
-  }
   for (let choice = 0; choice < CHOICES; choice++) {
     const chosen = { ...port, hostPort: await tryHostPort(port).catch((cause) => Promise.reject(refusalOf(port, name, cause))) }
     if (port.hostPort !== 0 || !isGiven(chosen)) return chosen
