@@ -7,6 +7,7 @@
  * again comes back. Nothing is ever taken out of a guest's memory, nor out of a base. Whoever ran goes on, about a second later.
  */
 import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
 import type { VmUsage } from '../hypervisors/hypervisor.ts'
 import type { Logger } from '../log.ts'
 import type { Instance, InstanceId } from './instance.ts'
@@ -108,7 +109,7 @@ export function planOf(candidates: readonly Candidate[], wanted: number): Reclai
       if (bytes <= 0) return { instance, bytes: 0, status: 'protected', error: 'it has written little of its memory since it was started' }
       if (left <= 0) return { instance, bytes: 0, status: 'skipped', error: 'others have enough' }
       left -= bytes
-      return { instance, bytes, status: 'planned' }
+      return { instance, bytes, status: 'planned', ...ofAdded(instance) }
     })
 }
 
@@ -121,5 +122,11 @@ async function napOf(instance: Instance, uses: ReclaimUses): Promise<ReclaimActi
     uses.log.warn({ err: error, instance: instance.id }, 'an instance could not nap to give memory back')
     return { instance, bytes: 0, status: 'failed', error: error instanceof AppError ? error.message : 'its nap failed' }
   }
-  return { instance, bytes: Math.max(0, before - (await own())), status: 'reclaimed' }
+  return { instance, bytes: Math.max(0, before - (await own())), status: 'reclaimed', ...ofAdded(instance) }
 }
+
+/** It is captured as a whole and stands on no base, so a nap brings all of it back. */
+const ofAdded = ({ hotplugBytes }: Pick<Instance, 'hotplugBytes'>): Pick<ReclaimAction, 'error'> =>
+  hotplugBytes === 0
+    ? {}
+    : { error: `what is in its added memory (${formatSize(hotplugBytes)}) stays: it goes with a lower hotplug_size only` }

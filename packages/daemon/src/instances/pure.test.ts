@@ -228,5 +228,7 @@ test('memory is given back by those with the most of their own, until it is enou
   const shown = (wanted: number) =>
     planOf(candidates, wanted * MB).map(({ instance: { name }, bytes, status }) => `${name} ${status} ${bytes / MB}`)
   assert.deepEqual(shown(600), ['busy skipped 0', 'large planned 500', 'middle planned 200', 'more skipped 0', 'small protected 0'])
+  const [roomy] = planOf([{ ...candidate('roomy', 596), instance: { ...instance, hotplugBytes: 2 ** 28 } }], MB)
+  assert.match(String(roomy?.error), /added memory \(256MB\) stays/)
   assert.deepEqual(shown(1), ['busy skipped 0', 'large planned 500', 'middle skipped 0', 'more skipped 0', 'small protected 0'])
 })
