@@ -21,7 +21,7 @@ static const struct {
     int needs_memory;
 } jobs[] = {
     {"capture ", capture, 1},       {"capture-with ", capture_with, 1}, {"load ", load, 1},
-    {"load-added ", load_added, 1}, {"give ", give, 0},
+    {"load-added ", load_added, 1}, {"give ", give, 0},                 {"tap ", take_tap, 0},
 };
 
 char *read_added(struct added *added, char *words) {
@@ -103,7 +103,8 @@ static void close_all_but(int *kept, size_t count) {
 
 static _Noreturn void work(size_t which, int client, const struct job *job, pid_t shim) {
     dup2(client, STDOUT_FILENO);
-    int kept[] = {job->vmm->memory_fd, job->vmm->copy_fd, job->vmm->state_fd, job->files.maps, job->files.pagemap, job->files.mem};
+    const struct vmm *vmm = job->vmm;
+    int kept[] = {vmm->memory_fd, vmm->copy_fd, vmm->state_fd, vmm->tap_fd, job->files.maps, job->files.pagemap, job->files.mem};
     close_all_but(kept, sizeof kept / sizeof *kept);
     prctl(PR_SET_NAME, "dormouse-job");
     // The shim is spared when memory runs out; a job can be done again.

@@ -13,6 +13,7 @@ struct vmm {
     int memory_fd; /* the base of its guest's; -1: not known */
     int copy_fd;   /* what it maps instead; -1: it maps the base */
     int state_fd;  /* what it saves device state to; -1: none */
+    int tap_fd;    /* its card's; -1: none, or one that is for ever */
 };
 
 struct job {
@@ -39,6 +40,7 @@ char *read_added(struct added *added, char *words);
  *   load FILE            →  loaded PAGES SUM
  *   load-added FD:BYTES FILE     →  the same
  *   give FILE ro|rw SET  →  gave FD
+ *   tap NAME             →  took NAME
  * and `error WHY` at any point, after which nothing is left of what it was about to make.
  */
 void capture(const struct job *job);
@@ -46,6 +48,7 @@ void capture_with(const struct job *job);
 void load(const struct job *job);
 void load_added(const struct job *job);
 void give(const struct job *job);
+void take_tap(const struct job *job);
 
 /* NULL, or in words why it cannot be used. */
 const char *find_job_memory(struct vmm_memory *memory, const struct job *job);

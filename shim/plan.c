@@ -3,11 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/if_tun.h>
-#include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -16,6 +13,7 @@
 
 #include "fail.h"
 #include "pages.h"
+#include "tap.h"
 
 static long long number(const char *text, long long max) {
     char *end;
@@ -64,18 +62,6 @@ static void socket_pair(int type, int ends[2]) {
     ends[1] = raise_fd(ends[1]);
 }
 
-/* Opened as root: whoever has the descriptor needs no right to the device, and no way into the network that it is in. */
-static int open_tap(const char *name) {
-    struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
-    if (strlen(name) >= sizeof request.ifr_name) fail("not a TAP's name: %s", name);
-    strcpy(request.ifr_name, name);
-    // Asked for by its name, one that is not there would be made.
-    if (strchr(name, '%') == NULL && if_nametoindex(name) == 0) fail_errno("there is no TAP %s", name);
-    int fd = open_file("/dev/net/tun", O_RDWR | O_NONBLOCK);
-    if (ioctl(fd, TUNSETIFF, &request) < 0) fail_errno("cannot open the TAP %s", name);
-    return fd;
-}
-
 struct pair {
     const char *name;
     int other;
@@ -121,7 +107,7 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
         socket_pair(SOCK_STREAM, ends);
         return ends[1];
     }
-    if (IS("tap")) return open_tap(value);
+    if (IS("tap")) return plan->tap_fd = raise_fd(open_tap(value));
     if (IS("pair")) {
         for (size_t i = 0; i < *pair_count; i++)
             if (strcmp(pairs[i].name, value) == 0) return pairs[i].other;
@@ -169,7 +155,7 @@ static void copy_memory_for_vmm(struct plan *plan) {
 void read_plan(struct plan *plan, int argc, char **argv) {
     struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
-    plan->blank_fd = plan->memory_fd = plan->copy_fd = -1;
+    plan->blank_fd = plan->memory_fd = plan->copy_fd = plan->tap_fd = -1;
     int i = 0;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];

@@ -42,6 +42,7 @@ struct plan {
     int blank_fd;  /* -1: none was asked for */
     int memory_fd; /* the base of its guest's memory; -1: not named */
     int copy_fd;   /* what the VMM maps instead of the base, where we may not read it; -1: it maps the base */
+    int tap_fd;    /* the TAP that its card is behind; -1: none */
     char **vmm_argv;
     int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */

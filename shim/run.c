@@ -178,13 +178,16 @@ static void start_vmm(struct shim *shim) {
 
 /*
  * Locks on disks belong to the VMM: a descriptor left open here would hold them after it has let go. What a capture needs is kept: the
- * blank memory that device state is saved to, and the guest's memory, by which its mapping is known.
+ * blank memory that device state is saved to, and the guest's memory, by which its mapping is known. The TAP of a VM that waits is one for
+ * the time being.
  */
-static void let_go_of_descriptors(const struct plan *plan) {
+static void let_go_of_descriptors(struct plan *plan) {
+    int tap_fd = plan->waits ? plan->tap_fd : -1;
     for (size_t i = 0; i < plan->vmm_fd_count; i++) {
         int fd = plan->vmm_fds[i].fd;
-        if (fd != plan->blank_fd && fd != plan->memory_fd && fd != plan->copy_fd) close(fd);
+        if (fd != plan->blank_fd && fd != plan->memory_fd && fd != plan->copy_fd && fd != tap_fd) close(fd);
     }
+    plan->tap_fd = tap_fd;
 }
 
 static void say_ready(int blank, pid_t vmm) {
@@ -245,7 +248,7 @@ static void end_if_left(struct shim *shim) {
 
 static void serve(struct shim *shim, struct client *client) {
     const struct controlled what = {
-        .vmm = {shim->vmm, shim->plan.memory_fd, shim->plan.copy_fd, shim->plan.blank_fd},
+        .vmm = {shim->vmm, shim->plan.memory_fd, shim->plan.copy_fd, shim->plan.blank_fd, shim->plan.tap_fd},
         .logs = shim->logs,
         .log_count = shim->plan.log_count,
         .waits = &shim->plan.waits,
@@ -296,6 +299,8 @@ static void wait_for_jobs(void) {
 
 static void end(struct shim *shim) {
     char line[LINE_SIZE];
+    // Whoever is told of the end may give the TAP to another.
+    if (shim->plan.tap_fd >= 0) close(shim->plan.tap_fd);
     drain_the_rest(shim);
     if (shim->helper > 0) {
         kill(shim->helper, SIGKILL);

@@ -236,6 +236,15 @@ export class Shim implements Disposable {
     return Number(fd)
   }
 
+  /**
+   * Puts the card of a VM that waits behind the TAP `name`, which is there, in place of the one that it has waited with: that is gone then.
+   * What passes meanwhile is lost.
+   */
+  async takeTap(name: string, step: Step): Promise<void> {
+    using job = await this.#begin(['tap', name], `put the VM behind the TAP ${name}`, step)
+    await job.answer(/^took \S+$/)
+  }
+
   /** Its run directory is another now: it is named relative to it, so it need not be told. */
   moved(runDir: string): void {
     this.#runDir = runDir

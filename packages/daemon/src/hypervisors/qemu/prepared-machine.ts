@@ -14,12 +14,8 @@ import { QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
 import { WaitingMachine } from './waiting-machine.ts'
 
-/**
- * Its network helper takes ports while it runs; what others need would have to be made before. Memory that was added is given to those who
- * ask for it only, and not to one who may be asked for. Pure.
- */
-export const canPrepareFor = ({ nic, hotplugMib }: Pick<VmSpec, 'nic' | 'hotplugMib'>): boolean =>
-  hotplugMib === undefined && (nic === undefined || nic.backend === 'user')
+/** Memory that was added is given to those who ask for it only, and not to one who may be asked for. Pure. */
+export const canPrepareFor = ({ hotplugMib }: Pick<VmSpec, 'hotplugMib'>): boolean => hotplugMib === undefined
 
 /** The same for a sleeper as long as nothing of it has changed but what it takes over at last. Pure. */
 export function preparedKey(spec: VmSpec, capture: Capture): string {
@@ -37,6 +33,8 @@ export async function loadDevices(qmp: Qmp, step: Step): Promise<void> {
 export class PreparedMachine extends WaitingMachine {
   protected async finish(spec: VmSpec, ready: Promise<unknown>, step: Step): Promise<void> {
     using qmp = await Qmp.connect(path.join(spec.runDir, QMP_SOCKET), step)
+    // With its devices QEMU sets up the TAP, which is to be its own by then.
+    if (spec.nic?.backend === 'tap') await ready
     await Promise.all([this.limitDisks(spec, qmp, step), loadDevices(qmp, step), ready])
   }
 }

@@ -36,7 +36,7 @@ import { Qmp } from './qmp.ts'
 import { canRehearseFor, RehearsedMachine } from './rehearsed-machine.ts'
 import { throttle } from './throttle.ts'
 import { cgroupLimitsOf } from './vm-cgroup.ts'
-import type { OwnCgroup, WaitingMachine, WaitingUses } from './waiting-machine.ts'
+import { type OwnCgroup, type WaitingMachine, type WaitingUses, waitingNic } from './waiting-machine.ts'
 
 export { Pool } from './pool.ts'
 export type { PoolPlace, QemuUses } from './qemu-host.ts'
@@ -293,7 +293,7 @@ export class QemuHypervisor implements Hypervisor {
       ...alike,
       runDir,
       logs: { app: log, vmm: log, journal: log, maxBytes: spec.logs.maxBytes },
-      ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac, backend: 'user', ports: [] } }),
+      ...(spec.nic === undefined ? {} : { nic: waitingNic(spec.nic.mac, spec.nic.backend) }),
     }
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     const { shim, handle } = await this.#launch(waiting, machine, host, { entry: 'restore', capture, manifest, base, waits: true }, step)
@@ -336,7 +336,7 @@ export class QemuHypervisor implements Hypervisor {
         { role: 'overlay', path: overlay, format: 'raw', readOnly: false },
         ...(modules === undefined ? [] : [modules]),
       ],
-      nic: { mac: WAITING_MAC, backend: 'user', ports: [] },
+      nic: waitingNic(WAITING_MAC, machine.hasTap ? 'tap' : 'user'),
       logs: { app: log, vmm: log, journal: log, maxBytes },
       ...(user === undefined ? {} : { user }),
     }

@@ -21,7 +21,7 @@ const ROLES = ['rootfs', 'overlay', 'modules'] as const
 
 /** Can one that has rehearsed become this one? Room for more memory is there from the boot on, and what waits has none. Pure. */
 export const canRehearseFor = ({ nic, disks, hotplugMib }: Pick<VmSpec, 'nic' | 'disks' | 'hotplugMib'>): boolean =>
-  nic?.backend === 'user' &&
+  nic !== undefined &&
   hotplugMib === undefined &&
   disks.length >= 2 &&
   disks.length <= ROLES.length &&

@@ -7,7 +7,7 @@ import type { Step } from '../../lib/step.ts'
 import type { VmHandle } from '../hypervisor.ts'
 import { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
-import type { DiskRole, VmSpec } from '../vm-spec.ts'
+import type { DiskRole, NicSpec, VmSpec } from '../vm-spec.ts'
 import { clearRunDir } from './parked-machine.ts'
 import type { Waiting } from './pool.ts'
 import type { Qmp } from './qmp.ts'
@@ -28,6 +28,10 @@ export interface WaitingUses {
   readonly blockDevice: (role: DiskRole) => string
   readonly cgroup?: OwnCgroup
 }
+
+/** The card of one that waits: without anyone's ports, on no bridge. The kernel chooses the number. */
+export const waitingNic = (mac: string, backend: NicSpec['backend']): NicSpec =>
+  backend === 'user' ? { mac, backend, ports: [] } : { mac, backend, tap: 'dmwait%d' }
 
 export abstract class WaitingMachine implements Waiting {
   readonly shim: Shim
@@ -57,6 +61,7 @@ export abstract class WaitingMachine implements Waiting {
       this.shim.claim({ app, vmm, journal }, step),
       ...(ports.length === 0 ? [] : [helper.setPorts(ports, step)]),
       ...(bandwidth === undefined ? [] : [helper.setBandwidth(bandwidth, step)]),
+      ...(spec.nic?.backend === 'tap' ? [this.shim.takeTap(spec.nic.tap, step)] : []),
     ])
     const leaving = this.#uses.cgroup?.leaveFor(spec.runDir)
     try {
