@@ -12,7 +12,7 @@ export async function checkNetwork(config: Config): Promise<Finding[]> {
   const { dns, kind } = config.network
   const asked = dns.length > 0 ? dns.join(', ') : `the host's resolvers, through ${kind === 'user' ? USER_NET.dnsForwarder : 'the gateway'}`
   if (kind === 'user') return [{ what: 'network', state: 'good', says: `user-mode, no rights needed; guests ask ${asked}` }]
-  const findings = [rights(), device(), await tools(), subnets(config), forwarding(config), await others(config)].flat()
+  const findings = [rights(), device(), await tools(), subnets(config), forwarding(config), hairpin(config), await others(config)].flat()
   const { bridge, subnet } = config.network
   return [{ what: 'network', state: 'good', says: `bridge ${bridge}, ${subnet}; guests ask ${asked}` }, ...findings]
 }
@@ -101,6 +101,21 @@ function forwarding({ network }: Config): Finding[] {
     findings.push({ what: 'bridge: ip_forward', state: 'good', says: 'off; the daemon turns it on when it starts' })
   }
   return findings
+}
+
+const BRIDGE_CALLS = '/proc/sys/net/bridge/bridge-nf-call-iptables'
+
+/** With it the kernel takes what goes from the bridge back to the bridge for one port's frame to another, and these are isolated. */
+function hairpin({ network }: Config): Finding[] {
+  if (!network.allowHostAccess || !existsSync(BRIDGE_CALLS) || isOff(BRIDGE_CALLS)) return []
+  return [
+    {
+      what: 'bridge: back to a guest',
+      state: 'poor',
+      says: 'guests do not reach ports that guests publish: packets of bridges go through iptables here (net.bridge.bridge-nf-call-iptables)',
+      mend: 'sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0, unless Docker or Kubernetes needs them',
+    },
+  ]
 }
 
 const isOff = (file: string): boolean => {
