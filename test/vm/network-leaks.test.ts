@@ -11,7 +11,7 @@ import { makeBusyboxImage } from '../harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
-import { processesNaming } from '../harness/processes.ts'
+import { cgroupsOf, processesNaming } from '../harness/processes.ts'
 
 const IMAGE = 'test/leaks:latest'
 const AT_ONCE = 4
@@ -25,14 +25,18 @@ if (inOwnNetwork(import.meta.filename)) {
   })
   after(() => lab?.[Symbol.asyncDispose]())
 
-  for (const [driver, rounds] of [
-    ['fake', 500],
-    ['qemu', 20],
-    ['qemu-microvm', 4],
+  // As many as somebody has time for, with real VMs too.
+  const many = Number(process.env.DORMOUSE_TEST_ROUNDS ?? 0)
+  for (const [driver, network, rounds] of [
+    ['fake', 'bridged', 500],
+    ['fake', 'user', 500],
+    ['qemu', 'bridged', many || 20],
+    ['qemu-microvm', 'bridged', many || 4],
+    ['qemu-microvm', 'user', many || 12],
   ] as const) {
-    test(`after ${rounds} rounds of create and delete (${driver}) the counts of all that there is are as before`, async () => {
-      const dir = join(lab.dir, driver)
-      await using daemon = await startDaemon({ dir, driver, env: { DORMOUSE_NETWORK: 'bridged' } })
+    test(`after ${rounds} rounds of create and delete (${driver}, ${network}) the counts of all that there is are as before`, async () => {
+      const dir = join(lab.dir, `${driver}-${network}`)
+      await using daemon = await startDaemon({ dir, driver, env: { DORMOUSE_NETWORK: network } })
       await importImage(daemon, image, IMAGE)
       // What the first of a kind makes for those that come after stays: a golden boot, a template, compiled code.
       for (let round = 0; round < AT_ONCE; round++) await oneRound(daemon, round)
@@ -72,6 +76,7 @@ if (inOwnNetwork(import.meta.filename)) {
         // What it listens on, and clients that stay connected for a while: as many as there were at once, whichever way it went.
         sockets: descriptors.filter((it) => it.startsWith('socket:')).length <= 4 + AT_ONCE,
         descriptors: descriptors.filter((it) => !it.startsWith('socket:')).length,
+        cgroups: cgroupsOf(dir).list(),
         leases: rows('leases'),
         ports: rows('published_ports'),
       }
