@@ -19,6 +19,7 @@ const CHECKS: readonly Check[] = [
   { name: 'import rings', run: async () => (await findRingBreaks(root)).join('\n') },
   { name: 'names and words', run: async () => (await findRuleBreaks(root)).join('\n') },
   { name: 'OpenAPI document', run: () => outputOf('node', 'scripts/openapi.ts', '--check') },
+  { name: 'pages of the API', run: () => outputOf('node', 'scripts/api-docs.ts', '--check') },
   { name: 'dead code', run: () => outputOf('knip', '--no-progress') },
   { name: 'shell scripts', run: async () => outputOf('shellcheck', '--severity=warning', ...(await shellScripts())) },
   { name: 'C warnings, guest', run: () => outputOf('make', '-s', '-C', 'guest', 'check', `OUT=${join(root, 'build/check/guest')}`) },

@@ -1,6 +1,6 @@
 /**
  * Every way in which the daemon says no. A code is a fact in snake_case; callers match on it, never on the message.
- * Which HTTP status a code has is known to the daemon's `http/problems.ts` alone.
+ * What each means, its HTTP status and what to do stand in error-table.ts: a new code needs a row there.
  * Nothing is imported here, so that a client pays nothing for it; the schema of an answer's body is in problem.ts.
  */
 export const ERROR_CODES = [

@@ -1,7 +1,8 @@
 /** The route table, printed as an OpenAPI 3.1 document. Pure: the same table gives the same text. */
 import type { TSchema } from 'typebox'
 import { type ENDPOINTS, endpoint } from './endpoints.ts'
-import type { ErrorCode } from './errors.ts'
+import { ERRORS, errorsOf, statusOn } from './error-table.ts'
+import { ERROR_CODES, type ErrorCode } from './errors.ts'
 import { Problem } from './problem.ts'
 import { ROUTE_IDS, type Route, routes } from './routes.ts'
 
@@ -9,21 +10,16 @@ type Json = Record<string, unknown>
 
 export interface OpenApiOptions {
   readonly version: string
-  /** Which status an error code has; the daemon knows. */
-  readonly statusOf: (code: ErrorCode) => number
 }
 
-/** What every route may answer, whatever it is about. */
-const COMMON: readonly ErrorCode[] = ['invalid_request', 'unauthorized', 'forbidden', 'internal_error']
-
-export function openApiDocument({ version, statusOf }: OpenApiOptions): Json {
+export function openApiDocument({ version }: OpenApiOptions): Json {
   const schemas = new Map<string, unknown>()
   const refer = referrer(schemas)
   const paths: Record<string, Json> = {}
   for (const id of ROUTE_IDS) {
     const { method, path } = endpoint(id)
     paths[path] ??= {}
-    paths[path][method.toLowerCase()] = operation(id, routes[id], refer, statusOf)
+    paths[path][method.toLowerCase()] = operation(id, routes[id], refer)
   }
   return {
     openapi: '3.1.0',
@@ -34,6 +30,7 @@ export function openApiDocument({ version, statusOf }: OpenApiOptions): Json {
         'OCI images as virtual machines. Errors carry a code, a sentence and often a hint; those that will be the same next time ' +
         'carry `x-should-retry: false`. Over TCP a bearer token is needed, over the unix socket none.',
     },
+    'x-errors': Object.fromEntries(ERROR_CODES.map((code) => [code, ERRORS[code]])),
     security: [{ bearer: [] }],
     paths,
     components: {
@@ -45,7 +42,7 @@ export function openApiDocument({ version, statusOf }: OpenApiOptions): Json {
 
 type Refer = (schema: TSchema) => unknown
 
-function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer, statusOf: OpenApiOptions['statusOf']): Json {
+function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer): Json {
   const notes = [
     route.later === undefined ? undefined : `Not yet: answers 501 \`not_supported\`. ${route.later}.`,
     route.scope === 'open'
@@ -63,7 +60,7 @@ function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer, statu
     ...(route.scope === 'open' && { security: [] }),
     ...parameters(route, refer),
     ...requestBody(route, refer),
-    responses: { [route.status]: answer(route, refer), ...refusals(route, refer, statusOf) },
+    responses: { [route.status]: answer(route, refer), ...refusals(route, refer) },
   }
 }
 
@@ -97,16 +94,10 @@ function answer(route: Route, refer: Refer): Json {
   return { description: route.summary, ...(hasBody && { content: { [media]: { schema } } }) }
 }
 
-function refusals(route: Route, refer: Refer, statusOf: OpenApiOptions['statusOf']): Json {
+function refusals(route: Route, refer: Refer): Json {
   const byStatus = new Map<number, ErrorCode[]>()
-  const open = route.scope === 'open'
-  const codes = [
-    ...(open ? (['internal_error'] as const) : COMMON),
-    ...(route.errors ?? []),
-    ...(route.later ? (['not_supported'] as const) : []),
-  ]
-  for (const code of new Set(codes)) {
-    const status = route.badRequests?.includes(code) ? 400 : statusOf(code)
+  for (const code of errorsOf(route)) {
+    const status = statusOn(route, code)
     byStatus.set(status, [...(byStatus.get(status) ?? []), code])
   }
   const content = { 'application/json': { schema: refer(Problem) } }

@@ -87,6 +87,17 @@ const waitQuery = Type.Object(
   strict,
 )
 
+/** What a rate that cannot be read is told by, and a text inside a policy. */
+const rateErrors = ['invalid_bandwidth_download', 'invalid_bandwidth_upload'] as const
+const textErrors = [
+  'invalid_hotplug_size',
+  'invalid_disk_io_bps',
+  'invalid_auto_standby',
+  'invalid_health_check',
+  'invalid_restart_policy',
+  'invalid_snapshot_policy',
+] as const
+
 const ingressLater = 'Ingress is not built yet'
 const buildsLater = 'Builds are not built yet'
 const devicesLater = 'Device passthrough is not built yet'
@@ -127,6 +138,15 @@ export const routes = {
       'insufficient_resources',
       'rate_limited',
       'not_supported',
+      'invalid_name',
+      'registry_unauthorized',
+      'registry_unavailable',
+      'registry_refused',
+      'invalid_image',
+      'image_too_large',
+      'invalid_timeout',
+      ...textErrors,
+      ...rateErrors,
     ],
   },
   getInstance: {
@@ -158,6 +178,9 @@ export const routes = {
       'invalid_expires_at',
       'port_in_use',
       'not_supported',
+      'conflict',
+      ...textErrors,
+      ...rateErrors,
     ],
   },
   deleteInstance: {
@@ -170,7 +193,7 @@ export const routes = {
       strict,
     ),
     status: 204,
-    errors: ['not_found', 'ambiguous'],
+    errors: ['not_found', 'ambiguous', 'invalid_state'],
   },
   startInstance: {
     tag: 'instances',
@@ -182,7 +205,16 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'port_in_use', 'insufficient_resources'],
+    errors: [
+      'not_found',
+      'ambiguous',
+      'invalid_state',
+      'port_in_use',
+      'insufficient_resources',
+      'invalid_timeout',
+      'snapshot_unusable',
+      'conflict',
+    ],
   },
   stopInstance: {
     tag: 'instances',
@@ -193,7 +225,7 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state'],
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_timeout'],
   },
   standbyInstance: {
     tag: 'instances',
@@ -216,7 +248,16 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'insufficient_resources', 'snapshot_unusable', 'port_in_use'],
+    errors: [
+      'not_found',
+      'ambiguous',
+      'invalid_state',
+      'insufficient_resources',
+      'snapshot_unusable',
+      'port_in_use',
+      'invalid_timeout',
+      'conflict',
+    ],
   },
   forkInstance: {
     tag: 'instances',
@@ -227,7 +268,18 @@ export const routes = {
     body: ForkInstanceRequest,
     status: 201,
     answer: Instance,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'name_conflict', 'insufficient_resources', 'snapshot_unusable', 'port_in_use'],
+    errors: [
+      'not_found',
+      'ambiguous',
+      'invalid_state',
+      'name_conflict',
+      'insufficient_resources',
+      'snapshot_unusable',
+      'port_in_use',
+      'invalid_timeout',
+      'conflict',
+      ...rateErrors,
+    ],
   },
   getInstanceLogs: {
     tag: 'instances',
@@ -266,7 +318,16 @@ export const routes = {
     ),
     status: 200,
     answer: PathInfo,
-    errors: ['not_found', 'ambiguous', 'invalid_state', 'invalid_path', 'guest_unavailable'],
+    errors: [
+      'not_found',
+      'ambiguous',
+      'invalid_state',
+      'invalid_path',
+      'guest_unavailable',
+      'path_not_found',
+      'timed_out',
+      'dependency_missing',
+    ],
   },
   getInstanceStats: {
     tag: 'instances',
@@ -301,7 +362,7 @@ export const routes = {
     params: id,
     status: 101,
     stream: 'websocket',
-    errors: ['not_found', 'ambiguous', 'invalid_state'],
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'guest_unavailable'],
   },
   copyInstanceFiles: {
     tag: 'instances',
@@ -310,7 +371,7 @@ export const routes = {
     params: id,
     status: 101,
     stream: 'websocket',
-    errors: ['not_found', 'ambiguous', 'invalid_state'],
+    errors: ['not_found', 'ambiguous', 'invalid_state', 'guest_unavailable'],
   },
   attachVolume: {
     tag: 'instances',
@@ -390,7 +451,7 @@ export const routes = {
     body: CreateSnapshotRequest,
     status: 201,
     answer: Snapshot,
-    errors: ['not_found', 'conflict', 'invalid_snapshot_compression'],
+    errors: ['not_found', 'conflict', 'invalid_snapshot_compression', 'ambiguous', 'name_conflict', 'invalid_state', 'snapshot_unusable'],
   },
   restoreSnapshot: {
     tag: 'snapshots',
@@ -401,7 +462,17 @@ export const routes = {
     bodyOptional: true,
     status: 200,
     answer: Instance,
-    errors: ['not_found', 'invalid_state', 'snapshot_unusable', 'insufficient_resources', 'not_supported'],
+    errors: [
+      'not_found',
+      'invalid_state',
+      'snapshot_unusable',
+      'insufficient_resources',
+      'not_supported',
+      'ambiguous',
+      'conflict',
+      'in_use',
+      'port_in_use',
+    ],
   },
   listSnapshots: {
     tag: 'snapshots',
@@ -435,7 +506,7 @@ export const routes = {
     scope: 'snapshot:delete',
     params: snapshotId,
     status: 204,
-    errors: ['not_found', 'in_use'],
+    errors: ['not_found', 'in_use', 'conflict'],
   },
   forkSnapshot: {
     tag: 'snapshots',
@@ -446,7 +517,18 @@ export const routes = {
     body: ForkSnapshotRequest,
     status: 201,
     answer: Instance,
-    errors: ['not_found', 'name_conflict', 'insufficient_resources', 'snapshot_unusable', 'not_supported'],
+    errors: [
+      'not_found',
+      'name_conflict',
+      'insufficient_resources',
+      'snapshot_unusable',
+      'not_supported',
+      'invalid_timeout',
+      'conflict',
+      'in_use',
+      'port_in_use',
+      ...rateErrors,
+    ],
   },
 
   // images
@@ -475,6 +557,9 @@ export const routes = {
       'registry_unavailable',
       'registry_refused',
       'rate_limited',
+      'invalid_image',
+      'image_too_large',
+      'not_supported',
     ],
   },
   importImage: {
@@ -493,7 +578,16 @@ export const routes = {
     rawBody: ['application/x-tar', 'application/octet-stream', 'application/gzip', 'application/zstd'],
     status: 201,
     answer: Image,
-    errors: ['invalid_name', 'invalid_image', 'image_too_large', 'platform_not_available'],
+    errors: [
+      'invalid_name',
+      'invalid_image',
+      'image_too_large',
+      'platform_not_available',
+      'invalid_platform',
+      'timed_out',
+      'dependency_missing',
+      'conflict',
+    ],
   },
   pruneImages: {
     tag: 'images',
@@ -519,7 +613,7 @@ export const routes = {
     scope: 'image:delete',
     params: imageName,
     status: 204,
-    errors: ['not_found', 'invalid_name', 'in_use'],
+    errors: ['not_found', 'invalid_name', 'in_use', 'conflict', 'ambiguous'],
   },
   tagImage: {
     tag: 'images',
@@ -558,7 +652,7 @@ export const routes = {
     body: CreateVolumeRequest,
     status: 201,
     answer: Volume,
-    errors: ['conflict', 'insufficient_resources'],
+    errors: ['conflict', 'insufficient_resources', 'invalid_size'],
   },
   createVolumeFromArchive: {
     tag: 'volumes',
@@ -568,7 +662,7 @@ export const routes = {
     rawBody: ['application/gzip', 'application/octet-stream', 'application/x-tar'],
     status: 201,
     answer: Volume,
-    errors: ['invalid_archive', 'archive_too_large', 'conflict', 'insufficient_resources'],
+    errors: ['invalid_archive', 'archive_too_large', 'conflict', 'insufficient_resources', 'invalid_size', 'name_conflict'],
   },
   getVolume: {
     tag: 'volumes',
@@ -872,7 +966,7 @@ export const routes = {
     bodyOptional: true,
     status: 201,
     answer: Token,
-    errors: ['invalid_request'],
+    errors: ['invalid_ttl'],
   },
   getMetrics: {
     tag: 'server',

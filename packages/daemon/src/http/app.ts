@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { ENDPOINTS, endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
+import { errorsOf } from '@dormouse/api/error-table.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
@@ -225,9 +226,11 @@ const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.
 
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
   const { status: usual, headers, body, isFault } = refusalOf(error)
-  const isBadHere = request.routeOptions?.config?.route?.badRequests?.includes(body.code) === true
-  const status = isBadHere ? 400 : usual
-  if (isFault) uses.log.error({ err: error, requestId: request.id, route: request.routeOptions?.config?.routeId }, 'request failed')
+  const { route, routeId } = request.routeOptions?.config ?? {}
+  const status = route?.badRequests?.includes(body.code) === true ? 400 : usual
+  // Its readers have not been told of this one: a mistake in the table.
+  if (route && !errorsOf(route).includes(body.code)) uses.log.warn({ route: routeId, code: body.code }, 'error is not listed by its route')
+  if (isFault) uses.log.error({ err: error, requestId: request.id, route: routeId }, 'request failed')
   reply
     .code(status)
     .headers({ ...headers, 'x-request-id': request.id })

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { statusOf } from '@dormouse/api/error-table.ts'
 import { AppError, ERROR_CODES } from '@dormouse/api/errors.ts'
-import { refusalOf, statusOf } from './problems.ts'
+import { refusalOf } from './problems.ts'
 
 test('every error code has a status, and none but our own faults is a 5xx', () => {
   const faults = [

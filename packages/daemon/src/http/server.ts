@@ -19,7 +19,6 @@ import { Authority } from './auth.ts'
 import type { Handlers } from './handler.ts'
 import { BODY_LIMITS, type BodyLimits } from './json-body.ts'
 import { Metrics } from './metrics.ts'
-import { statusOf } from './problems.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
@@ -66,7 +65,7 @@ export class HttpServer implements AsyncDisposable {
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,
       closing: this.#closing.signal,
       openApi: () => {
-        openApi ??= JSON.stringify(openApiDocument({ version: uses.version, statusOf }))
+        openApi ??= JSON.stringify(openApiDocument({ version: uses.version }))
         return openApi
       },
     }

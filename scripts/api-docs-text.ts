@@ -1,0 +1,8 @@
+import { errorsText } from './errors-text.ts'
+
+const page = (name: string): URL => new URL(`../docs/${name}`, import.meta.url)
+
+/** The pages that are written from the contract, and what each should say. */
+export const API_DOCS: readonly { readonly name: string; readonly file: URL; readonly text: () => string }[] = [
+  { name: 'docs/errors.md', file: page('errors.md'), text: errorsText },
+]
