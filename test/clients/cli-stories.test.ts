@@ -222,7 +222,7 @@ test('images are listed, named again, kept while in use and pruned', async () =>
 })
 
 test('over TCP a token decides', async () => {
-  const { token } = await json<{ token: string }>(['token', '--json', '--scope', 'instance:read', '--ttl', '1h'])
+  const { token } = await json<{ token: string }>(['token', 'create', '--json', '--scope', 'instance:read', '--ttl', '1h'])
   const port = /"tcp":\{"host":"127\.0\.0\.1","port":(\d+)\}/.exec(await daemon.log())?.[1]
   const host = ['-H', `http://127.0.0.1:${port}`]
   process.env.DORMOUSE_TOKEN = token

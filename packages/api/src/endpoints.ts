@@ -74,6 +74,10 @@ export const ENDPOINTS = {
   followEvents: 'GET /events',
   createToken: 'POST /tokens',
   getMetrics: 'GET /metrics',
+  listTokens: 'GET /tokens',
+  revokeToken: 'DELETE /tokens/{id}',
+  revokeTokens: 'POST /tokens/revoke',
+  createTicket: 'POST /tickets',
 } as const
 
 export type RouteId = keyof typeof ENDPOINTS

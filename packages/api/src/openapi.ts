@@ -49,7 +49,9 @@ function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer): Json
       ? 'Needs no token.'
       : route.scope === 'host'
         ? 'Only over the unix socket.'
-        : `Needs the scope \`${route.scope}\`.`,
+        : route.scope === 'any'
+          ? 'Needs a token, whatever its scopes.'
+          : `Needs the scope \`${route.scope}\`.`,
     route.stream === 'websocket' ? 'A WebSocket; docs/streams.md describes its frames.' : undefined,
   ].filter((note) => note !== undefined)
   return {

@@ -33,14 +33,23 @@ import { Platform, Tags } from './names.ts'
 import { MemoryReclaimRequest, MemoryReclaimResponse, Resources } from './resources.ts'
 import { SetSnapshotScheduleRequest, SnapshotSchedule } from './schedules.ts'
 import { CreateSnapshotRequest, ForkSnapshotRequest, RestoreSnapshotRequest, Snapshot, SnapshotKind } from './snapshots.ts'
-import { CreateTokenRequest, type Scope, Token } from './tokens.ts'
+import {
+  CreateTicketRequest,
+  CreateTokenRequest,
+  RevokeTokensRequest,
+  RevokeTokensResponse,
+  type Scope,
+  Ticket,
+  Token,
+  TokenRecord,
+} from './tokens.ts'
 import { CreateVolumeRequest, UpdateVolumeRequest, Volume, VolumeFromArchiveQuery } from './volumes.ts'
 
 export interface Route {
   readonly tag: string
   readonly summary: string
-  /** What a token must allow. `open` asks for none; `host` is for the unix socket alone. */
-  readonly scope: Scope | 'open' | 'host'
+  /** What a token must allow. `any` takes every token that holds; `open` asks for none; `host` is for the unix socket alone. */
+  readonly scope: Scope | 'any' | 'open' | 'host'
   readonly params?: TSchema
   readonly query?: TSchema
   readonly body?: TSchema
@@ -974,6 +983,39 @@ export const routes = {
     scope: 'resource:read',
     status: 200,
     stream: 'text',
+  },
+  listTokens: {
+    tag: 'server',
+    summary: 'List the tokens that were made here and have not expired, newest first; only over the unix socket',
+    scope: 'host',
+    query: Type.Object(page, strict),
+    status: 200,
+    answer: Type.Array(TokenRecord),
+  },
+  revokeToken: {
+    tag: 'server',
+    summary: 'Revoke a token: from the next request on it is refused, and its streams end; only over the unix socket',
+    scope: 'host',
+    params: plainId,
+    status: 204,
+    errors: ['not_found'],
+  },
+  revokeTokens: {
+    tag: 'server',
+    summary: 'Revoke every token of a subject that was issued before a moment, also those made elsewhere; only over the unix socket',
+    scope: 'host',
+    body: RevokeTokensRequest,
+    status: 200,
+    answer: RevokeTokensResponse,
+  },
+  createTicket: {
+    tag: 'server',
+    summary: 'Make a ticket: what a browser, which can send no header with it, opens one stream with, once, within 30 seconds',
+    scope: 'any',
+    body: CreateTicketRequest,
+    status: 201,
+    answer: Ticket,
+    errors: ['not_found'],
   },
 } as const satisfies Record<RouteId, Route>
 

@@ -1,6 +1,6 @@
 /** Tokens and what they allow. A token without scopes may do everything. */
 import { type Static, Type } from 'typebox'
-import { DateTime } from './names.ts'
+import { DateTime, nullable } from './names.ts'
 
 const NOUNS = ['instance', 'image', 'volume', 'snapshot', 'build', 'device', 'ingress'] as const
 const VERBS = ['read', 'write', 'delete'] as const
@@ -23,5 +23,53 @@ export const CreateTokenRequest = Type.Object(
   { $id: 'CreateTokenRequest', additionalProperties: false },
 )
 
-export const Token = Type.Object({ token: Type.String(), expires_at: DateTime }, { $id: 'Token' })
+const Subject = Type.String({ minLength: 1, maxLength: 128 })
+const TokenId = Type.String({ description: 'Its `jti`: what it is listed and revoked by' })
+
+/** What is told once: the token itself is kept nowhere. */
+export const Token = Type.Object({ token: Type.String(), id: TokenId, expires_at: DateTime }, { $id: 'Token' })
 export type Token = Static<typeof Token>
+
+/** What is known of a token that was made here. */
+export const TokenRecord = Type.Object(
+  {
+    id: TokenId,
+    subject: Type.String(),
+    scopes: nullable(Type.Array(Type.String(), { description: 'null: everything' })),
+    created_at: DateTime,
+    expires_at: DateTime,
+    revoked_at: nullable(DateTime),
+  },
+  { $id: 'TokenRecord' },
+)
+export type TokenRecord = Static<typeof TokenRecord>
+
+export const RevokeTokensRequest = Type.Object(
+  {
+    subject: Subject,
+    issued_before: Type.Optional(Type.String({ maxLength: 64, format: 'date-time', description: 'Now when left out' })),
+  },
+  { $id: 'RevokeTokensRequest', additionalProperties: false },
+)
+
+export const RevokeTokensResponse = Type.Object(
+  {
+    revoked: Type.Integer({ minimum: 0, description: 'How many of those that were made here; others of the subject are refused as well' }),
+  },
+  { $id: 'RevokeTokensResponse' },
+)
+
+export const CreateTicketRequest = Type.Object(
+  {
+    path: Type.String({
+      minLength: 1,
+      maxLength: 4096,
+      description: 'Of the stream, without its query, as it will be asked for: /instances/web/exec',
+    }),
+  },
+  { $id: 'CreateTicketRequest', additionalProperties: false },
+)
+
+/** Goes into the query of the one request that it is for, as `ticket`. */
+export const Ticket = Type.Object({ ticket: Type.String(), expires_at: DateTime }, { $id: 'Ticket' })
+export type Ticket = Static<typeof Ticket>

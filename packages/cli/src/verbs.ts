@@ -71,7 +71,7 @@ export const verbs: readonly Verb[] = [
     load: () => import('./commands/volume.ts'),
   },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
-  { name: 'token', summary: 'Make a token for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
+  { name: 'token', summary: 'Make, list and revoke tokens for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
   { name: 'serve', summary: 'Run the daemon', group: HOST, load: () => import('./commands/serve.ts') },
   {
     name: 'doctor',
@@ -118,12 +118,24 @@ export const scheduleVerbs: readonly Verb[] = [
   { name: 'rm', summary: 'Remove schedules; what they made stays', load: () => import('./commands/schedule/rm.ts') },
 ]
 
+export const tokenVerbs: readonly Verb[] = [
+  { name: 'create', summary: 'Make a token', load: () => import('./commands/token/create.ts') },
+  {
+    name: 'ls',
+    alias: 'list',
+    summary: 'List the tokens that were made here and have not expired',
+    load: () => import('./commands/token/ls.ts'),
+  },
+  { name: 'revoke', summary: 'Revoke tokens: from then on they are refused', load: () => import('./commands/token/revoke.ts') },
+]
+
 /** Verbs that have verbs of their own. */
 export const verbGroups: Readonly<Record<string, readonly Verb[]>> = {
   image: imageVerbs,
   snapshot: snapshotVerbs,
   schedule: scheduleVerbs,
   volume: volumeVerbs,
+  token: tokenVerbs,
 }
 
 /** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */

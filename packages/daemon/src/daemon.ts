@@ -31,6 +31,7 @@ import { DataLock } from './store/data-lock.ts'
 import { Database } from './store/database.ts'
 import { DiskLayers } from './store/disk-layers.ts'
 import { LeaseRows } from './store/leases.ts'
+import { TokenRows } from './store/tokens.ts'
 import { VERSION } from './version.ts'
 import { Volumes } from './volumes/volumes.ts'
 
@@ -192,6 +193,8 @@ export class Daemon implements AsyncDisposable {
           },
         },
         secret: loadOrCreateSecret(config.jwtSecretFile, log),
+        tokens: new TokenRows(db),
+        allowedOrigins: config.allowedOrigins,
         version: VERSION,
         log,
       }),

@@ -64,7 +64,7 @@ async function serve(args: readonly string[]): Promise<number> {
   return 0
 }
 
-/** Prints a token made with this host's secret; also while no daemon runs. */
+/** Prints a token made with this host's secret; also while no daemon runs. Nothing is written down of it: it can be revoked by its subject. */
 async function token(args: readonly string[]): Promise<number> {
   const { values } = parseArgs({
     args: [...args],
@@ -78,14 +78,15 @@ async function token(args: readonly string[]): Promise<number> {
   if (ttlMs === undefined || ttlMs <= 0) throw new AppError('invalid_request', `${values.ttl} is no duration such as 24h`)
   const unknown = values.scope?.find((scope) => scope !== '*' && !isScope(scope))
   if (unknown !== undefined) throw new AppError('invalid_request', `There is no scope ${unknown}`, { hint: `Scopes: ${SCOPES.join(' ')}` })
-  const [{ Authority }, { loadOrCreateSecret }, { createLogger }] = await Promise.all([
+  const [{ signToken }, { loadOrCreateSecret }, { createLogger }] = await Promise.all([
     import('./http/auth.ts'),
     import('./http/secret.ts'),
     import('./log.ts'),
   ])
   const config = readConfig(readEnv())
-  const authority = new Authority(loadOrCreateSecret(config.jwtSecretFile, createLogger({ level: config.logLevel })))
-  const made = await authority.mint({ subject: values.subject, ttlMs, ...(values.scope === undefined ? {} : { scopes: values.scope }) })
+  const secret = loadOrCreateSecret(config.jwtSecretFile, createLogger({ level: config.logLevel }))
+  const { subject, scope } = values
+  const made = await signToken(secret, { subject, ttlMs, ...(scope === undefined ? {} : { scopes: scope }) })
   process.stdout.write(`${made.token}\n`)
   return 0
 }

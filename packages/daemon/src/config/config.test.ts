@@ -45,6 +45,10 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
     ['PUBLISH_ADDRESS', '::1'],
     ['SOCKET_MODE', '999'],
     ['REGISTRY_MIRRORS', 'docker.io'],
+    ['ALLOWED_ORIGINS', '*'],
+    ['ALLOWED_ORIGINS', 'https://a.example/'],
+    ['ALLOWED_ORIGINS', 'a.example'],
+    ['ALLOWED_ORIGINS', 'null'],
   ] as const) {
     assert.throws(() => configured({ [name]: value }), { message: new RegExp(`^DORMOUSE_${name} is .* but must be`) }, `${name}=${value}`)
   }

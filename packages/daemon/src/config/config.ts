@@ -27,6 +27,8 @@ export interface Config {
     readonly tcp: { readonly host: string; readonly port: number } | undefined
   }
   readonly jwtSecretFile: string
+  /** Pages of these may use the API from a browser. */
+  readonly allowedOrigins: readonly string[]
   readonly hypervisor: HypervisorName
   readonly limits: {
     readonly maxVcpus: number
@@ -154,6 +156,7 @@ const SETTINGS = {
   ),
   LISTEN: setting<Config['listen']['tcp']>({ host: '127.0.0.1', port: 4973 }, 'host:port, or off', parseListen),
   JWT_SECRET_FILE: optionalText(),
+  ALLOWED_ORIGINS: setting<readonly string[]>([], 'origins such as https://console.example, parted by commas', parseOrigins),
   HYPERVISOR: choice<HypervisorName>('qemu', HYPERVISORS),
   MAX_VCPUS: integer(16),
   MAX_MEMORY: size('32GB'),
@@ -243,6 +246,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     logLevel: s.LOG_LEVEL,
     listen: { socket: s.SOCKET ?? join(s.RUN_DIR, 'dormouse.sock'), socketMode: s.SOCKET_MODE, tcp: s.LISTEN },
     jwtSecretFile: s.JWT_SECRET_FILE ?? join(s.DATA_DIR, 'jwt-secret'),
+    allowedOrigins: s.ALLOWED_ORIGINS,
     hypervisor: s.HYPERVISOR,
     limits: {
       maxVcpus: s.MAX_VCPUS,
@@ -329,6 +333,12 @@ function readFile(path: string, mustExist: boolean): ReadonlyMap<string, string>
 function parseFlag(value: string): boolean | undefined {
   if (/^(true|1|yes|on)$/i.test(value)) return true
   return /^(false|0|no|off)$/i.test(value) ? false : undefined
+}
+
+/** As browsers write them: scheme, host and a port that is not the scheme's own. No `*`: what any page may do, every page does. */
+function parseOrigins(value: string): string[] | undefined {
+  const origins = parseList(value)
+  return origins.every((origin) => /^https?:/.test(origin) && URL.parse(origin)?.origin === origin) ? origins : undefined
 }
 
 function parsePairs(value: string): Record<string, string> | undefined {

@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
-import { ENDPOINTS, endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
+import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
 import { errorsOf } from '@dormouse/api/error-table.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
@@ -17,8 +17,12 @@ import type { Asked, Handlers } from './handler.ts'
 import { type BodyLimits, readJsonBody } from './json-body.ts'
 import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
+import type { Origins } from './origins.ts'
 import { refusalOf } from './problems.ts'
+import type { RefusedCallers } from './refused-callers.ts'
+import { methodsAt } from './stream-at.ts'
 import { type SseBatch, sseStream } from './streams/sse.ts'
+import type { Tickets } from './tickets.ts'
 import type { WebSocketGate } from './web-socket-gate.ts'
 
 declare module 'fastify' {
@@ -28,6 +32,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     routeId?: RouteId
     route?: Route
+    /** Who may. Without it a route cannot be registered. */
+    access?: Route['scope']
   }
 }
 
@@ -35,6 +41,9 @@ export interface AppUses {
   readonly handlers: Handlers
   readonly sockets: WebSocketGate
   readonly authority: Authority
+  readonly tickets: Tickets
+  readonly origins: Origins
+  readonly refused: RefusedCallers
   readonly metrics: Metrics
   readonly log: Logger
   readonly bodyLimits: BodyLimits
@@ -72,6 +81,11 @@ export function createApp(uses: AppUses): FastifyInstance {
   }) as unknown as FastifyInstance
 
   app.decorateRequest('caller', undefined)
+  // No door without a lock, whoever adds it.
+  app.addHook('onRoute', ({ method, url, config }) => {
+    if (config?.access !== undefined) return
+    throw new Error(`The route ${method} ${url} does not say who may: give its config an \`access\`, which is a scope of the route table`)
+  })
   app.removeAllContentTypeParsers()
   app.addContentTypeParser(/^application\/([\w.-]+\+)?json(;|$)/i, (request: FastifyRequest, payload: IncomingMessage) =>
     isRaw(request) ? Promise.reject(wrongMediaType()) : readJsonBody(payload, uses.bodyLimits),
@@ -98,7 +112,7 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.register(async (routed) => {
     for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
     for (const path of ['/openapi.json', '/spec.json']) {
-      routed.get(path, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
+      routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
     }
   })
   return app
@@ -112,16 +126,52 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
     if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
-    const { route, routeId } = request.routeOptions.config
-    if (!route || routeId === undefined) return
-    if (route.scope !== 'open') {
-      request.caller = uses.isTrusted ? hostCaller : await uses.authority.callerOf(request.headers.authorization)
-      authorize(request.caller, route)
+    if (uses.origins.isPreflight(request)) {
+      uses.origins.check(request, reply)
+      return uses.origins.answerPreflight(request, reply).send()
     }
-    if (route.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
+    const { access, route, routeId } = request.routeOptions.config
+    // Nothing is found there, which is said to everyone.
+    if (request.is404) return
+    if (access === undefined) throw new AppError('forbidden', 'No one may do this')
+    const ticket = takeTicket(request, route)
+    if (access !== 'open') {
+      uses.origins.check(request, reply)
+      request.caller = await callerOf(request, ticket, uses)
+      authorize(request.caller, access)
+    }
+    if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
+    return undefined
   })
   app.addHook('onResponse', async (request, reply) => tellLog(request, reply, uses))
 }
+
+/** The ticket of a stream, which leaves the query: no handler and no log sees it. */
+function takeTicket(request: FastifyRequest, route: Route | undefined): unknown {
+  const query = request.query as Record<string, unknown>
+  if ((route?.stream !== 'sse' && route?.stream !== 'websocket') || query.ticket === undefined) return undefined
+  const { ticket } = query
+  delete query.ticket
+  return ticket
+}
+
+/** Throws `unauthorized`; `rate_limited` when too many from that address were. */
+async function callerOf(request: FastifyRequest, ticket: unknown, { authority, isTrusted, refused, tickets }: AppUses): Promise<Caller> {
+  if (isTrusted) return hostCaller
+  try {
+    const { authorization } = request.headers
+    if (authorization !== undefined || ticket === undefined) return await authority.callerOf(authorization)
+    const caller = tickets.redeem(ticket, pathOf(request))
+    authority.assertHolds(caller)
+    return caller
+  } catch (error) {
+    const { retryAfterSeconds } = refused.note(request.ip)
+    if (retryAfterSeconds === undefined) throw error
+    throw new AppError('rate_limited', 'Too many requests without a token that holds came from this address', { retryAfterSeconds })
+  }
+}
+
+const pathOf = (request: FastifyRequest): string => request.url.split('?')[0] ?? ''
 
 const WEB_SOCKET_PATH = /\/(exec|cp)(\?|$)/
 
@@ -134,7 +184,7 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
   const route: Route = routes[id]
   const { method, path } = endpoint(id)
   const url = path.replace(/\{(\w+)\}/g, ':$1')
-  const config = { routeId: id, route }
+  const config = { routeId: id, route, access: route.scope }
   if (id === 'execInstance' || id === 'copyInstanceFiles') {
     app.route({
       method: 'GET',
@@ -178,7 +228,8 @@ function asked(route: Route, request: FastifyRequest, reply: FastifyReply, uses:
     query,
     body,
     upload: request.body,
-    signal: AbortSignal.any([uses.closing, whenGone(reply)]),
+    signal: AbortSignal.any([uses.closing, whenGone(reply), ...(route.stream === 'sse' ? [whenTokenEnds(request, reply, uses)] : [])]),
+    caller: request.caller,
     get log() {
       return uses.log.child({ requestId: request.id })
     },
@@ -205,6 +256,14 @@ function whenGone(reply: FastifyReply): AbortSignal {
     if (!reply.raw.writableFinished) gone.abort()
   })
   return gone.signal
+}
+
+/** Fires when the caller's token expires or is revoked: a stream that it has opened ends with it. */
+function whenTokenEnds(request: FastifyRequest, reply: FastifyReply, { authority }: AppUses): AbortSignal {
+  const watch = authority.watch(request.caller ?? hostCaller)
+  if (reply.raw.destroyed) watch[Symbol.dispose]()
+  else reply.raw.once('close', () => watch[Symbol.dispose]())
+  return watch.signal
 }
 
 function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
@@ -245,19 +304,12 @@ const isUnread = (request: FastifyRequest): boolean =>
   request.raw.complete === false &&
   (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0)
 
-const PATTERNS = (Object.keys(ENDPOINTS) as RouteId[]).map((id) => {
-  const { method, path } = endpoint(id)
-  return { method, pattern: new RegExp(`^${path.replace(/\{\w+\}/g, '[^/]+')}$`) }
-})
-
 /** 405 where another method would do, else 404. */
 function notFound(request: FastifyRequest): AppError {
-  const path = request.url.split('?')[0] ?? ''
-  const allow = PATTERNS.filter(({ pattern }) => pattern.test(path)).map(({ method }) => method)
-  if (allow.length > 0) {
-    return new AppError('method_not_allowed', `${request.method} cannot be used here, only ${[...new Set(allow)].join(', ')}`, {
-      detail: { allow: [...new Set(allow)].join(', ') },
-    })
+  const path = pathOf(request)
+  const allow = methodsAt(path).join(', ')
+  if (allow !== '') {
+    return new AppError('method_not_allowed', `${request.method} cannot be used here, only ${allow}`, { detail: { allow } })
   }
   return new AppError('not_found', 'There is nothing at this path', { hint: 'GET /openapi.json lists what there is' })
 }

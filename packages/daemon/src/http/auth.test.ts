@@ -6,11 +6,14 @@ import { test } from 'node:test'
 import { type Route, routes } from '@dormouse/api/routes.ts'
 import { generateKeyPair, SignJWT } from 'jose'
 import { silentLogger } from '../log.ts'
-import { Authority, authorize, hostCaller } from './auth.ts'
+import { Database } from '../store/database.ts'
+import { TokenRows } from '../store/tokens.ts'
+import { Authority, authorize, hostCaller, signToken } from './auth.ts'
 import { loadOrCreateSecret } from './secret.ts'
 
 const secret = Buffer.from('a secret that is long enough')
-const authority = new Authority(secret)
+const tokens = new TokenRows(Database.open(':memory:'))
+const authority = new Authority(secret, tokens)
 
 async function tokenWith(
   claims: Record<string, unknown>,
@@ -60,21 +63,104 @@ test('tokens that prove nothing are refused', async () => {
     'one of a builder': await tokenWith({ sub: 'builder-1' }),
     'permissions that are no list': await tokenWith({ permissions: 'instance:read' }),
     'permissions that are no texts': await tokenWith({ permissions: [{}] }),
+    'one that never ends': `Bearer ${await new SignJWT({ sub: 'a' }).setProtectedHeader({ alg: 'HS256' }).sign(secret)}`,
+    'one that is yet to begin': await tokenWith({ nbf: Math.floor(Date.now() / 1000) + 600 }),
+    'an end that is no number': `Bearer ${await new SignJWT({ exp: 'never' } as never).setProtectedHeader({ alg: 'HS256' }).sign(secret)}`,
+    'claims that are no object': `Bearer ${[{ alg: 'HS256' }, []].map((part) => Buffer.from(JSON.stringify(part)).toString('base64url')).join('.')}.AAAA`,
+    'a header that asks for more': good.replace(
+      /^Bearer [^.]+/,
+      `Bearer ${Buffer.from('{"alg":"HS256","crit":["b64"],"b64":false}').toString('base64url')}`,
+    ),
+    'a token after a line break': `Bearer\n${good.slice(7)}`,
     'one of many kilobytes': `Bearer ${'a'.repeat(9000)}.b.c`,
   }
   for (const [name, header] of Object.entries(refused)) await assert.rejects(authority.callerOf(header), { code: 'unauthorized' }, name)
 })
 
+test('a token that was revoked is refused, also by a daemon that starts anew, and others go on', async () => {
+  const { token, id } = await authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  const other = await authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  authority.revoke(id)
+  authority.revoke(id)
+  const revoked = { code: 'unauthorized', message: 'The token has been revoked' }
+  await assert.rejects(authority.callerOf(`Bearer ${token}`), revoked)
+  await assert.rejects(new Authority(secret, tokens).callerOf(`Bearer ${token}`), revoked)
+  assert.equal((await authority.callerOf(`Bearer ${other.token}`)).token?.id, other.id)
+  assert.throws(() => authority.revoke('nothing'), { code: 'not_found' })
+})
+
+test('tokens that were made elsewhere are revoked by their subject and when they were issued', async () => {
+  const now = Math.floor(Date.now() / 1000)
+  const old = `Bearer ${(await signToken(secret, { subject: 'bob', ttlMs: 3_600_000, nowMs: (now - 100) * 1000 })).token}`
+  const unsaid = `Bearer ${await new SignJWT({ sub: 'bob' }).setProtectedHeader({ alg: 'HS256' }).setExpirationTime('1h').sign(secret)}`
+  const elsewhere = await signToken(secret, { subject: 'bob', ttlMs: 60_000, nowMs: (now - 10) * 1000 })
+  const ours = await authority.mint({ subject: 'bob', ttlMs: 60_000 })
+  assert.equal(authority.revokeAllOf('bob', (now - 50) * 1000), 0)
+  await assert.rejects(authority.callerOf(old), { message: 'The token has been revoked' })
+  await assert.rejects(authority.callerOf(unsaid), { message: 'The token has been revoked' })
+  await authority.callerOf(`Bearer ${elsewhere.token}`)
+  await authority.callerOf(`Bearer ${ours.token}`)
+  assert.equal(authority.revokeAllOf('bob', Date.now() + 1), 1)
+  for (const header of [old, unsaid, `Bearer ${elsewhere.token}`, `Bearer ${ours.token}`]) {
+    await assert.rejects(authority.callerOf(header), { message: 'The token has been revoked' })
+  }
+  // An earlier moment takes nothing back.
+  authority.revokeAllOf('bob', 1)
+  await assert.rejects(authority.callerOf(`Bearer ${elsewhere.token}`), { message: 'The token has been revoked' })
+  assert.equal((await authority.callerOf(await tokenWith({ sub: 'eve' }))).subject, 'eve')
+})
+
+test('a token of the same second as a revocation of all holds when it was made after it', async () => {
+  authority.revokeAllOf('zoe', Date.now())
+  const { token } = await authority.mint({ subject: 'zoe', ttlMs: 60_000 })
+  await authority.callerOf(`Bearer ${token}`)
+})
+
+test('a watch tells when a token is revoked, and when it expires', async () => {
+  const { token, id } = await authority.mint({ subject: 'a', ttlMs: 60_000 })
+  using revoked = authority.watch(await authority.callerOf(`Bearer ${token}`))
+  using host = authority.watch(hostCaller)
+  assert.equal(revoked.signal.aborted, false)
+  authority.revoke(id)
+  assert.deepEqual([revoked.signal.aborted, host.signal.aborted], [true, false])
+  const expired = { subject: 'a', scopes: undefined, token: { id: undefined, issuedAtMs: Date.now(), expiresAtMs: Date.now() - 60_000 } }
+  using over = authority.watch(expired)
+  assert.equal(over.signal.aborted, true)
+  // Within the tolerance that clocks have.
+  using soon = authority.watch({ ...expired, token: { ...expired.token, expiresAtMs: Date.now() - 4_950 } })
+  if (!soon.signal.aborted) await new Promise((resolve) => soon.signal.addEventListener('abort', resolve, { once: true }))
+})
+
+test('what is known of a token is who it is for, not the token', async () => {
+  const { token, id } = await authority.mint({ subject: 'list', scopes: ['image:read'], ttlMs: 60_000 })
+  const row = authority.listTokens().find((one) => one.id === id)
+  assert.deepEqual([row?.subject, row?.scopes, row?.revokedAtMs], ['list', ['image:read'], undefined])
+  assert.equal(JSON.stringify(authority.listTokens()).includes(token.split('.')[2] ?? ''), false)
+})
+
+test('tokens that have expired leave the list, and then the database', () => {
+  const rows = new TokenRows(Database.open(':memory:'))
+  const made = { subject: 'a', scopes: undefined }
+  rows.insert({ ...made, id: 'old', createdAtMs: 1, expiresAtMs: 10 })
+  rows.insert({ ...made, id: 'new', createdAtMs: 5, expiresAtMs: 1000 })
+  assert.deepEqual(
+    [rows.list(10), rows.list(11)].map((list) => list.map(({ id }) => id)),
+    [['new', 'old'], ['new']],
+  )
+  rows.insert({ ...made, id: 'newer', createdAtMs: 20, expiresAtMs: 1000 })
+  assert.equal(rows.find('old'), undefined)
+})
+
 test('a scope opens its own routes and no others, and the refusal names it', () => {
-  const reader = { subject: 'a', scopes: new Set(['instance:read']) }
-  authorize(reader, routes.listInstances)
-  assert.throws(() => authorize(reader, routes.createInstance), { code: 'forbidden', message: /instance:write/ })
-  assert.throws(() => authorize(reader, routes.listImages), { code: 'forbidden', message: /image:read/ })
-  for (const route of Object.values(routes as Record<string, Route>)) authorize(hostCaller, route)
+  const reader = { subject: 'a', scopes: new Set(['instance:read']), token: undefined }
+  authorize(reader, routes.listInstances.scope)
+  assert.throws(() => authorize(reader, routes.createInstance.scope), { code: 'forbidden', message: /instance:write/ })
+  assert.throws(() => authorize(reader, routes.listImages.scope), { code: 'forbidden', message: /image:read/ })
+  for (const route of Object.values(routes as Record<string, Route>)) authorize(hostCaller, route.scope)
 })
 
 test('tokens are made on the host alone, whatever a token allows', () => {
-  assert.throws(() => authorize({ subject: 'a', scopes: undefined }, routes.createToken), { code: 'forbidden' })
+  assert.throws(() => authorize({ subject: 'a', scopes: undefined, token: undefined }, routes.createToken.scope), { code: 'forbidden' })
 })
 
 test('the secret is made once, for its owner alone', (t) => {

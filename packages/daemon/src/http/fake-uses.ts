@@ -12,6 +12,7 @@ import { Schedules } from '../schedules/schedules.ts'
 import type { Snapshot } from '../snapshots/snapshots.ts'
 import { Database } from '../store/database.ts'
 import type { RecordedEvent } from '../store/events.ts'
+import { TokenRows } from '../store/tokens.ts'
 import type { Volume } from '../volumes/volumes.ts'
 import type {
   CopyAsked,
@@ -367,13 +368,14 @@ export interface FakeUses extends ServerUses {
 
 export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
   const instances = new FakeInstances()
+  const db = Database.open(':memory:')
   return {
     instances,
     snapshots: instances.kept,
     volumes: instances.volumes,
     // The real room: it needs no more than rows.
     schedules: new Schedules({
-      db: Database.open(':memory:'),
+      db,
       events: { record: () => undefined },
       instances: { find: (id) => instances.rows.find((row) => row.id === id) },
       snapshots: new FakeScheduledSnapshots(),
@@ -405,6 +407,8 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
       disk: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
     },
     secret: Buffer.from('a secret that is long enough'),
+    tokens: new TokenRows(db),
+    allowedOrigins: [],
     version: '0.1.0',
     log: silentLogger,
   }

@@ -3,6 +3,7 @@ import type { RouteId } from '@dormouse/api/endpoints.ts'
 import type { routes } from '@dormouse/api/routes.ts'
 import type { Static, TSchema } from 'typebox'
 import type { Logger } from '../log.ts'
+import type { Caller } from './auth.ts'
 import type { JsonBytes } from './json-bytes.ts'
 import type { SseBatch } from './streams/sse.ts'
 
@@ -20,6 +21,7 @@ export interface Asked<Id extends RouteId> {
   /** Fires when the caller has gone or the daemon closes: it ends waiting, never work. */
   readonly signal: AbortSignal
   readonly log: Logger
+  readonly caller: Caller
   header(name: string): string | undefined
   setHeader(name: string, value: string): void
 }

@@ -317,9 +317,10 @@ test('logs are lines of JSON after a comment', async (t) => {
 
 test('over TCP everything needs a token but health and the OpenAPI document', async (t) => {
   const { server } = house(t)
-  for (const id of ROUTE_IDS) {
+  for (const [n, id] of ROUTE_IDS.entries()) {
     const { method, path } = endpoint(id)
-    const answer = await server.tcp.inject({ method, url: path.replace(/\{\w+\}/g, 'x') })
+    // Each from an address of its own: none is refused too often.
+    const answer = await server.tcp.inject({ method, url: path.replace(/\{\w+\}/g, 'x'), remoteAddress: `192.0.2.${n}` })
     assert.equal(answer.statusCode, id === 'getHealth' ? 200 : 401, id)
     if (answer.statusCode === 401) assert.equal(answer.headers['www-authenticate'], 'Bearer', id)
   }

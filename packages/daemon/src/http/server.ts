@@ -2,7 +2,8 @@
  * The server: the route table over HTTP. It listens on a unix socket, whose file mode decides who may call, and on TCP, where a
  * token does; each is a Fastify of its own over the same handlers.
  *
- *     onRequest   who asks, and may they                    auth.ts
+ *     onRequest   from which page                           origins.ts
+ *                 who asks, and may they                    auth.ts, tickets.ts
  *     parsing     JSON, bounded; raw bodies stay streams    json-body.ts
  *     handler     schemas, in words                         check-input.ts
  *                 then the noun                             routes/<noun>.ts
@@ -19,12 +20,16 @@ import { Authority } from './auth.ts'
 import type { Handlers } from './handler.ts'
 import { BODY_LIMITS, type BodyLimits } from './json-body.ts'
 import { Metrics } from './metrics.ts'
+import { Origins } from './origins.ts'
+import { RefusedCallers } from './refused-callers.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
 import { serverRoutes } from './routes/server.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
+import { tokenRoutes } from './routes/tokens.ts'
 import { volumeRoutes } from './routes/volumes.ts'
+import { Tickets } from './tickets.ts'
 import type { ServerUses } from './uses.ts'
 import { WebSocketGate } from './web-socket-gate.ts'
 
@@ -45,7 +50,8 @@ export class HttpServer implements AsyncDisposable {
   #socketPath: string | undefined
 
   constructor(uses: ServerUses, options: { bodyLimits?: BodyLimits } = {}) {
-    this.authority = new Authority(uses.secret)
+    this.authority = new Authority(uses.secret, uses.tokens)
+    const tickets = new Tickets()
     const metrics = new Metrics(uses)
     const handlers: Handlers = {
       ...instanceRoutes(uses),
@@ -53,13 +59,17 @@ export class HttpServer implements AsyncDisposable {
       ...scheduleRoutes(uses),
       ...imageRoutes(uses),
       ...volumeRoutes(uses),
-      ...serverRoutes(uses, this.authority, metrics),
+      ...serverRoutes(uses, metrics),
+      ...tokenRoutes({ authority: this.authority, tickets }),
     }
     let openApi: string | undefined
     const shared = {
       handlers,
-      sockets: new WebSocketGate(uses, this.#closing.signal),
+      sockets: new WebSocketGate(uses, this.authority, this.#closing.signal),
       authority: this.authority,
+      tickets,
+      origins: new Origins(uses.allowedOrigins),
+      refused: new RefusedCallers(),
       metrics,
       log: uses.log,
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,

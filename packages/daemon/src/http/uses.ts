@@ -27,6 +27,7 @@ import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
 import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
 import type { CreateVolume, Holder, Volume } from '../volumes/volumes.ts'
+import type { TokensDoor } from './auth.ts'
 
 export interface ServerUses {
   readonly instances: InstancesDoor
@@ -38,6 +39,9 @@ export interface ServerUses {
   readonly host: HostDoor
   /** What tokens are signed with. */
   readonly secret: Uint8Array
+  readonly tokens: TokensDoor
+  /** Origins whose pages may ask, beside the server's own. */
+  readonly allowedOrigins: readonly string[]
   readonly version: string
   readonly log: Logger
 }

@@ -1,6 +1,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { WebSocket } from '@fastify/websocket'
 import type { FastifyRequest } from 'fastify'
+import { type Authority, hostCaller } from './auth.ts'
 import { copyFiles } from './cp.ts'
 import { runExec } from './exec.ts'
 import type { GuestDoor, ServerUses } from './uses.ts'
@@ -14,12 +15,14 @@ export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
 /** The way to exec and cp. Everything that can be refused is refused before the upgrade, as an answer with a status. */
 export class WebSocketGate {
   readonly #uses: Pick<ServerUses, 'instances' | 'log'>
+  readonly #authority: Pick<Authority, 'watch'>
   readonly #closing: AbortSignal
   readonly #guests = new WeakMap<FastifyRequest, GuestDoor>()
   #open = 0
 
-  constructor(uses: Pick<ServerUses, 'instances' | 'log'>, closing: AbortSignal) {
+  constructor(uses: Pick<ServerUses, 'instances' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
     this.#uses = uses
+    this.#authority = authority
     this.#closing = closing
   }
 
@@ -41,8 +44,10 @@ export class WebSocketGate {
     const guest = this.#guests.get(request)
     if (!guest) return peer.close(1011, 'not admitted')
     this.#open++
+    // What a token has opened ends with it.
+    using token = this.#authority.watch(request.caller ?? hostCaller)
     try {
-      const uses = { guest, log: this.#logOf(request), closing: this.#closing }
+      const uses = { guest, log: this.#logOf(request), closing: AbortSignal.any([this.#closing, token.signal]) }
       await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
     } finally {
       this.#open--

@@ -212,4 +212,26 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'tokens',
+    sql: `
+      -- those that were made here, by their jti, until they expire
+      CREATE TABLE tokens (
+        id TEXT PRIMARY KEY,
+        subject TEXT NOT NULL,
+        -- null: everything
+        scopes TEXT CHECK (scopes IS NULL OR json_valid(scopes)),
+        created_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER NOT NULL,
+        revoked_at_ms INTEGER
+      ) STRICT;
+      CREATE INDEX tokens_by_subject ON tokens (subject);
+
+      -- what was signed for a subject before this holds no longer, wherever it was made
+      CREATE TABLE token_cutoffs (
+        subject TEXT PRIMARY KEY,
+        before_ms INTEGER NOT NULL
+      ) STRICT;
+    `,
+  },
 ]

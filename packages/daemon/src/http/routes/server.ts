@@ -10,20 +10,14 @@ import { diskRateOf } from '../../instances/disk-rate.ts'
 import { FLOOR_BYTES } from '../../instances/memory-reclaim.ts'
 import { networkDemandOf } from '../../instances/network-admission.ts'
 import type { RecordedEvent } from '../../store/events.ts'
-import type { Authority } from '../auth.ts'
 import type { Handlers } from '../handler.ts'
 import type { Metrics } from '../metrics.ts'
 import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
-type ServerRoutes = Pick<
-  Handlers,
-  'getHealth' | 'getCapabilities' | 'getResources' | 'reclaimMemory' | 'followEvents' | 'createToken' | 'getMetrics'
->
+type ServerRoutes = Pick<Handlers, 'getHealth' | 'getCapabilities' | 'getResources' | 'reclaimMemory' | 'followEvents' | 'getMetrics'>
 
-const TOKEN_MAX_MS = 10 * 365 * 24 * 3_600_000
-
-export function serverRoutes(uses: ServerUses, authority: Authority, metrics: Metrics): ServerRoutes {
+export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
   return {
     getHealth: () => ({ status: 'ok' }),
     getCapabilities: () => capabilitiesOf(uses),
@@ -33,15 +27,6 @@ export function serverRoutes(uses: ServerUses, authority: Authority, metrics: Me
     followEvents: ({ query, header, signal }) => {
       const after = query.after ?? lastEventId(header('last-event-id'))
       return eventMessages(uses, { ...(after !== undefined && { after }), signal }, query.subject)
-    },
-
-    createToken: ({ body }) => {
-      const { subject = 'operator', scopes, ttl = '24h' } = body
-      const ttlMs = parseDuration(ttl)
-      if (ttlMs === undefined || ttlMs < 1000 || ttlMs > TOKEN_MAX_MS) {
-        throw new AppError('invalid_ttl', `\`ttl\` is ${JSON.stringify(ttl)}, but must be a duration such as 24h, at most ten years`)
-      }
-      return authority.mint({ subject, ttlMs, ...(scopes !== undefined && { scopes }) })
     },
 
     getMetrics: ({ setHeader }) => {
