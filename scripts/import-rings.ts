@@ -13,7 +13,7 @@ const DAEMON = 'packages/daemon/src'
 const RINGS: readonly (readonly string[])[] = [
   ['lib'],
   ['host', 'paths', 'log', 'version'],
-  ['config', 'store', 'events', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots'],
+  ['config', 'store', 'events', 'audit', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots'],
   ['instances'],
   ['schedules'],
   ['hypervisor-set'],
@@ -32,6 +32,7 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
   store: [
     'database.ts',
     'events.ts',
+    'audit.ts',
     'images.ts',
     'instances.ts',
     'instance-record.ts',

@@ -237,6 +237,48 @@ test('over TCP a token decides', async () => {
   assert.equal((await run([...host, 'ps'])).code, 6)
 })
 
+test('tokens are listed and revoked, and the audit log tells who did what', async () => {
+  const { token, id } = await json<{ token: string; id: string }>([
+    'token',
+    'create',
+    '--json',
+    '--subject',
+    'ci',
+    '--scope',
+    'image:delete',
+  ])
+  assert.match(await ok(['token', 'ls']), new RegExp(`${id} +ci +image:delete`))
+  const port = /"tcp":\{"host":"127\.0\.0\.1","port":(\d+)\}/.exec(await daemon.log())?.[1]
+  const host = ['-H', `http://127.0.0.1:${port}`]
+  process.env.DORMOUSE_TOKEN = token
+  try {
+    assert.equal((await run([...host, 'image', 'rm', 'no/such'])).code, 3)
+    assert.equal((await run([...host, 'image', 'ls'])).code, 6)
+    assert.equal(await ok(['token', 'revoke', id]), `${id}\n`)
+    assert.equal((await run([...host, 'image', 'rm', 'no/such'])).code, 6)
+  } finally {
+    delete process.env.DORMOUSE_TOKEN
+  }
+  assert.match(await ok(['token', 'ls']), /revoked/)
+  assert.equal((await run(['token', 'revoke', 'nothing'])).code, 3)
+  assert.equal((await run(['token', 'revoke'])).code, 2)
+  assert.match(await ok(['token', 'revoke', '--subject', 'ci']), /^0 revoked; none of ci holds any longer\n$/)
+  const entries = await json<{ operation: string; result: string; caller: string | null }[]>(['audit', '--json', '-n', '6'])
+  assert.deepEqual(
+    entries.map(({ operation, result, caller }) => `${operation} ${result} ${caller}`),
+    [
+      'revokeTokens done host',
+      'revokeToken failed host',
+      'deleteImage refused null',
+      'revokeToken done host',
+      'listImages refused ci',
+      'deleteImage failed ci',
+    ],
+  )
+  assert.match(await ok(['audit', '--caller', 'ci', '--result', 'refused']), /ci +127\.0\.0\.1 +listImages .*refused 403 forbidden/)
+  assert.equal(await ok(['audit', '--target', 'nothing-has-this-name']), 'Nothing that fits is in the audit log\n')
+})
+
 test('the daemon’s own verbs are handed over to it', async () => {
   assert.match(await ok(['serve', '--help']), /serve +runs the daemon/)
   assert.ok(Array.isArray(JSON.parse((await run(['doctor', '--json'])).stdout)))

@@ -78,6 +78,7 @@ export const ENDPOINTS = {
   revokeToken: 'DELETE /tokens/{id}',
   revokeTokens: 'POST /tokens/revoke',
   createTicket: 'POST /tickets',
+  listAudit: 'GET /audit',
 } as const
 
 export type RouteId = keyof typeof ENDPOINTS

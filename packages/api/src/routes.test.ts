@@ -41,6 +41,7 @@ test('every operation of the contract is here: 63 of it and our own', () => {
     'revokeToken',
     'revokeTokens',
     'createTicket',
+    'listAudit',
   ]
   assert.equal(table.filter(({ id }) => !ours.includes(id)).length, 63)
 })

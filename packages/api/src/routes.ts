@@ -5,6 +5,7 @@
  * A row with `later` is part of the contract and answers 501 `not_supported` with that sentence until it is built.
  */
 import { type TSchema, Type } from 'typebox'
+import { AuditEntry, AuditResult } from './audit.ts'
 import { Build, BuildEvent, Builder, CreateBuilderRequest } from './builds.ts'
 import { Capabilities, Health } from './capabilities.ts'
 import { AvailableDevice, CreateDeviceRequest, Device } from './devices.ts'
@@ -1016,6 +1017,26 @@ export const routes = {
     status: 201,
     answer: Ticket,
     errors: ['not_found'],
+  },
+  listAudit: {
+    tag: 'server',
+    summary: 'List who changed what, and who was refused, newest first',
+    scope: 'audit:read',
+    query: Type.Object(
+      {
+        caller: Type.Optional(Type.String({ maxLength: 128, description: 'Subject of a token, or host' })),
+        operation: Type.Optional(Type.String({ maxLength: 64, description: 'Such as stopInstance' })),
+        target: Type.Optional(Type.String({ maxLength: 1024, description: 'Name or id, as it stood in the path or in the answer' })),
+        result: Type.Optional(AuditResult),
+        since: Type.Optional(Type.String({ maxLength: 64, format: 'date-time', description: 'Not before' })),
+        until: Type.Optional(Type.String({ maxLength: 64, format: 'date-time', description: 'Before' })),
+        limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000, default: 100 })),
+        cursor: page.cursor,
+      },
+      strict,
+    ),
+    status: 200,
+    answer: Type.Array(AuditEntry),
   },
 } as const satisfies Record<RouteId, Route>
 

@@ -5,8 +5,12 @@ import { DateTime, nullable } from './names.ts'
 const NOUNS = ['instance', 'image', 'volume', 'snapshot', 'build', 'device', 'ingress'] as const
 const VERBS = ['read', 'write', 'delete'] as const
 
-export type Scope = `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}` | 'resource:read'
-export const SCOPES: readonly Scope[] = [...NOUNS.flatMap((noun) => VERBS.map((verb) => `${noun}:${verb}` as const)), 'resource:read']
+export type Scope = `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}` | 'resource:read' | 'audit:read'
+export const SCOPES: readonly Scope[] = [
+  ...NOUNS.flatMap((noun) => VERBS.map((verb) => `${noun}:${verb}` as const)),
+  'resource:read',
+  'audit:read',
+]
 
 export const isScope = (text: string): text is Scope => (SCOPES as readonly string[]).includes(text)
 

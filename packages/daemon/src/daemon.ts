@@ -4,6 +4,7 @@
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
+import { Audit } from './audit/audit.ts'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
@@ -93,6 +94,8 @@ export class Daemon implements AsyncDisposable {
     const db = stack.use(ballast.spend(() => Database.open(paths.database, { ballast })))
     stack.use(ballast.tend())
     const events = new Events({ db })
+    const audit = stack.use(new Audit({ db, log, config: config.audit }))
+    audit.recover()
     const host = readHostFacts()
     const assets = assetsIn(config.assetsDir ?? defaultAssetsDir())
     const isNeeded = (base: BaseRef): boolean => instances.standsOn(base)
@@ -194,6 +197,7 @@ export class Daemon implements AsyncDisposable {
         },
         secret: loadOrCreateSecret(config.jwtSecretFile, log),
         tokens: new TokenRows(db),
+        audit,
         allowedOrigins: config.allowedOrigins,
         version: VERSION,
         log,

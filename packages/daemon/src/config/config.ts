@@ -29,6 +29,11 @@ export interface Config {
   readonly jwtSecretFile: string
   /** Pages of these may use the API from a browser. */
   readonly allowedOrigins: readonly string[]
+  readonly audit: {
+    /** So many rows, beside those of refused requests, which are bounded by themselves. */
+    readonly keep: number
+    readonly maxAgeMs: number
+  }
   readonly hypervisor: HypervisorName
   readonly limits: {
     readonly maxVcpus: number
@@ -157,6 +162,8 @@ const SETTINGS = {
   LISTEN: setting<Config['listen']['tcp']>({ host: '127.0.0.1', port: 4973 }, 'host:port, or off', parseListen),
   JWT_SECRET_FILE: optionalText(),
   ALLOWED_ORIGINS: setting<readonly string[]>([], 'origins such as https://console.example, parted by commas', parseOrigins),
+  AUDIT_KEEP: integer(100_000),
+  AUDIT_MAX_AGE: setting(90 * 24 * 3_600_000, 'a duration such as 2160h', (value) => positive(parseDuration(value))),
   HYPERVISOR: choice<HypervisorName>('qemu', HYPERVISORS),
   MAX_VCPUS: integer(16),
   MAX_MEMORY: size('32GB'),
@@ -247,6 +254,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     listen: { socket: s.SOCKET ?? join(s.RUN_DIR, 'dormouse.sock'), socketMode: s.SOCKET_MODE, tcp: s.LISTEN },
     jwtSecretFile: s.JWT_SECRET_FILE ?? join(s.DATA_DIR, 'jwt-secret'),
     allowedOrigins: s.ALLOWED_ORIGINS,
+    audit: { keep: s.AUDIT_KEEP, maxAgeMs: s.AUDIT_MAX_AGE },
     hypervisor: s.HYPERVISOR,
     limits: {
       maxVcpus: s.MAX_VCPUS,

@@ -4,12 +4,13 @@ import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
-import { errorsOf } from '@dormouse/api/error-table.ts'
-import { AppError } from '@dormouse/api/errors.ts'
+import { errorsOf, statusOf } from '@dormouse/api/error-table.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
 import websocket from '@fastify/websocket'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, LogController } from 'fastify'
+import type { AuditedRequest, AuditFacts } from '../audit/audit.ts'
 import type { Logger } from '../log.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
@@ -23,11 +24,14 @@ import type { RefusedCallers } from './refused-callers.ts'
 import { methodsAt } from './stream-at.ts'
 import { type SseBatch, sseStream } from './streams/sse.ts'
 import type { Tickets } from './tickets.ts'
+import type { AuditDoor } from './uses.ts'
 import type { WebSocketGate } from './web-socket-gate.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
     caller: Caller | undefined
+    /** Of a request that changes something. */
+    audited: AuditedRequest | undefined
   }
   interface FastifyContextConfig {
     routeId?: RouteId
@@ -44,6 +48,7 @@ export interface AppUses {
   readonly tickets: Tickets
   readonly origins: Origins
   readonly refused: RefusedCallers
+  readonly audit: Pick<AuditDoor, 'begin' | 'refuse' | 'skip'>
   readonly metrics: Metrics
   readonly log: Logger
   readonly bodyLimits: BodyLimits
@@ -81,6 +86,7 @@ export function createApp(uses: AppUses): FastifyInstance {
   }) as unknown as FastifyInstance
 
   app.decorateRequest('caller', undefined)
+  app.decorateRequest('audited', undefined)
   // No door without a lock, whoever adds it.
   app.addHook('onRoute', ({ method, url, config }) => {
     if (config?.access !== undefined) return
@@ -136,11 +142,16 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     if (access === undefined) throw new AppError('forbidden', 'No one may do this')
     const ticket = takeTicket(request, route)
     if (access !== 'open') {
-      uses.origins.check(request, reply)
-      request.caller = await callerOf(request, ticket, uses)
-      authorize(request.caller, access)
+      try {
+        uses.origins.check(request, reply)
+        request.caller = uses.isTrusted ? hostCaller : await callerOf(request, ticket, uses)
+        authorize(request.caller, access)
+      } catch (error) {
+        throw noteRefused(error, request, uses)
+      }
     }
     if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
+    if (isChange(request)) request.audited = uses.audit.begin(auditFacts(request, uses))
     return undefined
   })
   app.addHook('onResponse', async (request, reply) => tellLog(request, reply, uses))
@@ -155,20 +166,49 @@ function takeTicket(request: FastifyRequest, route: Route | undefined): unknown 
   return ticket
 }
 
-/** Throws `unauthorized`; `rate_limited` when too many from that address were. */
-async function callerOf(request: FastifyRequest, ticket: unknown, { authority, isTrusted, refused, tickets }: AppUses): Promise<Caller> {
-  if (isTrusted) return hostCaller
-  try {
-    const { authorization } = request.headers
-    if (authorization !== undefined || ticket === undefined) return await authority.callerOf(authorization)
-    const caller = tickets.redeem(ticket, pathOf(request))
-    authority.assertHolds(caller)
-    return caller
-  } catch (error) {
-    const { retryAfterSeconds } = refused.note(request.ip)
-    if (retryAfterSeconds === undefined) throw error
-    throw new AppError('rate_limited', 'Too many requests without a token that holds came from this address', { retryAfterSeconds })
+/** Who a token or a ticket proves to ask. Throws `unauthorized`. */
+async function callerOf(request: FastifyRequest, ticket: unknown, { authority, tickets }: AppUses): Promise<Caller> {
+  const { authorization } = request.headers
+  if (authorization !== undefined || ticket === undefined) return authority.callerOf(authorization)
+  const caller = tickets.redeem(ticket, pathOf(request))
+  authority.assertHolds(caller)
+  return caller
+}
+
+/** Writes down that `error` refused the caller, as long as there are not too many of them. What to answer: 429 instead of 401 then. */
+function noteRefused(error: unknown, request: FastifyRequest, uses: AppUses): unknown {
+  const code = errorCodeOf(error)
+  if (code !== 'unauthorized' && code !== 'forbidden') return error
+  const { retryAfterSeconds, isToBeWrittenDown } = uses.refused.note(request.ip ?? '')
+  if (isToBeWrittenDown) uses.audit.refuse(auditFacts(request, uses), { status: statusOf(code), code })
+  else uses.audit.skip()
+  if (code !== 'unauthorized' || retryAfterSeconds === undefined) return error
+  return new AppError('rate_limited', 'Too many requests without a token that holds came from this address', { retryAfterSeconds })
+}
+
+/** Does it change something that lasts, or run something in a guest? */
+function isChange({ method, routeOptions: { config } }: FastifyRequest): boolean {
+  return config.route !== undefined && config.access !== 'any' && (method !== 'GET' || config.route.stream === 'websocket')
+}
+
+/** Nothing of a body: there may be secrets in it. */
+function auditFacts(request: FastifyRequest, { isTrusted }: AppUses): AuditFacts {
+  const { caller, params, id, ip, routeOptions } = request
+  return {
+    caller: caller?.subject,
+    tokenId: caller?.token?.id,
+    address: isTrusted ? undefined : ip,
+    operation: routeOptions.config.routeId ?? routeOptions.url ?? '',
+    target: { ...(params as Record<string, string>) },
+    requestId: id,
   }
+}
+
+/** Id or name of what an answer is about. */
+function resourceOf(answer: unknown): { resourceId?: string } {
+  const { id, name } = (typeof answer === 'object' && answer !== null ? answer : {}) as { id?: unknown; name?: unknown }
+  const resourceId = typeof id === 'string' ? id : name
+  return typeof resourceId === 'string' ? { resourceId } : {}
 }
 
 const pathOf = (request: FastifyRequest): string => request.url.split('?')[0] ?? ''
@@ -197,7 +237,8 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
       handler: async () => {
         throw new AppError('invalid_request', 'This is a WebSocket: ask for an upgrade')
       },
-      wsHandler: (socket, request) => uses.sockets.serve(socket, request, id),
+      wsHandler: (socket, request) =>
+        uses.sockets.serve(socket, request, id).finally(() => request.audited?.end({ result: 'done', status: route.status })),
     })
     return
   }
@@ -208,7 +249,13 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
     config,
     handler: async (request, reply) => {
       if (!handler) throw new AppError('not_supported', `${id} is not built yet`)
-      return send(route, await handler(asked(route, request, reply, uses)), reply)
+      // Also when the caller has hung up: that ends the waiting, not the work.
+      const answer = await Promise.try(() => handler(asked(route, request, reply, uses))).catch((error: unknown) => {
+        endAudit(request, error)
+        throw error
+      })
+      request.audited?.end({ result: 'done', status: route.status, ...resourceOf(answer) })
+      return send(route, answer, reply)
     },
   })
 }
@@ -287,6 +334,7 @@ function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, us
   const { status: usual, headers, body, isFault } = refusalOf(error)
   const { route, routeId } = request.routeOptions?.config ?? {}
   const status = route?.badRequests?.includes(body.code) === true ? 400 : usual
+  request.audited?.end({ result: 'failed', status, code: body.code })
   // Its readers have not been told of this one: a mistake in the table.
   if (route && !errorsOf(route).includes(body.code)) uses.log.warn({ route: routeId, code: body.code }, 'error is not listed by its route')
   if (isFault) uses.log.error({ err: error, requestId: request.id, route: routeId }, 'request failed')
@@ -298,6 +346,11 @@ function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, us
   // What is left of a refused upload is not read: the connection ends with the answer.
   if (isUnread(request)) reply.header('connection', 'close')
   return reply.send(JSON.stringify(body))
+}
+
+function endAudit(request: FastifyRequest, error: unknown): void {
+  const { status, body } = refusalOf(error)
+  request.audited?.end({ result: 'failed', status, code: body.code })
 }
 
 const isUnread = (request: FastifyRequest): boolean =>

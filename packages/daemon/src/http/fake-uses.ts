@@ -3,6 +3,7 @@ import { PassThrough } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Image } from '@dormouse/api/images.ts'
 import { matchesTags } from '@dormouse/api/names.ts'
+import { Audit } from '../audit/audit.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
@@ -408,6 +409,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     },
     secret: Buffer.from('a secret that is long enough'),
     tokens: new TokenRows(db),
+    audit: new Audit({ db, log: silentLogger, config: { keep: 1000, maxAgeMs: 3_600_000 } }),
     allowedOrigins: [],
     version: '0.1.0',
     log: silentLogger,

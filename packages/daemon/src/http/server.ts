@@ -22,6 +22,7 @@ import { BODY_LIMITS, type BodyLimits } from './json-body.ts'
 import { Metrics } from './metrics.ts'
 import { Origins } from './origins.ts'
 import { RefusedCallers } from './refused-callers.ts'
+import { auditRoutes } from './routes/audit.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
@@ -60,6 +61,7 @@ export class HttpServer implements AsyncDisposable {
       ...imageRoutes(uses),
       ...volumeRoutes(uses),
       ...serverRoutes(uses, metrics),
+      ...auditRoutes(uses),
       ...tokenRoutes({ authority: this.authority, tickets }),
     }
     let openApi: string | undefined
@@ -70,6 +72,7 @@ export class HttpServer implements AsyncDisposable {
       tickets,
       origins: new Origins(uses.allowedOrigins),
       refused: new RefusedCallers(),
+      audit: uses.audit,
       metrics,
       log: uses.log,
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,

@@ -5,6 +5,7 @@ import type { Compression } from '@dormouse/api/compression.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
+import type { AuditedRequest, AuditFacts, AuditFilter, AuditRow } from '../audit/audit.ts'
 import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
@@ -40,6 +41,7 @@ export interface ServerUses {
   /** What tokens are signed with. */
   readonly secret: Uint8Array
   readonly tokens: TokensDoor
+  readonly audit: AuditDoor
   /** Origins whose pages may ask, beside the server's own. */
   readonly allowedOrigins: readonly string[]
   readonly version: string
@@ -144,6 +146,14 @@ export interface SchedulesDoor {
 
 export interface EventsDoor {
   subscribe(options: { after?: number; signal?: AbortSignal }): AsyncIterable<readonly RecordedEvent[]>
+}
+
+export interface AuditDoor {
+  begin(facts: AuditFacts): AuditedRequest
+  refuse(facts: AuditFacts, outcome: { readonly status: number; readonly code: string }): void
+  skip(): void
+  /** Newest first. */
+  list(filter: AuditFilter): readonly (AuditRow & { readonly id: number })[]
 }
 
 export interface HostDoor {

@@ -14,12 +14,21 @@ export interface DatabaseOptions {
   readonly ballast?: Pick<Ballast, 'spend'>
 }
 
+/** Writes along with the transactions of others. */
+export interface Rider {
+  /** Called before each commit, inside the transaction. What it gives is called once that has become durable. */
+  board(): (() => void) | undefined
+  /** What it wrote was taken back, alone: the transaction goes on without it. */
+  leftBehind(error: unknown): void
+}
+
 export class Database implements Disposable {
   readonly #sqlite: DatabaseSync
   readonly #ballast: DatabaseOptions['ballast']
   readonly #statements = new Map<string, StatementSync>()
   #depth = 0
   #afterCommit: (() => void)[] = []
+  #rider: Rider | undefined
 
   private constructor(sqlite: DatabaseSync, ballast: DatabaseOptions['ballast']) {
     this.#sqlite = sqlite
@@ -69,6 +78,7 @@ export class Database implements Disposable {
     try {
       const result = work()
       if (result instanceof Promise) throw new TypeError('A transaction cannot be async')
+      if (outermost) this.#takeRider()
       this.#sqlite.exec(outermost ? 'COMMIT' : `RELEASE ${savepoint}`)
       return result
     } catch (error) {
@@ -78,6 +88,25 @@ export class Database implements Disposable {
       throw error
     } finally {
       this.#depth--
+    }
+  }
+
+  /** From now on `rider` writes along with every transaction. There is one at most. */
+  ride(rider: Rider): void {
+    this.#rider = rider
+  }
+
+  /** On a full disk no one gets anywhere; any other trouble is the rider's own. */
+  #takeRider(): void {
+    const rider = this.#rider
+    if (!rider) return
+    try {
+      const landed = this.#attempt(() => rider.board())
+      if (landed) this.#afterCommit.push(landed)
+    } catch (error) {
+      // An error that has rolled everything back is everyone's.
+      if (isDiskFull(error) || !this.#sqlite.isTransaction) throw error
+      rider.leftBehind(error)
     }
   }
 

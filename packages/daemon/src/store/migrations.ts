@@ -234,4 +234,35 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'audit',
+    sql: `
+      CREATE TABLE audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        caller TEXT,
+        token_id TEXT,
+        address TEXT,
+        operation TEXT NOT NULL,
+        -- what stood in the path; its first part once more, to be looked up by
+        target TEXT NOT NULL CHECK (json_valid(target)),
+        target_id TEXT,
+        request_id TEXT NOT NULL,
+        skipped INTEGER NOT NULL DEFAULT 0,
+        -- counted and kept apart from the others
+        is_refused INTEGER NOT NULL,
+        result TEXT NOT NULL CHECK (result IN ('under_way', 'done', 'failed', 'refused', 'interrupted')),
+        status INTEGER,
+        code TEXT,
+        resource_id TEXT,
+        duration_ms INTEGER
+      ) STRICT;
+      CREATE INDEX audit_by_kind ON audit (is_refused, id);
+      CREATE INDEX audit_by_time ON audit (at_ms);
+      CREATE INDEX audit_by_caller ON audit (caller, id);
+      CREATE INDEX audit_by_target ON audit (target_id, id);
+      CREATE INDEX audit_by_resource ON audit (resource_id, id);
+      CREATE INDEX audit_under_way ON audit (id) WHERE result = 'under_way';
+    `,
+  },
 ]
