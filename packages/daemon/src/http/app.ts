@@ -52,6 +52,8 @@ export interface AppUses {
   readonly metrics: Metrics
   readonly log: Logger
   readonly bodyLimits: BodyLimits
+  /** How long headers may take to arrive. */
+  readonly headersMs: number
   /** Fires when the daemon closes: streams and waits end. */
   readonly closing: AbortSignal
   /** Served at /openapi.json and /spec.json. */
@@ -62,7 +64,8 @@ export interface AppUses {
 
 // A reference with registry, path, tag and digest, percent-encoded throughout.
 const PATH_PART_MAX = 4096
-const HEADERS_MAX_MS = 20_000
+// How often Node looks for headers that take too long, at least.
+const CHECK_MS = 5_000
 const FRAME_MAX_BYTES = 1024 * 1024
 
 export function createApp(uses: AppUses): FastifyInstance {
@@ -82,7 +85,11 @@ export function createApp(uses: AppUses): FastifyInstance {
     routerOptions: { maxParamLength: PATH_PART_MAX, querystringParser: (text: string) => decodeQuery(text) as Record<string, string> },
     frameworkErrors: (error, request, reply) => void refuse(error, request as FastifyRequest, reply as FastifyReply, uses),
     clientErrorHandler: answerBrokenRequest,
-    http: { headersTimeout: HEADERS_MAX_MS, shouldUpgradeCallback: isWebSocketCall },
+    http: {
+      headersTimeout: uses.headersMs,
+      connectionsCheckingInterval: Math.min(uses.headersMs, CHECK_MS),
+      shouldUpgradeCallback: isWebSocketCall,
+    },
   }) as unknown as FastifyInstance
 
   app.decorateRequest('caller', undefined)
@@ -117,12 +124,19 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.after(() => addHooks(app, uses))
   app.register(async (routed) => {
     for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
-    for (const path of ['/openapi.json', '/spec.json']) {
-      routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type('application/json; charset=utf-8').send(uses.openApi()))
+    for (const [path, type] of OPENAPI_AT) {
+      routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type(`${type}; charset=utf-8`).send(uses.openApi()))
     }
   })
   return app
 }
+
+/** JSON is YAML too (1.2): one text serves both. */
+const OPENAPI_AT = [
+  ['/openapi.json', 'application/json'],
+  ['/spec.json', 'application/json'],
+  ['/spec.yaml', 'application/yaml'],
+] as const
 
 const noCompiler = () => () => {
   throw new Error('No route has a schema of Fastify')

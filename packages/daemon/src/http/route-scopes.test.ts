@@ -84,7 +84,7 @@ for (const { id, route, method, url } of table) {
 }
 
 test('a route beside the table that does not say who may cannot be registered', async () => {
-  const app = createApp({ log: uses.log, origins: { check: () => undefined } } as never)
+  const app = createApp({ log: uses.log, headersMs: 1000 } as never)
   assert.throws(() => app.get('/back-door', async () => 'hello'), /GET \/back-door does not say who may/)
   assert.throws(() => app.route({ method: 'GET', url: '/v9/*', handler: async () => 'hello' }), /does not say who may/)
 })

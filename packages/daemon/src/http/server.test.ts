@@ -324,7 +324,7 @@ test('over TCP everything needs a token but health and the OpenAPI document', as
     assert.equal(answer.statusCode, id === 'getHealth' ? 200 : 401, id)
     if (answer.statusCode === 401) assert.equal(answer.headers['www-authenticate'], 'Bearer', id)
   }
-  for (const url of ['/openapi.json', '/spec.json']) assert.equal((await server.tcp.inject(url)).json().openapi, '3.1.0')
+  for (const url of ['/openapi.json', '/spec.json', '/spec.yaml']) assert.equal((await server.tcp.inject(url)).json().openapi, '3.1.0')
 })
 
 test('a token opens what its scopes name, route by route', async (t) => {

@@ -41,6 +41,7 @@ export interface ListenOptions {
 }
 
 const CLOSE_LIMIT_MS = 5_000
+const HEADERS_MAX_MS = 20_000
 
 export class HttpServer implements AsyncDisposable {
   /** The listener where a token is needed, and the one where none is. Both answer `inject` without listening. */
@@ -50,7 +51,7 @@ export class HttpServer implements AsyncDisposable {
   readonly #closing = new AbortController()
   #socketPath: string | undefined
 
-  constructor(uses: ServerUses, options: { bodyLimits?: BodyLimits } = {}) {
+  constructor(uses: ServerUses, options: { bodyLimits?: BodyLimits; headersMs?: number } = {}) {
     this.authority = new Authority(uses.secret, uses.tokens)
     const tickets = new Tickets()
     const metrics = new Metrics(uses)
@@ -76,6 +77,7 @@ export class HttpServer implements AsyncDisposable {
       metrics,
       log: uses.log,
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,
+      headersMs: options.headersMs ?? HEADERS_MAX_MS,
       closing: this.#closing.signal,
       openApi: () => {
         openApi ??= JSON.stringify(openApiDocument({ version: uses.version }))

@@ -1,0 +1,178 @@
+/** Bytes that mean no good, on a real socket: slow ones, too many, false paths, false headers. The server stays, and answers the next one. */
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { connect, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { fakeUses } from './fake-uses.ts'
+import { HttpServer } from './server.ts'
+
+async function house(t: TestContext, options: ConstructorParameters<typeof HttpServer>[1] = {}) {
+  const uses = fakeUses()
+  uses.instances.add({ name: 'web' })
+  const server = new HttpServer(uses, options)
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  t.after(async () => {
+    await server.close()
+    rmSync(dir, { recursive: true, force: true })
+  })
+  const { tcp } = await server.listen({ socket: { path: join(dir, 's'), mode: 0o600 }, tcp: { host: '127.0.0.1', port: 0 } })
+  const { token } = await server.authority.mint({ subject: 'a', ttlMs: 60_000 })
+  return { server, port: tcp?.port ?? 0, bearer: `authorization: Bearer ${token}`, uses }
+}
+
+/** What came back until the other side closed. */
+function exchange(port: number, send: (socket: Socket) => void): Promise<string> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1', () => send(socket))
+    let got = ''
+    socket.on('data', (chunk) => {
+      got += chunk
+    })
+    socket.on('close', () => resolve(got))
+    // A server that has answered may close while more is written.
+    socket.on('error', () => undefined)
+  })
+}
+
+const ask = (port: number, ...lines: string[]) => exchange(port, (socket) => socket.write(`${lines.join('\r\n')}\r\n\r\n`))
+const isAlive = async (port: number): Promise<void> =>
+  assert.match(await ask(port, 'GET /health HTTP/1.1', 'host: a', 'connection: close'), /^HTTP\/1\.1 200 /)
+
+test('headers that never end are cut off, and hold no one else up', async (t) => {
+  const { port } = await house(t, { headersMs: 300 })
+  const slow = Array.from({ length: 20 }, () => exchange(port, (socket) => socket.write('GET /instances HTTP/1.1\r\nhost: a\r\nx-slow: ')))
+  await isAlive(port)
+  for (const answer of await Promise.all(slow)) assert.match(answer, /^HTTP\/1\.1 408 /)
+  await isAlive(port)
+})
+
+test('headers that trickle, a byte at a time, are cut off as well', async (t) => {
+  const { port } = await house(t, { headersMs: 300 })
+  const answer = await exchange(port, (socket) => {
+    socket.write('GET /instances HTTP/1.1\r\nhost: a\r\nx-slow: ')
+    const drip = setInterval(() => socket.write('x'), 20)
+    socket.once('close', () => clearInterval(drip))
+  })
+  assert.match(answer, /^HTTP\/1\.1 408 /)
+})
+
+test('a body that trickles is cut off, however it is framed', async (t) => {
+  const { port, bearer } = await house(t, { bodyLimits: { maxBytes: 1000, maxMs: 200 } })
+  for (const [framing, drop] of [
+    ['content-length: 900', ' '],
+    ['transfer-encoding: chunked', '1\r\n \r\n'],
+  ] as const) {
+    const answer = await exchange(port, (socket) => {
+      socket.write(`POST /instances HTTP/1.1\r\nhost: a\r\n${bearer}\r\ncontent-type: application/json\r\n${framing}\r\n\r\n`)
+      const drip = setInterval(() => socket.write(drop), 20)
+      socket.once('close', () => clearInterval(drip))
+    })
+    assert.match(answer, /^HTTP\/1\.1 400 .*took longer than 0\.2 s/s, framing)
+  }
+  await isAlive(port)
+})
+
+test('a body is not read before it is known who asks', async (t) => {
+  const { port } = await house(t)
+  // Nothing of the megabytes that it announces is waited for.
+  const answer = await ask(port, 'POST /images/import HTTP/1.1', 'host: a', 'content-type: application/x-tar', 'content-length: 99999999')
+  assert.match(answer, /^HTTP\/1\.1 401 /)
+  assert.match(answer, /connection: close/i)
+})
+
+test('too large a body is refused by what it says, and by what comes', async (t) => {
+  const { port, bearer } = await house(t, { bodyLimits: { maxBytes: 1000, maxMs: 60_000 } })
+  const head = `POST /instances HTTP/1.1\r\nhost: a\r\n${bearer}\r\ncontent-type: application/json\r\n`
+  const chunk = `3e8\r\n${' '.repeat(1000)}\r\n`
+  for (const body of [`content-length: 2000\r\n\r\n${' '.repeat(2000)}`, `transfer-encoding: chunked\r\n\r\n${chunk}${chunk}`]) {
+    assert.match(await exchange(port, (socket) => socket.write(head + body)), /^HTTP\/1\.1 413 /)
+  }
+  await isAlive(port)
+})
+
+test('messages that two servers would take apart differently are refused', async (t) => {
+  const { port, bearer } = await house(t)
+  const post = 'POST /instances/web/stop HTTP/1.1'
+  for (const lines of [
+    [post, 'host: a', bearer, 'content-length: 2', 'transfer-encoding: chunked', '', '0'],
+    [post, 'host: a', bearer, 'content-length: 2', 'content-length: 3', '', '{}'],
+    [post, 'host: a', bearer, 'content-length: +2', '', '{}'],
+    [post, 'host: a', bearer, 'transfer-encoding: xchunked', '', '0'],
+    [post, 'host: a', bearer, 'transfer-encoding : chunked', '', '0'],
+    [post, 'host: a', 'authorization', bearer],
+    ['GET /instances HTTP/1.1', bearer, 'connection: close'],
+    ['GET /instances HTTP/9.9', 'host: a', bearer],
+    ['GET\t/instances\tHTTP/1.1', 'host: a', bearer],
+    ['GE\0T /instances HTTP/1.1', 'host: a', bearer],
+    ['GET /instances HTTP/1.1', 'host: a', 'x: a\0b', bearer],
+    ['GET /instances HTTP/1.1', 'host: a', 'x: a\rb', bearer],
+  ]) {
+    assert.match(await ask(port, ...lines), /^HTTP\/1\.1 4\d\d /, JSON.stringify(lines))
+  }
+  await isAlive(port)
+})
+
+test('many headers, long ones and two of one kind prove nothing more', async (t) => {
+  const { port, bearer } = await house(t)
+  const get = 'GET /instances HTTP/1.1'
+  const many = Array.from({ length: 3000 }, (_, n) => `x-${n}: y`)
+  assert.match(await ask(port, get, 'host: a', ...many), /^HTTP\/1\.1 4(01|31) /)
+  assert.match(await ask(port, get, 'host: a', `authorization: Bearer ${'a'.repeat(12_000)}`, 'connection: close'), /^HTTP\/1\.1 401 /)
+  // The first counts, not the better one.
+  assert.match(await ask(port, get, 'host: a', 'authorization: Bearer a.b.c', bearer, 'connection: close'), /^HTTP\/1\.1 401 /)
+  for (const name of [
+    'x-forwarded-user: host',
+    'x-original-url: /tokens',
+    'x-http-method-override: DELETE',
+    'x-forwarded-for: 127.0.0.1',
+  ]) {
+    assert.match(await ask(port, get, 'host: a', name, 'connection: close'), /^HTTP\/1\.1 401 /, name)
+  }
+})
+
+test('no spelling of a path gets by its scope', async (t) => {
+  const { server, port, uses } = await house(t)
+  const { token } = await server.authority.mint({ subject: 'a', scopes: ['image:read'], ttlMs: 60_000 })
+  for (const url of [
+    '/instances/web/',
+    '//instances/web',
+    '/INSTANCES/web',
+    '/images/../instances/web',
+    '/images/%2e%2e/instances/web',
+    '/images/..%2finstances%2fweb',
+    '/images;/../instances/web',
+    '/instances%2fweb',
+    '/%69nstances/web',
+    '/instances/web%00',
+    '/instances/web%2f..',
+    '/instances/web?scope=instance:read',
+    '/instances/web#/images',
+    'http://a/instances/web',
+    '/instances/web\\..\\..\\images',
+  ]) {
+    // As it is, on the wire: a client's URL would straighten it out.
+    const answer = await ask(port, `GET ${url} HTTP/1.1`, 'host: a', `authorization: Bearer ${token}`, 'connection: close')
+    assert.match(answer, /^HTTP\/1\.1 40[0345] /, url)
+    assert.equal(answer.includes(String(uses.instances.rows[0]?.id)), false, url)
+  }
+  // And no method that stands for another.
+  for (const method of ['HEAD', 'OPTIONS', 'TRACE', 'PROPFIND', 'SEARCH'] as const) {
+    const answer = await server.tcp.inject({ method: method as 'HEAD', url: '/instances/web' })
+    assert.ok([401, 404, 405].includes(answer.statusCode), `${method}: ${answer.statusCode}`)
+  }
+})
+
+test('requests in one go are each looked at by themselves', async (t) => {
+  const { port, bearer } = await house(t)
+  const answer = await exchange(port, (socket) =>
+    socket.write(
+      `GET /instances HTTP/1.1\r\nhost: a\r\n${bearer}\r\n\r\nGET /instances HTTP/1.1\r\nhost: a\r\n\r\nGET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n`,
+    ),
+  )
+  assert.deepEqual(
+    [...answer.matchAll(/HTTP\/1\.1 (\d+) /g)].map(([, status]) => status),
+    ['200', '401', '200'],
+  )
+})
