@@ -33,7 +33,7 @@ test-vm: setup ## the tests with real VMs
 fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS each
 	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS_EACH=$(FUZZ_SECONDS)
 
-check: setup ## types, lint, import rings, OpenAPI drift, dead code, names, shell, C
+check: setup ## types, lint, import rings, OpenAPI and API page drift, dead code, names, shell, C
 	@node scripts/check.ts
 
 bench: setup-bench ## measures every promise of docs/promises.md beside its anchor
