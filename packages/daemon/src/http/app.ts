@@ -36,8 +36,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     routeId?: RouteId
     route?: Route
-    /** Who may. Without it a route cannot be registered. */
-    access?: Route['scope']
+    /** Who may. Without it a route cannot be registered. `itself`: it asks on its own, in the way of its own specification. */
+    access?: Route['scope'] | 'itself'
   }
 }
 
@@ -158,6 +158,7 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     if (access !== 'open') {
       try {
         uses.origins.check(request, reply)
+        if (access === 'itself') return undefined
         request.caller = uses.isTrusted ? hostCaller : await callerOf(request, ticket, uses)
         authorize(request.caller, access)
       } catch (error) {
@@ -168,7 +169,10 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     if (isChange(request)) request.audited = uses.audit.begin(auditFacts(request, uses))
     return undefined
   })
-  app.addHook('onResponse', async (request, reply) => tellLog(request, reply, uses))
+  app.addHook('onResponse', async (request, reply) => {
+    tellLog(request, reply, uses)
+    if (request.routeOptions.config.access === 'itself') auditItself(request, reply, uses)
+  })
 }
 
 /** The ticket of a stream, which leaves the query: no handler and no log sees it. */
@@ -205,6 +209,20 @@ function isChange({ method, routeOptions: { config } }: FastifyRequest): boolean
   return config.route !== undefined && config.access !== 'any' && (method !== 'GET' || config.route.stream === 'websocket')
 }
 
+/** What a route that asks on its own has let in or refused: told once it is over, by its status. */
+function auditItself(request: FastifyRequest, { statusCode: status }: FastifyReply, uses: AppUses): void {
+  const facts = auditFacts(request, uses)
+  if (status === 401 || status === 403) {
+    const code = status === 401 ? 'unauthorized' : 'forbidden'
+    // Clients of a registry ask without a token first, to hear what it wants.
+    if (request.headers.authorization === undefined) return
+    if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code })
+    else uses.audit.skip()
+  } else if (request.method === 'PUT' || request.method === 'DELETE') {
+    uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status })
+  }
+}
+
 /** Nothing of a body: there may be secrets in it. */
 function auditFacts(request: FastifyRequest, { isTrusted }: AppUses): AuditFacts {
   const { caller, params, id, ip, routeOptions } = request
@@ -212,7 +230,7 @@ function auditFacts(request: FastifyRequest, { isTrusted }: AppUses): AuditFacts
     caller: caller?.subject,
     tokenId: caller?.token?.id,
     address: isTrusted ? undefined : ip,
-    operation: routeOptions.config.routeId ?? routeOptions.url ?? '',
+    operation: routeOptions.config.routeId ?? `${request.method} ${routeOptions.url}`,
     target: { ...(params as Record<string, string>) },
     requestId: id,
   }

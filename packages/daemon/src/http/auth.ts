@@ -64,6 +64,13 @@ export class Authority {
 
   /** The caller that an `Authorization` header proves. Throws `unauthorized`, saying no more than it must. */
   async callerOf(authorization: string | undefined): Promise<Caller> {
+    const claims = await this.claimsOf(authorization)
+    if (isForRegistryAlone(claims)) throw unauthorized('This token is good for the registry alone')
+    return callerOfClaims(claims)
+  }
+
+  /** What the token in an `Authorization` header claims, once it is known to be ours and not revoked. Throws `unauthorized`. */
+  async claimsOf(authorization: string | undefined): Promise<JWTPayload> {
     if (authorization === undefined) throw unauthorized('This needs a token')
     const token = authorization.length <= TOKEN_MAX ? BEARER.exec(authorization)?.[1] : undefined
     if (token === undefined) throw unauthorized('The Authorization header holds no bearer token')
@@ -75,13 +82,12 @@ export class Authority {
     } catch (error) {
       throw unauthorized((error as { code?: string }).code === 'ERR_JWT_EXPIRED' ? 'The token has expired' : 'The token is not valid')
     }
-    const caller = callerOfClaims(claims)
-    this.assertHolds(caller)
-    return caller
+    this.assertHolds({ subject: subjectOf(claims), token: factsOf(claims) })
+    return claims
   }
 
   /** Throws `unauthorized` once the caller's token has been revoked or has expired. */
-  assertHolds({ subject, token }: Caller): void {
+  assertHolds({ subject, token }: Pick<Caller, 'subject' | 'token'>): void {
     if (token === undefined) return
     if (Date.now() > token.expiresAtMs + CLOCK_TOLERANCE_S * 1000) throw unauthorized('The token has expired')
     const known = token.id === undefined ? undefined : this.#tokens.find(token.id)
@@ -175,23 +181,27 @@ export async function signToken(secret: Uint8Array, options: NewToken): Promise<
   return { token: await jwt.sign(secret), expires_at: new Date(expires * 1000).toISOString() }
 }
 
+const isForRegistryAlone = (claims: JWTPayload): boolean =>
+  REGISTRY_CLAIMS.some((claim) => claims[claim] !== undefined) || subjectOf(claims).startsWith('builder-')
+
+const subjectOf = ({ sub }: JWTPayload): string => (typeof sub === 'string' ? sub : '')
+
+const factsOf = ({ jti, iat, exp = 0 }: JWTPayload): TokenFacts => ({
+  id: typeof jti === 'string' ? jti : undefined,
+  // One that does not say when it was issued is as old as can be.
+  issuedAtMs: typeof iat === 'number' ? iat * 1000 : 0,
+  expiresAtMs: exp * 1000,
+})
+
+/** Of a token that is not for the registry alone. Throws `unauthorized`. */
 function callerOfClaims(claims: JWTPayload): Caller {
-  const subject = typeof claims.sub === 'string' ? claims.sub : ''
-  if (REGISTRY_CLAIMS.some((claim) => claims[claim] !== undefined) || subject.startsWith('builder-')) {
-    throw unauthorized('This token is good for the registry alone')
-  }
-  const token: TokenFacts = {
-    id: typeof claims.jti === 'string' ? claims.jti : undefined,
-    // One that does not say when it was issued is as old as can be.
-    issuedAtMs: typeof claims.iat === 'number' ? claims.iat * 1000 : 0,
-    expiresAtMs: (claims.exp ?? 0) * 1000,
-  }
   const { permissions } = claims
-  if (permissions === undefined) return { subject, scopes: undefined, token }
+  const proven = { subject: subjectOf(claims), token: factsOf(claims) }
+  if (permissions === undefined) return { ...proven, scopes: undefined }
   if (!Array.isArray(permissions) || !permissions.every((scope) => typeof scope === 'string')) {
     throw unauthorized('The permissions of the token are not a list of scopes')
   }
-  return { subject, scopes: permissions.includes('*') ? undefined : new Set(permissions), token }
+  return { ...proven, scopes: permissions.includes('*') ? undefined : new Set(permissions) }
 }
 
 /** Throws `forbidden`, naming the scope, unless `caller` may use a route of this scope. */

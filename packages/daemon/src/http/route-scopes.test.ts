@@ -93,3 +93,37 @@ test('where nothing is, nothing is told, and no token is asked for', async () =>
   assert.equal((await server.tcp.inject('/back-door')).statusCode, 404)
   assert.equal((await server.tcp.inject({ method: 'PUT', url: '/instances' })).statusCode, 405)
 })
+
+test('a route that asks by itself, as a registry does, is told of in the audit log all the same', async (t) => {
+  const own = new HttpServer(uses)
+  t.after(() => own.close())
+  own.tcp.route({
+    method: ['GET', 'PUT'],
+    url: '/v9/*',
+    config: { access: 'itself' },
+    handler: async (request, reply) => {
+      const { authorization } = request.headers
+      request.caller = { subject: 'pusher', scopes: undefined, token: undefined }
+      return reply.code(authorization === undefined ? 401 : authorization === 'Basic good' ? 201 : 403).send()
+    },
+  })
+  const ask = async (method: 'GET' | 'PUT', authorization?: string): Promise<number> =>
+    (await own.tcp.inject({ method, url: '/v9/a/b', headers: authorization === undefined ? {} : { authorization } })).statusCode
+  assert.deepEqual(
+    [await ask('PUT'), await ask('GET', 'Basic good'), await ask('PUT', 'Basic good'), await ask('GET', 'Basic bad')],
+    [401, 201, 201, 403],
+  )
+  const rows = (await own.host.inject('/audit?caller=pusher')).json() as {
+    operation: string
+    target: object
+    result: string
+    status: number
+  }[]
+  assert.deepEqual(
+    rows.map(({ operation, target, result, status }) => [operation, target, result, status]),
+    [
+      ['GET /v9/*', { '*': 'a/b' }, 'refused', 403],
+      ['PUT /v9/*', { '*': 'a/b' }, 'done', 201],
+    ],
+  )
+})
