@@ -1026,7 +1026,7 @@ export const routes = {
       {
         caller: Type.Optional(Type.String({ maxLength: 128, description: 'Subject of a token, or host' })),
         operation: Type.Optional(Type.String({ maxLength: 64, description: 'Such as stopInstance' })),
-        target: Type.Optional(Type.String({ maxLength: 1024, description: 'Name or id, as it stood in the path or in the answer' })),
+        target: Type.Optional(Type.String({ maxLength: 1024, description: 'Name or id of the thing itself, as it stood first in the path or in the answer' })),
         result: Type.Optional(AuditResult),
         since: Type.Optional(Type.String({ maxLength: 64, format: 'date-time', description: 'Not before' })),
         until: Type.Optional(Type.String({ maxLength: 64, format: 'date-time', description: 'Before' })),
