@@ -10,4 +10,5 @@ int command_compress(int argc, char **argv);
 int command_verify(const char *base, const char *delta_file);
 int command_reach(const char *user);
 int command_forget(int count, char **files);
+int command_conntrack(const char *subnet4, const char *subnet6);
 int command_tsc(void);

@@ -12,6 +12,7 @@
  *   verify BASE|- DELTA|-       reads both from end to end and says what they sum up to (verify.c)
  *   reach UID:GID|-             tells whether it may look into the memory of a VMM of that user (reach.c)
  *   forget FILES                takes files out of the page cache (forget.c)
+ *   conntrack SUBNET4 SUBNET6   tells who is connected to the guests of a bridge (conntrack.c)
  *   tsc                         prints the frequency of the time stamp counter in kHz
  */
 #include <stdio.h>
@@ -30,8 +31,9 @@ int main(int argc, char **argv) {
     if (strcmp(command, "verify") == 0 && argc == 4) return command_verify(argv[2], argv[3]);
     if (strcmp(command, "reach") == 0 && argc == 3) return command_reach(argv[2]);
     if (strcmp(command, "forget") == 0) return command_forget(argc - 2, argv + 2);
+    if (strcmp(command, "conntrack") == 0 && argc == 4) return command_conntrack(argv[2], argv[3]);
     if (strcmp(command, "tsc") == 0) return command_tsc();
     fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | "
-                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | reach UID:GID|- | forget FILES | tsc\n");
+                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | reach UID:GID|- | forget FILES | conntrack SUBNET4 SUBNET6 | tsc\n");
     return 64;
 }

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "ignore.h"
 #include "net.h"
 
 static int parse_number(const char *text, uint16_t *port) {
@@ -167,6 +168,8 @@ static void answer(struct net *net, char *line, int64_t now_ns, char *text, size
     } else if (strncmp(line, "remove ", 7) == 0) {
         if (remove_port(net, line + 7, why, sizeof why) < 0) snprintf(text, size, "error %s\n", why);
         else snprintf(text, size, "ok\n");
+    } else if (strncmp(line, "inbound", 7) == 0) {
+        if (tell_inbound(line + 7, now_ns / 1000000, text, size) < 0) snprintf(text, size, "error not ports and networks\n");
     } else if (strncmp(line, "rates ", 6) == 0) {
         snprintf(text, size, set_rates(net, line + 6, now_ns) < 0 ? "error not two rates\n" : "ok\n");
     } else {
@@ -189,7 +192,7 @@ static int accept_daemon(int listener) {
 
 void serve_control(struct net *net, int listener, int64_t now_ns) {
     static char text[MAX_PORTS * sizeof(struct port) + 16];
-    char line[256];
+    static char line[IGNORE_SIZE];
     int fd = accept_daemon(listener);
     if (fd < 0) {
         keep_spare();
@@ -199,12 +202,16 @@ void serve_control(struct net *net, int listener, int64_t now_ns) {
     struct timeval limit = {0, 200 * 1000};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    ssize_t got = recv(fd, line, sizeof line - 1, 0);
-    if (got > 0) {
-        line[got] = '\0';
-        line[strcspn(line, "\n")] = '\0';
+    size_t length = 0;
+    ssize_t got;
+    while ((got = recv(fd, line + length, sizeof line - 1 - length, 0)) > 0) {
+        length += (size_t)got;
+        char *end = memchr(line, '\n', length);
+        if (end == NULL) continue;
+        *end = '\0';
         answer(net, line, now_ns, text, sizeof text);
         send(fd, text, strlen(text), MSG_NOSIGNAL);
+        break;
     }
     close(fd);
     keep_spare();

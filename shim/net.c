@@ -90,6 +90,7 @@ static void flow_opened(int fd, void *opaque) {
     if (fd < 0 || fd >= MAX_POLLS || is_flow[fd]) return;
     is_flow[fd] = 1;
     open_flows++;
+    inbound_opened(&net, fd, now_ns(NULL) / 1000000);
 }
 
 static void flow_closed(int fd, void *opaque) {
@@ -97,6 +98,7 @@ static void flow_closed(int fd, void *opaque) {
     if (fd < 0 || fd >= MAX_POLLS || !is_flow[fd]) return;
     is_flow[fd] = 0;
     open_flows--;
+    inbound_closed(fd, now_ns(NULL) / 1000000);
 }
 
 static int is_listener(int fd) {

@@ -57,6 +57,16 @@ int is_answer(const uint8_t *frame, size_t length, int64_t now_ms);
 /* Answers a client on the loopback. 1 when it was such an answer. */
 int answer_on_loopback(const struct net *net, const uint8_t *frame, size_t length, int64_t now_ms);
 
+/* net-inbound.c: connections to published ports. */
+/* `fd` is a new flow, of whatever kind; below MAX_POLLS. */
+void inbound_opened(const struct net *net, int fd, int64_t now_ms);
+void inbound_closed(int fd, int64_t now_ms);
+/*
+ * How many there are, and since how many milliseconds there was none; `-` when there never was. `words` name those that do not count, from
+ * now on (ignore.h). -1 when they are none.
+ */
+int tell_inbound(char *words, int64_t now_ms, char *text, size_t size);
+
 /* net-pace.c */
 /* Whether nothing more may be read in this direction for now. */
 int must_wait(struct pace *pace, int64_t now_ns);

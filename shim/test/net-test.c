@@ -683,6 +683,51 @@ static void published_ports_serve_the_host(const char *from) {
     close(asking), close(other);
 }
 
+static int is_told(const char *question, const char *wanted) { return strcmp(ask(question), wanted) == 0; }
+
+static void connections_to_ports_are_counted(void) {
+    static char many[32 * 1024] = "inbound";
+    BEGIN("tcp:0.0.0.0:8080:80", "tcp:127.0.0.1:8081:80", "tcp:[::]:8082:82", "udp:0.0.0.0:8007:7");
+    boot_guest();
+    CHECK(is_told("inbound\n", "ok 0 -\n"));
+    guests_reach_neighbours();
+    int datagrams = bound(SOCK_DGRAM, "127.0.0.1", 9100);
+    struct sockaddr_storage peer;
+    socklen_t size = address(&peer, "127.0.0.1", 8007);
+    CHECK(sendto(datagrams, "question", 8, 0, (struct sockaddr *)&peer, size) == 8);
+    SOON(strcmp(udp[7].data, "question") == 0);
+    CHECK(is_told("inbound\n", "ok 0 -\n"));
+
+    int one = call("198.51.100.1", 8080), two = call("127.0.0.1", 8081), three = call("2001:db8::1", 8082);
+    int port = local_port(one), second = local_port(two);
+    SOON(is_told("inbound\n", "ok 3 0\n"));
+    CHECK(is_told("inbound 80\n", "ok 1 0\n"));
+    CHECK(is_told("inbound 2001:db8::/32\n", "ok 2 0\n"));
+    CHECK(is_told("inbound 81 198.51.100.0/24 2001:db8::1/128\n", "ok 1 0\n"));
+    CHECK(strncmp(ask("inbound 0.0.0.0/0 ::/0\n"), "ok 0 ", 5) == 0);
+    // The guest ends the first two. Those of a port that was withdrawn go on, and count.
+    SOON((served[port].flags & SYN) && (served[second].flags & SYN));
+    send_tcp("198.51.100.1", 80, port, SYN | ACK, "");
+    SOON(served[port].flags & ACK);
+    send_tcp("198.51.100.1", 80, port, RST | ACK, "");
+    SOON(is_told("inbound\n", "ok 2 0\n"));
+    CHECK(is_told("remove tcp:127.0.0.1:8081:80\n", "ok\n"));
+    CHECK(is_told("inbound\n", "ok 2 0\n"));
+    send_tcp("10.0.2.2", 80, second, SYN | ACK, "");
+    SOON(served[second].flags & ACK);
+    send_tcp("10.0.2.2", 80, second, RST | ACK, "");
+    SOON(is_told("inbound\n", "ok 1 0\n"));
+
+    for (int i = 0; i < 256; i++) snprintf(many + strlen(many), sizeof many - strlen(many), " %d 2001:db8:%x:ffff:ffff:ffff:ffff:ffff/128", 20000 + i, i);
+    strcat(many, "\n");
+    CHECK(is_told(many, "ok 1 0\n"));
+    CHECK(strncmp(ask("inbound nonsense\n"), "error", 5) == 0);
+    CHECK(strncmp(ask("inbound 10.0.0.0/33\n"), "error", 5) == 0);
+    CHECK(is_told("inbound\n", "ok 1 0\n"));
+    close(one), close(two), close(three), close(datagrams);
+    end();
+}
+
 static void the_name_server_answers(void) {
     int server = bound(SOCK_DGRAM, "198.51.100.1", 53);
     struct sockaddr_storage from;
@@ -867,6 +912,7 @@ int main(int argc, char **argv) {
         TEST(ports_survive_every_life),
         TEST(no_one_hands_out_addresses_or_files),
         TEST(the_host_is_closed_unless_it_is_opened),
+        TEST(connections_to_ports_are_counted),
         TEST(a_flood_of_connections_is_outlived),
         TEST(a_flood_of_datagrams_is_outlived),
         TEST(a_flood_of_clients_leaves_the_guest_its_own),

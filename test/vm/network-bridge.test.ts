@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import type { Vm } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { parseSubnet4, parseSubnet6 } from '../../packages/daemon/src/lib/subnet.ts'
@@ -10,6 +11,7 @@ import { BridgedNetwork, type BridgedSettings } from '../../packages/daemon/src/
 import { macOf, type Nic } from '../../packages/daemon/src/network/network.ts'
 import { Database } from '../../packages/daemon/src/store/database.ts'
 import { LeaseRows } from '../../packages/daemon/src/store/leases.ts'
+import { REPOSITORY } from '../harness/daemon-process.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
 import { makeStep } from '../harness/qemu-driver.ts'
 import { Scratch } from '../harness/scratch.ts'
@@ -42,6 +44,7 @@ async function begin(db: Database, changes: Partial<BridgedSettings> = {}): Prom
   const network = new BridgedNetwork({
     settings: { ...SETTINGS, ...changes },
     leases: new LeaseRows(db),
+    shimPath: join(REPOSITORY, 'build/shim/dormouse-shim'),
     log: silentLogger,
     onSpawn: (program) => void spawned.push(program),
   })

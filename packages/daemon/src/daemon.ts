@@ -124,7 +124,7 @@ export class Daemon implements AsyncDisposable {
       new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
     )
     const { memory } = set
-    const network = networkOf({ config, db, log, stack, isRoot: host.isRoot })
+    const network = networkOf({ config, db, log, stack, isRoot: host.isRoot, shimPath: assets.shim })
     const compressing = stack.use(new BackgroundJobs())
     const snapshots = new Snapshots({ db, events, disks, memory, paths, log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -244,9 +244,10 @@ interface NetworkParts {
   readonly log: Logger
   readonly stack: AsyncDisposableStack
   readonly isRoot: boolean
+  readonly shimPath: string
 }
 
-function networkOf({ config, db, log, stack, isRoot }: NetworkParts): Network {
+function networkOf({ config, db, log, stack, isRoot, shimPath }: NetworkParts): Network {
   const { kind, dns, bridge, subnet, subnet6, uplink, allowHostAccess } = config.network
   if (kind === 'user') return new UserNetwork({ dns })
   if (!isRoot) {
@@ -257,7 +258,7 @@ function networkOf({ config, db, log, stack, isRoot }: NetworkParts): Network {
   const [subnet4, parsed6] = [parseSubnet4(subnet), parseSubnet6(subnet6)]
   if (subnet4 === undefined || parsed6 === undefined) throw new AppError('invalid_request', `${subnet} or ${subnet6} is no subnet`)
   const settings = { bridge, subnet4, subnet6: parsed6, uplink, dns, opensHost: allowHostAccess }
-  return stack.use(new BridgedNetwork({ settings, leases: new LeaseRows(db), log }))
+  return stack.use(new BridgedNetwork({ settings, leases: new LeaseRows(db), shimPath, log }))
 }
 
 /**

@@ -5,7 +5,7 @@
  * Manners that every driver keeps (the contract suite holds them to it):
  *  - `start` and `restore` leave nothing behind when they throw: no process, socket, file, port.
  *  - A VM lives outside the daemon's life, under its shim; `reconnect` finds it by pid *and* start time.
- *  - Methods of one `Vm` are called one at a time, except `kill`, `usage` and `exited`, which are allowed at any time.
+ *  - Methods of one `Vm` are called one at a time, except `kill`, `usage`, `inbound` and `exited`, which are allowed at any time.
  */
 import type { Duplex } from 'node:stream'
 import type { Capability } from '@dormouse/api/instance-states.ts'
@@ -128,6 +128,8 @@ export interface Vm {
   hotplugBytes(step: Step): Promise<number>
   /** What the VMM's process has used so far, read from the host. Undefined once it is gone. */
   usage(): Promise<VmUsage | undefined>
+  /** Who is connected to its published ports, where it publishes them itself. Allowed at any time, also while it is paused. */
+  inbound(ignored: IgnoredConnections, step: Step): Promise<Inbound>
 }
 
 export type Evacuate = (stretch: { readonly address: number; readonly bytes: number }, step: Step) => Promise<void>
@@ -201,6 +203,21 @@ export interface Bandwidth {
   readonly downloadBps?: number
   /** From the guest. */
   readonly uploadBps?: number
+}
+
+/** TCP connections that others have opened to a guest and that are not over. */
+export interface Inbound {
+  readonly active: number
+  /** For so long there has been none; 0 while there is one. Absent when there was none since anyone looks. */
+  readonly quietMs?: number
+}
+
+/** Connections that do not count. */
+export interface IgnoredConnections {
+  /** Those from there: networks such as 10.0.0.0/8. */
+  readonly sources: readonly string[]
+  /** Those to these ports of the guest. */
+  readonly ports: readonly number[]
 }
 
 export interface PortForward {

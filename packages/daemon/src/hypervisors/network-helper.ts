@@ -3,7 +3,8 @@ import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
-import type { Bandwidth, PortForward } from './hypervisor.ts'
+import type { Bandwidth, IgnoredConnections, Inbound, PortForward } from './hypervisor.ts'
+import { ignoredWords, parseInbound } from './inbound-words.ts'
 
 export const NETWORK_SOCKET = 'net.sock'
 
@@ -53,6 +54,11 @@ export class NetworkHelper {
     } catch {
       return undefined
     }
+  }
+
+  /** Connections to the published ports. Rejects when the helper does not answer. */
+  async inbound(ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    return parseInbound(await this.#ask(['inbound', ...ignoredWords(ignored)].join(' '), step))
   }
 
   /** Gives the request that takes it back. */

@@ -12,13 +12,14 @@ import { basename } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { assertPortsFree } from '../host/assert-ports-free.ts'
 import { runCommand } from '../host/run-command.ts'
-import type { Vm } from '../hypervisors/hypervisor.ts'
+import type { IgnoredConnections, Inbound, Vm } from '../hypervisors/hypervisor.ts'
 import type { NicSpec } from '../hypervisors/vm-spec.ts'
 import type { Step } from '../lib/step.ts'
 import { address4, address6, formatSubnet4, formatSubnet6, overlaps4, overlaps6, type Subnet4, type Subnet6 } from '../lib/subnet.ts'
 import type { Logger } from '../log.ts'
 import type { LeaseRows } from '../store/leases.ts'
 import { GATEWAY, nextHost } from './address-plan.ts'
+import { Conntrack } from './conntrack.ts'
 import { hasIpv6, readMtu, readResolver, readRoutes, uplinkOf } from './host-network.ts'
 import type { GuestNetwork, GuestTraffic, Network, Nic } from './network.ts'
 import {
@@ -63,6 +64,8 @@ export interface BridgedUses {
   readonly settings: BridgedSettings
   readonly leases: LeaseRows
   readonly log: Logger
+  /** Follows the kernel's connections. */
+  readonly shimPath: string
   /** For tests: called with the program of each process that is started. */
   readonly onSpawn?: (program: string) => void
   /** How often what is there is looked at, while anything is attached. */
@@ -83,12 +86,15 @@ const MIN_MTU = 1280
 
 export class BridgedNetwork implements Network, AsyncDisposable {
   readonly kind = 'bridged'
+  /** The word of the contract. Connections over IPv6 are counted all the same. */
+  readonly tracking = 'conntrack_events_v4_tcp'
   readonly model
   readonly #uses: BridgedUses
   readonly #device: BridgeDevice
   readonly #tapPrefix: string
   readonly #ifbPrefix: string
   readonly #attached = new Map<string, Attached>()
+  readonly #conntrack: Conntrack
   #resolver: string | undefined
   /** The rules as the kernel spells them, elements apart; undefined: none of ours are known to be there. */
   #fixed: string | undefined
@@ -101,6 +107,7 @@ export class BridgedNetwork implements Network, AsyncDisposable {
   constructor(uses: BridgedUses) {
     const { bridge, subnet4, subnet6, uplink } = uses.settings
     this.#uses = uses
+    this.#conntrack = new Conntrack({ shimPath: uses.shimPath, subnet4, subnet6, log: uses.log })
     this.#tapPrefix = tapPrefixOf(bridge)
     this.#ifbPrefix = ifbPrefixOf(bridge)
     const gateway = address4(subnet4, GATEWAY)
@@ -210,6 +217,11 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     return this.#attached.has(id) ? { receivedBytes: count('tx_bytes'), sentBytes: count('rx_bytes') } : undefined
   }
 
+  async inbound(_vm: Vm, { id }: Nic, ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    const host = this.#uses.leases.find(id)
+    return host === undefined ? { active: 0 } : this.#conntrack.inbound(host, ignored, step)
+  }
+
   async recover(live: readonly Nic[], step: Step): Promise<void> {
     await this.#inTurn(async () => {
       this.#assertNoOverlap()
@@ -242,6 +254,7 @@ export class BridgedNetwork implements Network, AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isClosed = true
     clearTimeout(this.#timer)
+    await this.#conntrack[Symbol.asyncDispose]()
     await this.#turn.catch(() => undefined)
   }
 

@@ -7,7 +7,7 @@
  * docs/networking.md draws both.
  */
 import { createHash } from 'node:crypto'
-import type { Bandwidth, PortForward, Vm } from '../hypervisors/hypervisor.ts'
+import type { Bandwidth, IgnoredConnections, Inbound, PortForward, Vm } from '../hypervisors/hypervisor.ts'
 import type { NicSpec } from '../hypervisors/vm-spec.ts'
 import type { Step } from '../lib/step.ts'
 import { readLinkSpeed, readRoutes, uplinkOf } from './host-network.ts'
@@ -50,6 +50,11 @@ export interface Network {
   pace(vm: Vm, nic: Nic, step: Step): Promise<void>
   /** What has passed while it was attached; undefined where the driver counts. */
   traffic(id: string): GuestTraffic | undefined
+
+  /** By which means connections are counted; a word for whoever looks into it. */
+  readonly tracking: string
+  /** Those that others have opened to a VM that runs. Rejects when they cannot be counted. */
+  inbound(vm: Vm, nic: Nic, ignored: IgnoredConnections, step: Step): Promise<Inbound>
 
   /** Mends what is there: those of `live` are as they should be, all others' are gone. Once, before the first attach. */
   recover(live: readonly Nic[], step: Step): Promise<void>
@@ -109,6 +114,7 @@ export const macOf = (id: string): string =>
 /** Drivers do all of it. */
 export class UserNetwork implements Network {
   readonly kind = 'user'
+  readonly tracking = 'published_ports_tcp'
   readonly model = { model: 'nat' } as const
   readonly #dns: readonly string[]
 
@@ -137,5 +143,8 @@ export class UserNetwork implements Network {
     return vm.setBandwidth(bandwidth, step)
   }
   traffic(): undefined {}
+  inbound(vm: Vm, _nic: Nic, ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    return vm.inbound(ignored, step)
+  }
   async recover(): Promise<void> {}
 }

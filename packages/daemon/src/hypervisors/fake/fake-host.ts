@@ -8,7 +8,7 @@ import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Leisure } from '../../memory/memory.ts'
-import type { Bandwidth, MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Bandwidth, Inbound, MachineRecord, PortForward, VmExit, VmHandle } from '../hypervisor.ts'
 import type { DiskRole, VmSpec } from '../vm-spec.ts'
 
 /** Calls that can be made to fail, or to hang until their step's limit. */
@@ -32,6 +32,7 @@ export type FaultPoint =
   | 'kill'
   | 'set_ports'
   | 'set_bandwidth'
+  | 'inbound'
   | 'set_disk_rate'
   | 'set_hotplug'
   | 'sweep'
@@ -108,6 +109,8 @@ export class FakeMachine {
   readonly guest: FakeGuest
   ports: readonly PortForward[] = []
   bandwidth: Bandwidth
+  /** What is told of connections to its ports; a test sets it. */
+  inbound: Inbound = { active: 0 }
   diskIoBps: number | undefined
   /** The disks that this rate is the budget of: those that came later are not among them. */
   budgeted: ReadonlySet<DiskRole>

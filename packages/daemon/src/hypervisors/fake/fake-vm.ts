@@ -10,6 +10,8 @@ import type {
   CaptureUnderWay,
   DiskHotplug,
   Evacuate,
+  IgnoredConnections,
+  Inbound,
   Pivot,
   PortForward,
   Vm,
@@ -142,6 +144,11 @@ export class FakeVm implements Vm {
   async setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void> {
     await this.#host.reach('set_bandwidth', step)
     this.#machine.bandwidth = bandwidth
+  }
+
+  async inbound(_ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    await this.#host.reach('inbound', step)
+    return this.#machine.inbound
   }
 
   async setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void> {

@@ -9,7 +9,20 @@ import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { describeState, writeManifest } from '../../memory/capture-files.ts'
 import { SCRATCH } from '../../memory/memory.ts'
-import type { Bandwidth, Capture, CaptureUnderWay, Evacuate, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import type {
+  Bandwidth,
+  Capture,
+  CaptureUnderWay,
+  Evacuate,
+  IgnoredConnections,
+  Inbound,
+  Pivot,
+  PortForward,
+  Vm,
+  VmExit,
+  VmHandle,
+  VmUsage,
+} from '../hypervisor.ts'
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
@@ -147,6 +160,10 @@ export class QemuVm implements Vm {
   async setPorts(ports: readonly PortForward[], step: Step): Promise<void> {
     if (this.#network !== undefined) return this.#network.setPorts(ports, step)
     if (ports.length > 0) throw new AppError('not_supported', 'The instance has no network to publish ports of')
+  }
+
+  async inbound(ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    return this.#network === undefined ? { active: 0 } : this.#network.inbound(ignored, step)
   }
 
   async setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void> {
