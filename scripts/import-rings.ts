@@ -15,7 +15,7 @@ const RINGS: readonly (readonly string[])[] = [
   ['host', 'paths', 'log', 'version'],
   ['config', 'store', 'events', 'audit', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots'],
   ['instances'],
-  ['schedules'],
+  ['schedules', 'auto-standby'],
   ['hypervisor-set'],
   ['http', 'doctor'],
   ['daemon'],
@@ -40,6 +40,7 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'volumes.ts',
     'disk-layers.ts',
     'leases.ts',
+    'auto-standby.ts',
   ],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone.
   hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts'],

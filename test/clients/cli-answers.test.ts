@@ -322,3 +322,59 @@ test('a schedule is set in days and counts, shown as facts, and removed by name'
   assert.equal(requests.length, before)
   assert.match((await dormouse(['completion', 'bash'], { socket })).stdout, /"\$verb" = schedule .*\n.*"set show rm"/)
 })
+
+test('an instance that is to sleep by itself is told so, shown as facts, held, and told no more', async (t) => {
+  const heard: unknown[] = []
+  const status = {
+    ...{ supported: true, configured: true, enabled: true, eligible: true, status: 'idle_countdown', reason: 'idle_timeout_not_elapsed' },
+    ...{ active_inbound_connections: 0, tracking_mode: 'made up', idle_timeout: '10m0s', idle_since: '2026-01-01T00:00:00Z' },
+    ...{ last_inbound_activity_at: null, next_standby_at: '2126-01-01T00:00:00Z', hold_until: null, countdown_remaining: '1s' },
+    last_error: 'full\u001b[2J',
+  }
+  const { socket, requests } = await startStub(t, {
+    'PATCH /instances/web': async (request, response) => {
+      heard.push(JSON.parse(Buffer.concat(await request.toArray()).toString()))
+      answer(response, { id: 'abcdefghijklmnopqrstuvwx', name: 'web' })
+    },
+    'GET /instances/web/auto-standby/status': json(status),
+    'POST /instances/web/auto-standby/hold': json({ ...status, hold_until: '2126-01-01T00:00:00Z' }),
+  })
+  const set = [
+    'auto-standby',
+    'set',
+    'web',
+    '--after',
+    '10m',
+    '--ignore-source',
+    '10.0.0.0/8',
+    '--ignore-port',
+    '22',
+    '--ignore-port',
+    '80',
+  ]
+  const { code, stdout, stderr } = await dormouse(set, { socket })
+  assert.deepEqual([code, stdout, stderr], [0, 'web\n', ''])
+  assert.equal((await dormouse(['auto-standby', 'off', 'web'], { socket })).stdout, 'web\n')
+  assert.deepEqual(heard, [
+    {
+      auto_standby: { enabled: true, idle_timeout: '10m0s', ignore_source_cidrs: ['10.0.0.0/8'], ignore_destination_ports: [22, 80] },
+    },
+    { auto_standby: { enabled: false } },
+  ])
+  const shown = (await dormouse(['auto-standby', 'show', 'web'], { socket })).stdout
+  assert.match(
+    shown,
+    /^Instance +web\nStatus +idle_countdown \(idle_timeout_not_elapsed\)\nSleeps after +10m0s\nConnections +0\nIdle since /,
+  )
+  assert.match(shown, /Last error +full\\x1b\[2J\n$/)
+  assert.deepEqual(JSON.parse((await dormouse(['auto-standby', 'show', 'web', '--json'], { socket })).stdout), status)
+  assert.equal((await dormouse(['auto-standby', 'hold', 'web'], { socket })).stdout, 'web\n')
+  const held = await dormouse(['auto-standby', 'hold', 'web', '--json'], { socket })
+  assert.equal(JSON.parse(held.stdout).hold_until, '2126-01-01T00:00:00Z')
+
+  const before = requests.length
+  for (const wrong of [[], ['--after', 'soon'], ['--after', '1m', '--ignore-port', 'ssh']])
+    assert.equal((await dormouse(['auto-standby', 'set', 'web', ...wrong], { socket })).code, 2, wrong.join(' '))
+  assert.equal(requests.length, before)
+  assert.match((await dormouse(['completion', 'bash'], { socket })).stdout, /"\$verb" = auto-standby .*\n.*"set show hold off"/)
+})

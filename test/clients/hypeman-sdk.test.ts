@@ -314,6 +314,43 @@ describe('the published client', { timeout: 120_000 }, () => {
     await client.instances.delete(id)
   })
 
+  test('an idle instance sleeps by itself, is held and restored, and tells how it stands', async () => {
+    const { id } = await client.instances.create({
+      name: 'idle',
+      image: IMAGE,
+      auto_standby: { enabled: true, idle_timeout: '1h', ignore_source_cidrs: ['10.0.0.0/8'], ignore_destination_ports: [22] },
+    })
+    await client.instances.wait(id, { state: 'Running' })
+    const { autoStandby } = client.instances
+    const counting = await autoStandby.status(id)
+    assert.deepEqual([counting.status, counting.reason], ['idle_countdown', 'idle_timeout_not_elapsed'])
+    assert.deepEqual([counting.supported, counting.configured, counting.enabled, counting.eligible], [true, true, true, true])
+    assert.deepEqual([counting.idle_timeout, counting.active_inbound_connections, counting.hold_until], ['1h0m0s', 0, null])
+    assert.equal(Date.parse(counting.next_standby_at ?? ''), Date.parse(counting.idle_since ?? '') + 3_600_000)
+    const held = await autoStandby.hold('idle')
+    assert.equal(held.next_standby_at, held.hold_until)
+    assert.ok(Date.parse(held.hold_until ?? '') > Date.now() + 3_000_000)
+    const changed = await client.instances.update(id, { auto_standby: { enabled: true, idle_timeout: '300ms' } })
+    assert.deepEqual(changed.auto_standby, {
+      ...{ enabled: true, idle_timeout: '300ms', ignore_source_cidrs: [], ignore_destination_ports: [] },
+    })
+    // The hold of an hour goes with the next one, which is of the new idle time.
+    await autoStandby.hold(id)
+    assert.deepEqual((await client.instances.wait(id, { state: 'Standby' })).state, 'Standby')
+    const before = sent
+    await assert.rejects(autoStandby.hold(id), (error: APIError) => {
+      assert.deepEqual([error.status, (error.error as { code?: string }).code], [409, 'instance_in_standby'])
+      return true
+    })
+    assert.equal(sent, before + 1)
+    const asleep = await autoStandby.status(id)
+    assert.deepEqual([asleep.status, asleep.reason, asleep.eligible], ['ineligible', 'instance_not_running', false])
+    await client.instances.update(id, { auto_standby: { enabled: false } })
+    await client.instances.restore(id)
+    assert.equal((await autoStandby.hold(id)).status, 'disabled')
+    await client.instances.delete(id)
+  })
+
   test('a followed log ends when the reader leaves', async () => {
     const { id } = await running('followed')
     const stream = await client.instances.logs(id, { follow: true, source: 'hypeman' })

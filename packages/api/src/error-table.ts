@@ -81,6 +81,7 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
     'The time of the instance is up; it is about to be deleted',
     'Make a new instance; give it a longer `ttl`, or none',
   ),
+  instance_in_standby: never(409, 'The instance sleeps, or is about to', 'Restore it first: `dormouse restore`'),
   snapshot_unusable: never(
     409,
     'A memory cannot be loaded here: another kernel, VMM or CPU, or its files are damaged',

@@ -38,6 +38,7 @@ export const ERROR_CODES = [
   'in_use',
   'port_in_use',
   'instance_expired',
+  'instance_in_standby',
   'snapshot_unusable',
   'log_not_found',
   'path_not_found',

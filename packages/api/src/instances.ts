@@ -61,11 +61,15 @@ export type SnapshotPolicy = Static<typeof SnapshotPolicy>
 export const AutoStandbyPolicy = Type.Object(
   {
     enabled: Type.Optional(Type.Boolean({ default: false })),
-    idle_timeout: Type.Optional(Duration),
-    ignore_source_cidrs: Type.Optional(Type.Array(Type.String({ maxLength: 64 }), { maxItems: 256 })),
-    ignore_destination_ports: Type.Optional(Type.Array(Port, { maxItems: 256 })),
+    idle_timeout: Type.Optional({ ...Duration, description: 'After so long without a connection; needed where it is enabled' }),
+    ignore_source_cidrs: Type.Optional(
+      Type.Array(Type.String({ maxLength: 64 }), { maxItems: 256, description: 'Clients that do not keep it awake, such as 10.0.0.0/8' }),
+    ),
+    ignore_destination_ports: Type.Optional(
+      Type.Array(Port, { maxItems: 256, description: 'Ports of the guest that do not keep it awake' }),
+    ),
   },
-  { $id: 'AutoStandbyPolicy', ...strict, description: 'Puts an idle instance into standby' },
+  { $id: 'AutoStandbyPolicy', ...strict, description: 'Puts an instance into standby once no one is connected to it' },
 )
 export type AutoStandbyPolicy = Static<typeof AutoStandbyPolicy>
 
@@ -101,17 +105,19 @@ export const AutoStandbyStatus = Type.Object(
     eligible: Type.Boolean(),
     status: Type.Enum(AUTO_STANDBY_STATUS),
     reason: Type.Enum(AUTO_STANDBY_REASON),
-    active_inbound_connections: Type.Integer(),
-    tracking_mode: Type.String(),
+    active_inbound_connections: Type.Integer({ description: 'TCP connections that keep it awake, and commands and copies under way' }),
+    tracking_mode: Type.String({ description: 'How connections are counted' }),
     idle_timeout: Type.Optional(nullable(Type.String())),
     idle_since: Type.Optional(nullable(DateTime)),
     last_inbound_activity_at: Type.Optional(nullable(DateTime)),
     next_standby_at: Type.Optional(nullable(DateTime)),
     hold_until: Type.Optional(nullable(DateTime)),
     countdown_remaining: Type.Optional(nullable(Type.String())),
+    last_error: Type.Optional(nullable(Type.String({ description: 'Why the status is `error`' }))),
   },
   { $id: 'AutoStandbyStatus' },
 )
+export type AutoStandbyStatus = Static<typeof AutoStandbyStatus>
 
 export const HealthCheck = Type.Object(
   {

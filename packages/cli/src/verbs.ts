@@ -63,6 +63,12 @@ export const verbs: readonly Verb[] = [
     group: RUNNING,
     load: () => import('./commands/schedule.ts'),
   },
+  {
+    name: 'auto-standby',
+    summary: 'Have instances sleep once no one is connected to them',
+    group: RUNNING,
+    load: () => import('./commands/auto-standby.ts'),
+  },
   { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
   {
     name: 'volume',
@@ -130,11 +136,19 @@ export const tokenVerbs: readonly Verb[] = [
   { name: 'revoke', summary: 'Revoke tokens: from then on they are refused', load: () => import('./commands/token/revoke.ts') },
 ]
 
+export const autoStandbyVerbs: readonly Verb[] = [
+  { name: 'set', summary: 'Set after how long without a connection it sleeps', load: () => import('./commands/auto-standby/set.ts') },
+  { name: 'show', summary: 'Show why it sleeps, or does not', load: () => import('./commands/auto-standby/show.ts') },
+  { name: 'hold', summary: 'Keep instances awake for another idle time', load: () => import('./commands/auto-standby/hold.ts') },
+  { name: 'off', summary: 'Have instances sleep by themselves no more', load: () => import('./commands/auto-standby/off.ts') },
+]
+
 /** Verbs that have verbs of their own. */
 export const verbGroups: Readonly<Record<string, readonly Verb[]>> = {
   image: imageVerbs,
   snapshot: snapshotVerbs,
   schedule: scheduleVerbs,
+  'auto-standby': autoStandbyVerbs,
   volume: volumeVerbs,
   token: tokenVerbs,
 }

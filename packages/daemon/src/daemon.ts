@@ -5,6 +5,7 @@ import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import { Audit } from './audit/audit.ts'
+import { AutoStandby } from './auto-standby/auto-standby.ts'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
 import { Disks } from './disks/disks.ts'
@@ -55,6 +56,7 @@ export class Daemon implements AsyncDisposable {
   /** The TCP address that it listens on, when it does. */
   readonly tcp: { readonly host: string; readonly port: number } | undefined
   readonly #schedules: Schedules
+  readonly #autoStandby: AutoStandby
   readonly #http: HttpServer
   readonly #log: Logger
   readonly #parts: AsyncDisposableStack
@@ -64,6 +66,7 @@ export class Daemon implements AsyncDisposable {
     instances: Instances
     images: Images
     schedules: Schedules
+    autoStandby: AutoStandby
     events: Events
     paths: Paths
     http: HttpServer
@@ -77,6 +80,7 @@ export class Daemon implements AsyncDisposable {
     this.paths = parts.paths
     this.tcp = parts.tcp
     this.#schedules = parts.schedules
+    this.#autoStandby = parts.autoStandby
     this.#http = parts.http
     this.#log = parts.log
     this.#parts = parts.stack
@@ -157,6 +161,12 @@ export class Daemon implements AsyncDisposable {
     const schedules = new Schedules({ db, events, instances, snapshots: scheduledSnapshots(instances, snapshots), log })
     stack.defer(() => schedules.close())
     schedules.recover()
+    const autoStandby = new AutoStandby({
+      ...{ db, events, instances, log, tracking: network.tracking },
+      maxConcurrent: config.snapshots.maxConcurrentAutoStandbys,
+    })
+    stack.defer(() => autoStandby.close())
+    autoStandby.recover()
 
     const http = stack.use(
       new HttpServer({
@@ -165,6 +175,7 @@ export class Daemon implements AsyncDisposable {
         snapshots,
         volumes,
         schedules,
+        autoStandby,
         events,
         host: {
           facts: host,
@@ -215,7 +226,7 @@ export class Daemon implements AsyncDisposable {
       },
       'daemon ready',
     )
-    return new Daemon({ instances, images, schedules, events, paths, http, tcp, log, stack: stack.move() })
+    return new Daemon({ instances, images, schedules, autoStandby, events, paths, http, tcp, log, stack: stack.move() })
   }
 
   /** Takes no more requests, finishes or parks what is under way, leaves VMs running. Repeat is harmless. */
@@ -230,7 +241,7 @@ export class Daemon implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     this.#log.info('daemon stopping; its VMs go on')
-    await Promise.all([this.#http.close(), this.#schedules.close(), this.instances.close(CLOSE_GRACE_MS)])
+    await Promise.all([this.#http.close(), this.#schedules.close(), this.#autoStandby.close(), this.instances.close(CLOSE_GRACE_MS)])
     await this.#parts.disposeAsync()
     this.#log.info('daemon stopped')
   }

@@ -15,7 +15,7 @@ export function define(command: Command): void {
     .action((shell: string) => print(SCRIPTS[parseChoice(shell, SHELLS, 'shell')]()))
 }
 
-const WITH_INSTANCE = 'inspect start stop restart standby restore fork rm wait update stats logs exec cp stat schedule'
+const WITH_INSTANCE = 'inspect start stop restart standby restore fork rm wait update stats logs exec cp stat schedule auto-standby'
 const WITH_IMAGE = 'run'
 const names = (list: readonly { name: string }[]): string => list.map(({ name }) => name).join(' ')
 

@@ -47,6 +47,7 @@ export function define(command: Command): void {
     .option('--hypervisor <name>', 'qemu, qemu-microvm; the daemon’s own choice when left out')
     .option('--tag <key=value>', 'a tag of your own; may be repeated', collect)
     .option('--ttl <duration>', 'delete it after so long, such as 2h')
+    .option('--auto-standby <duration>', 'put it to sleep once no one has been connected to it for so long, such as 10m')
     .option('--no-network', 'without a network')
     .option('--fresh-boot', 'boot from the beginning at every start: slower, and no secret of the kernel is shared')
     .option('--platform <os/arch>', 'such as linux/amd64; the host’s own when left out')

@@ -1,12 +1,13 @@
 /** An instance as the options of `run` describe it. */
 import type { CreateInstanceRequest, HypervisorKind, Instance } from '@dormouse/api/instances.ts'
+import { formatDuration } from '@dormouse/api/units.ts'
 import type { Daemon } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { parseMount } from '../parse/mounts.ts'
 import { parsePorts } from '../parse/ports.ts'
-import { parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
+import { parseCount, parseDurationOption, parseSizeOption, parseTags } from '../parse/values.ts'
 import { randomName } from '../random-name.ts'
 
 export interface CreateOptions {
@@ -26,6 +27,7 @@ export interface CreateOptions {
   readonly hypervisor?: string
   readonly tag?: string[]
   readonly ttl?: string
+  readonly autoStandby?: string
   readonly network: boolean
   readonly freshBoot?: true
   readonly platform?: string
@@ -78,6 +80,9 @@ export async function requestOf(
     ...(options.platform !== undefined && { platform: options.platform }),
     ...(options.freshBoot && { fresh_boot: true }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
+    ...(options.autoStandby !== undefined && {
+      auto_standby: { enabled: true, idle_timeout: formatDuration(parseDurationOption(options.autoStandby)) },
+    }),
   }
 }
 

@@ -94,6 +94,8 @@ export interface Config {
     readonly compression: Compression | undefined
     /** How fast sleeping states are consolidated, read and written together; 0: as fast as it goes. */
     readonly consolidationBytesPerSecond: number
+    /** How many idle instances are put to sleep at the same time. */
+    readonly maxConcurrentAutoStandbys: number
   }
   /** How many VMs wait for creates and starts, of all kinds together; 0: none. */
   readonly pool: { readonly size: number }
@@ -209,6 +211,7 @@ const SETTINGS = {
     parseCompression,
   ),
   CONSOLIDATION_RATE: rate('200MB/s'),
+  AUTO_STANDBY_MAX_CONCURRENT: integer(16),
   POOL_SIZE: count(2),
   CRASH_AT: optionalText(),
   STOP_AT: list([]),
@@ -301,6 +304,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
     snapshots: {
       compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,
       consolidationBytesPerSecond: s.CONSOLIDATION_RATE,
+      maxConcurrentAutoStandbys: s.AUTO_STANDBY_MAX_CONCURRENT,
     },
     pool: { size: s.POOL_SIZE },
     crashAt: s.CRASH_AT,

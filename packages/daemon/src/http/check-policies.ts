@@ -32,7 +32,10 @@ function checkSnapshotPolicy({ compression, standby_compression_delay }: Snapsho
   if (wrong !== undefined) throw new AppError('invalid_snapshot_policy', `\`snapshot_policy.compression.level\` ${wrong}`)
 }
 
-function checkAutoStandby({ idle_timeout, ignore_source_cidrs = [] }: AutoStandbyPolicy): void {
+function checkAutoStandby({ enabled, idle_timeout, ignore_source_cidrs = [] }: AutoStandbyPolicy): void {
+  if (enabled === true && idle_timeout === undefined) {
+    throw new AppError('invalid_auto_standby', '`auto_standby.idle_timeout` is missing: say how long it must be idle, such as 10m')
+  }
   checkDuration('auto_standby.idle_timeout', idle_timeout, 'invalid_auto_standby', { isAboveZero: true })
   for (const text of ignore_source_cidrs) {
     if (!isCidr(text)) {
@@ -67,5 +70,8 @@ function checkDuration(field: string, text: string | undefined, code: ErrorCode,
 function isCidr(text: string): boolean {
   const [address = '', prefix = '', ...more] = text.split('/')
   const family = isIP(address)
-  return family !== 0 && more.length === 0 && /^\d{1,3}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128)
+  // A zone is of one host's links, and no part of a network.
+  return (
+    family !== 0 && !address.includes('%') && more.length === 0 && /^\d{1,3}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128)
+  )
 }

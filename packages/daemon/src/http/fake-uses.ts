@@ -4,6 +4,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Image } from '@dormouse/api/images.ts'
 import { matchesTags } from '@dormouse/api/names.ts'
 import { Audit } from '../audit/audit.ts'
+import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
@@ -16,6 +17,7 @@ import type { RecordedEvent } from '../store/events.ts'
 import { TokenRows } from '../store/tokens.ts'
 import type { Volume } from '../volumes/volumes.ts'
 import type {
+  AutoStandbyDoor,
   CopyAsked,
   CopyEntryDoor,
   ExecAsked,
@@ -362,9 +364,39 @@ class FakeImages implements ImagesDoor {
   }
 }
 
+class FakeAutoStandby implements AutoStandbyDoor {
+  /** What is told; a test sets it. */
+  told: AutoStandbyStatus = {
+    isSupported: true,
+    policy: undefined,
+    isEligible: false,
+    status: 'disabled',
+    reason: 'policy_missing',
+    active: 0,
+    trackingMode: 'made up',
+  }
+  readonly asked: string[] = []
+  readonly sessions = new Map<string, number>()
+
+  async status(id: string) {
+    this.asked.push(`status ${id}`)
+    return this.told
+  }
+  async hold(id: string) {
+    this.asked.push(`hold ${id}`)
+    return this.told
+  }
+  beginSession(id: string): Disposable {
+    const change = (by: number): void => void this.sessions.set(id, (this.sessions.get(id) ?? 0) + by)
+    change(1)
+    return { [Symbol.dispose]: () => change(-1) }
+  }
+}
+
 export interface FakeUses extends ServerUses {
   readonly instances: FakeInstances
   readonly images: FakeImages
+  readonly autoStandby: FakeAutoStandby
 }
 
 export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
@@ -382,6 +414,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
       snapshots: new FakeScheduledSnapshots(),
       log: silentLogger,
     }),
+    autoStandby: new FakeAutoStandby(),
     images: new FakeImages(),
     events: {
       async *subscribe({ after = 0, signal }) {

@@ -81,7 +81,6 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   for (const [field, value] of Object.entries({
     devices: ['gpu0'],
     gpu: { profile: 'x' },
-    auto_standby: { enabled: true, idle_timeout: '5m', ignore_source_cidrs: ['192.0.2.0/24', '2001:db8::/32'] },
     health_check: { type: 'tcp', interval: '1s', tcp: { port: 1 } },
     restart_policy: { policy: 'always' },
     skip_guest_agent: true,
@@ -116,7 +115,8 @@ test('what is not built yet but is malformed is told as malformed, with the code
     ['invalid_overlay_size', { volumes: [{ volume_id: 'v', mount_path: '/data', overlay_size: 'much' }] }],
     ['invalid_auto_standby', { auto_standby: { enabled: false, idle_timeout: 'later' } }],
     ['invalid_auto_standby', { auto_standby: { enabled: true, idle_timeout: '0s' } }],
-    ...['10.0.0.0', '10.0.0.0/33', '10.0.0.0/8/8', '::/129', 'home/8', '10.0.0.0/'].map(
+    ['invalid_auto_standby', { auto_standby: { enabled: true } }],
+    ...['10.0.0.0', '10.0.0.0/33', '10.0.0.0/8/8', '::/129', 'home/8', '10.0.0.0/', 'fe80::%eth0/64'].map(
       (cidr) => ['invalid_auto_standby', { auto_standby: { ignore_source_cidrs: [cidr] } }] as const,
     ),
     ['invalid_health_check', { health_check: { type: 'none', interval: '-1s' } }],
@@ -159,4 +159,20 @@ test('waits are bounded, and need a time above nothing', () => {
   assert.equal(graceMs('0s'), 0)
   assert.deepEqual([waitLimitMs('1ns'), graceMs('1.5ms')], [1, 2])
   assert.throws(() => graceMs('1 minute'), { code: 'invalid_timeout' })
+})
+
+test('an auto-standby policy is taken as a whole, what is left out is none', () => {
+  const policy = {
+    enabled: true,
+    idle_timeout: '1.5m',
+    ignore_source_cidrs: ['192.0.2.0/24', '2001:db8::/32'],
+    ignore_destination_ports: [22],
+  }
+  const taken = { enabled: true, idleTimeoutMs: 90_000, ignoreSources: policy.ignore_source_cidrs, ignorePorts: [22] }
+  assert.deepEqual(create({ auto_standby: policy }).autoStandby, taken)
+  assert.deepEqual(toUpdateInstance({ auto_standby: policy }, NOW).autoStandby, taken)
+  assert.deepEqual(toUpdateInstance({ auto_standby: {} }, NOW).autoStandby, { enabled: false, ignoreSources: [], ignorePorts: [] })
+  // Rows hold whole milliseconds.
+  assert.equal(create({ auto_standby: { enabled: true, idle_timeout: '1ns' } }).autoStandby?.idleTimeoutMs, 1)
+  assert.equal(create({}).autoStandby, undefined)
 })

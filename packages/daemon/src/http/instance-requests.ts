@@ -12,6 +12,7 @@ import { WAIT_MAX_MS } from '@dormouse/api/routes.ts'
 import type { ForkSnapshotRequest } from '@dormouse/api/snapshots.ts'
 import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateInstance } from '../instances/instance.ts'
+import { toAutoStandbyPolicy } from './auto-standby-requests.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 
@@ -48,6 +49,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
       body.volumes?.map((mount, index) => toMountRequest(mount, `volumes[${index}].`)),
     ),
     ...present('snapshotPolicy', body.snapshot_policy),
+    ...(body.auto_standby && { autoStandby: toAutoStandbyPolicy(body.auto_standby) }),
     ...present('skipKernelHeaders', body.skip_kernel_headers),
     ...present('freshBoot', body.fresh_boot),
     ...(typeof expiresAtMs === 'number' && { expiresAtMs }),
@@ -65,6 +67,7 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('tags', body.tags),
     ...present('env', body.env),
     ...present('snapshotPolicy', body.snapshot_policy),
+    ...(body.auto_standby && { autoStandby: toAutoStandbyPolicy(body.auto_standby) }),
     ...present('expiresAtMs', expiresAtMs),
     ...(body.network && { network: { ...present('ports', body.network.ports?.map(toPortRequest)), ...bandwidthOf(body.network) } }),
     ...present('vcpus', body.vcpus),

@@ -1,6 +1,7 @@
 import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from '@dormouse/api/instances.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
+import { presentAutoStandbyPolicy } from './present-auto-standby.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
 const isoOrNull = (ms: number | undefined): string | null => (ms === undefined ? null : iso(ms))
@@ -37,6 +38,7 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     ...(instance.freshBoot && { fresh_boot: true }),
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
+    ...(instance.autoStandby !== undefined && { auto_standby: presentAutoStandbyPolicy(instance.autoStandby) }),
     phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,
     current_phase: instance.phases.current.toLowerCase(),
     current_phase_since: iso(instance.phases.sinceMs),

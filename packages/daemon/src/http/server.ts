@@ -23,6 +23,7 @@ import { Metrics } from './metrics.ts'
 import { Origins } from './origins.ts'
 import { RefusedCallers } from './refused-callers.ts'
 import { auditRoutes } from './routes/audit.ts'
+import { autoStandbyRoutes } from './routes/auto-standby.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
@@ -59,6 +60,7 @@ export class HttpServer implements AsyncDisposable {
       ...instanceRoutes(uses),
       ...snapshotRoutes(uses),
       ...scheduleRoutes(uses),
+      ...autoStandbyRoutes(uses),
       ...imageRoutes(uses),
       ...volumeRoutes(uses),
       ...serverRoutes(uses, metrics),

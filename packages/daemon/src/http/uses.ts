@@ -6,6 +6,7 @@ import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
 import type { AuditedRequest, AuditFacts, AuditFilter, AuditRow } from '../audit/audit.ts'
+import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
 import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
@@ -36,6 +37,7 @@ export interface ServerUses {
   readonly snapshots: SnapshotsDoor
   readonly volumes: VolumesDoor
   readonly schedules: SchedulesDoor
+  readonly autoStandby: AutoStandbyDoor
   readonly events: EventsDoor
   readonly host: HostDoor
   /** What tokens are signed with. */
@@ -142,6 +144,15 @@ export interface SchedulesDoor {
   put(instance: Instance, wanted: SetSchedule): SnapshotSchedule
   /** Throws `not_found` when the instance has none. */
   delete(instance: Instance): void
+}
+
+export interface AutoStandbyDoor {
+  /** Connections are counted for it. */
+  status(id: InstanceId): Promise<AutoStandbyStatus>
+  /** Throws `instance_in_standby`. */
+  hold(id: InstanceId): Promise<AutoStandbyStatus>
+  /** Keeps it awake until it is disposed of. */
+  beginSession(id: InstanceId): Disposable
 }
 
 export interface EventsDoor {

@@ -1,6 +1,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { WebSocket } from '@fastify/websocket'
 import type { FastifyRequest } from 'fastify'
+import type { InstanceId } from '../instances/instance.ts'
 import { type Authority, hostCaller } from './auth.ts'
 import { copyFiles } from './cp.ts'
 import { runExec } from './exec.ts'
@@ -14,13 +15,13 @@ export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
 
 /** The way to exec and cp. Everything that can be refused is refused before the upgrade, as an answer with a status. */
 export class WebSocketGate {
-  readonly #uses: Pick<ServerUses, 'instances' | 'log'>
+  readonly #uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>
   readonly #authority: Pick<Authority, 'watch'>
   readonly #closing: AbortSignal
-  readonly #guests = new WeakMap<FastifyRequest, GuestDoor>()
+  readonly #guests = new WeakMap<FastifyRequest, { readonly guest: GuestDoor; readonly instance: InstanceId }>()
   #open = 0
 
-  constructor(uses: Pick<ServerUses, 'instances' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
+  constructor(uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
     this.#uses = uses
     this.#authority = authority
     this.#closing = closing
@@ -34,18 +35,20 @@ export class WebSocketGate {
     const instance = instances.resolve((request.params as { id: string }).id)
     const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
     const operation = id === 'execInstance' ? 'exec' : 'copy'
-    this.#guests.set(request, await instances.guest(instance.id, { signal, log }, operation))
+    this.#guests.set(request, { guest: await instances.guest(instance.id, { signal, log }, operation), instance: instance.id })
     log.debug({ instance: instance.id, route: id }, 'websocket opened')
   }
 
   async serve(socket: WebSocket, request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
     // Before anything is awaited: a first frame may be here already.
     const peer = new WebSocketPeer(socket)
-    const guest = this.#guests.get(request)
-    if (!guest) return peer.close(1011, 'not admitted')
+    const admitted = this.#guests.get(request)
+    if (!admitted) return peer.close(1011, 'not admitted')
+    const { guest, instance } = admitted
     this.#open++
     // What a token has opened ends with it.
     using token = this.#authority.watch(request.caller ?? hostCaller)
+    using _awake = this.#uses.autoStandby.beginSession(instance)
     try {
       const uses = { guest, log: this.#logOf(request), closing: AbortSignal.any([this.#closing, token.signal]) }
       await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))

@@ -165,6 +165,7 @@ interface SleepCase {
 }
 
 const standby = byName((i, id) => i.standby(id))
+const nap = byName((i, id) => i.nap(id, async () => undefined))
 const restore = byName((i, id) => i.restore(id))
 const forkTo = (target: TargetState): Deed => byName((i, id) => i.fork(id, { name: 'b', fromRunning: true, target }))
 const keep = byName((i, id) =>
@@ -178,6 +179,7 @@ const each = (operation: string, steps: string, the: Omit<SleepCase, 'at'>): Sle
 const POINT = 'draft layer prepare_disk freeze pause capture pivot resume consolidate'
 const SLEEP_CASES: readonly SleepCase[] = [
   ...each('standby', 'draft freeze pause capture publish record', { before: 'Running', deed: standby, a: 'Running' }),
+  ...each('standby', 'look', { before: 'Running', deed: nap, a: 'Running' }),
   ...each('standby', 'kill sweep detach', { before: 'Running', deed: standby, a: 'Standby' }),
   ...each('consolidate', 'merge publish record sweep', { before: 'Running', deed: standby, a: 'Standby' }),
   ...each('restore', 'intent attach load record', { before: 'Standby', deed: restore, a: 'Standby' }),

@@ -1,8 +1,8 @@
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
-import type { Instance, Phases } from '../store/instance-record.ts'
+import type { AutoStandbyPolicy, Instance, Phases } from '../store/instance-record.ts'
 
-export type { Attachment, Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
+export type { Attachment, AutoStandbyPolicy, Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
 
 /** Durations up to `nowMs`, the current phase included, as the API shows them. */
 export function durationsAt(phases: Phases, nowMs: number): Readonly<Partial<Record<Lowercase<InstanceState>, number>>> {
@@ -39,6 +39,7 @@ export interface CreateInstance {
   }
   readonly volumes?: readonly MountRequest[]
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly autoStandby?: AutoStandbyPolicy
   readonly skipGuestAgent?: boolean
   readonly skipKernelHeaders?: boolean
   readonly freshBoot?: boolean
@@ -69,6 +70,7 @@ export interface UpdateInstance {
   readonly tags?: Readonly<Record<string, string>>
   readonly env?: Readonly<Record<string, string>>
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly autoStandby?: AutoStandbyPolicy
   readonly expiresAtMs?: number | null
   readonly network?: {
     readonly ports?: readonly PortRequest[]

@@ -12,7 +12,7 @@ import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import { overlaps } from '../host/host-ports.ts'
-import type { BaseRef, Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
+import type { BaseRef, Hypervisor, HypervisorName, IgnoredConnections, Inbound, PortForward } from '../hypervisors/hypervisor.ts'
 import type { Images, ReadyImage } from '../images/images.ts'
 import { formatPlatform, parsePlatform } from '../images/platform.ts'
 import type { BackgroundJobs } from '../lib/background-jobs.ts'
@@ -61,7 +61,7 @@ import { growVolume } from './operations/grow-volume.ts'
 import { restore } from './operations/restore.ts'
 import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
-import { type StandbyOptions, standby } from './operations/standby.ts'
+import { isKeptAwake, type StandbyOptions, type StayAwake, standby } from './operations/standby.ts'
 import { type Admit, type StartOverrides, start } from './operations/start.ts'
 import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
@@ -307,9 +307,45 @@ export class Instances implements AsyncDisposable {
     if (!options.wakes) await this.#naps.get(id)?.catch(() => undefined)
     const refuse =
       Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
-    const instance = await this.#request(id, 'standby', (work) => standby(work, options), refuse)
+    try {
+      await this.#request(id, 'standby', (work) => standby(work, options), refuse)
+    } catch (error) {
+      // It joined one that no one had asked for, and that gave way to someone: this one was asked for.
+      if (isKeptAwake(error)) return this.standby(id, options)
+      throw error
+    }
+    return this.#slept(id)
+  }
+
+  /** A standby that no one asked for: `stayAwake` may say no, until it is on record. Refused while another one is under way. */
+  async nap(id: InstanceId, stayAwake: StayAwake): Promise<Instance> {
+    const refuse = { refuseAlready: 'it is in standby already, or on its way there' }
+    await this.#request(id, 'standby', (work) => standby(work, { stayAwake }), refuse)
+    return this.#slept(id)
+  }
+
+  /** Can its driver put it to sleep? */
+  canSleep(id: InstanceId): boolean {
+    const hypervisor = this.find(id)?.hypervisor
+    return hypervisor !== undefined && this.#uses.hypervisors.get(hypervisor)?.capabilities.has('standby') === true
+  }
+
+  /** Is a standby of it under way, or waiting? */
+  isFallingAsleep(id: InstanceId): boolean {
+    return this.#workers.get(id)?.pending.includes('standby') ?? false
+  }
+
+  /** The connections that others have opened to it. Rejects while it does not run, and when they cannot be counted. */
+  async inbound(id: InstanceId, ignored: IgnoredConnections, step: Step): Promise<Inbound> {
+    const instance = this.get(id)
+    const [vm, nic] = [this.#workers.get(id)?.live?.vm, nicOf(instance)]
+    if (vm === undefined) throw new AppError('guest_unavailable', `The VM of ${instance.name} is not held`)
+    return nic === undefined ? { active: 0 } : this.#uses.network.inbound(vm, nic, ignored, step)
+  }
+
+  #slept(id: InstanceId): Instance {
     this.#attendSleep(id, () => this.#expectRestore(id))
-    return instance
+    return this.get(id)
   }
 
   /** Resolves when the agent has answered. */
@@ -423,7 +459,7 @@ export class Instances implements AsyncDisposable {
         list: () => this.list(),
         usage: async (id) => this.#workers.get(id)?.live?.vm.usage(),
         obstacle: (instance) => this.#napObstacle(instance),
-        nap: (id) => this.#nap(id),
+        nap: (id) => this.#napToReclaim(id),
         releaseWaiting: async (untilMs) => {
           let bytes = 0
           for (const hypervisor of this.#uses.hypervisors.values()) bytes += (await hypervisor.releaseWaiting?.(untilMs)) ?? 0
@@ -446,7 +482,7 @@ export class Instances implements AsyncDisposable {
     return admission.answer === 'denied' ? admission.reason : undefined
   }
 
-  async #nap(id: InstanceId): Promise<void> {
+  async #napToReclaim(id: InstanceId): Promise<void> {
     const nap = this.#napAndWake(id)
     this.#naps.set(id, nap)
     try {
@@ -888,6 +924,7 @@ export class Instances implements AsyncDisposable {
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),
         ...(request.freshBoot ? { freshBoot: true } : {}),
         ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
+        ...(request.autoStandby === undefined ? {} : { autoStandby: request.autoStandby }),
         ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
         ...(uid === undefined ? {} : { uid }),
       }

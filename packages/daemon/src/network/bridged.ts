@@ -86,8 +86,8 @@ const MIN_MTU = 1280
 
 export class BridgedNetwork implements Network, AsyncDisposable {
   readonly kind = 'bridged'
-  /** The word of the contract. Connections over IPv6 are counted all the same. */
-  readonly tracking = 'conntrack_events_v4_tcp'
+  /** The contract's word for it. Connections over IPv6 are counted all the same. */
+  readonly tracking = { mode: 'conntrack_events_v4_tcp', isRemembered: false } as const
   readonly model
   readonly #uses: BridgedUses
   readonly #device: BridgeDevice

@@ -51,8 +51,8 @@ export interface Network {
   /** What has passed while it was attached; undefined where the driver counts. */
   traffic(id: string): GuestTraffic | undefined
 
-  /** By which means connections are counted; a word for whoever looks into it. */
-  readonly tracking: string
+  /** By which means connections are counted, in a word, and whether whoever counts knows what was before it was first asked. */
+  readonly tracking: { readonly mode: string; readonly isRemembered: boolean }
   /** Those that others have opened to a VM that runs. Rejects when they cannot be counted. */
   inbound(vm: Vm, nic: Nic, ignored: IgnoredConnections, step: Step): Promise<Inbound>
 
@@ -114,7 +114,7 @@ export const macOf = (id: string): string =>
 /** Drivers do all of it. */
 export class UserNetwork implements Network {
   readonly kind = 'user'
-  readonly tracking = 'published_ports_tcp'
+  readonly tracking = { mode: 'published_ports_tcp', isRemembered: true } as const
   readonly model = { model: 'nat' } as const
   readonly #dns: readonly string[]
 

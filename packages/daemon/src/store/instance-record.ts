@@ -33,6 +33,7 @@ export interface Instance {
   readonly env: Readonly<Record<string, string>>
   readonly tags: Readonly<Record<string, string>>
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
+  readonly autoStandby?: AutoStandbyPolicy
   readonly skipGuestAgent: boolean
   readonly skipKernelHeaders: boolean
   /** Every start boots from the beginning, instead of waking a golden boot. */
@@ -59,6 +60,16 @@ export interface Instance {
   /** What it wakes from; absent unless it is in standby. */
   readonly sleep?: Sleep
   readonly phases: Phases
+}
+
+/** When it is put into standby without anyone asking. */
+export interface AutoStandbyPolicy {
+  readonly enabled: boolean
+  /** Once no one has been connected for so long. There in every policy that is enabled. */
+  readonly idleTimeoutMs?: number
+  /** Who does not count: networks, and ports of the guest. */
+  readonly ignoreSources: readonly string[]
+  readonly ignorePorts: readonly number[]
 }
 
 /** A volume as an instance has it. */

@@ -27,6 +27,7 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   env: (i) => json(i.env),
   tags: (i) => json(i.tags),
   snapshot_policy: (i) => json(i.snapshotPolicy),
+  auto_standby: (i) => json(i.autoStandby),
   skip_guest_agent: (i) => Number(i.skipGuestAgent),
   skip_kernel_headers: (i) => Number(i.skipKernelHeaders),
   fresh_boot: (i) => Number(i.freshBoot ?? false),
@@ -209,6 +210,7 @@ export class InstanceRows {
 
 function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const state = row.state as Instance['state']
+  const autoStandby = parse<NonNullable<Instance['autoStandby']>>(row.auto_standby)
   const vm = parse<NonNullable<Instance['vm']>>(row.vm)
   const sleep = parse<NonNullable<Instance['sleep']>>(row.sleep)
   return {
@@ -247,6 +249,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     ...(row.entrypoint === null ? {} : { entrypoint: parse<string[]>(row.entrypoint) ?? [] }),
     ...(row.cmd === null ? {} : { cmd: parse<string[]>(row.cmd) ?? [] }),
     ...(row.snapshot_policy === null ? {} : { snapshotPolicy: parse<Record<string, unknown>>(row.snapshot_policy) ?? {} }),
+    ...(autoStandby === undefined ? {} : { autoStandby }),
     ...(vm === undefined ? {} : { vm }),
     ...(sleep === undefined ? {} : { sleep }),
     ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),

@@ -265,4 +265,19 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX audit_under_way ON audit (id) WHERE result = 'under_way';
     `,
   },
+  {
+    name: 'auto standby',
+    sql: `
+      ALTER TABLE instances ADD COLUMN auto_standby TEXT CHECK (auto_standby IS NULL OR json_valid(auto_standby));
+
+      -- since when those that are to sleep by themselves are idle, and until when they are held awake
+      CREATE TABLE auto_standby (
+        instance_id TEXT PRIMARY KEY REFERENCES instances (id) ON DELETE CASCADE,
+        idle_since_ms INTEGER,
+        is_active INTEGER NOT NULL,
+        last_activity_ms INTEGER,
+        hold_until_ms INTEGER
+      ) STRICT;
+    `,
+  },
 ]

@@ -87,11 +87,23 @@ function replacedBy({ instance, uses }: InstanceWork, wanted: readonly Attachmen
 
 function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
   const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
-  const { diskIoBps, snapshotPolicy, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } = instance
+  const { diskIoBps, snapshotPolicy, autoStandby, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } =
+    instance
   // Of one that ran, what is gone back to ended when the snapshot was taken.
   const { stoppedAtMs = createdAtMs } = instance
   return {
     ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags },
-    ...{ diskIoBps, snapshotPolicy, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, stoppedAtMs, exitCode, exitMessage },
+    ...{
+      diskIoBps,
+      snapshotPolicy,
+      autoStandby,
+      skipGuestAgent,
+      skipKernelHeaders,
+      freshBoot,
+      startedAtMs,
+      stoppedAtMs,
+      exitCode,
+      exitMessage,
+    },
   }
 }

@@ -122,7 +122,7 @@ export async function finishUpdate(work: InstanceWork): Promise<void> {
 
 /** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
 function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
-  const { name, tags, env, snapshotPolicy, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes, diskIoBps } = patch
+  const { name, tags, env, snapshotPolicy, autoStandby, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes, diskIoBps } = patch
   if (instance.expiresAtMs !== undefined && instance.expiresAtMs <= Date.now()) {
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
   }
@@ -164,6 +164,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
     ...(tags === undefined ? {} : { tags }),
     ...(env === undefined ? {} : { env: { ...instance.env, ...env } }),
     ...(snapshotPolicy === undefined ? {} : { snapshotPolicy }),
+    ...(autoStandby === undefined ? {} : { autoStandby }),
     ...(expiresAtMs === undefined ? {} : { expiresAtMs: expiresAtMs ?? undefined }),
     ...(vcpus === undefined ? {} : { vcpus }),
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
