@@ -3,6 +3,7 @@
  * seldom, so what comes and goes between two questions is kept in mind here.
  */
 #include <arpa/inet.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -34,10 +35,25 @@ static const struct port *port_of(const struct net *net, const struct sockaddr_s
     return NULL;
 }
 
-static void note(const struct inbound *flow, int64_t now_ms) {
+static void note(const struct inbound *flow, int64_t at_ms) {
     if (flow->family == 0 || is_ignored(&ignore, flow->family, flow->from, flow->guest_port)) return;
-    last_ms = now_ms;
+    if (!has_been || at_ms > last_ms) last_ms = at_ms;
     has_been = 1;
+}
+
+/*
+ * Have both sides said that no more is to come, and when was the last heard of it? libslirp holds on to such a connection for some ten
+ * seconds more.
+ */
+static int has_ended(int fd, int64_t now_ms, int64_t *at_ms) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    *at_ms = now_ms;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return 0;
+    if (info.tcpi_state != TCP_CLOSE && info.tcpi_state != TCP_LAST_ACK && info.tcpi_state != TCP_TIME_WAIT && info.tcpi_state != TCP_CLOSING) return 0;
+    uint32_t quiet = info.tcpi_last_ack_recv < info.tcpi_last_data_recv ? info.tcpi_last_ack_recv : info.tcpi_last_data_recv;
+    *at_ms = now_ms - quiet;
+    return 1;
 }
 
 void inbound_opened(const struct net *net, int fd, int64_t now_ms) {
@@ -63,7 +79,10 @@ void inbound_opened(const struct net *net, int fd, int64_t now_ms) {
 }
 
 void inbound_closed(int fd, int64_t now_ms) {
-    note(&flows[fd], now_ms);
+    int64_t at_ms;
+    if (flows[fd].family == 0) return;
+    has_ended(fd, now_ms, &at_ms);
+    note(&flows[fd], at_ms);
     flows[fd].family = 0;
 }
 
@@ -73,11 +92,12 @@ int tell_inbound(char *words, int64_t now_ms, char *text, size_t size) {
         memset(&ignore, 0, sizeof ignore);
         return -1;
     }
-    for (int i = 0; i < MAX_POLLS; i++)
-        if (flows[i].family != 0 && !is_ignored(&ignore, flows[i].family, flows[i].from, flows[i].guest_port)) active++;
-    if (active > 0) {
-        last_ms = now_ms;
-        has_been = 1;
+    for (int fd = 0; fd < MAX_POLLS; fd++) {
+        const struct inbound *flow = &flows[fd];
+        int64_t at_ms;
+        if (flow->family == 0 || is_ignored(&ignore, flow->family, flow->from, flow->guest_port)) continue;
+        active += !has_ended(fd, now_ms, &at_ms);
+        note(flow, at_ms);
     }
     if (has_been) snprintf(text, size, "ok %d %lld\n", active, (long long)(now_ms - last_ms));
     else snprintf(text, size, "ok 0 -\n");

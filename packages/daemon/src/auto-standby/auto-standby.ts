@@ -88,6 +88,8 @@ interface Nap {
 }
 
 const LOOK_LIMIT_MS = 5000
+/** Its workload stands still meanwhile. */
+const PAUSED_LOOK_LIMIT_MS = 1000
 /** What is not remembered elsewhere is on record within this time. */
 const LOOK_EVERY_MS = 60_000
 /** No timer of Node takes more than 24 days; an hour is seldom enough. */
@@ -188,12 +190,12 @@ export class AutoStandby {
     }
   }
 
-  /** Begins no more naps; resolves when nothing is looked at any more. Naps that are under way are ended by the instances' own end. */
+  /** Begins no more naps; resolves when nothing is looked at any more. Those that are under way go no further, and are ended by the instances' own end. */
   async close(): Promise<void> {
     this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     this.#listening?.[Symbol.dispose]()
     this.#timer?.[Symbol.dispose]()
-    await Promise.all([...[...this.#watched.values()].map(({ looking }) => looking), ...this.#naps])
+    await Promise.all([...this.#watched.values()].map(({ looking }) => looking))
   }
 
   // Who is watched
@@ -281,12 +283,12 @@ export class AutoStandby {
   }
 
   /** Asks who is connected. */
-  async #count(watched: Watched): Promise<void> {
+  async #count(watched: Watched, limitMs = LOOK_LIMIT_MS): Promise<void> {
     const { id, policy } = watched
     const { instances, log } = this.#uses
     const ignored = { sources: policy.ignoreSources, ports: policy.ignorePorts }
     try {
-      const signal = AbortSignal.any([this.#end.signal, AbortSignal.timeout(LOOK_LIMIT_MS)])
+      const signal = AbortSignal.any([this.#end.signal, AbortSignal.timeout(limitMs)])
       const asked = this.#clock.passed()
       const { active, quietMs } = await instances.inbound(id, ignored, { signal, log })
       const now = this.#clock.passed()
@@ -407,7 +409,7 @@ export class AutoStandby {
     }
     const before = reason()
     if (before !== undefined) return before
-    await this.#count(watched)
+    await this.#count(watched, PAUSED_LOOK_LIMIT_MS)
     return reason()
   }
 

@@ -114,7 +114,14 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
     runtimes: runtimes.sort((a, b) => (a.name < b.name ? -1 : 1)),
     network: { ...host.network, guest_to_guest: false },
     images: { platforms: [platform], default_platform: platform },
-    features: ['exec', 'images', 'instances', 'logs', ...built.map((tag) => (tag === 'ingresses' ? 'ingress' : tag))].sort(),
+    features: [
+      'auto-standby',
+      'exec',
+      'images',
+      'instances',
+      'logs',
+      ...built.map((tag) => (tag === 'ingresses' ? 'ingress' : tag)),
+    ].sort(),
   }
 }
 
