@@ -189,9 +189,9 @@ if (inOwnNetwork(import.meta.filename)) {
     await becomes(conntrack, 0)
   })
 
-  test('a program that is killed is started again by the next question', async () => {
+  test('a program that is killed is started again by the next question, which does not take what was lost for nothing', async () => {
     await using conntrack = follow()
-    await ask(conntrack)
+    assert.deepEqual(await ask(conntrack), { active: 0 })
     const [pid = ''] = run('pgrep', '-P', String(process.pid), '-f', 'dormouse-shim conntrack').trim().split('\n')
     process.kill(Number(pid), 'SIGKILL')
     await pollUntil(
@@ -203,6 +203,8 @@ if (inOwnNetwork(import.meta.filename)) {
         ),
       step(),
     )
+    // What it had seen is lost: as if someone had been there until then.
+    assert.notEqual((await ask(conntrack)).quietMs, undefined)
   })
 
   test('a question that is no question is refused, and the next is answered', async () => {

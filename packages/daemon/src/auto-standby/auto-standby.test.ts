@@ -334,6 +334,17 @@ test('a command by way of the API keeps it awake as long as it runs, and counts 
   assert.deepEqual(sleepers.napped, ['web'])
 })
 
+test('when a command ended is on record, also for a daemon that is killed', async (t) => {
+  const { sleepers, clock, begin } = house(t)
+  let auto = begin()
+  const web = sleepers.add('web')
+  await clock.pass(3 * M)
+  auto.beginSession(web.id)[Symbol.dispose]()
+  await clock.pass(1 * M)
+  auto = begin()
+  assert.equal((await auto.status(web.id)).idleSinceMs, Date.parse(START) + 3 * M)
+})
+
 test('at most so many fall asleep at a time; who waits is ready, and whoever connects meanwhile stays awake', async (t) => {
   const { sleepers, clock, begin } = house(t, { maxConcurrent: 2 })
   const auto = begin()

@@ -87,6 +87,8 @@ interface Nap {
   isCommitted: boolean
 }
 
+/** Of the wall clock. What is told is as exact as this. */
+const JUMP_MS = 100
 const LOOK_LIMIT_MS = 5000
 /** Its workload stands still meanwhile. */
 const PAUSED_LOOK_LIMIT_MS = 1000
@@ -114,6 +116,7 @@ export class AutoStandby {
   #listening: Disposable | undefined
   #timer: Disposable | undefined
   #timerAt = Number.POSITIVE_INFINITY
+  #ahead = Number.NEGATIVE_INFINITY
 
   constructor(uses: AutoStandbyUses) {
     this.#uses = uses
@@ -184,8 +187,13 @@ export class AutoStandby {
         if (left > 0) this.#sessions.set(id, left)
         else this.#sessions.delete(id)
         const watched = this.#watched.get(id)
+        if (watched === undefined) return
         const now = this.#clock.passed()
-        if (watched !== undefined) this.#sawActivity(watched, { from: now, to: now })
+        this.#sawActivity(watched, { from: now, to: now })
+        // Written down with the next look: one for many, where they are quick.
+        watched.isStored = false
+        watched.lookAt = Math.min(watched.lookAt, now + AGAIN_MS)
+        this.#arm()
       },
     }
   }
@@ -497,9 +505,9 @@ export class AutoStandby {
     this.#rows.put({
       instanceId,
       isActive: (watched?.active ?? 0) > 0,
-      ...(watched === undefined ? {} : { idleSinceMs: Math.round(this.#wallOf(watched.idleSince)) }),
-      ...(watched?.lastActivity === undefined ? {} : { lastActivityMs: Math.round(this.#wallOf(watched.lastActivity)) }),
-      ...(holdUntil === undefined ? {} : { holdUntilMs: Math.round(this.#wallOf(holdUntil)) }),
+      ...(watched === undefined ? {} : { idleSinceMs: this.#wallOf(watched.idleSince) }),
+      ...(watched?.lastActivity === undefined ? {} : { lastActivityMs: this.#wallOf(watched.lastActivity) }),
+      ...(holdUntil === undefined ? {} : { holdUntilMs: this.#wallOf(holdUntil) }),
     })
   }
 
@@ -512,9 +520,16 @@ export class AutoStandby {
   }
 
   #wallOf(passed: number): number {
-    return this.#clock.wall() + (passed - this.#clock.passed())
+    return Math.round(passed + this.#wallAhead())
   }
   #passedOf(wallMs: number): number {
-    return this.#clock.passed() + (wallMs - this.#clock.wall())
+    return wallMs - this.#wallAhead()
+  }
+
+  /** How far the wall clock is ahead of the other. Both are read one after the other, and differ by a little each time: that is no jump. */
+  #wallAhead(): number {
+    const ahead = this.#clock.wall() - this.#clock.passed()
+    if (Math.abs(ahead - this.#ahead) > JUMP_MS) this.#ahead = ahead
+    return this.#ahead
   }
 }

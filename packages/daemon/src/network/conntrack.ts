@@ -31,6 +31,8 @@ interface Life {
 export class Conntrack implements AsyncDisposable {
   readonly #uses: ConntrackUses
   #life: Life | undefined
+  /** When a life ended that was not to end, and with it all that it had seen. */
+  #lostAt: number | undefined
   #isClosed = false
 
   constructor(uses: ConntrackUses) {
@@ -50,7 +52,10 @@ export class Conntrack implements AsyncDisposable {
     signal.addEventListener('abort', onAbort, { once: true })
     try {
       if (signal.aborted) onAbort()
-      return parseInbound(answerOf(await asked.promise))
+      const inbound = parseInbound(answerOf(await asked.promise))
+      // Someone may have been there until then: no one knows.
+      if (inbound.quietMs !== undefined || this.#lostAt === undefined) return inbound
+      return { ...inbound, quietMs: Math.round(performance.now() - this.#lostAt) }
     } finally {
       signal.removeEventListener('abort', onAbort)
     }
@@ -100,7 +105,9 @@ export class Conntrack implements AsyncDisposable {
       const cause = new Error(told.trim() || `it ended with ${signal ?? code}`)
       for (const asked of life.waiting)
         asked.reject(new AppError('not_supported', 'The connections of guests cannot be counted', { cause }))
-      if (!this.#isClosed) log.warn({ err: cause }, 'what follows the connections of guests has ended; the next question starts it anew')
+      if (this.#isClosed) return
+      this.#lostAt = performance.now()
+      log.warn({ err: cause }, 'what follows the connections of guests has ended; the next question starts it anew')
     })
     return life
   }

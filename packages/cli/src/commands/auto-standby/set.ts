@@ -18,7 +18,7 @@ export function define(command: Command): void {
     .option('--ignore-source <network>', 'clients that do not keep it awake, such as 10.0.0.0/8; may be repeated', collect)
     .option('--ignore-port <port>', 'a port of the guest whose connections do not keep it awake; may be repeated', collect)
     .option('--json', 'for programs: the instance')
-    .addHelpText('after', '\nTakes the place of what was set before, and begins to count anew.')
+    .addHelpText('after', '\nTakes the place of what was set before; something else begins to count anew.')
     .action((instance: string) => set(instance, command.optsWithGlobals()))
 }
 
