@@ -40,6 +40,19 @@ const FAR_END = `
       sockets.set(name, socket)
     }
     if (verb === 'close') sockets.get(name).end(() => say('closed'))
+    // One after the other, each gone as soon as it is there.
+    if (verb === 'flood') {
+      let left = Number(name)
+      const next = () => {
+        if (left-- === 0) return say('flooded')
+        const socket = createConnection({ host, port: Number(port) }, () => {
+          socket.resetAndDestroy()
+          setImmediate(next)
+        })
+        socket.on('error', (error) => say(error.code))
+      }
+      next()
+    }
     if (verb === 'reset') { sockets.get(name).resetAndDestroy(); say('reset') }
   })`
 
@@ -130,6 +143,7 @@ if (inOwnNetwork(import.meta.filename)) {
   after(() => lab[Symbol.dispose]())
   const ask = (conntrack: Conntrack, ignored = NOTHING, host: number = GUEST.host): Promise<Inbound> =>
     conntrack.inbound(host, ignored, step())
+  const followerPid = (): number => Number(run('pgrep', '-P', String(process.pid), '-f', 'dormouse-shim conntrack').trim())
   /** The kernel tells it a moment later. */
   const becomes = (conntrack: Conntrack, active: number, ignored = NOTHING): Promise<boolean> =>
     pollUntil(`${active} connections`, async () => (await ask(conntrack, ignored)).active === active, step())
@@ -192,8 +206,7 @@ if (inOwnNetwork(import.meta.filename)) {
   test('a program that is killed is started again by the next question, which does not take what was lost for nothing', async () => {
     await using conntrack = follow()
     assert.deepEqual(await ask(conntrack), { active: 0 })
-    const [pid = ''] = run('pgrep', '-P', String(process.pid), '-f', 'dormouse-shim conntrack').trim().split('\n')
-    process.kill(Number(pid), 'SIGKILL')
+    process.kill(followerPid(), 'SIGKILL')
     await pollUntil(
       'an answer',
       () =>
@@ -205,6 +218,23 @@ if (inOwnNetwork(import.meta.filename)) {
     )
     // What it had seen is lost: as if someone had been there until then.
     assert.notEqual((await ask(conntrack)).quietMs, undefined)
+  })
+
+  test('more events than can be kept are lost, and what they told is looked up', async () => {
+    await using conntrack = follow()
+    assert.deepEqual(await ask(conntrack), { active: 0 })
+    assert.equal(await lab.client.tell('open', 'early', GUEST.ipv4, 80), 'open')
+    await becomes(conntrack, 1)
+    const pid = followerPid()
+    process.kill(pid, 'SIGSTOP')
+    // The ends of the first and the beginning of the last are told of among the lost ones, or behind them.
+    assert.equal(await lab.client.tell('flood', 8000, GUEST.ipv6, 80), 'flooded')
+    assert.equal(await lab.client.tell('close', 'early'), 'closed')
+    assert.equal(await lab.client.tell('open', 'late', GUEST.ipv4, 80), 'open')
+    process.kill(pid, 'SIGCONT')
+    await becomes(conntrack, 1)
+    assert.equal(await lab.client.tell('reset', 'late'), 'reset')
+    await becomes(conntrack, 0)
   })
 
   test('a question that is no question is refused, and the next is answered', async () => {
