@@ -13,7 +13,7 @@ const DAEMON = 'packages/daemon/src'
 const RINGS: readonly (readonly string[])[] = [
   ['lib'],
   ['host', 'paths', 'log', 'version'],
-  ['config', 'store', 'events', 'audit', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots'],
+  ['config', 'store', 'events', 'audit', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots', 'devices'],
   ['instances'],
   ['schedules', 'auto-standby'],
   ['hypervisor-set'],
@@ -41,6 +41,7 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'disk-layers.ts',
     'leases.ts',
     'auto-standby.ts',
+    'devices.ts',
   ],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone.
   hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts'],

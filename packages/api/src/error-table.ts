@@ -50,6 +50,7 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
   invalid_timeout: never(400, '`timeout` is no duration above 0'),
   invalid_image: never(400, 'What was imported or pulled is no image, or contradicts its digests'),
   invalid_path: never(400, 'A path is not absolute, or leads where it may not'),
+  invalid_pci_address: never(400, 'A PCI address is none', 'Look at what there is: `dormouse device available`'),
   invalid_archive: never(400, 'The archive is no tar, or holds an entry that may not be unpacked'),
 
   // who asks
@@ -91,6 +92,11 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
     404,
     'Nothing has begun to write this log, and nothing is about to',
     'Ask for another log (`app`, `vmm` or `daemon`), or follow this one: a follower waits for it',
+  ),
+  device_not_found: never(
+    404,
+    'The host has no such device, or none is registered under it',
+    'Look at what there is: `dormouse device ls`, `dormouse device available`',
   ),
   path_not_found: never(
     404,

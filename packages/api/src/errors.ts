@@ -26,6 +26,7 @@ export const ERROR_CODES = [
   'invalid_image',
   'invalid_path',
   'invalid_archive',
+  'invalid_pci_address',
   // who asks
   'unauthorized',
   'forbidden',
@@ -41,6 +42,7 @@ export const ERROR_CODES = [
   'instance_in_standby',
   'snapshot_unusable',
   'log_not_found',
+  'device_not_found',
   'path_not_found',
   'method_not_allowed',
   // images and registries

@@ -147,3 +147,15 @@ test('a volume comes and goes at rest, or at once where the driver can; a sleepe
       assert.equal(answer(state, 'disk_hotplug').answer, 'denied', state)
   }
 })
+
+test('with a device of the host inside, memory is neither kept nor copied; all else is as ever', () => {
+  const capabilities: ReadonlySet<Capability> = new Set(CAPABILITIES)
+  for (const operation of Object.keys(OPERATIONS) as Operation[]) {
+    for (const state of INSTANCE_STATES) {
+      const [plain, held] = [false, true].map((holdsDevice) => admit(operation, { state, capabilities, holdsDevice }))
+      const needs = plain?.answer === 'accepted' ? plain.needs : undefined
+      if (needs === 'standby' || needs === 'fork' || needs === 'snapshots') assert.match(JSON.stringify(held), /denied.*device of the host/)
+      else assert.deepEqual(held, plain)
+    }
+  }
+})

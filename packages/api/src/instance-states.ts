@@ -104,6 +104,8 @@ export const OPERATIONS: Readonly<Record<Operation, Row>> = {
 export interface Subject {
   readonly state: InstanceState
   readonly capabilities: ReadonlySet<Capability>
+  /** A device of the host is in it, or is to be with its next start. */
+  readonly holdsDevice?: boolean
   /** Accepted and not yet finished, oldest first. */
   readonly pending?: readonly Transition[]
 }
@@ -126,8 +128,13 @@ export function admit(operation: Operation, subject: Subject): Admission {
   if (rule.answer === 'accepted' && rule.needs !== undefined && !subject.capabilities.has(rule.needs)) {
     return denied(`its hypervisor cannot do this (no ${rule.needs})`)
   }
+  if (subject.holdsDevice && rule.answer === 'accepted' && rule.needs !== undefined && COPIES_MEMORY.has(rule.needs)) return deviceInside
   return rule
 }
+
+/** What needs the state of all that is in a machine. */
+const COPIES_MEMORY: ReadonlySet<Capability> = new Set(['standby', 'fork', 'snapshots'])
+const deviceInside = denied('it has a device of the host, and what is in a device can be neither kept nor copied: stop it first')
 
 /** Where a transition leads when it succeeds, whatever state it began in. */
 function settlesIn(transition: Transition): InstanceState | undefined {

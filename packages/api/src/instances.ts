@@ -223,7 +223,13 @@ export const Instance = Type.Object(
     tags: Type.Optional(Type.Record(Type.String(), Type.String())),
     network: Type.Optional(InstanceNetwork),
     volumes: Type.Optional(Type.Array(VolumeMount)),
-    gpu: Type.Optional(Type.Object({ profile: Type.Optional(Type.String()), mdev_uuid: Type.Optional(Type.String()) })),
+    devices: Type.Optional(Type.Array(Type.String(), { description: 'Names of the devices of the host that it has' })),
+    gpu: Type.Optional(
+      Type.Object({
+        profile: Type.Optional(Type.String({ description: 'What of a GPU it has while it runs' })),
+        mdev_uuid: Type.Optional(Type.String({ description: 'Of the mediated device, while it runs' })),
+      }),
+    ),
     fresh_boot: Type.Optional(Type.Boolean({ description: 'Every start boots from the beginning; absent where they need not' })),
     has_snapshot: Type.Optional(Type.Boolean({ description: 'Does it have a sleeping state to restore' })),
     snapshot_policy: Type.Optional(SnapshotPolicy),
@@ -306,8 +312,22 @@ export const CreateInstanceRequest = Type.Object(
     tags: Type.Optional(Tags),
     network: Type.Optional(NetworkRequest),
     volumes: Type.Optional(Type.Array(VolumeMount, { maxItems: 23 })),
-    devices: Type.Optional(Type.Array(Type.String({ maxLength: 128 }), { maxItems: 32 })),
-    gpu: Type.Optional(Type.Object({ profile: Type.Optional(Type.String({ maxLength: 128 })) }, strict)),
+    devices: Type.Optional(
+      Type.Array(Type.String({ maxLength: 128 }), {
+        maxItems: 32,
+        description: 'Registered devices of the host, by name or id; at most 8, and its own until it is deleted',
+      }),
+    ),
+    gpu: Type.Optional(
+      Type.Object(
+        {
+          profile: Type.Optional(
+            Type.String({ maxLength: 128, description: 'A part of a GPU, such as L40S-1Q, made with each start; `/resources` lists them' }),
+          ),
+        },
+        strict,
+      ),
+    ),
     credentials: Type.Optional(Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Credential, { additionalProperties: false })),
     ttl: Type.Optional(Type.String({ maxLength: 64, description: 'Deleted this long after it was made; 0s is never' })),
     expires_at: Type.Optional(DateTime),

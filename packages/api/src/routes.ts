@@ -78,6 +78,7 @@ const imageName = Type.Object({
   name: Type.String({ minLength: 1, maxLength: 1024, description: 'Reference, tag or digest; slashes percent-encoded' }),
 })
 const volumeId = Type.Object({ id: Type.String({ minLength: 1, maxLength: 128, description: 'Id, or a name that only one has' }) })
+const deviceId = Type.Object({ id: Type.String({ minLength: 1, maxLength: 128, description: 'Id or name' }) })
 const instanceVolume = Type.Object({ id: Key, volumeId: Key })
 const instanceSnapshot = Type.Object({ id: Key, snapshotId: Key })
 const snapshotId = Type.Object({ snapshotId: Key })
@@ -110,7 +111,6 @@ const textErrors = [
 
 const ingressLater = 'Ingress is not built yet'
 const buildsLater = 'Builds are not built yet'
-const devicesLater = 'Device passthrough is not built yet'
 const pushesLater = 'Pushing images is not built yet'
 
 export const routes = {
@@ -145,6 +145,7 @@ export const routes = {
       'invalid_path',
       'conflict',
       'ambiguous',
+      'device_not_found',
       'insufficient_resources',
       'rate_limited',
       'not_supported',
@@ -224,6 +225,7 @@ export const routes = {
       'invalid_timeout',
       'snapshot_unusable',
       'conflict',
+      'device_not_found',
     ],
   },
   stopInstance: {
@@ -703,12 +705,11 @@ export const routes = {
   // devices
   listDevices: {
     tag: 'devices',
-    summary: 'List registered devices',
+    summary: 'List registered devices, newest first',
     scope: 'device:read',
     query: listQuery,
     status: 200,
     answer: Type.Array(Device),
-    later: devicesLater,
   },
   createDevice: {
     tag: 'devices',
@@ -717,8 +718,7 @@ export const routes = {
     body: CreateDeviceRequest,
     status: 201,
     answer: Device,
-    errors: ['conflict', 'not_found'],
-    later: devicesLater,
+    errors: ['invalid_pci_address', 'device_not_found', 'conflict'],
   },
   listAvailableDevices: {
     tag: 'devices',
@@ -726,26 +726,23 @@ export const routes = {
     scope: 'device:read',
     status: 200,
     answer: Type.Array(AvailableDevice),
-    later: devicesLater,
   },
   getDevice: {
     tag: 'devices',
     summary: 'Look at a device',
     scope: 'device:read',
-    params: plainId,
+    params: deviceId,
     status: 200,
     answer: Device,
-    errors: ['not_found'],
-    later: devicesLater,
+    errors: ['device_not_found'],
   },
   deleteDevice: {
     tag: 'devices',
     summary: 'Unregister a device',
     scope: 'device:delete',
-    params: plainId,
+    params: deviceId,
     status: 204,
-    errors: ['not_found', 'in_use'],
-    later: devicesLater,
+    errors: ['device_not_found', 'in_use'],
   },
 
   // ingresses

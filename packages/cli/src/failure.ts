@@ -44,6 +44,7 @@ const EXIT_OF_CODE: Partial<Record<ErrorCode, number>> = {
   not_found: EXIT.notFound,
   path_not_found: EXIT.notFound,
   log_not_found: EXIT.notFound,
+  device_not_found: EXIT.notFound,
   name_conflict: EXIT.conflict,
   ambiguous: EXIT.conflict,
   invalid_state: EXIT.conflict,

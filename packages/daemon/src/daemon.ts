@@ -8,9 +8,12 @@ import { Audit } from './audit/audit.ts'
 import { AutoStandby } from './auto-standby/auto-standby.ts'
 import { assetsIn, defaultAssetsDir } from './config/assets.ts'
 import type { Config } from './config/config.ts'
+import { Devices } from './devices/devices.ts'
+import { PciIds } from './devices/pci-ids.ts'
 import { Disks } from './disks/disks.ts'
 import { Events } from './events/events.ts'
 import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
+import { hostSysfs, type Sysfs } from './host/sysfs.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
 import { createHypervisors, type DriverUses, noCgroups, noMemory } from './hypervisor-set.ts'
@@ -43,6 +46,8 @@ export interface DaemonOptions {
   /** In place of those that the configuration names; for tests. */
   readonly hypervisors?: readonly Hypervisor[]
   readonly crashPoint?: CrashPoint
+  /** In place of the host's own; for tests. */
+  readonly sysfs?: Sysfs
 }
 
 // Under way at the end: long enough for a create, short enough for an init system's patience.
@@ -87,7 +92,13 @@ export class Daemon implements AsyncDisposable {
   }
 
   /** A daemon that has mended what it found and answers requests. Throws a sentence, having taken down what it had built. */
-  static async start({ config, log, hypervisors: given, crashPoint = crashPointOf(config, log) }: DaemonOptions): Promise<Daemon> {
+  static async start({
+    config,
+    log,
+    hypervisors: given,
+    crashPoint = crashPointOf(config, log),
+    sysfs = hostSysfs,
+  }: DaemonOptions): Promise<Daemon> {
     const startedAt = performance.now()
     await using stack = new AsyncDisposableStack()
     const paths = new Paths(config)
@@ -112,6 +123,7 @@ export class Daemon implements AsyncDisposable {
       ...(host.isRoot ? { user: userOf(config.instances.uidBase + 2 * config.instances.uidCount + 1) } : {}),
       admit: (what, bytes) => instances.admitDisk(what, bytes),
     })
+    const devices = new Devices({ db, events, sysfs, pciIds: new PciIds(config.devices.pciIdsFiles), log, isRoot: host.isRoot })
     const pool: DriverUses['pool'] = {
       roomBytes: () => instances.memoryRoom(),
       makeDisk: (file, owner, step) => disks.makeEmpty(file, DEFAULT_SIZES.overlayBytes, { owner, step }),
@@ -137,6 +149,7 @@ export class Daemon implements AsyncDisposable {
       images,
       disks,
       volumes,
+      devices,
       paths,
       log,
       config,
@@ -174,6 +187,7 @@ export class Daemon implements AsyncDisposable {
         images,
         snapshots,
         volumes,
+        devices,
         schedules,
         autoStandby,
         events,

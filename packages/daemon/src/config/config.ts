@@ -97,6 +97,8 @@ export interface Config {
     /** How many idle instances are put to sleep at the same time. */
     readonly maxConcurrentAutoStandbys: number
   }
+  /** Where the names of vendors and devices are; the first that is there is read. */
+  readonly devices: { readonly pciIdsFiles: readonly string[] }
   /** How many VMs wait for creates and starts, of all kinds together; 0: none. */
   readonly pool: { readonly size: number }
   /** `<operation>:<step>`: the daemon kills itself there. For the crash tests; see docs/lifecycle.md. */
@@ -213,6 +215,7 @@ const SETTINGS = {
   CONSOLIDATION_RATE: rate('200MB/s'),
   AUTO_STANDBY_MAX_CONCURRENT: integer(16),
   POOL_SIZE: count(2),
+  PCI_IDS: list(['/usr/share/misc/pci.ids', '/usr/share/hwdata/pci.ids']),
   CRASH_AT: optionalText(),
   STOP_AT: list([]),
 } as const
@@ -307,6 +310,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       maxConcurrentAutoStandbys: s.AUTO_STANDBY_MAX_CONCURRENT,
     },
     pool: { size: s.POOL_SIZE },
+    devices: { pciIdsFiles: s.PCI_IDS },
     crashAt: s.CRASH_AT,
     stopAt: s.STOP_AT,
   }

@@ -5,6 +5,9 @@ import type { Image } from '@dormouse/api/images.ts'
 import { matchesTags } from '@dormouse/api/names.ts'
 import { Audit } from '../audit/audit.ts'
 import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
+import { Devices } from '../devices/devices.ts'
+import { PciIds } from '../devices/pci-ids.ts'
+import { hostSysfs } from '../host/sysfs.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
@@ -151,7 +154,7 @@ class FakeInstances implements InstancesDoor {
   async create(request: CreateInstance): Promise<Instance> {
     if (this.rows.some((row) => row.name === request.name))
       throw new AppError('name_conflict', `There is an instance ${request.name} already`)
-    const { network, volumes: _, ...rest } = request
+    const { network, volumes: _, devices: _devices, ...rest } = request
     const ports = (network?.ports ?? []).map((port) => ({ protocol: 'tcp' as const, hostIp: '0.0.0.0', ...port }))
     return this.add({ ...rest, state: 'Initializing', network: { enabled: network?.enabled ?? true, ports } })
   }
@@ -406,7 +409,15 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     instances,
     snapshots: instances.kept,
     volumes: instances.volumes,
-    // The real room: it needs no more than rows.
+    // The real rooms: they need no more than rows, and a host that has no devices.
+    devices: new Devices({
+      db: Database.open(':memory:'),
+      events: { record: () => undefined },
+      sysfs: { ...hostSysfs, root: '/nonexistent' },
+      pciIds: new PciIds([]),
+      log: silentLogger,
+      isRoot: true,
+    }),
     schedules: new Schedules({
       db,
       events: { record: () => undefined },

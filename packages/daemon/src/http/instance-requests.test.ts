@@ -79,8 +79,6 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   }
   assert.equal(create(defaults).name, 'web')
   for (const [field, value] of Object.entries({
-    devices: ['gpu0'],
-    gpu: { profile: 'x' },
     health_check: { type: 'tcp', interval: '1s', tcp: { port: 1 } },
     restart_policy: { policy: 'always' },
     skip_guest_agent: true,
@@ -91,6 +89,12 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
       field,
     )
   }
+})
+
+test('devices and a profile are handed on, and none where none is meant', () => {
+  assert.deepEqual(create({ devices: ['gpu0'], gpu: { profile: 'L40S-1Q' } }).devices, ['gpu0'])
+  assert.equal(create({ gpu: { profile: 'L40S-1Q' } }).gpuProfile, 'L40S-1Q')
+  assert.ok(!('devices' in create({ devices: [] })) && !('gpuProfile' in create({ gpu: { profile: '' } })))
 })
 
 test('an overlay needs a volume that is shared, and a size; a size needs an overlay', () => {

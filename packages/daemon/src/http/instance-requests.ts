@@ -48,6 +48,8 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
       'volumes',
       body.volumes?.map((mount, index) => toMountRequest(mount, `volumes[${index}].`)),
     ),
+    ...present('devices', nonEmpty(body.devices)),
+    ...present('gpuProfile', body.gpu?.profile || undefined),
     ...present('snapshotPolicy', body.snapshot_policy),
     ...(body.auto_standby && { autoStandby: toAutoStandbyPolicy(body.auto_standby) }),
     ...present('skipKernelHeaders', body.skip_kernel_headers),

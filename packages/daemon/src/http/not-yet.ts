@@ -7,8 +7,6 @@ type Asking = CreateInstanceRequest & UpdateInstanceRequest
 const isOn = (policy: { enabled?: boolean } | undefined): boolean => policy?.enabled === true
 
 const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
-  ['devices', (body) => (body.devices ?? []).length > 0, 'device passthrough is not built yet'],
-  ['gpu', (body) => (body.gpu?.profile ?? '') !== '', 'virtual GPUs are not built yet'],
   ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
   ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
   ['health_check', (body) => (body.health_check?.type ?? 'none') !== 'none', 'health checks are not built yet'],

@@ -35,6 +35,10 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     tags: instance.tags,
     network: presentNetwork(instance.network),
     volumes: instance.volumes.map(presentMount),
+    ...(instance.devices !== undefined && { devices: instance.devices.map(({ name }) => name) }),
+    ...(instance.gpu !== undefined && {
+      gpu: { profile: instance.gpu.profile, ...(instance.gpu.mdevUuid !== undefined && { mdev_uuid: instance.gpu.mdevUuid }) },
+    }),
     ...(instance.freshBoot && { fresh_boot: true }),
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),

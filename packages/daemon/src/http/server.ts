@@ -24,6 +24,7 @@ import { Origins } from './origins.ts'
 import { RefusedCallers } from './refused-callers.ts'
 import { auditRoutes } from './routes/audit.ts'
 import { autoStandbyRoutes } from './routes/auto-standby.ts'
+import { deviceRoutes } from './routes/devices.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
@@ -63,6 +64,7 @@ export class HttpServer implements AsyncDisposable {
       ...autoStandbyRoutes(uses),
       ...imageRoutes(uses),
       ...volumeRoutes(uses),
+      ...deviceRoutes(uses),
       ...serverRoutes(uses, metrics),
       ...auditRoutes(uses),
       ...tokenRoutes({ authority: this.authority, tickets }),

@@ -5,8 +5,10 @@ import type { Compression } from '@dormouse/api/compression.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
+import type { Resources } from '@dormouse/api/resources.ts'
 import type { AuditedRequest, AuditFacts, AuditFilter, AuditRow } from '../audit/audit.ts'
 import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
+import type { AvailableFunction, RegisterDevice, SeenDevice } from '../devices/devices.ts'
 import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
@@ -36,6 +38,7 @@ export interface ServerUses {
   readonly images: ImagesDoor
   readonly snapshots: SnapshotsDoor
   readonly volumes: VolumesDoor
+  readonly devices: DevicesDoor
   readonly schedules: SchedulesDoor
   readonly autoStandby: AutoStandbyDoor
   readonly events: EventsDoor
@@ -115,6 +118,19 @@ export interface VolumesDoor {
   delete(id: string): Promise<void>
   /** What they may take of the host's disk. */
   demandBytes(): number
+}
+
+export interface DevicesDoor {
+  /** Newest first. */
+  list(filter: { tags?: Readonly<Record<string, string>> }): Promise<readonly SeenDevice[]>
+  /** By id or name. Throws `device_not_found`. */
+  get(text: string): Promise<SeenDevice>
+  listAvailable(): Promise<readonly AvailableFunction[]>
+  register(request: RegisterDevice): Promise<SeenDevice>
+  /** Throws `in_use`. */
+  delete(text: string): unknown
+  /** Undefined when there are none. */
+  gpus(): Promise<Resources['gpu'] | undefined>
 }
 
 export interface LogOptions {

@@ -13,6 +13,8 @@ export interface VmSpec {
   /** Each has the slot of its role; a driver fills the free slots with empty disks, so that every golden boot has the same set. */
   readonly disks: readonly DiskSpec[]
   readonly nic?: NicSpec
+  /** Devices of the host that it drives itself. They are ready for it: vfio-pci has them, and its user may open their groups. */
+  readonly hostDevices?: readonly HostDeviceSpec[]
   /** Where the shim drains what must never block. */
   readonly logs: LogFiles
   /** The unprivileged user that the VMM runs as when the daemon is root. Its own for each VM, so that one VMM cannot touch another. */
@@ -41,6 +43,9 @@ export interface DiskLayer {
   /** Of a qcow2 layer on top, whose file is as large already: it takes no more than that, and then its guest's writes fail. */
   readonly limitBytes?: number
 }
+
+/** A PCI function by its address, or a mediated device. */
+export type HostDeviceSpec = { readonly kind: 'pci'; readonly address: string } | { readonly kind: 'mdev'; readonly uuid: string }
 
 export type NicSpec = UserNicSpec | TapNicSpec
 

@@ -14,7 +14,7 @@ export function forkOf(
 ): Instance {
   const { uid: _uid, vm: _vm, sleep: _sleep, ...kept } = source
   const { startedAtMs: _started, stoppedAtMs: _stopped, exitCode: _code, exitMessage: _message, ...asked } = kept
-  const { stateError: _error, expiresAtMs: _expires, operation: _operation, ...rest } = asked
+  const { stateError: _error, expiresAtMs: _expires, operation: _operation, devices: _devices, gpu, ...rest } = asked
   const { enabled } = source.network
   return {
     ...rest,
@@ -25,6 +25,8 @@ export function forkOf(
     operation: 'create',
     disk: [],
     volumes: [],
+    // A device is one instance's alone; of a profile there may be more.
+    ...(gpu === undefined ? {} : { gpu: { profile: gpu.profile } }),
     network: { enabled, ...network, ...(enabled ? { mac: macOf(id) } : {}) },
     phases: { current: 'Created', sinceMs: nowMs, durations: {} },
   }

@@ -6,6 +6,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { Compression } from '@dormouse/api/compression.ts'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import type { Devices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
 import type { WakeRequest } from '../guest/guest-client.ts'
@@ -26,9 +27,11 @@ import type { Volumes } from '../volumes/volumes.ts'
 import type { DiskIo } from './disk-rate.ts'
 import { enterPhase, type Instance } from './instance.ts'
 import type { LiveVm } from './live-vm.ts'
-import { nicOf, vmSpecOf } from './vm-spec-of.ts'
+import { holdsDevice, nicOf, vmSpecOf } from './vm-spec-of.ts'
 
 const ATTACH_LIMIT_MS = 30_000
+// A driver may take its time to let go of a GPU.
+const DEVICES_LIMIT_MS = 120_000
 
 /** Called at the beginning of each step. One that never resolves stands for the daemon's death there; see docs/lifecycle.md. */
 export type CrashPoint = (operation: string, step: string) => Promise<void>
@@ -44,6 +47,7 @@ export interface WorkUses {
   readonly paths: Paths
   readonly memory: LayeredMemory
   readonly network: Network
+  readonly devices: Devices
   /** What is done with a sleeping state in the background. */
   readonly sleepJobs: SleepJobs
   readonly crashPoint: CrashPoint
@@ -234,11 +238,33 @@ export class InstanceWork {
     await network.attach(nic, step)
   }
 
-  /** Ends whatever may run for it, and takes its place in the network away; the address stays its own. Repeat is harmless. */
+  /** Takes the devices that it has from the host, before its VM starts; the undo is `sweep`. */
+  async attachDevices(): Promise<void> {
+    if (!holdsDevice(this.instance)) return
+    const step = await this.step('devices', DEVICES_LIMIT_MS)
+    const gpu = await this.uses.devices.attach(this.instance, step)
+    if (gpu !== undefined) this.change({ gpu })
+  }
+
+  /**
+   * Ends whatever may run for it, takes its place in the network away, and gives its devices back to the host; the address stays its own.
+   * Repeat is harmless.
+   */
   async sweep(): Promise<void> {
     await this.hypervisor.sweep(this.runDir)
     await this.uses.crashPoint(this.operation, 'detach')
     await this.uses.network.detach(this.instance.id, this.undoStep(ATTACH_LIMIT_MS))
+    await this.detachDevices()
+  }
+
+  /** Its VM must be gone: a driver that waits for one waits without an end. Repeat is harmless. */
+  async detachDevices(): Promise<void> {
+    const { id, gpu } = this.instance
+    if (this.uses.devices.isHolding(id)) {
+      await this.uses.crashPoint(this.operation, 'give_back')
+      await this.uses.devices.detach(id, this.undoStep(DEVICES_LIMIT_MS))
+    }
+    if (gpu?.mdevUuid !== undefined || gpu?.address !== undefined) this.change({ gpu: { profile: gpu.profile } })
   }
 
   /** Done once who asked has been answered, and before the next operation: what no one waits for. Failures are logged. */

@@ -7,7 +7,7 @@
  * The worker alone changes the instance. A caller who hangs up ends the waiting, not the work.
  */
 import { AppError } from '@dormouse/api/errors.ts'
-import { type Access, admit, type Capability, OPERATIONS, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
+import { type Access, admit, OPERATIONS, type Subject, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
 import type { WakeRequest } from '../guest/guest-client.ts'
 import { diskFullError, isNoSpace } from '../host/disk-full.ts'
 import type { Vm } from '../hypervisors/hypervisor.ts'
@@ -18,6 +18,7 @@ import type { Instance } from './instance.ts'
 import { InstanceWork, type WorkHost, type WorkUses } from './instance-work.ts'
 import { LiveVm, type VmReport } from './live-vm.ts'
 import { settleBootFailure, settleRunning, settleVmExit, settleWorkloadExit } from './operations/conclusions.ts'
+import { holdsDevice } from './vm-spec-of.ts'
 
 export type Story = (work: InstanceWork) => Promise<void>
 
@@ -93,7 +94,7 @@ export class InstanceWorker implements WorkHost {
   async request(verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<void> {
     if (this.#isForgotten) throw new AppError('not_found', `There is no instance ${this.instance.name}`)
     if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
-    const admission = admit(verb, { state: this.instance.state, capabilities: this.#capabilities(), pending: this.pending })
+    const admission = admit(verb, { ...this.#subject(), pending: this.pending })
     if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
     if (admission.answer === 'already') {
       if (options.refuseAlready !== undefined) throw this.#denied(verb, options.refuseAlready)
@@ -217,7 +218,7 @@ export class InstanceWorker implements WorkHost {
     if (task.request !== undefined) {
       const { verb, refuseAlready } = task.request
       // The instance may have changed while the request waited: its guest may have ended.
-      const admission = admit(verb, { state: this.instance.state, capabilities: this.#capabilities() })
+      const admission = admit(verb, this.#subject())
       if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
       if (admission.answer === 'already') {
         if (refuseAlready !== undefined) throw this.#denied(verb, refuseAlready)
@@ -287,8 +288,9 @@ export class InstanceWorker implements WorkHost {
     return this.#pendingTasks().findLast(({ transition }) => transition !== undefined)
   }
 
-  #capabilities(): ReadonlySet<Capability> {
-    return this.#uses.work.hypervisorOf(this.instance.hypervisor).capabilities
+  #subject(): Subject {
+    const { state, hypervisor } = this.instance
+    return { state, capabilities: this.#uses.work.hypervisorOf(hypervisor).capabilities, holdsDevice: holdsDevice(this.instance) }
   }
 
   #denied(verb: Transition | Access, reason: string): AppError {

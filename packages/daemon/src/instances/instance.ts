@@ -38,6 +38,9 @@ export interface CreateInstance {
     readonly bandwidthUpload?: number
   }
   readonly volumes?: readonly MountRequest[]
+  /** Names or ids of registered devices. */
+  readonly devices?: readonly string[]
+  readonly gpuProfile?: string
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly autoStandby?: AutoStandbyPolicy
   readonly skipGuestAgent?: boolean

@@ -4,8 +4,9 @@
  */
 import { statfs } from 'node:fs/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
-import { admit, type Capability, isResting, type Operation, type Transition } from '@dormouse/api/instance-states.ts'
+import { admit, isResting, type Operation, type Subject, type Transition } from '@dormouse/api/instance-states.ts'
 import type { Config } from '../config/config.ts'
+import type { Devices, PlannedDevices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
 import { nameLayer } from '../disks/layer.ts'
 import type { Events } from '../events/events.ts'
@@ -68,7 +69,7 @@ import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
 import { SleepCompressions } from './sleep-compressions.ts'
-import { nicOf, vmSpecOf } from './vm-spec-of.ts'
+import { holdsDevice, nicOf, vmSpecOf } from './vm-spec-of.ts'
 import { type WaitFor, waitForState } from './wait.ts'
 
 export interface InstancesUses {
@@ -77,6 +78,7 @@ export interface InstancesUses {
   readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage'>
   readonly disks: Disks
   readonly volumes: Volumes
+  readonly devices: Devices
   readonly paths: Paths
   readonly log: Logger
   readonly config: Pick<Config, 'limits' | 'instances' | 'network' | 'hypervisor' | 'snapshots'>
@@ -95,6 +97,7 @@ export interface InstancesUses {
 const MIN_PREFIX = 4
 const IMAGE_WAIT_MS = 5000
 const NETWORK_LIMIT_MS = 60_000
+const DEVICES_LIMIT_MS = 60_000
 
 export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
@@ -152,6 +155,7 @@ export class Instances implements AsyncDisposable {
       paths: uses.paths,
       memory: uses.memory,
       network: uses.network,
+      devices: uses.devices,
       sleepJobs: {
         cancel: async (id) => {
           await this.#compressions.cancel(id)
@@ -186,6 +190,7 @@ export class Instances implements AsyncDisposable {
       nics.filter(({ id }) => network.addressOf(id) !== undefined),
       { signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log },
     )
+    await this.#uses.devices.recover((id) => this.find(id) !== undefined, { signal: AbortSignal.timeout(DEVICES_LIMIT_MS), log })
     const reconciled = await reconcile({
       ...this.#work,
       log: this.#uses.log,
@@ -278,13 +283,14 @@ export class Instances implements AsyncDisposable {
     assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
     const { disks, volumes } = this.#uses
+    const devices = await this.#planDevices(request, asked.hypervisor)
     await using mounts = await prepareMounts(asked.mounts, { volumes, release: (layers) => disks.release(layers) })
     const room = await this.#diskRoom()
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
     this.#assertOpen()
     this.#admitDemand(request.name, demand, room)
     this.#admitNetwork(request.name, request.network ?? {})
-    const instance = this.#reserve(request, asked, image, ports, mounts)
+    const instance = this.#reserve(request, asked, image, ports, mounts, devices)
     await this.#workerOf(instance).perform('create', undefined, create)
     return this.get(instance.id)
   }
@@ -364,11 +370,7 @@ export class Instances implements AsyncDisposable {
     this.#assertOpen()
     const source = this.get(id)
     const target = request.target ?? defaultTargetOf(source.state)
-    const admission = admit('fork', {
-      state: source.state,
-      capabilities: this.#hypervisor(source.hypervisor).capabilities,
-      pending: this.#workerOf(source).pending,
-    })
+    const admission = admit('fork', this.#subject(source, { isQueued: true }))
     if (admission.answer === 'denied') throw this.#denied(source, 'fork', admission.reason)
     const child = await this.#reserveFork(source, request, target)
     const wanted = { fromRunning: request.fromRunning === true, diskOnly: target === 'Stopped' }
@@ -393,8 +395,8 @@ export class Instances implements AsyncDisposable {
   async snapshot(id: InstanceId, request: Omit<SnapshotRequest, 'id'>): Promise<Snapshot> {
     this.#assertOpen()
     const snapshotId = createId()
-    const { state, name } = this.get(id)
-    const admission = admit('snapshot', { state, capabilities: this.#capabilitiesOf(id), pending: this.#workerOf(this.get(id)).pending })
+    const { name } = this.get(id)
+    const admission = admit('snapshot', this.#subject(this.get(id), { isQueued: true }))
     if (admission.answer === 'denied') throw new AppError('conflict', `A snapshot of ${name} cannot be taken now: ${admission.reason}`)
     await this.#request(id, 'snapshot', (work) => snapshot(work, { ...request, id: snapshotId }))
     const taken = this.#snapshots.find(snapshotId)
@@ -478,7 +480,7 @@ export class Instances implements AsyncDisposable {
   #napObstacle(instance: Instance): string | undefined {
     if (instance.state !== 'Running') return `it is ${instance.state}`
     if (this.isBusy(instance.id)) return 'it is in the middle of an operation'
-    const admission = admit('standby', { state: instance.state, capabilities: this.#hypervisor(instance.hypervisor).capabilities })
+    const admission = admit('standby', this.#subject(instance))
     return admission.answer === 'denied' ? admission.reason : undefined
   }
 
@@ -587,8 +589,7 @@ export class Instances implements AsyncDisposable {
   async guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat' = 'exec'): Promise<GuestClient> {
     const instance = this.get(id)
     const worker = this.#workerOf(instance)
-    const { capabilities } = this.#hypervisor(instance.hypervisor)
-    const admission = admit(operation, { state: instance.state, capabilities, pending: worker.pending })
+    const admission = admit(operation, this.#subject(instance, { isQueued: true }))
     if (admission.answer === 'denied') throw this.#denied(instance, operation, admission.reason)
     if (!worker.live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
     return worker.live.connected(step)
@@ -646,7 +647,10 @@ export class Instances implements AsyncDisposable {
   }
 
   /** For an instance whose disk is counted already, as it is in every state. */
-  readonly #admitAgain: Admit = (work) => this.#admitAs(work, { ...work.instance, runs: true })
+  readonly #admitAgain: Admit = async (work) => {
+    await this.#uses.devices.assertReady(work.instance)
+    return this.#admitAs(work, { ...work.instance, runs: true })
+  }
 
   /** For one that becomes another than its record says: what it takes now makes room for what it will. */
   readonly #admitAs: AdmitAs = async ({ instance }, then) => {
@@ -710,6 +714,11 @@ export class Instances implements AsyncDisposable {
 
   async #reserveFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
     checkName(request.name)
+    if (target === 'Standby' && source.gpu !== undefined) {
+      throw new AppError('invalid_state', `A fork of ${source.name} has a part of a GPU as well, and cannot be put into standby with it`, {
+        hint: 'Fork it to Running or Stopped',
+      })
+    }
     if (!source.network.enabled) assertNoNetwork(request)
     const bandwidth = bandwidthOf(request, source.network)
     // What has no memory to go on from boots first, also on its way to Standby.
@@ -784,8 +793,14 @@ export class Instances implements AsyncDisposable {
     )
   }
 
-  #capabilitiesOf(id: InstanceId): ReadonlySet<Capability> {
-    return this.#hypervisor(this.get(id).hypervisor).capabilities
+  /** As the gate sees it; `isQueued` with what is under way for it. */
+  #subject(instance: Instance, { isQueued = false } = {}): Subject {
+    return {
+      state: instance.state,
+      capabilities: this.#hypervisor(instance.hypervisor).capabilities,
+      holdsDevice: holdsDevice(instance),
+      ...(isQueued ? { pending: this.#workerOf(instance).pending } : {}),
+    }
   }
 
   #denied({ name, state }: Instance, operation: Operation, reason: string): AppError {
@@ -878,12 +893,23 @@ export class Instances implements AsyncDisposable {
     }
   }
 
+  /** What is in the way of its devices is told before anything is made. */
+  async #planDevices({ devices, gpuProfile }: CreateInstance, name: HypervisorName): Promise<PlannedDevices> {
+    if (((devices?.length ?? 0) > 0 || gpuProfile !== undefined) && !this.#hypervisor(name).capabilities.has('gpu')) {
+      throw new AppError('not_supported', `The hypervisor ${name} cannot be given devices of the host (no gpu-passthrough)`, {
+        hint: 'Use the hypervisor qemu',
+      })
+    }
+    return this.#uses.devices.plan({ ...present('devices', devices), ...present('profile', gpuProfile) })
+  }
+
   #reserve(
     request: CreateInstance,
     asked: Asked,
     image: ReadyImage,
     ports: readonly PortForward[],
     mounts: Awaited<ReturnType<typeof prepareMounts>>,
+    devices: PlannedDevices,
   ): Instance {
     const { images, config, host, events, volumes } = this.#uses
     const id = createId() as InstanceId
@@ -919,6 +945,8 @@ export class Instances implements AsyncDisposable {
         operation: 'create',
         disk: [nameLayer('raw')],
         volumes: mounts.attachments,
+        ...(devices.devices.length > 0 ? { devices: devices.devices } : {}),
+        ...(request.gpuProfile === undefined ? {} : { gpu: { profile: request.gpuProfile } }),
         phases: { current: 'Created', sinceMs: nowMs, durations: {} },
         ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
         ...(request.cmd?.length ? { cmd: request.cmd } : {}),
@@ -929,6 +957,7 @@ export class Instances implements AsyncDisposable {
         ...(uid === undefined ? {} : { uid }),
       }
       mounts.assertUnchanged()
+      devices.assertFree()
       followAttachments({ rows: volumes.rows, events }, instance, [], instance.volumes)
       const addressed = this.#insert(instance)
       events.record({ kind: 'instance.created', subject: id, data: eventDataOf(addressed) })

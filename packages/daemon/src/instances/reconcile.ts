@@ -85,7 +85,8 @@ async function factsOf(instance: Instance, uses: ReconcileUses): Promise<{ facts
   const { sleep } = instance
   if (instance.vm === undefined) {
     const hasSleep = sleep && existsSync(uses.paths.instanceSleep(instance.id, sleep.generation))
-    return { facts: { vm: 'none', hasDisk, ...(hasSleep === undefined ? {} : { hasSleep }) }, vm: undefined }
+    const holdsDevices = uses.devices.isHolding(instance.id)
+    return { facts: { vm: 'none', hasDisk, holdsDevices, ...(hasSleep === undefined ? {} : { hasSleep }) }, vm: undefined }
   }
   try {
     const step = { signal: AbortSignal.timeout(LOOK_LIMIT_MS), log: uses.log }
@@ -151,6 +152,10 @@ async function carryOut(work: InstanceWork, recovery: Recovery): Promise<void> {
     case 'settle_asleep':
       work.change({ state: 'Standby', operation: undefined, stateError: undefined })
       return
+    case 'give_back_devices':
+      await work.step('sweep', 60_000)
+      // What may run for it has them open.
+      return work.sweep()
     case 'mark_unknown':
       work.change({ state: 'Unknown', stateError: recovery.why })
       return

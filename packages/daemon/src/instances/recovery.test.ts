@@ -49,6 +49,13 @@ test('an instance at rest is left alone', () => {
   assert.equal(recover({ state: 'Standby' }, { ...facts('none'), hasSleep: true }).action, 'rest')
 })
 
+test('one at rest whose devices the host has not back gives them back; one that is settled or adopted does so on its way', () => {
+  const left = { ...facts('none'), holdsDevices: true }
+  assert.equal(recover({ state: 'Stopped' }, left).action, 'give_back_devices')
+  assert.equal(recover({ state: 'Running' }, left).action, 'settle_ended')
+  assert.equal(recover({ state: 'Created', operation: 'start' }, left).action, 'undo_start')
+})
+
 test('a restore behind its commit point is finished while its VM runs; else its memory is lost and its disk is not', () => {
   for (const state of ['Paused', 'Unknown'] as const) {
     assert.equal(recover({ state, operation: 'restore' }, facts('running')).action, 'finish_restore')

@@ -23,6 +23,8 @@ export interface Facts {
   readonly hasDisk: boolean
   /** The sleeping state that its row names is there; absent when it names none. */
   readonly hasSleep?: boolean
+  /** Devices of the host that were taken for its VM have not been given back. */
+  readonly holdsDevices?: boolean
   /** Why `vm` is unclear. */
   readonly why?: string
 }
@@ -47,6 +49,8 @@ export type Recovery =
   | { readonly action: 'settle_ended' }
   /** It was in doubt, and sleeps: its disk and its sleeping state are there. */
   | { readonly action: 'settle_asleep' }
+  /** It is at rest, and the host has not all of its devices back. */
+  | { readonly action: 'give_back_devices' }
   | { readonly action: 'mark_unknown'; readonly why: string }
 
 export function recover(stored: Pick<Instance, 'state' | 'operation'> & Partial<Pick<Instance, 'volumes'>>, facts: Facts): Recovery {
@@ -91,7 +95,7 @@ function settle(state: Instance['state'], facts: Facts): Recovery {
   switch (state) {
     case 'Standby':
     case 'Stopped':
-      return { action: 'rest' }
+      return { action: facts.holdsDevices ? 'give_back_devices' : 'rest' }
     case 'Unknown':
     case 'Created':
     case 'Initializing':

@@ -7,6 +7,9 @@ import { basename, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { type InstanceState, isLive } from '@dormouse/api/instance-states.ts'
 import { configOf } from '../config/config.ts'
+import { Devices } from '../devices/devices.ts'
+import { FakeSysfs } from '../devices/fake-sysfs.ts'
+import { PciIds } from '../devices/pci-ids.ts'
 import { Disks } from '../disks/disks.ts'
 import { formatOf, isPlain, nameLayer } from '../disks/layer.ts'
 import { Events } from '../events/events.ts'
@@ -83,6 +86,7 @@ export interface TestHouseOptions {
 
 export class TestHouse implements AsyncDisposable {
   readonly host = new FakeHost()
+  readonly sysfs = new FakeSysfs()
   readonly dir = mkdtempSync(join(tmpdir(), 'dm-'))
   readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
   readonly log
@@ -96,6 +100,7 @@ export class TestHouse implements AsyncDisposable {
         events: Events
         snapshots: Snapshots
         volumes: Volumes
+        devices: Devices
         compressing: BackgroundJobs
         isDead: boolean
       }
@@ -104,6 +109,8 @@ export class TestHouse implements AsyncDisposable {
   constructor(options: TestHouseOptions = {}) {
     this.#options = options
     this.log = createLogger({ level: options.logLevel ?? 'silent' })
+    this.sysfs.isOpen = (what) =>
+      this.host.running().some(({ spec }) => spec.hostDevices?.some((one) => (one.kind === 'pci' ? one.address : one.uuid) === what))
     const { instancesDir, disksDir, vmsDir, snapshotsDir } = this.paths
     for (const dir of [instancesDir, disksDir, vmsDir, snapshotsDir]) mkdirSync(dir, { recursive: true })
   }
@@ -119,6 +126,9 @@ export class TestHouse implements AsyncDisposable {
   }
   get volumes(): Volumes {
     return this.#alive.volumes
+  }
+  get devices(): Devices {
+    return this.#alive.devices
   }
   get compressing(): BackgroundJobs {
     return this.#alive.compressing
@@ -180,6 +190,7 @@ export class TestHouse implements AsyncDisposable {
       diskPath: (layer) => this.paths.disk(layer),
       admit: (what, bytes) => instances.admitDisk(what, bytes),
     })
+    const devices = new Devices({ db, events, sysfs: this.sysfs, pciIds: new PciIds([]), log: this.log, isRoot: true })
     const compressing = new BackgroundJobs()
     const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths, log: this.log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -197,6 +208,7 @@ export class TestHouse implements AsyncDisposable {
       },
       disks,
       volumes,
+      devices,
       paths: this.paths,
       log: this.log,
       config,
@@ -209,7 +221,7 @@ export class TestHouse implements AsyncDisposable {
       settings: { modules: undefined, freshBoot: false },
       crashPoint,
     })
-    this.#life = Object.assign(life, { instances, snapshots, volumes, compressing })
+    this.#life = Object.assign(life, { instances, snapshots, volumes, devices, compressing })
     await instances.recover()
     snapshots.recover()
     return instances
@@ -246,6 +258,7 @@ export class TestHouse implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#life) await this.end(0)
+    this.sysfs[Symbol.dispose]()
     rmSync(this.dir, { recursive: true, force: true })
   }
 
@@ -283,6 +296,7 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
   const kept = house.snapshots.list()
   const running = house.host.running()
   assert.deepEqual(house.host.violations, [])
+  assertDevices(house, stored)
   const live = stored.filter(({ state }) => isLive(state))
   const unknown = stored.filter(({ state }) => state === 'Unknown')
   const runs = new Set<string>(running.map(({ spec }) => spec.id))
@@ -317,6 +331,19 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     for (const { hostPort } of network.ports) assert.ok(open.includes(hostPort), `the port ${hostPort} of ${name} is closed`)
   for (const { id, name, network } of live)
     assert.deepEqual(running.find(({ spec }) => spec.id === id)?.bandwidth, paceOf(network), `how fast the network of ${name} is`)
+}
+
+/** Who runs has its devices, and the host has all others. */
+function assertDevices(house: TestHouse, stored: readonly Instance[]): void {
+  const { sysfs } = house
+  assert.deepEqual(sysfs.violations, [])
+  const running = stored.filter(({ state, vm }) => isLive(state) || vm !== undefined)
+  for (const { id, name } of stored.filter((one) => !running.includes(one)))
+    assert.ok(!house.devices.isHolding(id), `${name} does not run, and a device has not been given back`)
+  const parts = running.flatMap(({ gpu }) => gpu?.mdevUuid ?? [])
+  assert.deepEqual([...sysfs.mdevs].sort(), parts.sort(), 'mediated devices')
+  for (const { name, devices = [] } of running)
+    for (const { address } of devices) assert.equal(sysfs.driverOf(address), 'vfio-pci', `a device of ${name}`)
 }
 
 /** Of two processors, by default. */

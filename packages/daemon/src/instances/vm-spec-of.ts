@@ -1,7 +1,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { formatOf } from '../disks/layer.ts'
 import type { Bandwidth } from '../hypervisors/hypervisor.ts'
-import type { DiskSpec, VmSpec } from '../hypervisors/vm-spec.ts'
+import type { DiskSpec, HostDeviceSpec, VmSpec } from '../hypervisors/vm-spec.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
@@ -27,6 +27,7 @@ export function vmSpecOf(instance: Instance, { image, paths, network, modules, l
   const nic = nicOf(instance)
   const { app, vmm, journal } = paths.instanceLogs(instance.id)
   const diskIoBps = diskRateOf(instance, diskIo)
+  const hostDevices = hostDevicesOf(instance)
   return {
     id: instance.id,
     runDir: paths.vmRunDir(instance.id),
@@ -38,8 +39,21 @@ export function vmSpecOf(instance: Instance, { image, paths, network, modules, l
     freshBoot: freshBoot || instance.freshBoot === true,
     ...(nic === undefined ? {} : { nic: network.nicSpecOf(nic) }),
     ...(diskIoBps === undefined ? {} : { diskIoBps }),
+    ...(hostDevices.length === 0 ? {} : { hostDevices }),
     ...(instance.uid === undefined ? {} : { user: { uid: instance.uid, gid: instance.uid } }),
   }
+}
+
+/** Something of the host is in it, or is to be: what is in a device can be put to sleep or copied by no one. Pure. */
+export const holdsDevice = ({ devices = [], gpu }: Pick<Instance, 'devices' | 'gpu'>): boolean => devices.length > 0 || gpu !== undefined
+
+/** Whole devices in the order in which they were asked for, then its part of a GPU. */
+function hostDevicesOf({ devices = [], gpu }: Instance): HostDeviceSpec[] {
+  return [
+    ...devices.map(({ address }) => ({ kind: 'pci', address }) as const),
+    ...(gpu?.mdevUuid === undefined ? [] : [{ kind: 'mdev', uuid: gpu.mdevUuid } as const]),
+    ...(gpu?.address === undefined ? [] : [{ kind: 'pci', address: gpu.address } as const]),
+  ]
 }
 
 /** Its interface; undefined where it has none. Pure. */

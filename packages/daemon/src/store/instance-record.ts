@@ -57,6 +57,9 @@ export interface Instance {
   readonly disk: readonly string[]
   /** In the order in which they were attached. */
   readonly volumes: readonly Attachment[]
+  /** Of the host, and no one else's as long as it is there. */
+  readonly devices?: readonly HeldDevice[]
+  readonly gpu?: InstanceGpu
   /** What it wakes from; absent unless it is in standby. */
   readonly sleep?: Sleep
   readonly phases: Phases
@@ -70,6 +73,20 @@ export interface AutoStandbyPolicy {
   /** Who does not count: networks, and ports of the guest. */
   readonly ignoreSources: readonly string[]
   readonly ignorePorts: readonly number[]
+}
+
+export interface HeldDevice {
+  readonly id: string
+  readonly name: string
+  readonly address: string
+}
+
+/** A part of a GPU. */
+export interface InstanceGpu {
+  readonly profile: string
+  /** While its VM runs: a mediated device, or the virtual function that has become it. */
+  readonly mdevUuid?: string
+  readonly address?: string
 }
 
 /** A volume as an instance has it. */

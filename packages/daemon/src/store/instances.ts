@@ -45,6 +45,8 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   exit_message: (i) => i.exitMessage ?? null,
   disk: (i) => json(i.disk),
   volumes: (i) => json(i.volumes),
+  devices: (i) => json(i.devices ?? []),
+  gpu: (i) => json(i.gpu),
   sleep: (i) => json(i.sleep),
   phase_durations: (i) => json(i.phases.durations),
   phase_since_ms: (i) => i.phases.sinceMs,
@@ -213,6 +215,8 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const autoStandby = parse<NonNullable<Instance['autoStandby']>>(row.auto_standby)
   const vm = parse<NonNullable<Instance['vm']>>(row.vm)
   const sleep = parse<NonNullable<Instance['sleep']>>(row.sleep)
+  const devices = parse<NonNullable<Instance['devices']>>(row.devices) ?? []
+  const gpu = parse<NonNullable<Instance['gpu']>>(row.gpu)
   return {
     id: row.id as InstanceId,
     name: String(row.name),
@@ -252,6 +256,8 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     ...(autoStandby === undefined ? {} : { autoStandby }),
     ...(vm === undefined ? {} : { vm }),
     ...(sleep === undefined ? {} : { sleep }),
+    ...(devices.length === 0 ? {} : { devices }),
+    ...(gpu === undefined ? {} : { gpu }),
     ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),
     ...text('stateError', row.state_error),
     ...text('exitMessage', row.exit_message),

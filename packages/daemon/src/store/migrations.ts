@@ -280,4 +280,44 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'devices',
+    sql: `
+      -- devices of the host that may be given to instances
+      CREATE TABLE devices (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        pci_address TEXT NOT NULL UNIQUE,
+        type TEXT NOT NULL CHECK (type IN ('gpu', 'pci')),
+        vendor_id TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        iommu_group INTEGER NOT NULL,
+        tags TEXT NOT NULL DEFAULT '{}',
+        created_at_ms INTEGER NOT NULL
+      ) STRICT;
+
+      -- functions that were taken from their drivers, for whom, and what each is given back to; written before it is taken
+      CREATE TABLE device_bindings (
+        pci_address TEXT PRIMARY KEY,
+        instance_id TEXT NOT NULL,
+        iommu_group INTEGER NOT NULL,
+        driver TEXT,
+        override TEXT
+      ) STRICT;
+      CREATE INDEX device_bindings_by_instance ON device_bindings (instance_id);
+
+      -- parts of GPUs that were made for instances; written before they are made
+      CREATE TABLE vgpus (
+        instance_id TEXT PRIMARY KEY,
+        profile TEXT NOT NULL,
+        parent TEXT NOT NULL,
+        type_id TEXT NOT NULL,
+        uuid TEXT
+      ) STRICT;
+
+      -- the devices that it has, each with its id, name and address; and the part of a GPU that it is to have
+      ALTER TABLE instances ADD COLUMN devices TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(devices));
+      ALTER TABLE instances ADD COLUMN gpu TEXT;
+    `,
+  },
 ]

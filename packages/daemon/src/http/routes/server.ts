@@ -125,14 +125,14 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
   }
 }
 
-async function resourcesOf({ host, instances, images, volumes }: ServerUses): Promise<Resources> {
+async function resourcesOf({ host, instances, images, volumes, devices }: ServerUses): Promise<Resources> {
   const all = instances.list({})
   const link = host.link()
   const live = all.filter(takesMemory)
   const taken = (name: keyof Demand): number => live.reduce((total, instance) => total + demandOf(instance)[name], 0)
   const diskIo = { capacityBps: host.diskIoBps, ratio: host.ratios.diskIo, cpus: host.facts.cpus }
   const volumesBytes = volumes.demandBytes()
-  const [disk, imagesBytes, overlays] = await Promise.all([host.disk(), images.usage(), instances.diskBytes()])
+  const [disk, imagesBytes, overlays, gpu] = await Promise.all([host.disk(), images.usage(), instances.diskBytes(), devices.gpus()])
   return {
     cpu: { ...status('cpu', host.facts.cpus, host.ratios.cpu, taken('vcpus')), source: 'detected' },
     memory: { ...status('memory', host.facts.memoryBytes, host.ratios.memory, taken('memoryBytes')), source: 'detected' },
@@ -151,6 +151,7 @@ async function resourcesOf({ host, instances, images, volumes }: ServerUses): Pr
       source: link.source,
     },
     disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: volumesBytes, overlays_bytes: overlays },
+    gpu: gpu ?? null,
     allocations: live.map((instance) => ({
       instance_id: instance.id,
       instance_name: instance.name,

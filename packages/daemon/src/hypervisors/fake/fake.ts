@@ -28,6 +28,7 @@ export class FakeHypervisor implements Hypervisor {
     'disk_hotplug',
     'disk_limit',
     'memory_hotplug',
+    'gpu',
   ])
   readonly volumeSlots = 3
   readonly #host: FakeHost

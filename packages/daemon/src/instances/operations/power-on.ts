@@ -19,6 +19,7 @@ export async function powerOn(
   // Deferred before, since a start that was cut short may have left something.
   undo.defer(() => work.sweep())
   await work.attach()
+  await work.attachDevices()
   const spec = work.vmSpec(along)
   const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
   const startedAt = performance.now()
