@@ -46,6 +46,8 @@ static void run_child(const struct launch *how, pid_t parent) {
     // A guest makes the helper open a socket for each port that it sends from: it must not take all of the host's.
     const struct rlimit sockets = {HELPER_DESCRIPTORS, HELPER_DESCRIPTORS};
     if (how->may_bind_low_ports && setrlimit(RLIMIT_NOFILE, &sockets) < 0) return;
+    const struct rlimit locked = {(rlim_t)how->locked_bytes, (rlim_t)how->locked_bytes};
+    if (how->locked_bytes > 0 && setrlimit(RLIMIT_MEMLOCK, &locked) < 0) return;
     if (how->has_user) {
         // The shim is spared when memory runs out, the child is not.
         int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);

@@ -14,6 +14,7 @@ struct launch {
     const gid_t *groups;
     size_t group_count;
     int isolates_network;
+    long long locked_bytes; /* 0: as little as anyone */
     int may_bind_low_ports;
 };
 

@@ -195,6 +195,8 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->waits = strcmp(value, "yes") == 0;
         } else if (IS("--isolate-network")) {
             plan->isolates_network = strcmp(value, "yes") == 0;
+        } else if (IS("--locked")) {
+            plan->locked_bytes = number(value, LLONG_MAX);
         } else if (IS("--helper")) {
             if (plan->helper_argc == MAX_HELPER_ARGS) fail("too many words for the helper");
             plan->helper_argv[plan->helper_argc++] = value;

@@ -46,6 +46,7 @@ struct plan {
     char **vmm_argv;
     int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */
+    long long locked_bytes; /* memory that the VMM may keep from being moved, for devices that reach it; 0: as little as anyone */
     struct descriptor helper_fds[MAX_DESCRIPTORS];
     size_t helper_fd_count;
     char *helper_argv[MAX_HELPER_ARGS + 1];
@@ -79,6 +80,7 @@ struct plan {
  *   --copies-memory yes       the VMM gets a memfd with what is in its memory's descriptor instead, and maps it shared
  *   --waits yes               ends the VMM when the last connection does, until `claim`
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
+ *   --locked BYTES            how much memory the VMM may lock, as it does for devices of the host
  *   --helper ARG              a word of the helper's command line; repeated
  *   -- VMM ARGS
  */

@@ -172,7 +172,10 @@ static void start_vmm(struct shim *shim) {
         .groups = plan->groups,
         .group_count = plan->group_count,
         .isolates_network = plan->isolates_network,
+        .locked_bytes = plan->locked_bytes,
     });
+    // Root in a container may be without the right to more than what it has.
+    if (shim->vmm < 0 && errno == EPERM && plan->locked_bytes > 0) fail_errno("the VMM cannot be let lock its guest's memory");
     if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
 }
 

@@ -83,6 +83,20 @@ test('a VMM runs as its own user, without groups, capabilities or a way to gain 
   assert.notEqual(await readlink(`/proc/${shim.vmm.pid}/ns/net`), await readlink('/proc/self/ns/net'))
 })
 
+test('a VMM may lock as much memory as it is said to need, and its shim no more than before', async (t) => {
+  const lockedOf = async (pid: number): Promise<string | undefined> =>
+    /^Max locked memory +(\d+|unlimited) +(\d+|unlimited)/m
+      .exec(await readFile(`/proc/${pid}/limits`, 'utf8'))
+      ?.slice(1)
+      .join(' ')
+  const plain = await launched(t, await planFor(t, 'sleep 60'))
+  // More than it has is for root to allow; less is for anyone.
+  const limited = await launched(t, await planFor(t, 'sleep 60', { lockedBytes: 2 ** 22 }))
+  assert.equal(await lockedOf(limited.vmm.pid), `${2 ** 22} ${2 ** 22}`)
+  assert.equal(await lockedOf(limited.identity.pid), await lockedOf(process.pid))
+  assert.equal(await lockedOf(plain.vmm.pid), await lockedOf(process.pid))
+})
+
 test('a VMM has the descriptors that are named and no others', async (t) => {
   const plan = await planFor(t, 'ls -l /proc/self/fd >&2; cat <&20 >&12; exec sleep 60')
   const file = join(plan.dir, 'disk')

@@ -33,6 +33,8 @@ export interface ShimPlan {
   readonly waits?: boolean
   /** The VMM needs no network of its own: its traffic goes to the helper. */
   readonly isolateNetwork: boolean
+  /** Memory that the VMM may lock, for devices that reach it by themselves; absent: as little as any process. */
+  readonly lockedBytes?: number
   readonly helper?: ShimChild
 }
 
@@ -132,6 +134,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.copiesMemory ? ['--copies-memory', 'yes'] : []),
     ...(plan.waits ? ['--waits', 'yes'] : []),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
+    ...(plan.lockedBytes === undefined ? [] : ['--locked', `${plan.lockedBytes}`]),
     ...(plan.helper === undefined
       ? []
       : [...descriptors('--helper-fd', plan.helper), ...plan.helper.argv.flatMap((word) => ['--helper', word])]),

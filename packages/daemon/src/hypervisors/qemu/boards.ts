@@ -14,6 +14,8 @@ export interface Board {
   blockDevice(name: string): string
   /** Where slot N sits. Slot 0 is the serial controller, 1 the NIC, from 2 on the disks. */
   place(slot: number): string
+  /** Where the root port of the host's N-th device sits; absent: the board takes none. */
+  portPlace?(index: number): string
   /** Memory can be added while it runs. */
   readonly takesDimms: boolean
   /** How many disks a machine has room for. Free slots are filled with disks of size 0, at the golden boot and at every wake. */
@@ -32,6 +34,7 @@ export const Q35: Board = {
     nic: 'virtio-net-pci,disable-legacy=on,romfile=',
   },
   place: (slot) => `bus=pcie.0,addr=0x${(slot + 2).toString(16)}`,
+  portPlace: (index) => `bus=pcie.0,addr=0x${(index + 0x10).toString(16)}`,
   diskSlots: 6,
   takesDimms: true,
   blockDevice: (name) => `/machine/peripheral/${name}/virtio-backend`,

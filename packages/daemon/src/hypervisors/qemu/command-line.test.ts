@@ -177,3 +177,36 @@ test('nothing that would discard pages of a shared base is ever on the command l
   const text = commandLine(machine, wiring()).join(' ')
   assert.doesNotMatch(text, /balloon|free-page|virtio-mem/)
 })
+
+test('devices of the host are each behind a root port of their own, in order, away from all other places', () => {
+  const hostDevices = [
+    { kind: 'pci', address: '0000:65:00.0' },
+    { kind: 'mdev', uuid: '11111111-2222-3333-4444-555555555555' },
+  ] as const
+  const argv = commandLine(machine, wiring({ entry: 'boot', hostDevices }))
+  assert.deepEqual(devices(argv).slice(-4), [
+    'pcie-root-port,id=port0,bus=pcie.0,addr=0x10,chassis=1,hotplug=off',
+    'vfio-pci,id=device0,bus=port0,host=0000:65:00.0',
+    'pcie-root-port,id=port1,bus=pcie.0,addr=0x11,chassis=2,hotplug=off',
+    'vfio-pci,id=device1,bus=port1,sysfsdev=/sys/bus/mdev/devices/11111111-2222-3333-4444-555555555555',
+  ])
+  assert.deepEqual(values(argv, '-uuid'), ['11111111-2222-3333-4444-555555555555'])
+  const places = devices(argv).flatMap((device) => /bus=pcie\.0,addr=\w+/.exec(device)?.[0] ?? [])
+  assert.equal(new Set(places).size, places.length)
+  // All others are as without them.
+  assert.deepEqual(devices(argv).slice(0, -4), devices(commandLine(machine, wiring({ entry: 'boot' }))))
+  assert.deepEqual(values(commandLine(machine, wiring()), '-uuid'), [])
+})
+
+test('what is no device of the host gets no place on the command line, and a board without PCI takes none', () => {
+  for (const device of [
+    { kind: 'pci', address: '0000:65:00.0,x-vga=on' },
+    { kind: 'pci', address: '../0000:65:00.0' },
+    { kind: 'mdev', uuid: '../../../etc' },
+  ] as const)
+    assert.throws(() => commandLine(machine, wiring({ entry: 'boot', hostDevices: [device] })), { code: 'internal_error' })
+  const one = { kind: 'pci', address: '0000:65:00.0' } as const
+  assert.throws(() => commandLine({ ...machine, board: MICROVM }, wiring({ entry: 'boot', hostDevices: [one] })), { code: 'not_supported' })
+  const many = Array.from({ length: 16 }, () => one)
+  assert.throws(() => commandLine(machine, wiring({ entry: 'boot', hostDevices: many })), { code: 'not_supported', message: /at most 15/ })
+})

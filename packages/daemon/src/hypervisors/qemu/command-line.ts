@@ -3,10 +3,11 @@
  * instances that wake from it is in `Wiring`.
  */
 import { AppError } from '@dormouse/api/errors.ts'
-import type { DiskSpec } from '../vm-spec.ts'
+import type { DiskSpec, HostDeviceSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
 import { DIMM_ROOM_MIB, DIMM_SLOTS, type Dimm, dimmArguments } from './dimms.ts'
 import { deviceName, diskNode, FIXED_SLOTS, nodeName, roleOf, slotOf } from './disk-nodes.ts'
+import { hostDeviceArguments } from './host-devices.ts'
 
 export interface Machine {
   readonly board: Board
@@ -40,6 +41,7 @@ export interface Wiring {
   readonly ownsMemory?: boolean
   /** Memory that it has beyond what it began with. */
   readonly dimms?: readonly Dimm[]
+  readonly hostDevices?: readonly HostDeviceSpec[]
   /** Its disks will be others before its guest is told to go. */
   readonly changesDisks?: boolean
 }
@@ -113,6 +115,7 @@ export function commandLine(machine: Machine, wiring: Wiring): string[] {
       ...(disk === undefined ? emptyNode(index, wiring.entry) : diskNode(disk)),
       ...diskDevice(board, disk, index),
     ]),
+    ...hostDeviceArguments(board, wiring.hostDevices ?? []),
     ...(isLoaded(wiring.entry) ? ['-incoming', 'defer'] : []),
     ...(wiring.entry === 'restore' ? ['-S'] : []),
   ]

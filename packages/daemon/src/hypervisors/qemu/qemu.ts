@@ -23,7 +23,7 @@ import { type AddedMemory, type Descriptor, type LoadedDelta, readExit, Shim, ty
 import type { DiskSpec, NicSpec, UserNicSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
-import { assertSane, bytesOf, type Dimm, dimmFd } from './dimms.ts'
+import { assertSane, bytesOf, DIMM_ROOM_MIB, type Dimm, dimmFd } from './dimms.ts'
 import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
@@ -87,6 +87,7 @@ export class QemuHypervisor implements Hypervisor {
       'disk_hotplug',
       'disk_limit',
       ...(board.takesDimms ? (['memory_hotplug'] as const) : []),
+      ...(board.portPlace === undefined ? [] : (['gpu'] as const)),
     ])
     this.#uses = uses
     this.#host = host
@@ -128,7 +129,7 @@ export class QemuHypervisor implements Hypervisor {
     if (spec.hotplugMib !== undefined) assertInReach(host)
     const machine = this.#machine(host, spec, spec.hotplugMib !== undefined)
     using _start = this.#uses.pool?.machines.start()
-    using golden = spec.freshBoot || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
+    using golden = bootsItself(spec) || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
     const kind = golden !== undefined && canRehearseFor(spec) ? this.#startKind(spec, machine, host, golden) : undefined
     const waited = await this.#takeWaiting(kind, spec, step)
     if (waited !== undefined) return waited
@@ -165,6 +166,7 @@ export class QemuHypervisor implements Hypervisor {
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     await assertPortsFree(portsOf(spec))
+    if (spec.hostDevices !== undefined) throw new AppError('not_supported', 'What was in a device of the host is in no sleeping state')
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     using _start = this.#uses.pool?.machines.start()
     const waited = await this.#takeWaiting(canPrepareFor(spec) ? this.#restoreKind(spec, capture) : undefined, spec, step)
@@ -498,6 +500,7 @@ export class QemuHypervisor implements Hypervisor {
       disks: spec.disks,
       dimms: dimmsIn(origin),
       ...(spec.nic === undefined ? {} : { nic: { mac: spec.nic.mac } }),
+      ...(spec.hostDevices === undefined ? {} : { hostDevices: spec.hostDevices }),
     }
     return {
       shimPath: this.#uses.shimPath,
@@ -511,6 +514,7 @@ export class QemuHypervisor implements Hypervisor {
       ],
       waits,
       isolateNetwork: true,
+      ...(spec.hostDevices === undefined ? {} : { lockedBytes: lockedBytesOf(machine) }),
       memory: FD.MEMORY,
       copiesMemory: host.outOfReach !== undefined,
       vmm: {
@@ -622,6 +626,17 @@ function assertInReach({ outOfReach }: HostAnswers): void {
     hint: 'See what would mend it with: dormouse doctor',
   })
 }
+
+/**
+ * With a kernel of its own, or with devices of the host: a golden boot was parked without them. Nor would it be of use then, as all of the
+ * memory is made the VM's own as soon as a device may reach it (docs/decisions/0116).
+ */
+const bootsItself = ({ freshBoot, hostDevices }: VmSpec): boolean => freshBoot === true || hostDevices !== undefined
+
+const LOCKED_SLACK_MIB = 1024
+
+/** All of the guest's memory, what may be added to it, and the devices' own rings and tables. */
+const lockedBytesOf = ({ memoryMib, hotplug }: Machine): number => (memoryMib + (hotplug ? DIMM_ROOM_MIB : 0) + LOCKED_SLACK_MIB) * 2 ** 20
 
 const networkKindOf = (spec: VmSpec): 'user' | 'tap' | 'none' => spec.nic?.backend ?? 'none'
 
