@@ -76,6 +76,12 @@ export const verbs: readonly Verb[] = [
     group: HOST,
     load: () => import('./commands/volume.ts'),
   },
+  {
+    name: 'device',
+    summary: 'Register devices of the host for instances',
+    group: HOST,
+    load: () => import('./commands/device.ts'),
+  },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
   { name: 'token', summary: 'Make, list and revoke tokens for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
   { name: 'audit', summary: 'List who changed what, and who was refused', group: HOST, load: () => import('./commands/audit.ts') },
@@ -109,6 +115,14 @@ export const volumeVerbs: readonly Verb[] = [
   { name: 'detach', summary: 'Detach a volume from an instance', load: () => import('./commands/volume/detach.ts') },
   { name: 'grow', summary: 'Make a volume larger', load: () => import('./commands/volume/grow.ts') },
   { name: 'rm', summary: 'Delete volumes that no instance has', load: () => import('./commands/volume/rm.ts') },
+]
+
+export const deviceVerbs: readonly Verb[] = [
+  { name: 'available', summary: 'List devices of the host that could be registered', load: () => import('./commands/device/available.ts') },
+  { name: 'create', summary: 'Register a device, for an instance to have', load: () => import('./commands/device/create.ts') },
+  { name: 'ls', alias: 'list', summary: 'List registered devices, with who has them', load: () => import('./commands/device/ls.ts') },
+  { name: 'inspect', summary: 'Show all that is known of devices', load: () => import('./commands/device/inspect.ts') },
+  { name: 'rm', summary: 'Unregister devices that no instance has', load: () => import('./commands/device/rm.ts') },
 ]
 
 export const snapshotVerbs: readonly Verb[] = [
@@ -151,6 +165,7 @@ export const verbGroups: Readonly<Record<string, readonly Verb[]>> = {
   'auto-standby': autoStandbyVerbs,
   volume: volumeVerbs,
   token: tokenVerbs,
+  device: deviceVerbs,
 }
 
 /** Puts `list` under `parent` by name and summary; a verb's own file is loaded when it is the one. */

@@ -34,6 +34,31 @@ async function df(options: HostOption & { json?: true }): Promise<void> {
     ],
     resourceRows(resources),
   )
+  if (resources.gpu) showGpus(resources.gpu)
+}
+
+function showGpus({ mode, total_slots: total, used_slots: used, profiles = [], devices = [] }: NonNullable<Resources['gpu']>): void {
+  print('')
+  print(`GPUs: ${used} of ${total} ${mode === 'vgpu' ? 'parts' : 'devices'} in use`)
+  if (profiles.length > 0) {
+    printTable(
+      [
+        { title: 'PROFILE', value: ({ name }) => name },
+        { title: 'MEMORY', value: ({ framebuffer_mb: mb }) => (mb === 0 ? '-' : humanBytes(mb * 2 ** 20)), align: 'right' },
+        { title: 'LEFT', value: ({ available }) => `${available}`, align: 'right' },
+      ],
+      profiles,
+    )
+  }
+  if (devices.length > 0) {
+    printTable(
+      [
+        { title: 'GPU', value: ({ name }) => name },
+        { title: 'FREE', value: ({ available }) => (available ? 'yes' : 'no') },
+      ],
+      devices,
+    )
+  }
 }
 
 function spaceOf({ disk_breakdown: space = {} }: Resources): { what: string; bytes: number }[] {

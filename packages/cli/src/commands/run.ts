@@ -36,6 +36,8 @@ export function define(command: Command): void {
     .option('--env-file <file>', 'set the variables of a file', collect)
     .option('-p, --publish <[[ip:]host:]guest[/udp]>', 'publish a port of the guest on the host; may be repeated', collect)
     .option('-v, --volume <volume:path[:ro][:overlay=size]>', 'mount a volume; may be repeated', collect)
+    .option('--device <name>', 'a registered device of the host, by name or id; may be repeated', collect)
+    .option('--gpu-profile <profile>', 'a part of a GPU of the host, such as L40S-1Q')
     .option('--bandwidth-down <rate>', 'how fast its network may be towards it, such as 10Mbps or 2MB/s')
     .option('--bandwidth-up <rate>', 'and away from it')
     .option('-m, --memory <size>', 'such as 512m (1GB when left out)')

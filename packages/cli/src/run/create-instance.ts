@@ -16,6 +16,8 @@ export interface CreateOptions {
   readonly envFile?: string[]
   readonly publish?: string[]
   readonly volume?: string[]
+  readonly device?: string[]
+  readonly gpuProfile?: string
   readonly bandwidthDown?: string
   readonly bandwidthUp?: string
   readonly memory?: string
@@ -70,6 +72,8 @@ export async function requestOf(
     ...(tags !== undefined && { tags }),
     ...(Object.keys(network).length > 0 && { network }),
     ...(options.volume?.length && { volumes: options.volume.map(parseMount) }),
+    ...(options.device?.length && { devices: options.device }),
+    ...(options.gpuProfile !== undefined && { gpu: { profile: options.gpuProfile } }),
     ...(options.memory !== undefined && { size: parseSizeOption(options.memory) }),
     ...(options.cpus !== undefined && { vcpus: parseCount(options.cpus) }),
     ...(options.overlaySize !== undefined && { overlay_size: parseSizeOption(options.overlaySize) }),
