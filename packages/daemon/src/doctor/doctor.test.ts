@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { configOf } from '../config/config.ts'
+import { FakeSysfs } from '../devices/fake-sysfs.ts'
 import { checkAssets, findTools } from './checks.ts'
+import { examineDevices } from './device-checks.ts'
 import { report } from './doctor.ts'
 import { droppingTables } from './network-checks.ts'
 
@@ -79,4 +81,31 @@ table bridge x {
 `
   assert.deepEqual(droppingTables(listing), ['ip filter'])
   assert.deepEqual(droppingTables(''), [])
+})
+
+test('of devices it is said whether the host can give any, and what is missing where it offers half of it', async (t) => {
+  const bare = new FakeSysfs()
+  const gpu = { address: '0000:65:00.0', vendor: '10de', device: '26b9', classCode: '030200', group: 12 }
+  const half = new FakeSysfs([gpu], { hasVfio: false })
+  t.after(() => {
+    bare[Symbol.dispose]()
+    half[Symbol.dispose]()
+  })
+  const status = (uid: number, capabilities: string) =>
+    writeFileSync(join(half.proc, 'self/status'), `Name:\tnode\nUid:\t${uid}\t${uid}\t${uid}\t${uid}\nCapEff:\t${capabilities}\n`)
+  const told = async (sysfs = half) => (await examineDevices(sysfs, half.dir)).map(({ state, says }) => `${state}: ${says}`)
+  assert.deepEqual(await told(bare), ['good: none of the host’s can be given to instances: no IOMMU is there, or it is off'])
+  status(0, '000001ffffffffff')
+  assert.deepEqual(await told(), ['poor: the kernel has no vfio-pci: no device can be given'])
+  writeFileSync(join(half.dir, 'modules.dep'), 'kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n')
+  assert.deepEqual(await told(), ['good: vfio-pci, and devices in 1 IOMMU group: dormouse device available lists what can be given'])
+  writeFileSync(join(half.dev, 'vfio/vfio'), '')
+  chmodSync(join(half.dev, 'vfio/vfio'), 0o600)
+  status(0, '000001fffeffffff')
+  assert.deepEqual(await told(), [
+    `poor: only some may open ${half.dev}/vfio/vfio, and each VMM is a user of its own`,
+    'poor: root may not let a VM lock its memory, which a device reaches by itself',
+  ])
+  status(1000, '0000000000000000')
+  assert.match(String((await told())[1]), /by root alone/)
 })

@@ -15,6 +15,7 @@ import {
   checkRunDir,
   checkTools,
 } from './checks.ts'
+import { checkDevices } from './device-checks.ts'
 import { checkNetwork } from './network-checks.ts'
 
 export interface Finding {
@@ -49,6 +50,7 @@ async function examine(config: Config): Promise<Finding[]> {
     checkCgroups,
     checkPool,
     checkNetwork,
+    checkDevices,
     checkDataDir,
     checkReflink,
     checkRunDir,
