@@ -13,7 +13,7 @@ import { PciIds } from './devices/pci-ids.ts'
 import { Disks } from './disks/disks.ts'
 import { Events } from './events/events.ts'
 import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
-import { hostSysfs, type Sysfs } from './host/sysfs.ts'
+import { hostSysfs, noSysfs, type Sysfs } from './host/sysfs.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
 import { createHypervisors, type DriverUses, noCgroups, noMemory } from './hypervisor-set.ts'
@@ -97,7 +97,7 @@ export class Daemon implements AsyncDisposable {
     log,
     hypervisors: given,
     crashPoint = crashPointOf(config, log),
-    sysfs = hostSysfs,
+    sysfs = config.hypervisor === 'fake' ? noSysfs : hostSysfs,
   }: DaemonOptions): Promise<Daemon> {
     const startedAt = performance.now()
     await using stack = new AsyncDisposableStack()

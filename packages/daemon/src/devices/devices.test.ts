@@ -139,6 +139,19 @@ test('what cannot be registered is refused with what is in the way', async (t) =
   assert.equal(await code(devices.register({ pciAddress: GPU.address })), 'done')
 })
 
+test('a function is not taken from under its virtual functions, nor a GPU from under its parts', async (t) => {
+  const physical: FakeFunction = { ...CARD, virtualFunctions: 2 }
+  const virtual: FakeFunction = { ...CARD, address: '0000:17:00.2', device: '101e' }
+  const { devices, sysfs } = room(t, [physical, virtual, { ...GPU, mdevTypes: TYPES }])
+  assert.match(await code(devices.register({ pciAddress: physical.address })), /^conflict: .* has virtual functions/)
+  assert.match(await code(devices.register({ pciAddress: virtual.address })), /^conflict: .* shares the IOMMU group 3 with 0000:17:00.0/)
+  sysfs.plug({ ...virtual, address: '0000:17:00.3', group: 31 })
+  assert.equal(await code(devices.register({ pciAddress: '17:00.3' })), 'done')
+  const { id, name, address } = await devices.register({ pciAddress: GPU.address })
+  await devices.attach({ id: A, gpu: { profile: 'L40S-1Q' } }, step)
+  assert.match(await code(devices.assertReady({ id: B, devices: [{ id, name, address }] })), /^conflict: .* a part of it is in use/)
+})
+
 test('an instance has a device with all functions of its card, and the host has them back as they were', async (t) => {
   const { devices, sysfs } = room(t, [GPU, GPU_AUDIO, PORT])
   const { id, name, address } = await devices.register({ pciAddress: GPU.address, name: 'big' })

@@ -192,7 +192,7 @@ export class Devices {
 
   /** For one that has them already and is about to run: can they be had now? Throws what is in the way. */
   async assertReady({ id, devices = [], gpu }: Omit<Owner, 'uid'>): Promise<void> {
-    await this.#groupsOf(devices)
+    if (devices.length > 0) await this.#groupsOf(devices)
     // What an earlier life could not give back makes room for this one's.
     if (gpu !== undefined && !this.isHolding(id)) await this.#place(gpu.profile)
   }
@@ -285,6 +285,11 @@ export class Devices {
     const found = await readPci(sysfs, address)
     if (found === undefined) throw new AppError('device_not_found', `The host has no PCI device ${address}`)
     if (isBridge(found)) throw new AppError('conflict', `The device ${address} is a bridge of the host: it can be given to no one`)
+    if (found.hasVirtualFunctions) {
+      throw new AppError('conflict', `The device ${address} has virtual functions, which would go with its driver`, {
+        hint: 'Register one of these, or turn them off: write 0 to its sriov_numvfs',
+      })
+    }
     const { iommuGroup } = found
     if (iommuGroup === undefined) {
       throw new AppError('conflict', `The device ${address} is in no IOMMU group: it would reach all of the host's memory`, {
@@ -380,7 +385,11 @@ export class Devices {
 
   /** Where one of that profile can be made now. Throws `insufficient_resources` when nowhere. */
   async #place(profile: string): Promise<{ readonly parent: VgpuParent; readonly typeId: string; readonly profile: string }> {
-    const parents = await listVgpuParents(this.#uses.sysfs)
+    const held = this.#rows.holders()
+    // One that an instance has as a whole is not divided, also while it is stopped.
+    const parents = (await listVgpuParents(this.#uses.sysfs)).filter(
+      ({ address }) => !held.has(this.#rows.findByAddress(address)?.id ?? ''),
+    )
     const isIt = (type: VgpuParent['types'][number]): boolean => type.profile === profile || type.id === profile
     for (const parent of parents) {
       const type = parent.types.find((one) => isIt(one) && one.available > 0)

@@ -21,6 +21,8 @@ export interface FakeFunction {
   readonly net?: { readonly name: string; readonly isUp: boolean }
   /** Of a GPU that is divided into mediated devices: how many of each type, all types sharing them. */
   readonly mdevTypes?: readonly { readonly id: string; readonly name: string; readonly description?: string; readonly available: number }[]
+  /** How many virtual functions it has. */
+  readonly virtualFunctions?: number
   /** Of a virtual function: what it can become, by number. */
   readonly vfTypes?: Readonly<Record<string, string>>
 }
@@ -59,7 +61,7 @@ export class FakeSysfs implements Sysfs, Disposable {
   }
 
   plug(one: FakeFunction): void {
-    const { address, vendor, device, classCode, group, driver, net, mdevTypes, vfTypes } = one
+    const { address, vendor, device, classCode, group, driver, net, mdevTypes, virtualFunctions, vfTypes } = one
     this.#functions.set(address, one)
     const dir = join(this.root, 'devices/pci0000:00', address)
     mkdirSync(dir, { recursive: true })
@@ -68,6 +70,7 @@ export class FakeSysfs implements Sysfs, Disposable {
     put('device', `0x${device}`)
     put('class', `0x${classCode}`)
     put('driver_override', '(null)')
+    if (virtualFunctions !== undefined) put('sriov_numvfs', `${virtualFunctions}`)
     link(dir, join(this.root, 'bus/pci/devices', address))
     if (group !== undefined) {
       const groupDir = join(this.root, 'kernel/iommu_groups', `${group}`)

@@ -1,15 +1,19 @@
-/** What the host itself lives on must not be taken from it: a network card that is up, a disk that is mounted. */
+/** What the host itself lives on must not be taken from it: a network card that is up, a disk that is mounted, a GPU whose parts are in use. */
 import { readFile, realpath } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { namesIn, readAttribute, type Sysfs } from '../host/sysfs.ts'
 import { pciDir } from './pci.ts'
+import { hasParts } from './vgpus.ts'
 
 const IFF_UP = 1
 
 /** Throws `conflict`, naming what the host does with it. A heuristic for accidents: what else uses a device only its driver knows. */
 export async function assertUnusedByHost(sysfs: Sysfs, address: string): Promise<void> {
-  const use = (await interfaceThatIsUp(sysfs, address)) ?? (await mountedDisk(sysfs, address))
+  const use =
+    (await interfaceThatIsUp(sysfs, address)) ??
+    (await mountedDisk(sysfs, address)) ??
+    ((await hasParts(sysfs, address)) ? 'a part of it is in use' : undefined)
   if (use === undefined) return
   throw new AppError('conflict', `The host uses the device ${address}: ${use}`, { hint: 'Stop using it there first', detail: { use } })
 }

@@ -13,6 +13,8 @@ export interface PciFunction {
   /** Undefined: no IOMMU stands between it and the memory, so that it can be given to no one. */
   readonly iommuGroup: number | undefined
   readonly driver: string | undefined
+  /** It has virtual functions, which go when its driver does. */
+  readonly hasVirtualFunctions: boolean
 }
 
 export const VFIO = 'vfio-pci'
@@ -35,10 +37,11 @@ export async function listPci(sysfs: Sysfs): Promise<PciFunction[]> {
 /** Undefined when there is no such function. */
 export async function readPci(sysfs: Sysfs, address: string): Promise<PciFunction | undefined> {
   const dir = pciDir(sysfs, address)
-  const [vendor, device, classCode, group, driver] = await Promise.all([
+  const [vendor, device, classCode, virtualFunctions, group, driver] = await Promise.all([
     readAttribute(path.join(dir, 'vendor')),
     readAttribute(path.join(dir, 'device')),
     readAttribute(path.join(dir, 'class')),
+    readAttribute(path.join(dir, 'sriov_numvfs')),
     linkedName(path.join(dir, 'iommu_group')),
     linkedName(path.join(dir, 'driver')),
   ])
@@ -50,6 +53,7 @@ export async function readPci(sysfs: Sysfs, address: string): Promise<PciFunctio
     classCode: hex(classCode ?? '', 6),
     iommuGroup: group !== undefined && /^\d{1,9}$/.test(group) ? Number(group) : undefined,
     driver,
+    hasVirtualFunctions: Number(virtualFunctions ?? 0) > 0,
   }
 }
 
@@ -76,7 +80,8 @@ const HARMLESS: ReadonlySet<string> = new Set([VFIO, 'pci-stub', 'pcieport'])
 
 /**
  * The first member of the group that keeps `address` from being given away: a device of another card that the host uses. It would be
- * behind the same IOMMU entry, where a guest reaches it. Functions of one's own card are taken along. Pure.
+ * behind the same IOMMU entry, where a guest reaches it. Functions of one's own card are taken along, but for one whose virtual functions
+ * would go with its driver. Pure.
  */
 export const strangerIn = (
   group: readonly PciFunction[],
@@ -88,6 +93,6 @@ export const strangerIn = (
       member.driver !== undefined &&
       !HARMLESS.has(member.driver) &&
       !isBridge(member) &&
-      !isSameCard(member.address, address) &&
-      !isRegistered(member.address),
+      member.address !== address &&
+      (member.hasVirtualFunctions || !(isSameCard(member.address, address) || isRegistered(member.address))),
   )

@@ -71,6 +71,12 @@ async function readVf(sysfs: Sysfs, address: string): Promise<VgpuParent | undef
   return { address, kind: 'vf', types, used: current === '0' ? 0 : 1 }
 }
 
+/** Does anyone have a part of it, or it as a part of another? */
+export async function hasParts(sysfs: Sysfs, address: string): Promise<boolean> {
+  const names = await namesIn(pciDir(sysfs, address))
+  return names.some((name) => UUID.test(name)) || ((await readAttribute(currentTypeOf(sysfs, address))) ?? '0') !== '0'
+}
+
 const countOf = (text: string | undefined): number => (text !== undefined && /^\d{1,6}$/.test(text) ? Number(text) : 0)
 
 /** `NVIDIA L40S-1Q` and `framebuffer=1024M`; without the latter its name says how many GiB. Pure. */

@@ -36,6 +36,9 @@ export const hostSysfs: Sysfs = {
   },
 }
 
+/** Of a host that has nothing: made-up VMs must not be given what a real one has. */
+export const noSysfs: Sysfs = { ...hostSysfs, root: '/nonexistent', dev: '/nonexistent' }
+
 /** A process that hangs in the kernel does not end when it is killed. */
 async function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
   work.catch(() => undefined)

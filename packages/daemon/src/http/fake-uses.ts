@@ -7,7 +7,7 @@ import { Audit } from '../audit/audit.ts'
 import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
 import { Devices } from '../devices/devices.ts'
 import { PciIds } from '../devices/pci-ids.ts'
-import { hostSysfs } from '../host/sysfs.ts'
+import { noSysfs } from '../host/sysfs.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
@@ -413,7 +413,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     devices: new Devices({
       db: Database.open(':memory:'),
       events: { record: () => undefined },
-      sysfs: { ...hostSysfs, root: '/nonexistent' },
+      sysfs: noSysfs,
       pciIds: new PciIds([]),
       log: silentLogger,
       isRoot: true,
