@@ -130,6 +130,7 @@ describe('devices of the host', { timeout: 120_000, skip: process.geteuid?.() !=
     await refused(create(GPU.address), 409, 'conflict', /is registered already, as gpu0/)
     await refused(create(CARD.address, 'gpu0'), 409, 'conflict', /The name gpu0 is taken/)
     await refused(create(CARD.address, 'a b'), 400, 'invalid_request', /`name` does not fit/)
+    await refused(create(CARD.address, 'available'), 400, 'invalid_name', /cannot be named available/)
     await refused(create(UP.address), 409, 'conflict', /its network interface eth0 is up/)
   })
 

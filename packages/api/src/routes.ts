@@ -718,7 +718,7 @@ export const routes = {
     body: CreateDeviceRequest,
     status: 201,
     answer: Device,
-    errors: ['invalid_pci_address', 'device_not_found', 'conflict'],
+    errors: ['invalid_name', 'invalid_pci_address', 'device_not_found', 'conflict'],
   },
   listAvailableDevices: {
     tag: 'devices',

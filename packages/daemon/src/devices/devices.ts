@@ -8,6 +8,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { AppError } from '@dormouse/api/errors.ts'
+import { matchesTags } from '@dormouse/api/names.ts'
 import type { Resources } from '@dormouse/api/resources.ts'
 import type { Events } from '../events/events.ts'
 import type { Sysfs } from '../host/sysfs.ts'
@@ -85,10 +86,8 @@ export class Devices {
 
   /** Newest first. */
   async list(filter: { readonly tags?: Readonly<Record<string, string>> } = {}): Promise<SeenDevice[]> {
-    const wanted = Object.entries(filter.tags ?? {})
-    return this.#look(
-      this.#rows.list().filter(({ tags }) => wanted.every(([key, value]) => Object.hasOwn(tags, key) && tags[key] === value)),
-    )
+    const { tags = {} } = filter
+    return this.#look(this.#rows.list().filter((device) => matchesTags(device.tags, tags)))
   }
 
   /** By id, then by name. Throws `device_not_found`. */
@@ -124,6 +123,8 @@ export class Devices {
         hint: 'List the addresses of this host with: dormouse device available',
       })
     }
+    // Its own place in the API is taken.
+    if (name === 'available') throw new AppError('invalid_name', 'A device cannot be named available', { hint: 'Take another name' })
     const found = await this.#givable(address)
     const device: Device = {
       id: createId(),

@@ -191,6 +191,7 @@ test('devices of the host are each behind a root port of their own, in order, aw
     'vfio-pci,id=device1,bus=port1,sysfsdev=/sys/bus/mdev/devices/11111111-2222-3333-4444-555555555555',
   ])
   assert.deepEqual(values(argv, '-uuid'), ['11111111-2222-3333-4444-555555555555'])
+  assert.deepEqual(values(argv, '-object'), ['memory-backend-ram,id=ram,size=512M,merge=off'])
   const places = devices(argv).flatMap((device) => /bus=pcie\.0,addr=\w+/.exec(device)?.[0] ?? [])
   assert.equal(new Set(places).size, places.length)
   // All others are as without them.

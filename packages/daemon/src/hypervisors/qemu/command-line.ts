@@ -147,8 +147,10 @@ const isLoaded = (entry: Entry): boolean => entry === 'wake' || entry === 'resto
 const memorySize = ({ memoryMib, hotplug }: Machine): string =>
   hotplug ? `${memoryMib}M,slots=${DIMM_SLOTS},maxmem=${memoryMib + DIMM_ROOM_MIB}M` : `${memoryMib}M`
 
-function memoryBackend(machine: Machine, { entry, ownsMemory = false }: Wiring): string {
+function memoryBackend(machine: Machine, { entry, ownsMemory = false, hostDevices = [] }: Wiring): string {
   const size = `id=ram,size=${machine.memoryMib}M`
+  // Nothing is below it and no one captures it: a device has all of it in its place, in pages as large as the host has.
+  if (hostDevices.length > 0) return `memory-backend-ram,${size},merge=off`
   // QEMU opens it read-write even to map it privately; the memfd behind it is sealed against writing unless this is a capture.
   return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' || ownsMemory ? 'on' : 'off'}`
 }
