@@ -241,6 +241,26 @@ test('what cannot be given back stays on record, the rest is given back, and the
   assert.equal(sysfs.driverOf(GPU.address), 'nvidia')
 })
 
+test('a group that became two instances’ own is the first one’s that runs', async (t) => {
+  const { devices, sysfs } = room(t, [GPU, CARD])
+  const held = []
+  for (const { address } of [GPU, CARD]) {
+    const { id, name } = await devices.register({ pciAddress: address })
+    held.push({ id, name, address })
+  }
+  sysfs.unplug(CARD.address)
+  sysfs.plug({ ...CARD, group: 12 })
+  await devices.attach({ id: A, devices: held.slice(0, 1) }, step)
+  assert.match(
+    await code(devices.attach({ id: B, devices: held.slice(1) }, step)),
+    /^conflict: The IOMMU group 12 is taken for another instance/,
+  )
+  await devices.detach(B, step)
+  assert.deepEqual([sysfs.driverOf(GPU.address), sysfs.driverOf(CARD.address)], ['vfio-pci', 'vfio-pci'])
+  await devices.detach(A, step)
+  assert.deepEqual([sysfs.driverOf(GPU.address), sysfs.driverOf(CARD.address)], ['nvidia', 'mlx5_core'])
+})
+
 test('a driver that does not take its device back does not keep the instance from ending', async (t) => {
   const { devices, sysfs } = room(t, [GPU])
   const { id, name, address } = await devices.register({ pciAddress: GPU.address, name: 'big' })

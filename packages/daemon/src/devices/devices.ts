@@ -176,9 +176,7 @@ export class Devices {
   /** Looks whether all of it can be had, before anything is done for it. Throws what is wrong with it, or in the way. */
   async plan({ devices = [], profile }: WantedDevices): Promise<PlannedDevices> {
     if (devices.length === 0 && profile === undefined) return { devices: [], assertFree: () => undefined }
-    if (!this.#uses.isRoot) {
-      throw new AppError('not_supported', 'Devices can be given to instances only by a daemon that is root', { hint: 'Start it as root' })
-    }
+    this.#assertRoot()
     if (devices.length > MAX_DEVICES) throw new AppError('invalid_request', `An instance takes at most ${MAX_DEVICES} devices`)
     const wanted = devices.map((text) => this.#resolve(text))
     const twice = wanted.find(({ id }, index) => wanted.findIndex((other) => other.id === id) !== index)
@@ -193,6 +191,8 @@ export class Devices {
 
   /** For one that has them already and is about to run: can they be had now? Throws what is in the way. */
   async assertReady({ id, devices = [], gpu }: Omit<Owner, 'uid'>): Promise<void> {
+    if (devices.length === 0 && gpu === undefined) return
+    this.#assertRoot()
     if (devices.length > 0) await this.#groupsOf(devices)
     // What an earlier life could not give back makes room for this one's.
     if (gpu !== undefined && !this.isHolding(id)) await this.#place(gpu.profile)
@@ -258,6 +258,11 @@ export class Devices {
 
   // Below
 
+  #assertRoot(): void {
+    if (this.#uses.isRoot) return
+    throw new AppError('not_supported', 'Devices can be given to instances only by a daemon that is root', { hint: 'Start it as root' })
+  }
+
   #resolve(text: string): Device {
     const found = this.#rows.find(text) ?? this.#rows.findByName(text)
     if (found === undefined) throw notRegistered(text)
@@ -298,18 +303,19 @@ export class Devices {
       })
     }
     const group = await readGroup(sysfs, iommuGroup)
-    const stranger = strangerIn(group, address, (member) => this.#rows.findByAddress(member) !== undefined)
+    const isRegistered = (member: string): boolean => this.#rows.findByAddress(member) !== undefined
+    const stranger = strangerIn(group, address, isRegistered)
     if (stranger !== undefined) {
       throw new AppError(
         'conflict',
         `The device ${address} shares the IOMMU group ${iommuGroup} with ${stranger.address}, which the host drives with ${stranger.driver}`,
         {
-          hint: 'A group goes to one instance as a whole: register that one too, or take its driver from it',
+          hint: `A group goes to one instance as a whole: take that one from its driver first (driverctl, or its driver/unbind in /sys/bus/pci/devices/${stranger.address})`,
           detail: { iommu_group: iommuGroup, member: stranger.address, driver: stranger.driver },
         },
       )
     }
-    for (const { address: member, driver } of takenWith(group, address, (one) => this.#rows.findByAddress(one) !== undefined)) {
+    for (const { address: member, driver } of takenWith(group, address, isRegistered)) {
       if (driver !== VFIO) await assertUnusedByHost(sysfs, member)
     }
     return { ...found, iommuGroup }
@@ -355,19 +361,26 @@ export class Devices {
 
   async #takeDevices({ id, uid }: Owner, devices: readonly HeldDevice[], step: Step): Promise<void> {
     const { sysfs, db } = this.#uses
-    await this.#groupsOf(devices)
+    const groups = await this.#groupsOf(devices)
+    const isRegistered = (member: string): boolean => this.#rows.findByAddress(member) !== undefined
     const taken = new Map<string, PciFunction & { readonly iommuGroup: number }>()
-    for (const { address } of devices) {
-      const { iommuGroup } = await this.#givable(address)
-      const isRegistered = (member: string): boolean => this.#rows.findByAddress(member) !== undefined
+    for (const { id: device, address } of devices) {
+      const iommuGroup = Number(groups.get(device))
       for (const one of takenWith(await readGroup(sysfs, iommuGroup), address, isRegistered)) taken.set(one.address, { ...one, iommuGroup })
     }
     const places = await Promise.all([...taken.values()].map(async (one) => ({ ...one, ...(await placeOf(sysfs, one)) })))
-    // Of one that another life could not give back it is known already where it belongs.
-    const known = new Map(this.#rows.bindings().map((binding) => [binding.address, binding]))
     db.transaction(() => {
+      const others = this.#rows.bindings().filter(({ instanceId }) => instanceId !== id)
+      const clash = others.find(({ address, iommuGroup }) => places.some((one) => one.address === address || one.iommuGroup === iommuGroup))
+      // Groups may be others after a reboot than they were when it was recorded who has what.
+      if (clash !== undefined) {
+        throw new AppError('conflict', `The IOMMU group ${clash.iommuGroup} is taken for another instance, with ${clash.address}`, {
+          hint: 'A group goes to one instance as a whole: stop that one first',
+          detail: { instance: clash.instanceId },
+        })
+      }
       for (const { address, iommuGroup, driver, override } of places) {
-        const place = known.get(address) ?? { ...(driver === undefined ? {} : { driver }), ...(override === undefined ? {} : { override }) }
+        const place = { ...(driver === undefined ? {} : { driver }), ...(override === undefined ? {} : { override }) }
         this.#rows.bind({ ...place, address, iommuGroup, instanceId: id })
       }
     })

@@ -94,7 +94,7 @@ export class DeviceRows {
 
   bind({ address, instanceId, iommuGroup, driver, override }: Binding): void {
     this.#db
-      .prepare('INSERT OR REPLACE INTO device_bindings (pci_address, instance_id, iommu_group, driver, override) VALUES (?, ?, ?, ?, ?)')
+      .prepare('INSERT INTO device_bindings (pci_address, instance_id, iommu_group, driver, override) VALUES (?, ?, ?, ?, ?)')
       .run(address, instanceId, iommuGroup, driver ?? null, override ?? null)
   }
 
