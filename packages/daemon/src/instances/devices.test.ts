@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import type { FakeFunction } from '../devices/fake-sysfs.ts'
 import type { CreateInstance, Instance, InstanceId } from './instance.ts'
-import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
+import { assertInOrder, settled, TEST_IMAGE, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 const GPU: FakeFunction = { address: '0000:65:00.0', vendor: '10de', device: '26b9', classCode: '030200', group: 12, driver: 'nvidia' }
 const AUDIO: FakeFunction = { ...GPU, address: '0000:65:00.1', device: '22ba', classCode: '040300', driver: 'snd_hda_intel' }
@@ -100,6 +100,36 @@ test('a part of a GPU is made with each start and freed with each end; when none
   await settled(house.instances)
   assert.notEqual(house.instances.get(id).gpu?.mdevUuid, gpu?.mdevUuid)
   await assertInOrder(house)
+})
+
+test('a virtual function that has become a part is the VM’s while it runs, and nothing afterwards', async (t) => {
+  const virtual: FakeFunction = { ...GPU, address: '0000:68:00.4', group: 24, vfTypes: { 1148: 'NVIDIA L40S-1Q' } }
+  const house = await houseOf(t, [virtual])
+  const { id, gpu } = await run(house, 'a', { gpuProfile: 'L40S-1Q' })
+  assert.deepEqual(gpu, { profile: 'L40S-1Q', address: virtual.address })
+  assert.deepEqual(specOf(house, id)?.hostDevices, [{ kind: 'pci', address: virtual.address }])
+  assert.equal(house.sysfs.vfTypeOf(virtual.address), '1148')
+  await house.instances.stop(id)
+  assert.deepEqual([house.instances.get(id).gpu, house.sysfs.vfTypeOf(virtual.address)], [{ profile: 'L40S-1Q' }, '0'])
+  await assertInOrder(house)
+})
+
+test('nothing is pulled for an instance whose devices cannot be had', async (t) => {
+  const house = await houseOf(t)
+  let pulls = 0
+  house.pulls.set('far', async () => {
+    pulls++
+    return TEST_IMAGE
+  })
+  await register(house, GPU, 'big')
+  await run(house, 'a', { devices: ['big'] })
+  const far = (more: Partial<CreateInstance>) => run(house, 'b', { image: 'far', ...more })
+  await assert.rejects(far({ devices: ['big'] }), { code: 'conflict' })
+  await assert.rejects(far({ devices: ['none'] }), { code: 'device_not_found' })
+  await assert.rejects(far({ gpuProfile: 'none' }), { code: 'invalid_request' })
+  assert.equal(pulls, 0)
+  await far({ gpuProfile: 'L40S-1Q' })
+  assert.equal(pulls, 1)
 })
 
 test('what is in a device cannot be kept: standby, fork and snapshot of one that runs are refused, of its disk at rest they are not', async (t) => {

@@ -279,11 +279,12 @@ export class Instances implements AsyncDisposable {
       ...demandOf(asked),
       diskBytes: asked.sizes.overlayBytes + sum(asked.mounts.map(({ request: { overlayBytes = 0 } }) => overlayBytes)),
     }
+    const devices = await this.#planDevices(request, asked.hypervisor)
+    devices.assertFree()
     const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
     assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
     const { disks, volumes } = this.#uses
-    const devices = await this.#planDevices(request, asked.hypervisor)
     await using mounts = await prepareMounts(asked.mounts, { volumes, release: (layers) => disks.release(layers) })
     const room = await this.#diskRoom()
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
