@@ -84,6 +84,11 @@ test('the status of an instance says how long, how it ended, or what is under wa
   assert.equal(statusText({ ...base, operation: 'stop' }, now), 'stop under way')
   assert.equal(statusText({ ...base, state: 'Stopped', exit_code: 1, stopped_at: '2026-01-01T00:59:00Z' }, now), 'exit 1, 1m ago')
   assert.equal(statusText({ ...base, state: 'Stopped' }, now), '')
+  const crashed = { ...base, state: 'Stopped', exit_code: 1 } as const
+  const next_attempt_at = '2026-01-01T01:00:05Z'
+  assert.equal(statusText({ ...crashed, restart_status: { attempts: 1, next_attempt_at } }, now), 'exit 1, starts in 5s')
+  const given = statusText({ ...crashed, restart_status: { attempts: 3, blocked_reason: 'max_attempts_exceeded' } }, now)
+  assert.equal(given, 'exit 1, no more restarts')
   assert.equal(statusText({ ...base, state: 'Unknown', state_error: 'no answer' }, now), 'no answer')
 })
 

@@ -37,6 +37,7 @@ import { Database } from './store/database.ts'
 import { DiskLayers } from './store/disk-layers.ts'
 import { LeaseRows } from './store/leases.ts'
 import { TokenRows } from './store/tokens.ts'
+import { Supervision } from './supervision/supervision.ts'
 import { VERSION } from './version.ts'
 import { Volumes } from './volumes/volumes.ts'
 
@@ -62,6 +63,7 @@ export class Daemon implements AsyncDisposable {
   readonly tcp: { readonly host: string; readonly port: number } | undefined
   readonly #schedules: Schedules
   readonly #autoStandby: AutoStandby
+  readonly #supervision: Supervision
   readonly #http: HttpServer
   readonly #log: Logger
   readonly #parts: AsyncDisposableStack
@@ -72,6 +74,7 @@ export class Daemon implements AsyncDisposable {
     images: Images
     schedules: Schedules
     autoStandby: AutoStandby
+    supervision: Supervision
     events: Events
     paths: Paths
     http: HttpServer
@@ -86,6 +89,7 @@ export class Daemon implements AsyncDisposable {
     this.tcp = parts.tcp
     this.#schedules = parts.schedules
     this.#autoStandby = parts.autoStandby
+    this.#supervision = parts.supervision
     this.#http = parts.http
     this.#log = parts.log
     this.#parts = parts.stack
@@ -180,6 +184,8 @@ export class Daemon implements AsyncDisposable {
     })
     stack.defer(() => autoStandby.close())
     autoStandby.recover()
+    const supervision = stack.use(new Supervision({ instances, events, log }))
+    supervision.recover()
 
     const http = stack.use(
       new HttpServer({
@@ -190,6 +196,7 @@ export class Daemon implements AsyncDisposable {
         devices,
         schedules,
         autoStandby,
+        supervision,
         events,
         host: {
           facts: host,
@@ -240,7 +247,7 @@ export class Daemon implements AsyncDisposable {
       },
       'daemon ready',
     )
-    return new Daemon({ instances, images, schedules, autoStandby, events, paths, http, tcp, log, stack: stack.move() })
+    return new Daemon({ instances, images, schedules, autoStandby, supervision, events, paths, http, tcp, log, stack: stack.move() })
   }
 
   /** Takes no more requests, finishes or parks what is under way, leaves VMs running. Repeat is harmless. */
@@ -255,7 +262,13 @@ export class Daemon implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     this.#log.info('daemon stopping; its VMs go on')
-    await Promise.all([this.#http.close(), this.#schedules.close(), this.#autoStandby.close(), this.instances.close(CLOSE_GRACE_MS)])
+    await Promise.all([
+      this.#http.close(),
+      this.#schedules.close(),
+      this.#autoStandby.close(),
+      this.#supervision.close(),
+      this.instances.close(CLOSE_GRACE_MS),
+    ])
     await this.#parts.disposeAsync()
     this.#log.info('daemon stopped')
   }

@@ -69,7 +69,7 @@ export function statusText(instance: Instance, now: number): string {
     case 'Stopped': {
       const code = typeof instance.exit_code === 'number' ? `exit ${instance.exit_code}` : ''
       const when = instance.stopped_at ? ago(instance.stopped_at, now) : ''
-      return [code, when].filter((part) => part !== '').join(', ')
+      return [code, when, nextStart(instance, now)].filter((part) => part !== '').join(', ')
     }
     case 'Unknown':
       return instance.state_error ?? ''
@@ -78,4 +78,10 @@ export function statusText(instance: Instance, now: number): string {
     default:
       return since(instance.started_at)
   }
+}
+
+function nextStart({ restart_status: status }: Instance, now: number): string {
+  if (status?.blocked_reason === 'max_attempts_exceeded') return 'no more restarts'
+  if (typeof status?.next_attempt_at !== 'string') return ''
+  return `starts in ${humanDuration(Math.max(0, Date.parse(status.next_attempt_at) - now))}`
 }

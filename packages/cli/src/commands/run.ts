@@ -4,6 +4,7 @@ import { usageFailure } from '../failure.ts'
 import { ensureImage, type PullPolicy } from '../image-pull.ts'
 import { becomeRunning } from '../instance-life.ts'
 import { print, printJson, remark } from '../output/print.ts'
+import { addRestartOptions } from '../parse/restart.ts'
 import { collect, parseChoice } from '../parse/values.ts'
 import { type CreateOptions, createInstance, requestOf } from '../run/create-instance.ts'
 import { runInForeground } from '../run/foreground.ts'
@@ -58,6 +59,7 @@ export function define(command: Command): void {
     .option('--json', 'for programs: the instance, with -d')
     .addHelpText('after', HELP)
     .action((image: string, argv: string[]) => run(image, argv, command.optsWithGlobals()))
+  addRestartOptions(command)
 }
 
 const HELP = `
@@ -76,6 +78,8 @@ async function run(name: string, argv: readonly string[], options: RunOptions): 
   if (options.detach && options.rm)
     throw usageFailure('--rm needs someone who stays to delete it: leave out -d', 'Or give it a time to live: --ttl 2h')
   if (options.json && !options.detach) throw usageFailure('--json needs -d: in the foreground, standard output is the workload’s')
+  if (options.restart !== undefined && !options.detach)
+    throw usageFailure('--restart needs -d: in the foreground, run ends with its workload')
   const policy = parseChoice(options.pull, PULL_POLICIES, 'pull policy')
   const request = await requestOf(name, argv, options, { idle: isInteractive })
   const daemon = connect(options)

@@ -7,9 +7,10 @@ import { print, printJson, remark } from '../output/print.ts'
 import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { parsePorts } from '../parse/ports.ts'
+import { addRestartOptions, type RestartOptions, restartPolicyOf } from '../parse/restart.ts'
 import { collect, parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
 
-interface Options extends HostOption {
+interface Options extends HostOption, RestartOptions {
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
@@ -48,6 +49,7 @@ export function define(command: Command): void {
     .option('--ttl <duration>', 'delete it this long from now; 0s for never')
     .option('--json', 'for programs')
     .action((name: string) => update(name, command.optsWithGlobals()))
+  addRestartOptions(command)
 }
 
 async function update(name: string, options: Options): Promise<void> {
@@ -68,6 +70,7 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
   const tags = parseTags(options.tag ?? [])
   // The API replaces tags as a whole, and merges variables; people change one at a time.
   const changesTags = tags !== undefined || options.tagRm !== undefined
+  const restartPolicy = restartPolicyOf(options)
   const before = changesTags ? await daemon.call('getInstance', { params: { id: name } }) : undefined
   return {
     ...(options.name !== undefined && { name: options.name }),
@@ -80,6 +83,7 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
     ...(options.hotplugMemory !== undefined && { hotplug_size: options.hotplugMemory }),
     ...(options.diskIo !== undefined && { disk_io_bps: options.diskIo }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
+    ...(restartPolicy !== undefined && { restart_policy: restartPolicy }),
   }
 }
 

@@ -7,10 +7,11 @@ import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { parseMount } from '../parse/mounts.ts'
 import { parsePorts } from '../parse/ports.ts'
+import { type RestartOptions, restartPolicyOf } from '../parse/restart.ts'
 import { parseCount, parseDurationOption, parseSizeOption, parseTags } from '../parse/values.ts'
 import { randomName } from '../random-name.ts'
 
-export interface CreateOptions {
+export interface CreateOptions extends RestartOptions {
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
@@ -65,6 +66,7 @@ export async function requestOf(
   const tags = parseTags(options.tag ?? [])
   const ports = (options.publish ?? []).flatMap(parsePorts)
   const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }), ...bandwidthOf(options) }
+  const restartPolicy = restartPolicyOf(options)
   return {
     image,
     ...(idle ? { entrypoint: [...IDLE] } : commandOf(argv, options)),
@@ -87,6 +89,7 @@ export async function requestOf(
     ...(options.autoStandby !== undefined && {
       auto_standby: { enabled: true, idle_timeout: formatDuration(parseDurationOption(options.autoStandby)) },
     }),
+    ...(restartPolicy !== undefined && { restart_policy: restartPolicy }),
   }
 }
 

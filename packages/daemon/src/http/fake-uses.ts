@@ -426,6 +426,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
       log: silentLogger,
     }),
     autoStandby: new FakeAutoStandby(),
+    supervision: { of: () => ({}) },
     images: new FakeImages(),
     events: {
       async *subscribe({ after = 0, signal }) {

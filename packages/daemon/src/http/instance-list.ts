@@ -4,12 +4,17 @@
  * for the garbage collector, whose pauses are what a caller would wait for.
  */
 import type { Instance } from '../instances/instance.ts'
+import type { Attention } from '../supervision/supervision.ts'
 import { JsonBytes } from './json-bytes.ts'
+import { presentAttention } from './present-attention.ts'
 import { presentInstance } from './present-instance.ts'
 
-/** Records are replaced, never changed, so what was written of one holds as long as it does. Only one duration grows. */
+/**
+ * Records are replaced, never changed, so what was written of one holds as long as it does. Only one duration grows; and what is known of
+ * an instance beside its record is written each time, of the few of which there is something.
+ */
 interface Written {
-  /** All but that number, which comes last, and what closes it. */
+  /** All but what opens it, that number, which comes last, and what closes it. */
   readonly head: Buffer
   /** What it is at `sinceMs`. */
   readonly durationMs: number
@@ -27,12 +32,20 @@ export class InstanceLists {
   #spare: Buffer | undefined
 
   /** `JSON.stringify` of what `presentInstance` shows of each. */
-  write(instances: readonly Instance[], nowMs: number): JsonBytes {
+  write(instances: readonly Instance[], nowMs: number, attentionTo: (instance: Instance) => Attention = () => NONE): JsonBytes {
     const all = instances.map((instance) => this.#writtenOf(instance))
-    const body = this.#take(all.reduce((bytes, { head }) => bytes + head.length + TAIL_MAX_BYTES, '[]'.length))
+    const beside = instances.map((instance) => besideOf(attentionTo(instance)))
+    const body = this.#take(
+      all.reduce((bytes, { head }, at) => bytes + head.length + (beside[at]?.length ?? 0) + TAIL_MAX_BYTES, '[]'.length),
+    )
     let end = body.write('[', 'latin1')
-    for (const { head, durationMs, sinceMs } of all) {
-      if (end > 1) end += body.write(',', end, 'latin1')
+    for (const [at, { head, durationMs, sinceMs }] of all.entries()) {
+      end += body.write(end > 1 ? ',{' : '{', end, 'latin1')
+      const more = beside[at]
+      if (more !== undefined) {
+        body.set(more, end)
+        end += more.length
+      }
       body.set(head, end)
       end += head.length
       end += body.write(`${durationMs + Math.max(0, nowMs - sinceMs)}}}`, end, 'latin1')
@@ -51,7 +64,7 @@ export class InstanceLists {
     const phase = current.toLowerCase()
     const { [phase]: durationMs = 0, ...past } = phase_durations_ms ?? {}
     const durations = JSON.stringify({ ...past, [phase]: 0 }).slice(0, -'0}'.length)
-    const head = Buffer.from(`${JSON.stringify(lasting).slice(0, -1)},"phase_durations_ms":${durations}`)
+    const head = Buffer.from(`${JSON.stringify(lasting).slice(1, -1)},"phase_durations_ms":${durations}`)
     const written = { head, durationMs, sinceMs }
     this.#written.set(instance, written)
     return written
@@ -64,4 +77,12 @@ export class InstanceLists {
     // An eighth more, since the next list may be a little longer.
     return Buffer.allocUnsafeSlow(bytes + (bytes >> 3))
   }
+}
+
+const NONE: Attention = {}
+
+/** As the first members of the object. */
+function besideOf(attention: Attention): Buffer | undefined {
+  const text = attention === NONE ? '{}' : JSON.stringify(presentAttention(attention))
+  return text === '{}' ? undefined : Buffer.from(`${text.slice(1, -1)},`)
 }

@@ -10,7 +10,6 @@ const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Ask
   ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
   ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
   ['health_check', (body) => (body.health_check?.type ?? 'none') !== 'none', 'health checks are not built yet'],
-  ['restart_policy', (body) => (body.restart_policy?.policy ?? 'never') !== 'never', 'automatic restarts are not built yet'],
   ['skip_guest_agent', (body) => body.skip_guest_agent === true, 'an instance cannot run without its agent'],
 ]
 

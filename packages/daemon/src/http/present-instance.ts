@@ -1,13 +1,15 @@
 import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from '@dormouse/api/instances.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
+import type { Attention } from '../supervision/supervision.ts'
+import { presentAttention, presentRestartPolicy } from './present-attention.ts'
 import { presentAutoStandbyPolicy } from './present-auto-standby.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
 const isoOrNull = (ms: number | undefined): string | null => (ms === undefined ? null : iso(ms))
 
 /** An instance towards the API. What the contract lists as nullable is null when it does not apply; everything else is absent. */
-export function presentInstance(instance: Instance, nowMs: number): Shown {
+export function presentInstance(instance: Instance, nowMs: number, attention: Attention = {}): Shown {
   return {
     id: instance.id,
     name: instance.name,
@@ -43,6 +45,8 @@ export function presentInstance(instance: Instance, nowMs: number): Shown {
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
     ...(instance.autoStandby !== undefined && { auto_standby: presentAutoStandbyPolicy(instance.autoStandby) }),
+    ...(instance.restartPolicy !== undefined && { restart_policy: presentRestartPolicy(instance.restartPolicy) }),
+    ...presentAttention(attention),
     phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,
     current_phase: instance.phases.current.toLowerCase(),
     current_phase_since: iso(instance.phases.sinceMs),

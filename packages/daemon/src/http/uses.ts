@@ -30,6 +30,7 @@ import type { Logger } from '../log.ts'
 import type { SetSchedule, SnapshotSchedule } from '../schedules/schedules.ts'
 import type { ListSnapshots, Snapshot } from '../snapshots/snapshots.ts'
 import type { RecordedEvent } from '../store/events.ts'
+import type { Attention } from '../supervision/supervision.ts'
 import type { CreateVolume, Holder, Volume } from '../volumes/volumes.ts'
 import type { TokensDoor } from './auth.ts'
 
@@ -41,6 +42,7 @@ export interface ServerUses {
   readonly devices: DevicesDoor
   readonly schedules: SchedulesDoor
   readonly autoStandby: AutoStandbyDoor
+  readonly supervision: SupervisionDoor
   readonly events: EventsDoor
   readonly host: HostDoor
   /** What tokens are signed with. */
@@ -84,6 +86,10 @@ export interface InstancesDoor {
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
+}
+
+export interface SupervisionDoor {
+  of(instance: Instance, nowMs: number): Attention
 }
 
 export interface StandbyAsked {

@@ -14,7 +14,7 @@ export function forkOf(
 ): Instance {
   const { uid: _uid, vm: _vm, sleep: _sleep, ...kept } = source
   const { startedAtMs: _started, stoppedAtMs: _stopped, exitCode: _code, exitMessage: _message, ...asked } = kept
-  const { stateError: _error, expiresAtMs: _expires, operation: _operation, devices: _devices, gpu, ...rest } = asked
+  const { stateError: _error, expiresAtMs: _expires, operation: _operation, restarts: _restarts, devices: _devices, gpu, ...rest } = asked
   const { enabled } = source.network
   return {
     ...rest,

@@ -303,4 +303,5 @@ export const eventDataOf = (instance: Instance): Readonly<Record<string, unknown
   state_error: instance.stateError,
   exit_code: instance.exitCode,
   exit_message: instance.exitMessage,
+  restart_attempts: instance.restarts?.attempts,
 })

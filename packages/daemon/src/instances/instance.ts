@@ -1,8 +1,17 @@
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
-import type { AutoStandbyPolicy, Instance, Phases } from '../store/instance-record.ts'
+import type { AutoStandbyPolicy, Instance, Phases, RestartPolicy } from '../store/instance-record.ts'
 
-export type { Attachment, AutoStandbyPolicy, Instance, InstanceId, ListInstances, Phases } from '../store/instance-record.ts'
+export type {
+  Attachment,
+  AutoStandbyPolicy,
+  Instance,
+  InstanceId,
+  ListInstances,
+  Phases,
+  RestartPolicy,
+  Restarts,
+} from '../store/instance-record.ts'
 
 /** Durations up to `nowMs`, the current phase included, as the API shows them. */
 export function durationsAt(phases: Phases, nowMs: number): Readonly<Partial<Record<Lowercase<InstanceState>, number>>> {
@@ -47,6 +56,7 @@ export interface CreateInstance {
   readonly skipKernelHeaders?: boolean
   readonly freshBoot?: boolean
   readonly expiresAtMs?: number
+  readonly restartPolicy?: RestartPolicy
 }
 
 /** A volume that is wanted. */
@@ -75,6 +85,7 @@ export interface UpdateInstance {
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly autoStandby?: AutoStandbyPolicy
   readonly expiresAtMs?: number | null
+  readonly restartPolicy?: RestartPolicy
   readonly network?: {
     readonly ports?: readonly PortRequest[]
     readonly bandwidthDownload?: number

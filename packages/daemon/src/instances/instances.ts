@@ -59,6 +59,7 @@ import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
 import { detachVolume } from './operations/detach-volume.ts'
 import { type AdmitAs, fork, type TargetState } from './operations/fork.ts'
 import { growVolume } from './operations/grow-volume.ts'
+import { hold, startByPolicy, stopToRestart, type WantedRestart } from './operations/restart.ts'
 import { restore } from './operations/restore.ts'
 import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
@@ -303,9 +304,23 @@ export class Instances implements AsyncDisposable {
     })
   }
 
-  async stop(id: InstanceId, options: StopOptions = {}): Promise<Instance> {
-    const graceMs = options.force ? 0 : options.graceMs
-    return this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
+  /** Its restart policy leaves it alone from then on, until someone starts it. */
+  async stop(id: InstanceId, { force, graceMs: grace }: Pick<StopOptions, 'force' | 'graceMs'> = {}): Promise<Instance> {
+    const graceMs = force ? 0 : grace
+    const options = { ...present('force', force), ...present('graceMs', grace) }
+    const { restartPolicy } = this.get(id)
+    const stopped = this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
+    // What is Stopped already, or is being stopped by its policy, would be started again: behind that stop, and before any start.
+    const holding = restartPolicy === undefined ? undefined : this.#request(id, 'update', async (work) => hold(work))
+    await Promise.all([stopped, holding])
+    return this.get(id)
+  }
+
+  /** Starts it again, as its policy has it; of one that runs and is not well, it is stopped first. Nothing, when that is no longer so. */
+  async restartByPolicy(id: InstanceId, wanted: WantedRestart): Promise<void> {
+    // Each half looks again: someone may have stopped, started or changed it meanwhile.
+    if (this.get(id).state === 'Running') await this.#request(id, 'stop', (work) => stopToRestart(work, wanted))
+    await this.#request(id, 'start', (work) => startByPolicy(work, this.#admitAgain))
   }
 
   /** Resolves when its memory is on disk and its VM is gone. Options are refused when it sleeps already. */
@@ -955,6 +970,7 @@ export class Instances implements AsyncDisposable {
         ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
         ...(request.autoStandby === undefined ? {} : { autoStandby: request.autoStandby }),
         ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
+        ...present('restartPolicy', request.restartPolicy),
         ...(uid === undefined ? {} : { uid }),
       }
       mounts.assertUnchanged()

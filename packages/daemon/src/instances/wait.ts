@@ -1,6 +1,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { type InstanceState, isResting } from '@dormouse/api/instance-states.ts'
 import type { Instance, InstanceId, WaitResult } from './instance.ts'
+import { restartOutlook } from './restart-policy.ts'
 
 export interface WaitUses {
   /** Calls the listener when the instance has changed, and when nothing is under way for it any more. */
@@ -64,7 +65,9 @@ const answer = (instance: Instance, timedOut: boolean): WaitResult => ({
 function whyNot(instance: Instance, wanted: InstanceState): string {
   const how = instance.state === 'Stopped' ? endOf(instance) : ''
   const error = instance.stateError === undefined ? '' : `: ${instance.stateError}`
-  return `It is ${instance.state}${how}${error} and will not become ${wanted} by itself`
+  const isDue = restartOutlook(instance, { nowMs: Date.now() }).kind === 'due'
+  const then = isDue ? 'and is yet to be started again by its restart policy' : `and will not become ${wanted} by itself`
+  return `It is ${instance.state}${how}${error} ${then}`
 }
 
 function endOf({ exitCode, exitMessage }: Instance): string {

@@ -39,6 +39,7 @@ export interface Instance {
   /** Every start boots from the beginning, instead of waking a golden boot. */
   readonly freshBoot?: boolean
   readonly expiresAtMs?: number
+  readonly restartPolicy?: RestartPolicy
 
   /** The user that its VMM runs as and that owns its disk; absent when the daemon is not root. */
   readonly uid?: number
@@ -63,6 +64,31 @@ export interface Instance {
   /** What it wakes from; absent unless it is in standby. */
   readonly sleep?: Sleep
   readonly phases: Phases
+  /** What has become of its restart policy since someone last started it; absent when nothing has. */
+  readonly restarts?: Restarts
+}
+
+/** When it is started again without anyone asking. */
+export interface RestartPolicy {
+  readonly policy: 'never' | 'always' | 'on_failure'
+  /** From its end, or from the attempt before, to the next one. */
+  readonly backoffMs: number
+  /** In a row; 0 is no limit. */
+  readonly maxAttempts: number
+  /** Once it has run for so long, attempts are counted anew. */
+  readonly stableAfterMs: number
+}
+
+export interface Restarts {
+  readonly attempts: number
+  readonly lastAttemptAtMs?: number
+  /** How long it had been Running in all its life when the last attempt began. */
+  readonly ranMs?: number
+  /** An attempt has begun: it is to be started, or, once a start has been tried, to be tried again when its time has come. */
+  readonly owed?: 'start' | 'retry'
+  /** Someone stopped it: nothing but a start by someone ends that. */
+  readonly isHeld?: true
+  readonly lastReason?: 'health_check_failed'
 }
 
 /** When it is put into standby without anyone asking. */

@@ -50,6 +50,8 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   sleep: (i) => json(i.sleep),
   phase_durations: (i) => json(i.phases.durations),
   phase_since_ms: (i) => i.phases.sinceMs,
+  restart_policy: (i) => json(i.restartPolicy),
+  restarts: (i) => json(i.restarts),
 }
 const NAMES = Object.keys(COLUMNS)
 const READERS = Object.values(COLUMNS)
@@ -217,6 +219,8 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const sleep = parse<NonNullable<Instance['sleep']>>(row.sleep)
   const devices = parse<NonNullable<Instance['devices']>>(row.devices) ?? []
   const gpu = parse<NonNullable<Instance['gpu']>>(row.gpu)
+  const restartPolicy = parse<NonNullable<Instance['restartPolicy']>>(row.restart_policy)
+  const restarts = parse<NonNullable<Instance['restarts']>>(row.restarts)
   return {
     id: row.id as InstanceId,
     name: String(row.name),
@@ -258,6 +262,8 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     ...(sleep === undefined ? {} : { sleep }),
     ...(devices.length === 0 ? {} : { devices }),
     ...(gpu === undefined ? {} : { gpu }),
+    ...(restartPolicy === undefined ? {} : { restartPolicy }),
+    ...(restarts === undefined ? {} : { restarts }),
     ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),
     ...text('stateError', row.state_error),
     ...text('exitMessage', row.exit_message),

@@ -320,4 +320,12 @@ export const migrations: readonly Migration[] = [
       ALTER TABLE instances ADD COLUMN gpu TEXT;
     `,
   },
+  {
+    name: 'restarts',
+    sql: `
+      ALTER TABLE instances ADD COLUMN restart_policy TEXT CHECK (restart_policy IS NULL OR json_valid(restart_policy));
+      -- what has become of it: attempts, and whether one is owed, or someone holds it
+      ALTER TABLE instances ADD COLUMN restarts TEXT CHECK (restarts IS NULL OR json_valid(restarts));
+    `,
+  },
 ]

@@ -28,9 +28,12 @@ type InstanceRoutes = Pick<
   | 'waitForInstance'
 >
 
-export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): InstanceRoutes {
+export function instanceRoutes({ instances, supervision }: Pick<ServerUses, 'instances' | 'supervision'>): InstanceRoutes {
   const lists = new InstanceLists()
-  const show = (instance: Instance): Shown => presentInstance(instance, Date.now())
+  const show = (instance: Instance): Shown => {
+    const nowMs = Date.now()
+    return presentInstance(instance, nowMs, supervision.of(instance, nowMs))
+  }
 
   /** `?wait=running`: the answer waits until it runs, has come to rest, or the time is up; it tells the state as it then is. */
   const settled = async (instance: Instance, query: { wait?: 'running'; timeout?: string }, signal: AbortSignal): Promise<Shown> => {
@@ -45,7 +48,8 @@ export function instanceRoutes({ instances }: Pick<ServerUses, 'instances'>): In
       const listed = instances.list({ ...(state !== undefined && { state }), ...(tags !== undefined && { tags }) })
       const page = pageOf(listed, PLACE, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
-      return lists.write(page.items, Date.now())
+      const nowMs = Date.now()
+      return lists.write(page.items, nowMs, (instance) => supervision.of(instance, nowMs))
     },
 
     createInstance: async ({ body, query, signal }) => {

@@ -1,5 +1,6 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { HypervisorName } from '../../hypervisors/hypervisor.ts'
+import type { Instance } from '../../instances/instance.ts'
 import type { Snapshot } from '../../snapshots/snapshots.ts'
 import type { Handlers } from '../handler.ts'
 import { toForkInstance, waitLimitMs } from '../instance-requests.ts'
@@ -16,7 +17,13 @@ type SnapshotRoutes = Pick<
 
 const PLACE: PlaceOf<ReturnType<typeof presentSnapshot>> = { key: ({ id }) => id, createdAt: ({ created_at }) => created_at }
 
-export function snapshotRoutes({ instances, snapshots }: Pick<ServerUses, 'instances' | 'snapshots'>): SnapshotRoutes {
+export function snapshotRoutes({
+  instances,
+  snapshots,
+  supervision,
+}: Pick<ServerUses, 'instances' | 'snapshots' | 'supervision'>): SnapshotRoutes {
+  const show = (instance: Instance) => presentInstance(instance, Date.now(), supervision.of(instance, Date.now()))
+
   return {
     createSnapshot: async ({ params, body }) => {
       const { kind, name, tags = {} } = body
@@ -30,7 +37,7 @@ export function snapshotRoutes({ instances, snapshots }: Pick<ServerUses, 'insta
       const instance = instances.resolve(params.id)
       using held = snapshots.hold(params.snapshotId)
       assertSameHypervisor(held.snapshot, body.target_hypervisor)
-      return presentInstance(await instances.restoreSnapshot(instance.id, held.snapshot, body.target_state), Date.now())
+      return show(await instances.restoreSnapshot(instance.id, held.snapshot, body.target_state))
     },
 
     listSnapshots: ({ query, setHeader }) => {
@@ -54,7 +61,7 @@ export function snapshotRoutes({ instances, snapshots }: Pick<ServerUses, 'insta
       assertSameHypervisor(held.snapshot, body.target_hypervisor)
       const fork = await instances.forkSnapshot(held.snapshot, toForkInstance(body))
       if (query.wait !== undefined) await instances.wait(fork.id, { state: 'Running', timeoutMs, signal })
-      return presentInstance(instances.get(fork.id), Date.now())
+      return show(instances.get(fork.id))
     },
   }
 }

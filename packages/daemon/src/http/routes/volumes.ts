@@ -1,4 +1,5 @@
 import type { Volume as Shown } from '@dormouse/api/volumes.ts'
+import type { Instance } from '../../instances/instance.ts'
 import type { Volume } from '../../volumes/volumes.ts'
 import type { Handlers } from '../handler.ts'
 import { toMountRequest } from '../instance-requests.ts'
@@ -22,7 +23,8 @@ type VolumeRoutes = Pick<
 const PLACE: PlaceOf<Shown> = { key: ({ id }) => id, createdAt: ({ created_at }) => created_at }
 const GIB = 2 ** 30
 
-export function volumeRoutes({ instances, volumes }: Pick<ServerUses, 'instances' | 'volumes'>): VolumeRoutes {
+export function volumeRoutes({ instances, volumes, supervision }: Pick<ServerUses, 'instances' | 'volumes' | 'supervision'>): VolumeRoutes {
+  const showInstance = (instance: Instance) => presentInstance(instance, Date.now(), supervision.of(instance, Date.now()))
   const show = (volume: Volume): Shown => presentVolume(volume, volumes.holders(volume.id))
 
   return {
@@ -51,12 +53,12 @@ export function volumeRoutes({ instances, volumes }: Pick<ServerUses, 'instances
 
     attachVolume: async ({ params, body }) => {
       const { id } = instances.resolve(params.id)
-      return presentInstance(await instances.attachVolume(id, toMountRequest({ ...body, volume_id: params.volumeId })), Date.now())
+      return showInstance(await instances.attachVolume(id, toMountRequest({ ...body, volume_id: params.volumeId })))
     },
 
     detachVolume: async ({ params }) => {
       const { id } = instances.resolve(params.id)
-      return presentInstance(await instances.detachVolume(id, params.volumeId), Date.now())
+      return showInstance(await instances.detachVolume(id, params.volumeId))
     },
   }
 }

@@ -5,6 +5,7 @@ import { assertCompatible, isWriter } from '../../volumes/attachments.ts'
 import type { Attachment, Instance } from '../instance.ts'
 import { disksOf, layersOf } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
+import { HELD } from '../restart-policy.ts'
 import { removeSleepBut } from '../sleep-files.ts'
 import { makeLayers, putOn } from './add-layer.ts'
 import { goOnFrom, type TargetState } from './fork.ts'
@@ -40,7 +41,9 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   after.defer(() => removeSleepBut(paths, id, work.instance.sleep?.generation).catch(work.leaveForSweep('sleeping states')))
   await rm(paths.instanceLogs(id).journal, { force: true })
   const onTop = putOn(snapshot.instance, tops)
-  await goOnFrom(work, point, target, { ...then, ...onTop, sleep: undefined, stateError: undefined })
+  // Who wants it Stopped does not want it started by its policy.
+  const restarts = target === 'Stopped' ? HELD : undefined
+  await goOnFrom(work, point, target, { ...then, ...onTop, sleep: undefined, stateError: undefined, restarts })
   await work.uses.memory.sweepBases().catch(work.leaveForSweep('memory bases'))
 }
 
@@ -89,6 +92,7 @@ function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
   const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
   const { diskIoBps, snapshotPolicy, autoStandby, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } =
     instance
+  const { restartPolicy } = instance
   // Of one that ran, what is gone back to ended when the snapshot was taken.
   const { stoppedAtMs = createdAtMs } = instance
   return {
@@ -105,5 +109,6 @@ function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
       exitCode,
       exitMessage,
     },
+    ...{ restartPolicy },
   }
 }

@@ -1,5 +1,6 @@
 import { rename, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
+import type { Restarts } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { powerOn } from './power-on.ts'
 
@@ -8,11 +9,16 @@ export interface StartOverrides {
   readonly cmd?: readonly string[]
 }
 
+/** By its policy, not by someone: what is on record of its restarts once it runs. */
+export interface StartByPolicy {
+  readonly restarts?: Restarts
+}
+
 /** Looks at the host; what it gives judges at once, so that nothing comes between the judgement and the record. */
 export type Admit = (work: InstanceWork) => Promise<() => void>
 
 /** Stopped → Initializing. What is given in place of the image's own command is kept for later starts, also when this one fails. */
-export async function start(work: InstanceWork, overrides: StartOverrides, admit: Admit): Promise<void> {
+export async function start(work: InstanceWork, overrides: StartOverrides, admit: Admit, { restarts }: StartByPolicy = {}): Promise<void> {
   await work.step('intent', 10_000)
   const judge = await admit(work)
   judge()
@@ -33,7 +39,7 @@ export async function start(work: InstanceWork, overrides: StartOverrides, admit
 
   await work.step('logs', 10_000)
   await archiveLogs(work)
-  await powerOn(work).catch((error) => Promise.reject(leadToLog(error, work.instance.name)))
+  await powerOn(work, { along: { restarts } }).catch((error) => Promise.reject(leadToLog(error, work.instance.name)))
   undo.move()
 }
 

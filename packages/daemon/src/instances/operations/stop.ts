@@ -1,6 +1,8 @@
 import { readJournal } from '../../guest/journal.ts'
 import { exitOf } from '../exit-of.ts'
+import type { Restarts } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
+import { HELD } from '../restart-policy.ts'
 import { settleStopped } from './conclusions.ts'
 import { powerOff } from './power-off.ts'
 
@@ -9,6 +11,8 @@ export interface StopOptions {
   readonly force?: boolean
   /** How long the workload is given after its stop signal, in place of the configured time. */
   readonly graceMs?: number
+  /** What is on record of its restarts from here on: by default, that someone holds it. */
+  readonly restarts?: Restarts
 }
 
 /**
@@ -19,7 +23,7 @@ export async function stop(work: InstanceWork, options: StopOptions): Promise<vo
   await work.step('intent', 10_000)
   await work.uses.sleepJobs.cancel(work.instance.id)
   const isBooting = work.instance.state === 'Initializing'
-  work.change({ state: 'Shutdown', operation: 'stop' })
+  work.change({ state: 'Shutdown', operation: 'stop', restarts: options.restarts ?? HELD })
   await finishStop(work, isBooting ? { ...options, force: true } : options)
 }
 

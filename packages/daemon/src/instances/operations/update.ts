@@ -5,6 +5,7 @@ import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { bandwidthOf, checkEnv, checkHotplug, checkName, checkSizes, type Limits } from '../limits.ts'
+import { underNewPolicy } from '../restart-policy.ts'
 import { nicOf } from '../vm-spec-of.ts'
 import { flattenDisk } from './flatten-disk.ts'
 
@@ -122,7 +123,20 @@ export async function finishUpdate(work: InstanceWork): Promise<void> {
 
 /** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
 function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
-  const { name, tags, env, snapshotPolicy, autoStandby, expiresAtMs, vcpus, memoryBytes, hotplugBytes, overlayBytes, diskIoBps } = patch
+  const {
+    name,
+    tags,
+    env,
+    snapshotPolicy,
+    autoStandby,
+    expiresAtMs,
+    restartPolicy,
+    vcpus,
+    memoryBytes,
+    hotplugBytes,
+    overlayBytes,
+    diskIoBps,
+  } = patch
   if (instance.expiresAtMs !== undefined && instance.expiresAtMs <= Date.now()) {
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
   }
@@ -166,6 +180,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
     ...(snapshotPolicy === undefined ? {} : { snapshotPolicy }),
     ...(autoStandby === undefined ? {} : { autoStandby }),
     ...(expiresAtMs === undefined ? {} : { expiresAtMs: expiresAtMs ?? undefined }),
+    ...(restartPolicy === undefined ? {} : { restartPolicy, restarts: underNewPolicy(instance.restarts) }),
     ...(vcpus === undefined ? {} : { vcpus }),
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
     ...(overlayBytes === undefined ? {} : { overlayBytes }),
