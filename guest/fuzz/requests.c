@@ -37,6 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 			need(r.entropy && r.entropy_length >= 16 && r.entropy_length <= 512 && r.clock_ns >= 1);
 			need(!r.machine_id || strlen(r.machine_id) == 32);
 			break;
+		case OP_DIAL: need(r.port >= 1 && r.port <= 65535 && r.window >= 1 && r.window <= WINDOW_MAX); break;
 		case OP_PUT: need((r.file_kind == KIND_SYMLINK) == (r.link_target != NULL)); /* fall through */
 		case OP_STAT:
 		case OP_GET: need(r.path && r.path[0] == '/' && strlen(r.path) < 4096); break;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "connection.h"
+#include "dial.h"
 #include "errand.h"
 #include "exec.h"
 #include "freeze.h"
@@ -202,6 +203,7 @@ void agent_take(uint32_t id, struct request *r)
 	case OP_PING: ping(id); break;
 	case OP_GO: go(id, r); break;
 	case OP_EXEC: exec_start(id, r); break;
+	case OP_DIAL: dial_start(id, r); break;
 	case OP_STAT:
 	case OP_OFFLINE:
 	case OP_PUT:

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "connection.h"
@@ -108,15 +109,20 @@ static void push(struct inflow *f)
 		f->used = n < 0 ? 0 : f->used - done;
 		repay(f, done);
 	}
-	if (!f->open)
-		return;
-	watch_set(&f->watch, 0);
-	if (f->eof && f->tty) {
-		static const char end_of_file = 4;
-		(void)!write(f->watch.fd, &end_of_file, 1);
+	if (f->open) {
+		watch_set(&f->watch, 0);
+		if (f->eof && f->tty) {
+			static const char end_of_file = 4;
+			(void)!write(f->watch.fd, &end_of_file, 1);
+		}
+		if (f->eof && f->socket)
+			shutdown(f->watch.fd, SHUT_WR);
+		if (f->eof)
+			inflow_stop(f);
 	}
-	if (f->eof)
-		inflow_stop(f);
+	/* It may be freed by this. */
+	if (!f->open && f->closed)
+		f->closed(f);
 }
 
 static void inflow_ready(struct watch *watch, uint32_t events)

@@ -33,9 +33,13 @@ struct inflow {
 	bool open, eof;
 	/* At the end a terminal gets its end-of-file character instead of being closed. */
 	bool tty;
+	/* At the end a socket stops sending, and goes on with what comes. */
+	bool socket;
 	/* Taken from the daemon and not yet granted again. */
 	size_t owed;
 	size_t start, used;
+	/* Nothing more is written, for whatever reason; not told when it is stopped from outside. May be NULL. */
+	void (*closed)(struct inflow *flow);
 	uint8_t bytes[WINDOW_GUEST];
 };
 

@@ -55,6 +55,7 @@
 #define OP_GROW 17
 #define OP_VACATE 18
 #define OP_OFFLINE 19
+#define OP_DIAL 20
 
 /* How a request ended. */
 #define STATUS_OK 0
@@ -160,5 +161,6 @@
 #define TAG_CLOSED 82
 #define TAG_ANNOUNCE 83
 #define TAG_ADDRESS 84
+#define TAG_PORT 85
 
 #endif

@@ -142,6 +142,7 @@ static bool field(struct request *r, const struct tlv_field *f)
 	case TAG_MTIME: r->has_mtime = true; return tlv_number(f, 0, INT64_MAX, &r->mtime);
 	case TAG_SIZE: return tlv_number(f, 0, INT64_MAX, &r->size);
 	case TAG_ADDRESS: return tlv_number(f, 0, INT64_MAX, &r->address);
+	case TAG_PORT: return tlv_number(f, 1, 65535, &r->port);
 	case TAG_LINK_TARGET: return (r->link_target = text(r, f, 1, 4095));
 	case TAG_CONFIG_ID: return tlv_bytes(f, r->config_id, sizeof r->config_id);
 	case TAG_CLOCK_NS: return tlv_number(f, 1, INT64_MAX, &r->clock_ns);
@@ -241,6 +242,7 @@ const char *request_decode(struct request *r, const uint8_t *bytes, size_t lengt
 		return wrong;
 	case OP_GET: return NEEDS(TAG_PATH, TAG_WINDOW);
 	case OP_OFFLINE: return NEEDS(TAG_ADDRESS, TAG_SIZE, TAG_TIMEOUT_MS);
+	case OP_DIAL: return NEEDS(TAG_PORT, TAG_WINDOW);
 	case OP_WAKE: return NEEDS(TAG_CONFIG_ID, TAG_CLOCK_NS, TAG_ENTROPY);
 	case OP_MOUNT:
 	case OP_UNMOUNT: return NEEDS(TAG_VOLUME);

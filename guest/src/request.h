@@ -41,6 +41,8 @@ struct request {
 	uint64_t file_kind, mode, uid, gid, mtime, size;
 	/* memory */
 	uint64_t address;
+	/* dial */
+	uint64_t port;
 	/* freeze, wake */
 	bool best_effort, close_connections, announce;
 	/* go, wake */

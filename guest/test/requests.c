@@ -58,6 +58,7 @@ static const char *describe(const struct request *r)
 	if (r->follow)
 		add(" follow");
 	add_number("address", r->address, r->address);
+	add_number("port", r->port, r->port);
 	add_number("file", r->file_kind, r->file_kind);
 	if (r->has_mode)
 		add(" mode=%o", (unsigned)r->mode);
@@ -75,6 +76,8 @@ static const char *describe(const struct request *r)
 		add(" machine=%s", r->machine_id);
 	add_list("hosts", r->hosts);
 	add_list("dns", r->dns);
+	if (r->op == OP_DIAL && n->has4)
+		add_hex("to", n->address4, 4);
 	if (r->has_network) {
 		add_hex("mac", n->mac, 6);
 		add_hex("ip4", n->address4, 4);

@@ -13,6 +13,7 @@ import { randomBytes } from 'node:crypto'
 import { basename } from 'node:path'
 import type { Duplex } from 'node:stream'
 import type { Ending } from './answers.ts'
+import type { FakeService } from './fake-dial.ts'
 import { FakeFiles, type FakeFilesState } from './fake-files.ts'
 import { type FakeIdentity, fakeIdentityOf } from './fake-identity.ts'
 import { codeOf, wordsFor } from './fake-programs.ts'
@@ -23,10 +24,14 @@ import type { GuestPhase } from './guest-client.ts'
 import type { JournalFact } from './journal.ts'
 import { EVENT, FLAG, FRAME, OP, PHASE, PROTO_VERSION, STATUS, TAG } from './wire.ts'
 
+export type { FakeService } from './fake-dial.ts'
+
 export interface FakeGuestUses {
   onJournal?(fact: JournalFact): void
   onLog?(text: string): void
   onPowerOff?(): void
+  /** What is served in it, by port. */
+  readonly services?: ReadonlyMap<number, FakeService>
 }
 
 /** All that a fake guest has in RAM. */
@@ -125,6 +130,10 @@ export class FakeGuest implements FakeGuestSide {
     if (program === 'count') return String(++this.counter)
     if (program === 'hostname') return this.identity.hostname ?? ''
     return program === 'date' ? new Date(this.clockMs).toISOString() : undefined
+  }
+
+  serviceAt(port: number): FakeService | undefined {
+    return this.#uses.services?.get(port)
   }
 
   get phase(): GuestPhase {
@@ -259,7 +268,7 @@ export class FakeGuest implements FakeGuestSide {
       return
     }
     if (op === OP.THAW) this.isFrozen = false
-    if (op === OP.THAW || (op === OP.EXEC && this.isFrozen)) {
+    if (op === OP.THAW || ((op === OP.EXEC || op === OP.DIAL) && this.isFrozen)) {
       this.reply(id, op === OP.THAW ? STATUS.OK : STATUS.BUSY, op === OP.THAW ? undefined : 'The workload is frozen')
       return
     }

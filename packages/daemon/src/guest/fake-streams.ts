@@ -1,5 +1,6 @@
 /** The streams of a fake guest: its programs, and its files going in and out. Credit is kept to as a real guest keeps to it. */
 import { basename, posix } from 'node:path'
+import { FakeDial, type FakeService } from './fake-dial.ts'
 import type { FakeFiles } from './fake-files.ts'
 import { codeOf, wordsFor } from './fake-programs.ts'
 import { FieldReader, FieldWriter } from './fields.ts'
@@ -14,6 +15,8 @@ export interface FakeGuestSide {
   tell(program: string): string | undefined
   send(type: number, flags: number, stream: number, payload: Uint8Array): void
   reply(id: number, status: number, message?: string): void
+  /** What it serves at a port. */
+  serviceAt(port: number): FakeService | undefined
   /** Its closing frame has been sent. */
   forget(id: number): void
 }
@@ -31,6 +34,12 @@ export function openFakeStream(guest: FakeGuestSide, id: number, op: number, fie
   switch (op) {
     case OP.EXEC:
       return new FakeExec(guest, id, fields)
+    case OP.DIAL: {
+      const service = guest.serviceAt(fields.number(TAG.PORT) ?? 0)
+      if (service !== undefined) return new FakeDial(guest, id, fields, service)
+      guest.reply(id, STATUS.FAILED, 'Connection refused')
+      return undefined
+    }
     case OP.STAT:
       stat(guest, id, fields)
       return undefined

@@ -103,6 +103,12 @@ test('requests are written as the guest reads them', () => {
       .number(TAG.SIZE, 2 ** 28)
       .number(TAG.TIMEOUT_MS, 20_000)
       .finish(),
+    dial: operation(OP.DIAL)
+      .number(TAG.PORT, 8080)
+      .number(TAG.WINDOW, 32768)
+      .bytes(TAG.ADDRESS4, Buffer.from([10, 0, 2, 15]))
+      .number(TAG.TIMEOUT_MS, 2000)
+      .finish(),
     freeze: operation(OP.FREEZE).number(TAG.TIMEOUT_MS, 2000).flag(TAG.BEST_EFFORT, true).finish(),
     'wake as before': Buffer.concat([wake(asBefore), asBefore.fields]),
     'wake as another': Buffer.concat([wake(asAnother), asAnother.fields]),

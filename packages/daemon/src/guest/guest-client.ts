@@ -7,6 +7,7 @@ import { type Ending, endingOf, refusalOf } from './answers.ts'
 import { type CopyEntry, type CopyRequest, checkPath, copyFrom, copyTo } from './copies.ts'
 import { type FieldReader, FieldWriter } from './fields.ts'
 import { encodeConfig, encodeVolume, type GuestConfig, type GuestVolume } from './guest-config.ts'
+import { type DialRequest, dial } from './guest-dial.ts'
 import { type ExecRequest, type GuestExec, startExec } from './guest-exec.ts'
 import { GuestLink } from './guest-link.ts'
 import { encodeWake, type WakeRequest } from './guest-wake.ts'
@@ -139,6 +140,11 @@ export class GuestClient implements AsyncDisposable {
   /** Resolves when the program runs, or cannot: its `exit` then has code 126 or 127. */
   exec(request: ExecRequest, step: Step): Promise<GuestExec> {
     return startExec(this.#link, request, step)
+  }
+
+  /** A connection to what listens in the guest, on its loopback or an address of its own, in every kind of network and without one. */
+  dial(request: DialRequest, step: Step): Promise<Duplex> {
+    return dial(this.#link, request, step)
   }
 
   async stat(path: string, options: { readonly followLinks: boolean }, step: Step): Promise<PathInfo> {

@@ -126,7 +126,8 @@ function macBytes(mac: string): Buffer {
   return Buffer.from(mac.replaceAll(':', ''), 'hex')
 }
 
-function addressBytes(address: string, family: 4 | 6): Buffer {
+/** Throws `invalid_request` for what is no address of that family. */
+export function addressBytes(address: string, family: 4 | 6): Buffer {
   if (isIP(address) !== family) throw new AppError('invalid_request', `${JSON.stringify(address)} is not an IPv${family} address`)
   if (isIPv4(address)) return Buffer.from(address.split('.').map(Number))
   return ipv6Bytes(address)

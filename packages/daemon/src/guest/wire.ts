@@ -46,6 +46,7 @@ export const OP = {
   GROW: 17,
   VACATE: 18,
   OFFLINE: 19,
+  DIAL: 20,
 } as const
 
 export const STATUS = {
@@ -142,4 +143,5 @@ export const TAG = {
   CLOSED: 82,
   ANNOUNCE: 83,
   ADDRESS: 84,
+  PORT: 85,
 } as const

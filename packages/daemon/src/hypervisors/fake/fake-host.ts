@@ -3,7 +3,7 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Duplex, duplexPair } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import { FakeGuest, type FakeGuestState, type FakeGuestUses } from '../../guest/fake-guest.ts'
+import { FakeGuest, type FakeGuestState, type FakeGuestUses, type FakeService } from '../../guest/fake-guest.ts'
 import { overlaps } from '../../host/host-ports.ts'
 import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
@@ -51,6 +51,8 @@ export class FakeHost {
   deltaBytes = 0
   /** How the bases were asked for that have been made of captures: at leisure, or as fast as it goes. */
   readonly leisures: (Leisure | undefined)[] = []
+  /** What workloads serve, by port. */
+  readonly services = new Map<number, FakeService>()
   readonly #faults = new Map<FaultPoint, { readonly fault: Fault; times: number }>()
   readonly #gone = new Set<string>()
 
@@ -156,6 +158,7 @@ export class FakeMachine {
     const uses: FakeGuestUses = {
       onJournal: (fact) => this.#write(spec.logs.journal, `${JSON.stringify(fact)}\n`),
       onLog: (text) => this.#write(spec.logs.app, text),
+      services: host.services,
       onPowerOff: () => void this.end({ kind: 'exited', code: 0, atMs: Date.now() }),
     }
     this.guest = origin === undefined ? new FakeGuest(uses) : FakeGuest.restore(origin.guest, uses)
