@@ -39,6 +39,7 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'snapshots.ts',
     'volumes.ts',
     'disk-layers.ts',
+    'health-verdicts.ts',
     'leases.ts',
     'auto-standby.ts',
     'devices.ts',

@@ -84,6 +84,9 @@ test('the status of an instance says how long, how it ended, or what is under wa
   assert.equal(statusText({ ...base, operation: 'stop' }, now), 'stop under way')
   assert.equal(statusText({ ...base, state: 'Stopped', exit_code: 1, stopped_at: '2026-01-01T00:59:00Z' }, now), 'exit 1, 1m ago')
   assert.equal(statusText({ ...base, state: 'Stopped' }, now), '')
+  const health = { status: 'unhealthy', consecutive_successes: 0, consecutive_failures: 3 } as const
+  assert.equal(statusText({ ...base, health_status: health }, now), '5m, unhealthy')
+  assert.equal(statusText({ ...base, health_status: { ...health, status: 'unknown' } }, now), '5m')
   const crashed = { ...base, state: 'Stopped', exit_code: 1 } as const
   const next_attempt_at = '2026-01-01T01:00:05Z'
   assert.equal(statusText({ ...crashed, restart_status: { attempts: 1, next_attempt_at } }, now), 'exit 1, starts in 5s')

@@ -184,7 +184,7 @@ export class Daemon implements AsyncDisposable {
     })
     stack.defer(() => autoStandby.close())
     autoStandby.recover()
-    const supervision = stack.use(new Supervision({ instances, events, log }))
+    const supervision = stack.use(new Supervision({ db, instances, events, log }))
     supervision.recover()
 
     const http = stack.use(

@@ -76,7 +76,7 @@ export function statusText(instance: Instance, now: number): string {
     case 'Standby':
       return since(instance.stopped_at)
     default:
-      return since(instance.started_at)
+      return [since(instance.started_at), healthText(instance)].filter((part) => part !== '').join(', ')
   }
 }
 
@@ -84,4 +84,8 @@ function nextStart({ restart_status: status }: Instance, now: number): string {
   if (status?.blocked_reason === 'max_attempts_exceeded') return 'no more restarts'
   if (typeof status?.next_attempt_at !== 'string') return ''
   return `starts in ${humanDuration(Math.max(0, Date.parse(status.next_attempt_at) - now))}`
+}
+
+function healthText({ health_status: health }: Instance): string {
+  return health === undefined || health.status === 'disabled' || health.status === 'unknown' ? '' : health.status
 }

@@ -4,6 +4,7 @@ import { usageFailure } from '../failure.ts'
 import { ensureImage, type PullPolicy } from '../image-pull.ts'
 import { becomeRunning } from '../instance-life.ts'
 import { print, printJson, remark } from '../output/print.ts'
+import { addHealthOptions } from '../parse/health.ts'
 import { addRestartOptions } from '../parse/restart.ts'
 import { collect, parseChoice } from '../parse/values.ts'
 import { type CreateOptions, createInstance, requestOf } from '../run/create-instance.ts'
@@ -60,6 +61,7 @@ export function define(command: Command): void {
     .addHelpText('after', HELP)
     .action((image: string, argv: string[]) => run(image, argv, command.optsWithGlobals()))
   addRestartOptions(command)
+  addHealthOptions(command)
 }
 
 const HELP = `

@@ -6,11 +6,13 @@ import { usageFailure } from '../failure.ts'
 import { print, printJson, remark } from '../output/print.ts'
 import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
+import { addHealthOptions, type HealthOptions, healthChangeOf } from '../parse/health.ts'
 import { parsePorts } from '../parse/ports.ts'
 import { addRestartOptions, type RestartOptions, restartPolicyOf } from '../parse/restart.ts'
 import { collect, parseCount, parseSizeOption, parseTags } from '../parse/values.ts'
 
-interface Options extends HostOption, RestartOptions {
+interface Options extends HostOption, HealthOptions, RestartOptions {
+  readonly healthNone?: true
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
@@ -50,6 +52,7 @@ export function define(command: Command): void {
     .option('--json', 'for programs')
     .action((name: string) => update(name, command.optsWithGlobals()))
   addRestartOptions(command)
+  addHealthOptions(command).option('--health-none', 'check nothing any more')
 }
 
 async function update(name: string, options: Options): Promise<void> {
@@ -70,6 +73,7 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
   const tags = parseTags(options.tag ?? [])
   // The API replaces tags as a whole, and merges variables; people change one at a time.
   const changesTags = tags !== undefined || options.tagRm !== undefined
+  const healthCheck = healthChangeOf(options)
   const restartPolicy = restartPolicyOf(options)
   const before = changesTags ? await daemon.call('getInstance', { params: { id: name } }) : undefined
   return {
@@ -83,6 +87,7 @@ async function requestOf(daemon: Daemon, name: string, options: Options): Promis
     ...(options.hotplugMemory !== undefined && { hotplug_size: options.hotplugMemory }),
     ...(options.diskIo !== undefined && { disk_io_bps: options.diskIo }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
+    ...(healthCheck !== undefined && { health_check: healthCheck }),
     ...(restartPolicy !== undefined && { restart_policy: restartPolicy }),
   }
 }

@@ -5,13 +5,14 @@ import type { Daemon } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { bandwidthOf } from '../parse/bandwidth.ts'
 import { readVariables } from '../parse/environment-variables.ts'
+import { type HealthOptions, healthCheckOf } from '../parse/health.ts'
 import { parseMount } from '../parse/mounts.ts'
 import { parsePorts } from '../parse/ports.ts'
 import { type RestartOptions, restartPolicyOf } from '../parse/restart.ts'
 import { parseCount, parseDurationOption, parseSizeOption, parseTags } from '../parse/values.ts'
 import { randomName } from '../random-name.ts'
 
-export interface CreateOptions extends RestartOptions {
+export interface CreateOptions extends HealthOptions, RestartOptions {
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
@@ -66,6 +67,7 @@ export async function requestOf(
   const tags = parseTags(options.tag ?? [])
   const ports = (options.publish ?? []).flatMap(parsePorts)
   const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }), ...bandwidthOf(options) }
+  const healthCheck = healthCheckOf(options)
   const restartPolicy = restartPolicyOf(options)
   return {
     image,
@@ -89,6 +91,7 @@ export async function requestOf(
     ...(options.autoStandby !== undefined && {
       auto_standby: { enabled: true, idle_timeout: formatDuration(parseDurationOption(options.autoStandby)) },
     }),
+    ...(healthCheck !== undefined && { health_check: healthCheck }),
     ...(restartPolicy !== undefined && { restart_policy: restartPolicy }),
   }
 }

@@ -53,6 +53,14 @@ function checkHealthCheck(check: HealthCheck): void {
   checkDuration('health_check.interval', interval, code, { isAboveZero: true })
   checkDuration('health_check.timeout', timeout, code, { isAboveZero: true })
   checkDuration('health_check.start_period', start_period, code)
+  const path = check.http?.path ?? '/'
+  // It goes into a line of a request.
+  if (!/^\/[\x21-\x7e]*$/.test(path)) {
+    throw new AppError(code, `\`health_check.http.path\` is ${JSON.stringify(path)}, but must begin with / and be written as in a URL`)
+  }
+  const words = [...(check.exec?.command ?? []), check.exec?.working_dir ?? '/']
+  if (words.some((word) => word.includes('\0'))) throw new AppError(code, '`health_check.exec` holds a NUL')
+  if (!words.at(-1)?.startsWith('/')) throw new AppError(code, '`health_check.exec.working_dir` must be an absolute path')
   if (type !== 'none' && check[type] === undefined) throw new AppError(code, `\`health_check.${type}\` is missing: its type is ${type}`)
 }
 

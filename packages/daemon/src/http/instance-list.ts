@@ -32,7 +32,7 @@ export class InstanceLists {
   #spare: Buffer | undefined
 
   /** `JSON.stringify` of what `presentInstance` shows of each. */
-  write(instances: readonly Instance[], nowMs: number, attentionTo: (instance: Instance) => Attention = () => NONE): JsonBytes {
+  write(instances: readonly Instance[], nowMs: number, attentionTo: (instance: Instance) => Attention = () => ({})): JsonBytes {
     const all = instances.map((instance) => this.#writtenOf(instance))
     const beside = instances.map((instance) => besideOf(attentionTo(instance)))
     const body = this.#take(
@@ -79,10 +79,8 @@ export class InstanceLists {
   }
 }
 
-const NONE: Attention = {}
-
 /** As the first members of the object. */
 function besideOf(attention: Attention): Buffer | undefined {
-  const text = attention === NONE ? '{}' : JSON.stringify(presentAttention(attention))
-  return text === '{}' ? undefined : Buffer.from(`${text.slice(1, -1)},`)
+  if (attention.health === undefined && attention.restart === undefined) return undefined
+  return Buffer.from(`${JSON.stringify(presentAttention(attention)).slice(1, -1)},`)
 }

@@ -79,7 +79,6 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   }
   assert.equal(create(defaults).name, 'web')
   for (const [field, value] of Object.entries({
-    health_check: { type: 'tcp', interval: '1s', tcp: { port: 1 } },
     skip_guest_agent: true,
   })) {
     assert.throws(

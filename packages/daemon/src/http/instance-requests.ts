@@ -15,7 +15,7 @@ import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateIns
 import { toAutoStandbyPolicy } from './auto-standby-requests.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
-import { toRestartPolicy } from './supervision-requests.ts'
+import { toHealthCheck, toRestartPolicy } from './supervision-requests.ts'
 
 export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): CreateInstance {
   checkTexts(body)
@@ -56,6 +56,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     ...present('skipKernelHeaders', body.skip_kernel_headers),
     ...present('freshBoot', body.fresh_boot),
     ...(typeof expiresAtMs === 'number' && { expiresAtMs }),
+    ...present('healthCheck', body.health_check && toHealthCheck(body.health_check)),
     ...present('restartPolicy', body.restart_policy && toRestartPolicy(body.restart_policy)),
   }
 }
@@ -73,6 +74,7 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
     ...present('snapshotPolicy', body.snapshot_policy),
     ...(body.auto_standby && { autoStandby: toAutoStandbyPolicy(body.auto_standby) }),
     ...present('expiresAtMs', expiresAtMs),
+    ...present('healthCheck', body.health_check && toHealthCheck(body.health_check)),
     ...present('restartPolicy', body.restart_policy && toRestartPolicy(body.restart_policy)),
     ...(body.network && { network: { ...present('ports', body.network.ports?.map(toPortRequest)), ...bandwidthOf(body.network) } }),
     ...present('vcpus', body.vcpus),

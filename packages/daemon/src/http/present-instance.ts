@@ -2,7 +2,7 @@ import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
 import type { Attention } from '../supervision/supervision.ts'
-import { presentAttention, presentRestartPolicy } from './present-attention.ts'
+import { presentAttention, presentHealthCheck, presentRestartPolicy } from './present-attention.ts'
 import { presentAutoStandbyPolicy } from './present-auto-standby.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
@@ -45,6 +45,7 @@ export function presentInstance(instance: Instance, nowMs: number, attention: At
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),
     ...(instance.autoStandby !== undefined && { auto_standby: presentAutoStandbyPolicy(instance.autoStandby) }),
+    ...(instance.healthCheck !== undefined && { health_check: presentHealthCheck(instance.healthCheck) }),
     ...(instance.restartPolicy !== undefined && { restart_policy: presentRestartPolicy(instance.restartPolicy) }),
     ...presentAttention(attention),
     phase_durations_ms: durationsAt(instance.phases, nowMs) as Record<string, number>,

@@ -61,6 +61,8 @@ export class InstanceWorker implements WorkHost {
   readonly log: Logger
   instance: Instance
   live: LiveVm | undefined
+  /** How often something has been done to it. */
+  turns = 0
   readonly #uses: WorkerUses
   #queue: Task[] = []
   #current: { task: Task; work: InstanceWork } | undefined
@@ -183,6 +185,7 @@ export class InstanceWorker implements WorkHost {
     for (let task = this.#queue.shift(); task !== undefined; task = this.#queue.shift()) {
       const work = new InstanceWork(task.name, this.#uses.work, this, this.#uses.signal)
       this.#current = { task, work }
+      this.turns++
       if (task.graceMs !== undefined) work.hurry(task.graceMs)
       const answerBefore = owed
       owed = undefined

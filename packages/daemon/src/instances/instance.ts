@@ -1,10 +1,12 @@
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
-import type { AutoStandbyPolicy, Instance, Phases, RestartPolicy } from '../store/instance-record.ts'
+import type { AutoStandbyPolicy, HealthCheck, Instance, Phases, RestartPolicy } from '../store/instance-record.ts'
 
 export type {
   Attachment,
   AutoStandbyPolicy,
+  HealthCheck,
+  HealthProbe,
   Instance,
   InstanceId,
   ListInstances,
@@ -56,6 +58,7 @@ export interface CreateInstance {
   readonly skipKernelHeaders?: boolean
   readonly freshBoot?: boolean
   readonly expiresAtMs?: number
+  readonly healthCheck?: HealthCheck
   readonly restartPolicy?: RestartPolicy
 }
 
@@ -85,6 +88,7 @@ export interface UpdateInstance {
   readonly snapshotPolicy?: Readonly<Record<string, unknown>>
   readonly autoStandby?: AutoStandbyPolicy
   readonly expiresAtMs?: number | null
+  readonly healthCheck?: HealthCheck
   readonly restartPolicy?: RestartPolicy
   readonly network?: {
     readonly ports?: readonly PortRequest[]

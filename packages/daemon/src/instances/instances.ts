@@ -612,6 +612,26 @@ export class Instances implements AsyncDisposable {
   }
 
   /**
+   * Looks at the guest of one that runs, for what only counts when no one did anything to it meanwhile. Undefined when it does not run, is
+   * in the middle of an operation, or has been in one before the look was over: a guest that stood still says nothing of itself.
+   */
+  async observe<T>(id: InstanceId, step: Step, look: (guest: GuestClient, address?: string) => Promise<T>): Promise<T | undefined> {
+    const worker = this.#workers.get(id)
+    const instance = this.find(id)
+    if (worker?.live === undefined || worker.isBusy || instance?.state !== 'Running') return undefined
+    const { live, turns } = worker
+    const isUndisturbed = (): boolean => worker.turns === turns && !worker.isBusy && worker.live === live
+    const nic = nicOf(instance)
+    try {
+      const found = await look(await live.connected(step), nic && this.#uses.network.guestNetworkOf(nic).ipv4?.address)
+      return isUndisturbed() ? found : undefined
+    } catch (error) {
+      if (isUndisturbed()) throw error
+      return undefined
+    }
+  }
+
+  /**
    * Lines of a log, the last `tail` first. Rejects with `log_not_found` when there is no such log, which is not one that is empty;
    * a follower waits for one that may yet come.
    */
@@ -970,6 +990,7 @@ export class Instances implements AsyncDisposable {
         ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
         ...(request.autoStandby === undefined ? {} : { autoStandby: request.autoStandby }),
         ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
+        ...present('healthCheck', request.healthCheck),
         ...present('restartPolicy', request.restartPolicy),
         ...(uid === undefined ? {} : { uid }),
       }

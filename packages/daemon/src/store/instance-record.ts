@@ -39,6 +39,7 @@ export interface Instance {
   /** Every start boots from the beginning, instead of waking a golden boot. */
   readonly freshBoot?: boolean
   readonly expiresAtMs?: number
+  readonly healthCheck?: HealthCheck
   readonly restartPolicy?: RestartPolicy
 
   /** The user that its VMM runs as and that owns its disk; absent when the daemon is not root. */
@@ -67,6 +68,31 @@ export interface Instance {
   /** What has become of its restart policy since someone last started it; absent when nothing has. */
   readonly restarts?: Restarts
 }
+
+/** How it is found out whether its workload does what it is there for. */
+export interface HealthCheck {
+  readonly probe: HealthProbe
+  /** From the end of a check to the next one. */
+  readonly intervalMs: number
+  readonly timeoutMs: number
+  /** From when it is Running; failures in it are told, and count for nothing. */
+  readonly startPeriodMs: number
+  /** In a row. */
+  readonly failureThreshold: number
+  readonly successThreshold: number
+}
+
+export type HealthProbe =
+  | { readonly kind: 'none' }
+  | {
+      readonly kind: 'http'
+      readonly scheme: 'http' | 'https'
+      readonly port: number
+      readonly path: string
+      readonly expectedStatus: number
+    }
+  | { readonly kind: 'tcp'; readonly port: number }
+  | { readonly kind: 'exec'; readonly command: readonly string[]; readonly workingDir?: string }
 
 /** When it is started again without anyone asking. */
 export interface RestartPolicy {

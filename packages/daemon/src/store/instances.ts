@@ -50,6 +50,7 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   sleep: (i) => json(i.sleep),
   phase_durations: (i) => json(i.phases.durations),
   phase_since_ms: (i) => i.phases.sinceMs,
+  health_check: (i) => json(i.healthCheck),
   restart_policy: (i) => json(i.restartPolicy),
   restarts: (i) => json(i.restarts),
 }
@@ -219,6 +220,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const sleep = parse<NonNullable<Instance['sleep']>>(row.sleep)
   const devices = parse<NonNullable<Instance['devices']>>(row.devices) ?? []
   const gpu = parse<NonNullable<Instance['gpu']>>(row.gpu)
+  const healthCheck = parse<NonNullable<Instance['healthCheck']>>(row.health_check)
   const restartPolicy = parse<NonNullable<Instance['restartPolicy']>>(row.restart_policy)
   const restarts = parse<NonNullable<Instance['restarts']>>(row.restarts)
   return {
@@ -262,6 +264,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
     ...(sleep === undefined ? {} : { sleep }),
     ...(devices.length === 0 ? {} : { devices }),
     ...(gpu === undefined ? {} : { gpu }),
+    ...(healthCheck === undefined ? {} : { healthCheck }),
     ...(restartPolicy === undefined ? {} : { restartPolicy }),
     ...(restarts === undefined ? {} : { restarts }),
     ...(row.operation === null ? {} : { operation: row.operation as NonNullable<Instance['operation']> }),

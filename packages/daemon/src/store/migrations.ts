@@ -328,4 +328,18 @@ export const migrations: readonly Migration[] = [
       ALTER TABLE instances ADD COLUMN restarts TEXT CHECK (restarts IS NULL OR json_valid(restarts));
     `,
   },
+  {
+    name: 'health',
+    sql: `
+      ALTER TABLE instances ADD COLUMN health_check TEXT CHECK (health_check IS NULL OR json_valid(health_check));
+
+      -- what checks found when they last changed their minds, for the next daemon; it is of that check, since that moment, and of no other
+      CREATE TABLE health_verdicts (
+        instance_id TEXT PRIMARY KEY REFERENCES instances (id) ON DELETE CASCADE,
+        running_since_ms INTEGER NOT NULL,
+        health_check TEXT NOT NULL,
+        verdict TEXT NOT NULL CHECK (json_valid(verdict))
+      ) STRICT;
+    `,
+  },
 ]

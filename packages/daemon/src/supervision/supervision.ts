@@ -8,17 +8,24 @@ import type { Instances } from '../instances/instances.ts'
 import { attemptsAt, restartOutlook } from '../instances/restart-policy.ts'
 import { hostPassing, type Passing } from '../lib/agenda.ts'
 import type { Logger } from '../log.ts'
+import type { Database } from '../store/database.ts'
+import { HealthChecks, type HealthStatus } from './health-checks.ts'
 import { Restarts } from './restarts.ts'
 
+export type { HealthStatus } from './health-checks.ts'
+
 export interface SupervisionUses {
-  readonly instances: Pick<Instances, 'find' | 'list' | 'restartByPolicy'>
-  readonly events: Pick<Events, 'listen'>
+  readonly db: Database
+  readonly instances: Pick<Instances, 'find' | 'list' | 'observe' | 'restartByPolicy'>
+  readonly events: Pick<Events, 'listen' | 'record'>
   readonly log: Logger
   readonly passing?: Passing
 }
 
 /** What is known of an instance beside its record. */
 export interface Attention {
+  /** Of one that has a health check. */
+  readonly health?: HealthStatus
   readonly restart?: RestartStatus
 }
 
@@ -33,17 +40,21 @@ export interface RestartStatus {
 
 export class Supervision implements AsyncDisposable {
   readonly #uses: SupervisionUses
+  readonly #health: HealthChecks
   readonly #restarts: Restarts
   #listening: Disposable | undefined
 
   constructor(uses: SupervisionUses) {
     this.#uses = uses
+    const { db, events, instances, log, passing = hostPassing } = uses
+    this.#health = new HealthChecks({ db, events, instances, log, passing, onChange: (id) => this.#restarts.look(id) })
+    const unhealthySinceMs = (id: InstanceId): number | undefined => this.#health.unhealthySinceMs(id)
     this.#restarts = new Restarts({
-      log: uses.log,
-      passing: uses.passing ?? hostPassing,
-      find: (id) => uses.instances.find(id),
-      restart: (id) => uses.instances.restartByPolicy(id, { unhealthySinceMs: () => undefined }),
-      unhealthySinceMs: () => undefined,
+      log,
+      passing,
+      find: (id) => instances.find(id),
+      restart: (id) => instances.restartByPolicy(id, { unhealthySinceMs: () => unhealthySinceMs(id) }),
+      unhealthySinceMs,
     })
   }
 
@@ -52,17 +63,25 @@ export class Supervision implements AsyncDisposable {
     this.#listening = this.#uses.events.listen(({ kind, subject }) => {
       if (kind.startsWith('instance.')) this.#look(subject as InstanceId)
     })
-    for (const { id } of this.#uses.instances.list()) this.#look(id)
+    for (const instance of this.#uses.instances.list()) {
+      this.#health.look(instance.id, instance, { isFound: true })
+      this.#restarts.look(instance.id)
+    }
   }
 
   of(instance: Instance, nowMs: number): Attention {
-    return instance.restartPolicy === undefined ? {} : { restart: restartStatusOf(instance, nowMs) }
+    const { id, healthCheck, restartPolicy } = instance
+    if (healthCheck === undefined && restartPolicy === undefined) return NOTHING
+    return {
+      ...(healthCheck !== undefined && { health: this.#health.statusOf(instance) }),
+      ...(restartPolicy !== undefined && { restart: restartStatusOf(instance, nowMs, this.#health.unhealthySinceMs(id)) }),
+    }
   }
 
   /** Begins nothing more; resolves when what it asked for has been done or refused. Repeat is harmless. */
   async close(): Promise<void> {
     this.#listening?.[Symbol.dispose]()
-    await this.#restarts.close()
+    await Promise.all([this.#health.close(), this.#restarts.close()])
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -70,9 +89,12 @@ export class Supervision implements AsyncDisposable {
   }
 
   #look(id: InstanceId): void {
+    this.#health.look(id, this.#uses.instances.find(id))
     this.#restarts.look(id)
   }
 }
+
+const NOTHING: Attention = {}
 
 function restartStatusOf(instance: Instance, nowMs: number, unhealthySinceMs?: number): RestartStatus {
   const { lastAttemptAtMs, lastReason } = instance.restarts ?? {}

@@ -1,6 +1,6 @@
-/** What a restart policy has done to an instance: the attempt is on record before it begins, so that each counts, however it ends. */
+/** What a restart policy has done to an instance: an attempt is on record with its intent, so that each counts, however it ends. */
 import type { InstanceWork } from '../instance-work.ts'
-import { HELD, restarted, restartOutlook, withAttempt } from '../restart-policy.ts'
+import { HELD, restartOutlook, withAttempt } from '../restart-policy.ts'
 import { type Admit, start } from './start.ts'
 import { stop } from './stop.ts'
 
@@ -19,11 +19,15 @@ export async function stopToRestart(work: InstanceWork, { unhealthySinceMs }: Wa
 /** Stopped → Initializing. Nothing, when nothing is due any more. */
 export async function startByPolicy(work: InstanceWork, admit: Admit): Promise<void> {
   if (restartOutlook(work.instance, { nowMs: Date.now() }).kind !== 'due') return
-  await work.step('attempt', 10_000)
-  const restarts = withAttempt(work.instance, { nowMs: Date.now(), owed: 'retry' })
-  work.change({ restarts })
-  work.log.info({ attempt: restarts.attempts, reason: restarts.lastReason ?? 'exit' }, 'its restart policy starts it')
-  await start(work, {}, admit, { restarts: restarted(restarts) })
+  const attempt = withAttempt(work.instance, { nowMs: Date.now(), owed: 'retry' })
+  work.log.info({ attempt: attempt.attempts, reason: attempt.lastReason ?? 'exit' }, 'its restart policy starts it')
+  try {
+    await start(work, {}, admit, { attempt })
+  } catch (error) {
+    // What was not admitted, and so never came to be on record, was an attempt all the same.
+    if (work.instance.restarts !== attempt && !work.isEnding) work.change({ restarts: attempt })
+    throw error
+  }
 }
 
 /** Whoever stops it means it, also where it was Stopped already. */

@@ -92,7 +92,7 @@ function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
   const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
   const { diskIoBps, snapshotPolicy, autoStandby, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } =
     instance
-  const { restartPolicy } = instance
+  const { healthCheck, restartPolicy } = instance
   // Of one that ran, what is gone back to ended when the snapshot was taken.
   const { stoppedAtMs = createdAtMs } = instance
   return {
@@ -109,6 +109,6 @@ function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
       exitCode,
       exitMessage,
     },
-    ...{ restartPolicy },
+    ...{ healthCheck, restartPolicy },
   }
 }

@@ -2,6 +2,7 @@ import { rename, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Restarts } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
+import { restarted } from '../restart-policy.ts'
 import { powerOn } from './power-on.ts'
 
 export interface StartOverrides {
@@ -9,16 +10,16 @@ export interface StartOverrides {
   readonly cmd?: readonly string[]
 }
 
-/** By its policy, not by someone: what is on record of its restarts once it runs. */
+/** By its policy, not by someone. */
 export interface StartByPolicy {
-  readonly restarts?: Restarts
+  readonly attempt?: Restarts
 }
 
 /** Looks at the host; what it gives judges at once, so that nothing comes between the judgement and the record. */
 export type Admit = (work: InstanceWork) => Promise<() => void>
 
 /** Stopped → Initializing. What is given in place of the image's own command is kept for later starts, also when this one fails. */
-export async function start(work: InstanceWork, overrides: StartOverrides, admit: Admit, { restarts }: StartByPolicy = {}): Promise<void> {
+export async function start(work: InstanceWork, overrides: StartOverrides, admit: Admit, { attempt }: StartByPolicy = {}): Promise<void> {
   await work.step('intent', 10_000)
   const judge = await admit(work)
   judge()
@@ -27,6 +28,7 @@ export async function start(work: InstanceWork, overrides: StartOverrides, admit
       state: 'Created',
       operation: 'start',
       stateError: undefined,
+      ...(attempt === undefined ? {} : { restarts: attempt }),
       ...(overrides.entrypoint?.length ? { entrypoint: overrides.entrypoint } : {}),
       ...(overrides.cmd?.length ? { cmd: overrides.cmd } : {}),
     },
@@ -39,7 +41,9 @@ export async function start(work: InstanceWork, overrides: StartOverrides, admit
 
   await work.step('logs', 10_000)
   await archiveLogs(work)
-  await powerOn(work, { along: { restarts } }).catch((error) => Promise.reject(leadToLog(error, work.instance.name)))
+  await powerOn(work, { along: { restarts: attempt && restarted(attempt) } }).catch((error) =>
+    Promise.reject(leadToLog(error, work.instance.name)),
+  )
   undo.move()
 }
 
