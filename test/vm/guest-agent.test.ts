@@ -222,3 +222,33 @@ test('a daemon that dies while much is on its way takes its programs with it, an
   const left = async () => ((await guest.run('ps | grep -E "loud-one|sleep 4000" | grep -vc grep')).stdout === '0\n' ? true : undefined)
   await pollUntil('the old programs to be gone', left, makeStep(), { everyMs: 200 })
 })
+
+test('what listens in the guest is reached through its agent, each direction to its own end', async () => {
+  await guest.client.exec({ command: ['nc', '-ll', '-p', '4321', '-e', 'cat'] }, makeStep())
+  const dial = (address?: string) => guest.client.dial({ port: 4321, ...(address !== undefined && { address }) }, makeStep())
+  await pollUntil('it to listen', () => dial().catch(() => undefined), makeStep(), { everyMs: 100 }).then((first) => first.destroy())
+  // More than any window, so that credit has to come and go; and the answer ends because the question has.
+  const sent = randomBytes(300_000)
+  for (const address of [undefined, '10.0.2.15']) {
+    const connection = await dial(address)
+    connection.end(sent)
+    const heard: Buffer[] = []
+    for await (const chunk of connection) heard.push(chunk as Buffer)
+    assert.ok(Buffer.concat(heard).equals(sent), `over ${address ?? 'the loopback'}`)
+  }
+})
+
+test('a call is refused where nothing listens, ends with whoever hangs up, and is not taken for a frozen workload', async () => {
+  await assert.rejects(guest.client.dial({ port: 4322 }, makeStep()), /Connection refused/)
+  await assert.rejects(guest.client.dial({ port: 4321, address: '192.0.2.1', timeoutMs: 1 }, makeStep()))
+  await guest.client.exec({ command: ['nc', '-l', '-p', '4323', '-e', 'yes'] }, makeStep())
+  const open = () => guest.client.dial({ port: 4323 }, makeStep()).catch(() => undefined)
+  const connection = await pollUntil('it to listen', open, makeStep(), { everyMs: 100 })
+  await once(connection, 'readable')
+  connection.destroy()
+  const left = async () => ((await guest.run('pidof yes || echo none')).stdout === 'none\n' ? true : undefined)
+  await pollUntil('who spoke to be gone', left, makeStep(), { everyMs: 200 })
+  await guest.client.freeze({}, makeStep())
+  await assert.rejects(guest.client.dial({ port: 4321 }, makeStep()), { code: 'conflict' })
+  await guest.client.thaw(makeStep())
+})

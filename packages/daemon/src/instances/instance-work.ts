@@ -179,13 +179,15 @@ export class InstanceWork {
   /**
    * Writes the change and its event in one transaction. Only here does an instance's record change. What ends something or tells what
    * has happened is written on a full disk too; what begins something says that it need not be. `via` is a state that it was in for a
-   * moment, without a row of its own; `also` belongs to the same transaction.
+   * moment, without a row of its own; `sinceMs` is when its new state began, where that was seen by someone else; `also` belongs to the same transaction.
    */
-  change(patch: Partial<Instance>, { evenWhenFull = true, via, also }: ChangeOptions = {}): void {
+  change(patch: Partial<Instance>, { evenWhenFull = true, via, sinceMs, also }: ChangeOptions = {}): void {
     const before = this.instance
     const merged = { ...before, ...patch }
     const passed = via === undefined ? before.phases : enterPhase(before.phases, via.state, via.sinceMs)
-    const after: Instance = { ...merged, phases: enterPhase(passed, merged.state, Date.now()) }
+    const nowMs = Date.now()
+    const beganMs = Math.min(nowMs, Math.max(passed.sinceMs, sinceMs ?? nowMs))
+    const after: Instance = { ...merged, phases: enterPhase(passed, merged.state, beganMs) }
     this.uses.db.transaction(
       () => {
         also?.()
@@ -285,6 +287,7 @@ export class InstanceWork {
 interface ChangeOptions {
   readonly evenWhenFull?: boolean
   readonly via?: Passing
+  readonly sinceMs?: number
   readonly also?: () => void
 }
 

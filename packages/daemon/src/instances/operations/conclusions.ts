@@ -56,17 +56,22 @@ export async function settleBootFailure(work: InstanceWork, live: LiveVm, error:
 export async function settleStopped(work: InstanceWork, exit: InstanceExit | undefined): Promise<void> {
   await work.step('settle', 30_000)
   settleVolumes(work)
-  work.change({
-    state: 'Stopped',
-    operation: undefined,
-    vm: undefined,
-    // Whoever stops a sleeping instance gives up its memory; one that is woken has none any more.
-    sleep: undefined,
-    stateError: undefined,
-    stoppedAtMs: exit?.atMs ?? Date.now(),
-    exitCode: exit?.code,
-    exitMessage: exit?.message,
-  })
+  const stoppedAtMs = exit?.atMs ?? Date.now()
+  work.change(
+    {
+      state: 'Stopped',
+      operation: undefined,
+      vm: undefined,
+      // Whoever stops a sleeping instance gives up its memory; one that is woken has none any more.
+      sleep: undefined,
+      stateError: undefined,
+      stoppedAtMs,
+      exitCode: exit?.code,
+      exitMessage: exit?.message,
+    },
+    // It may have been down for long before a daemon came to see it.
+    { sinceMs: stoppedAtMs },
+  )
   await work.host.letGo()
   await work.step('sweep', 30_000)
   await work.sweep().catch(work.leaveForSweep('run directory'))
