@@ -60,6 +60,8 @@ function checkHealthCheck(check: HealthCheck): void {
   }
   const words = [...(check.exec?.command ?? []), check.exec?.working_dir ?? '/']
   if (words.some((word) => word.includes('\0'))) throw new AppError(code, '`health_check.exec` holds a NUL')
+  // execve(2) takes no longer words; all of them together need not be longer than one.
+  if (Buffer.byteLength(words.join(' ')) > 131_071) throw new AppError(code, '`health_check.exec.command` is too long')
   if (!words.at(-1)?.startsWith('/')) throw new AppError(code, '`health_check.exec.working_dir` must be an absolute path')
   if (type !== 'none' && check[type] === undefined) throw new AppError(code, `\`health_check.${type}\` is missing: its type is ${type}`)
 }

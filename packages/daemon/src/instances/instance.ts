@@ -11,8 +11,8 @@ export type {
   InstanceId,
   ListInstances,
   Phases,
+  RestartHistory,
   RestartPolicy,
-  Restarts,
 } from '../store/instance-record.ts'
 
 /** Durations up to `nowMs`, the current phase included, as the API shows them. */

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { Instance, RestartPolicy, Restarts } from './instance.ts'
+import type { Instance, RestartHistory, RestartPolicy } from './instance.ts'
 import { attemptsAt, HELD, restarted, restartOutlook, underNewPolicy, withAttempt } from './restart-policy.ts'
 
 const NOW = 1_800_000_000_000
@@ -68,18 +68,18 @@ test('one that is not well is due its backoff after that was found', () => {
 })
 
 test('attempts count from the one before, and end with as many as there may be in a row', () => {
-  let restarts: Restarts | undefined
+  let restarts: RestartHistory | undefined
   for (const attempt of [1, 2, 3]) {
     restarts = withAttempt(instanceOf(restarts === undefined ? {} : { restarts }), { nowMs: NOW, owed: 'retry' })
     assert.equal(restarts.attempts, attempt)
     if (attempt < 3) assert.deepEqual(outlook({ restarts }), { kind: 'due', atMs: NOW + 5000, backoffMs: 5000 })
   }
-  assert.deepEqual(outlook({ restarts: restarts as Restarts }), { kind: 'blocked', reason: 'max_attempts_exceeded' })
-  assert.equal(outlook({ restarts: restarts as Restarts, restartPolicy: { ...POLICY, maxAttempts: 0 } }).kind, 'due')
+  assert.deepEqual(outlook({ restarts: restarts as RestartHistory }), { kind: 'blocked', reason: 'max_attempts_exceeded' })
+  assert.equal(outlook({ restarts: restarts as RestartHistory, restartPolicy: { ...POLICY, maxAttempts: 0 } }).kind, 'due')
 })
 
 test('one that has run for long enough since its last attempt counts anew, naps left out', () => {
-  const restarts: Restarts = { attempts: 3, lastAttemptAtMs: NOW - 1_000_000, ranMs: 50_000 }
+  const restarts: RestartHistory = { attempts: 3, lastAttemptAtMs: NOW - 1_000_000, ranMs: 50_000 }
   assert.equal(attemptsAt(instanceOf({ restarts, ranMs: 649_999 }), NOW), 3)
   assert.equal(attemptsAt(instanceOf({ restarts, ranMs: 650_000 }), NOW), 0)
   const phases = { current: 'Running', sinceMs: NOW - 500_000, durations: { running: 150_000, standby: 9_000_000 } } as const

@@ -6,7 +6,7 @@
  *                                        ▲                                 │
  *                                        └──────────── failed ◄────────────┘   max_attempts in a row: blocked
  */
-import { durationsAt, type Instance, type Restarts } from './instance.ts'
+import { durationsAt, type Instance, type RestartHistory } from './instance.ts'
 
 export type RestartOutlook =
   /** Nothing will be done by itself. */
@@ -17,7 +17,7 @@ export type RestartOutlook =
   | { readonly kind: 'due'; readonly atMs: number; readonly backoffMs: number }
 
 /** Of whoever was stopped by someone. */
-export const HELD: Restarts = { attempts: 0, isHeld: true }
+export const HELD: RestartHistory = { attempts: 0, isHeld: true }
 
 export interface RestartFacts {
   readonly nowMs: number
@@ -50,7 +50,7 @@ export function attemptsAt({ restartPolicy, restarts, phases }: Instance, nowMs:
 }
 
 /** With the next attempt begun. One whose first half was a stop has been counted. */
-export function withAttempt(instance: Instance, { nowMs, owed, lastReason }: Attempt): Restarts {
+export function withAttempt(instance: Instance, { nowMs, owed, lastReason }: Attempt): RestartHistory {
   const { restarts, phases } = instance
   if (restarts?.owed === 'start' && owed === 'retry') return { ...restarts, owed }
   return {
@@ -62,18 +62,18 @@ export function withAttempt(instance: Instance, { nowMs, owed, lastReason }: Att
   }
 }
 
-interface Attempt extends Pick<Restarts, 'lastReason'> {
+interface Attempt extends Pick<RestartHistory, 'lastReason'> {
   readonly nowMs: number
-  readonly owed: NonNullable<Restarts['owed']>
+  readonly owed: NonNullable<RestartHistory['owed']>
 }
 
 /** Its VM runs again. */
-export function restarted({ owed: _owed, ...restarts }: Restarts): Restarts {
+export function restarted({ owed: _owed, ...restarts }: RestartHistory): RestartHistory {
   return restarts
 }
 
 /** Another policy counts anew. What someone stopped stays so, and what is half done is finished. */
-export function underNewPolicy(restarts: Restarts | undefined): Restarts | undefined {
+export function underNewPolicy(restarts: RestartHistory | undefined): RestartHistory | undefined {
   if (restarts?.isHeld) return HELD
   return restarts?.owed === undefined ? undefined : { attempts: 0, owed: restarts.owed }
 }

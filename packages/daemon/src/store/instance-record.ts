@@ -66,7 +66,7 @@ export interface Instance {
   readonly sleep?: Sleep
   readonly phases: Phases
   /** What has become of its restart policy since someone last started it; absent when nothing has. */
-  readonly restarts?: Restarts
+  readonly restarts?: RestartHistory
 }
 
 /** How it is found out whether its workload does what it is there for. */
@@ -105,7 +105,7 @@ export interface RestartPolicy {
   readonly stableAfterMs: number
 }
 
-export interface Restarts {
+export interface RestartHistory {
   readonly attempts: number
   readonly lastAttemptAtMs?: number
   /** How long it had been Running in all its life when the last attempt began. */

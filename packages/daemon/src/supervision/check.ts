@@ -3,7 +3,7 @@
  * network and without one, needs no port of the host, and no program in the image. The guest is not trusted with more than a few words.
  */
 import { once } from 'node:events'
-import { request } from 'node:http'
+import { type IncomingMessage, request } from 'node:http'
 import type { Duplex, Readable } from 'node:stream'
 import { connect as connectTls } from 'node:tls'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -87,10 +87,13 @@ async function answerTo(probe: Probe<'http'>, connection: Duplex, { address = 'l
     headers: { host: `${address}:${port}`, 'user-agent': 'dormouse-health-check', accept: '*/*', connection: 'close' },
     createConnection: () => line,
   })
-  asking.on('error', () => undefined)
+  // Whichever of them the other side breaks, and when, is told by the one that is waited for.
+  for (const part of [line, asking]) part.on('error', () => undefined)
   try {
     asking.end()
-    const [{ statusCode }] = await once(asking, 'response', { signal: step.signal })
+    const [answer] = (await once(asking, 'response', { signal: step.signal })) as [IncomingMessage]
+    answer.on('error', () => undefined)
+    const { statusCode } = answer
     return statusCode === expectedStatus ? undefined : `it answered ${statusCode}, not ${expectedStatus}`
   } finally {
     asking.destroy()

@@ -1,6 +1,6 @@
 import { rename, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { Restarts } from '../instance.ts'
+import type { RestartHistory } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { restarted } from '../restart-policy.ts'
 import { powerOn } from './power-on.ts'
@@ -12,7 +12,7 @@ export interface StartOverrides {
 
 /** By its policy, not by someone. */
 export interface StartByPolicy {
-  readonly attempt?: Restarts
+  readonly attempt?: RestartHistory
 }
 
 /** Looks at the host; what it gives judges at once, so that nothing comes between the judgement and the record. */

@@ -1,6 +1,6 @@
 import { readJournal } from '../../guest/journal.ts'
 import { exitOf } from '../exit-of.ts'
-import type { Restarts } from '../instance.ts'
+import type { RestartHistory } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import { HELD } from '../restart-policy.ts'
 import { settleStopped } from './conclusions.ts'
@@ -12,7 +12,7 @@ export interface StopOptions {
   /** How long the workload is given after its stop signal, in place of the configured time. */
   readonly graceMs?: number
   /** What is on record of its restarts from here on: by default, that someone holds it. */
-  readonly restarts?: Restarts
+  readonly restarts?: RestartHistory
 }
 
 /**
