@@ -121,21 +121,21 @@ export type AutoStandbyStatus = Static<typeof AutoStandbyStatus>
 
 export const HealthCheck = Type.Object(
   {
-    type: Type.Optional(Type.Enum(['none', 'http', 'tcp', 'exec'])),
-    interval: Type.Optional(Duration),
-    timeout: Type.Optional(Duration),
-    start_period: Type.Optional(Duration),
-    failure_threshold: Type.Optional(Type.Integer({ minimum: 1 })),
-    success_threshold: Type.Optional(Type.Integer({ minimum: 1 })),
+    type: Type.Optional(Type.Enum(['none', 'http', 'tcp', 'exec'], { default: 'none' })),
+    interval: Type.Optional({ ...Duration, default: '10s', description: 'From the end of a check to the next; 100ms at least' }),
+    timeout: Type.Optional({ ...Duration, default: '2s', description: 'How long a check may take; 1h at most' }),
+    start_period: Type.Optional({ ...Duration, default: '30s', description: 'From when it is Running; failures in it do not count' }),
+    failure_threshold: Type.Optional(Type.Integer({ minimum: 1, default: 3, description: 'Failures in a row that make it unhealthy' })),
+    success_threshold: Type.Optional(Type.Integer({ minimum: 1, default: 1, description: 'Successes in a row that make it healthy' })),
     http: Type.Optional(
       Type.Object(
         {
           port: Port,
-          path: Type.Optional(Type.String({ maxLength: 2048 })),
-          scheme: Type.Optional(Type.Enum(['http', 'https'])),
-          expected_status: Type.Optional(Type.Integer({ minimum: 100, maximum: 599 })),
+          path: Type.Optional(Type.String({ maxLength: 2048, default: '/' })),
+          scheme: Type.Optional(Type.Enum(['http', 'https'], { default: 'http', description: 'No certificate is verified' })),
+          expected_status: Type.Optional(Type.Integer({ minimum: 100, maximum: 599, default: 200 })),
         },
-        strict,
+        { ...strict, description: 'A GET to the guest’s own address, asked from within; without a network to its loopback' },
       ),
     ),
     tcp: Type.Optional(Type.Object({ port: Port }, strict)),
@@ -146,7 +146,7 @@ export const HealthCheck = Type.Object(
       ),
     ),
   },
-  { $id: 'HealthCheck', ...strict },
+  { $id: 'HealthCheck', ...strict, description: 'How it is found out whether the workload does what it is there for; given as a whole' },
 )
 export type HealthCheck = Static<typeof HealthCheck>
 
@@ -160,17 +160,25 @@ export const InstanceHealthStatus = Type.Object(
     last_failure_at: Type.Optional(nullable(DateTime)),
     last_error: Type.Optional(nullable(Type.String())),
   },
-  { $id: 'InstanceHealthStatus' },
+  {
+    $id: 'InstanceHealthStatus',
+    description: 'What the checks have found since it is Running. unknown: there is a check, and it does not run now',
+  },
 )
 
 export const RestartPolicy = Type.Object(
   {
-    policy: Type.Optional(Type.Enum(['never', 'always', 'on_failure'])),
-    backoff: Type.Optional(Duration),
-    max_attempts: Type.Optional(Type.Integer({ minimum: 0 })),
-    stable_after: Type.Optional(Duration),
+    policy: Type.Optional(
+      Type.Enum(['never', 'always', 'on_failure'], {
+        default: 'never',
+        description: 'on_failure: when its workload ends with another code than 0, its VM is lost, or it is unhealthy; always: with 0 too',
+      }),
+    ),
+    backoff: Type.Optional({ ...Duration, default: '5s', description: 'From its end, or the attempt before, to the next attempt' }),
+    max_attempts: Type.Optional(Type.Integer({ minimum: 0, default: 0, description: 'In a row; 0 is no limit' })),
+    stable_after: Type.Optional({ ...Duration, default: '10m', description: 'Once it has run for so long, attempts are counted anew' }),
   },
-  { $id: 'RestartPolicy', ...strict },
+  { $id: 'RestartPolicy', ...strict, description: 'When it is started again without anyone asking; given as a whole' },
 )
 export type RestartPolicy = Static<typeof RestartPolicy>
 
@@ -182,7 +190,10 @@ export const RestartStatus = Type.Object(
     blocked_reason: Type.Optional(nullable(Type.Enum(['manual_stop', 'max_attempts_exceeded']))),
     last_reason: Type.Optional(nullable(Type.Enum(['health_check_failed']))),
   },
-  { $id: 'RestartStatus' },
+  {
+    $id: 'RestartStatus',
+    description: 'manual_stop: someone stopped it, and only a start by someone ends that',
+  },
 )
 
 export const InstanceNetwork = Type.Object({

@@ -184,7 +184,9 @@ export class Daemon implements AsyncDisposable {
     })
     stack.defer(() => autoStandby.close())
     autoStandby.recover()
-    const supervision = stack.use(new Supervision({ db, instances, events, log }))
+    const supervision = new Supervision({ db, instances, events, log })
+    // What it has under way ends with the instances, which are taken down after it.
+    stack.defer(() => void supervision.close())
     supervision.recover()
 
     const http = stack.use(

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { createServer, type RequestListener } from 'node:http'
+import { createServer as createTlsServer } from 'node:https'
 import { type Duplex, duplexPair } from 'node:stream'
 import { test } from 'node:test'
 import { FakeGuest, type FakeService } from '../guest/fake-guest.ts'
@@ -81,6 +82,14 @@ test('http: what is no answer is a failure in words, of bounded length', async (
   assert.deepEqual(await check(http({ port: 83 })), { kind: 'success' })
 })
 
+test('https: a certificate that no one has signed is enough, and the status counts', async () => {
+  const server = createTlsServer(SELF_SIGNED, (asked, response) => response.writeHead(asked.url === '/' ? 200 : 500).end())
+  const { check } = await guestWith({ 443: (connection) => void server.emit('connection', connection) })
+  assert.deepEqual(await check(http({ scheme: 'https', port: 443 })), { kind: 'success' })
+  const wrong = await check(http({ scheme: 'https', port: 443, path: '/x' }))
+  assert.deepEqual(wrong, { kind: 'failure', error: 'it answered 500, not 200' })
+})
+
 test('https: what speaks no TLS is a failure', async () => {
   const { check } = await guestWith({ 443: web((_, response) => response.end()) })
   assert.equal((await check(http({ scheme: 'https', port: 443 }))).kind, 'failure')
@@ -112,3 +121,22 @@ test('a workload that is frozen has not failed, nor has a guest that does not kn
   fake.crash()
   assert.equal((await check({ kind: 'tcp', port: 80 })).kind, 'failure')
 })
+
+/** Of no use to anyone: `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=test`. */
+const SELF_SIGNED = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgh2jZkqoBz+mFot2g
+032uLQlKX9e0u9KM9NiddFJTYe+hRANCAARPh19x6nSRoU0tcm61icPpwMSjjwMA
+ztfLc+LNOlx1+thylxVCeiKPe8YnRJBrJXzp2wtLEpa9r9aXNAFBXcrV
+-----END PRIVATE KEY-----`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBdjCCARugAwIBAgIUagYyVURZyEEf1DTo8yNXyK8Kd1EwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjUyMjU5MTZaGA8yMTI2MTEwMTIyNTkx
+NlowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABE+H
+X3HqdJGhTS1ybrWJw+nAxKOPAwDO18tz4s06XHX62HKXFUJ6Io97xidEkGslfOnb
+C0sSlr2v1pc0AUFdytWjUzBRMB0GA1UdDgQWBBS/Vhuj8P6lSV4iK8pGj0T2aQ1I
+PzAfBgNVHSMEGDAWgBS/Vhuj8P6lSV4iK8pGj0T2aQ1IPzAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0kAMEYCIQCgiVWm3liJDRf/AQNa/81tS96zT7Cn6V5O
+E1mLpEoDkAIhAJh6VdLLAUWsfbRtwToB8it6KbOpixfpVTOoAHTsDtjj
+-----END CERTIFICATE-----`,
+}

@@ -69,6 +69,7 @@ export class Supervision implements AsyncDisposable {
     }
   }
 
+  /** What the API shows of it beside its record. Reads memory only. */
   of(instance: Instance, nowMs: number): Attention {
     const { id, healthCheck, restartPolicy } = instance
     if (healthCheck === undefined && restartPolicy === undefined) return NOTHING
