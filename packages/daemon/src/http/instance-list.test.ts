@@ -48,6 +48,20 @@ test('a list that is still on its way is not written over by the next; one that 
   assert.deepEqual(JSON.parse(third.bytes.toString()), shown(all.slice(1), AT_MS + 2))
 })
 
+test('what is known of some beside their records is told of these, anew each time', () => {
+  const lists = new InstanceLists()
+  const fake = fakeUses().instances
+  const instances = ['a', 'b'].map((name) =>
+    fake.add({ name, createdAtMs: AT_MS, phases: { current: 'Running', sinceMs: AT_MS, durations: {} } }),
+  )
+  for (const successes of [1, 2]) {
+    const attentionTo = ({ name }: Instance) =>
+      name === 'a' ? {} : { health: { status: 'healthy' as const, successes, failures: 0 }, restart: { attempts: successes } }
+    const written = JSON.parse(lists.write(instances, AT_MS, attentionTo).bytes.toString())
+    assert.deepEqual(written, JSON.parse(JSON.stringify(instances.map((one) => presentInstance(one, AT_MS, attentionTo(one))))))
+  }
+})
+
 test('an empty list is one', () => {
   assert.deepEqual(read(new InstanceLists(), [], AT_MS), [])
 })

@@ -27,7 +27,7 @@ interface Task {
   /** Set when it counts in admission. */
   readonly transition: Transition | undefined
   /** Absent for conclusions, which are not asked for. */
-  readonly request: { readonly verb: Transition | Access; readonly refuseAlready?: string } | undefined
+  readonly request: { readonly verb: Transition | Access; readonly refuseAlready?: string; readonly isTentative?: true } | undefined
   readonly story: Story
   readonly done: PromiseWithResolvers<void>
   /** The least grace that those who joined it want, should it end a VM. */
@@ -42,6 +42,8 @@ export interface RequestOptions {
   readonly refuseAlready?: string
   /** How long the workload may take to end. A stop that is under way takes no longer for whoever joins it, or deletes behind it. */
   readonly graceMs?: number
+  /** It may find nothing to do once it comes to it: while it waits, no one is told that it will be done, nor joins it. */
+  readonly isTentative?: true
 }
 
 // More than this waiting for one instance is a client gone wild.
@@ -276,7 +278,8 @@ export class InstanceWorker implements WorkHost {
   }
 
   #pendingTasks(): Task[] {
-    return this.#current === undefined ? this.#queue : [this.#current.task, ...this.#queue]
+    const waiting = this.#queue.filter(({ request }) => request?.isTentative !== true)
+    return this.#current === undefined ? waiting : [this.#current.task, ...waiting]
   }
 
   #hurry(tasks: readonly Task[], graceMs: number): void {

@@ -319,8 +319,8 @@ export class Instances implements AsyncDisposable {
   /** Starts it again, as its policy has it; of one that runs and is not well, it is stopped first. Nothing, when that is no longer so. */
   async restartByPolicy(id: InstanceId, wanted: WantedRestart): Promise<void> {
     // Each half looks again: someone may have stopped, started or changed it meanwhile.
-    if (this.get(id).state === 'Running') await this.#request(id, 'stop', (work) => stopToRestart(work, wanted))
-    await this.#request(id, 'start', (work) => startByPolicy(work, this.#admitAgain))
+    if (this.get(id).state === 'Running') await this.#request(id, 'stop', (work) => stopToRestart(work, wanted), { isTentative: true })
+    await this.#request(id, 'start', (work) => startByPolicy(work, this.#admitAgain), { isTentative: true })
   }
 
   /** Resolves when its memory is on disk and its VM is gone. Options are refused when it sleeps already. */

@@ -114,6 +114,22 @@ test('what someone stops stays stopped, also while it waits for its restart; a s
   await assertInOrder(house)
 })
 
+test('who stops or starts one is not fobbed off with a restart that finds nothing to do', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  const { id } = await running(house)
+  const nothing = { unhealthySinceMs: () => undefined }
+  // Each waits behind the update, and the restart is before the one who asks.
+  const stopping = [instances.update(id, { tags: { a: '1' } }), instances.restartByPolicy(id, nothing), instances.stop(id)]
+  await Promise.all(stopping)
+  assert.deepEqual([instances.get(id).state, instances.get(id).restarts?.isHeld], ['Stopped', true])
+  const starting = [instances.update(id, { tags: { a: '2' } }), instances.restartByPolicy(id, nothing), instances.start(id)]
+  await Promise.all(starting)
+  await instances.wait(id, { state: 'Running', timeoutMs: 10_000 })
+  assert.equal(instances.get(id).state, 'Running')
+  await assertInOrder(house)
+})
+
 test('a sleeper is not started, and one that is deleted is gone', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()
