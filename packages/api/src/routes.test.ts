@@ -26,6 +26,13 @@ test('requests refuse unknown fields, answers leave room for new ones', () => {
   }
 })
 
+test('every list comes in pages', () => {
+  for (const { id, method, route } of table) {
+    if (method !== 'GET' || (route.answer as { type?: string } | undefined)?.type !== 'array') continue
+    assert.deepEqual([keys(route.query).includes('limit'), keys(route.query).includes('cursor')], [true, true], id)
+  }
+})
+
 test('every operation of the contract is here: 63 of it and our own', () => {
   const ours = [
     'execInstance',

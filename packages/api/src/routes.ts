@@ -86,7 +86,7 @@ const snapshotId = Type.Object({ snapshotId: Key })
 const strict = { additionalProperties: false } as const
 const page = {
   limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 10_000, description: 'At most so many; everything when left out' })),
-  cursor: Type.Optional(Type.String({ maxLength: 512, description: 'From the x-next-cursor header of the page before' })),
+  cursor: Type.Optional(Type.String({ maxLength: 2048, description: 'From the x-next-cursor header of the page before' })),
 }
 const tagFilter = { tags: Type.Optional(Tags) }
 const listQuery = Type.Object({ ...tagFilter, ...page }, strict)
@@ -724,6 +724,7 @@ export const routes = {
     tag: 'devices',
     summary: 'List devices of the host that could be registered',
     scope: 'device:read',
+    query: Type.Object(page, strict),
     status: 200,
     answer: Type.Array(AvailableDevice),
   },
@@ -892,6 +893,7 @@ export const routes = {
     tag: 'images',
     summary: 'List pushes, newest first',
     scope: 'image:read',
+    query: Type.Object(page, strict),
     status: 200,
     answer: Type.Array(Push),
     later: pushesLater,

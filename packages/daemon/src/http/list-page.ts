@@ -1,15 +1,19 @@
+/**
+ * Pages of lists. Every list is newest first, and among those of one moment by key, downwards: an order that no two items share a place
+ * in. A cursor names a place in it by time and key, whether an item still has it or not, so that pages neither skip nor repeat when
+ * something is made or deleted in between.
+ */
 import { AppError } from '@dormouse/api/errors.ts'
 
 /** Where an item stands in its list. */
 export interface PlaceOf<T> {
+  /** No two items have one. */
   readonly key: (item: T) => string
+  /** As `Date.toISOString` writes it. */
   readonly createdAt: (item: T) => string
 }
 
-/**
- * One page of a list that is newest first. The cursor names the place after the last item by its time and key, not by its number,
- * so that pages neither skip nor repeat when something is made or deleted in between.
- */
+/** One page of a list that has that order already. Throws `invalid_request` for a cursor that no list can have given. */
 export function pageOf<T>(
   items: readonly T[],
   placeOf: PlaceOf<T>,
@@ -20,29 +24,40 @@ export function pageOf<T>(
   const last = shown.at(-1)
   return {
     items: shown,
-    nextCursor: last !== undefined && shown.length < after.length ? encodeCursor(placeOf.createdAt(last), placeOf.key(last)) : undefined,
+    nextCursor:
+      last !== undefined && shown.length < after.length
+        ? encodeCursor({ createdAt: placeOf.createdAt(last), key: placeOf.key(last) })
+        : undefined,
   }
 }
 
-interface Cursor {
+interface Place {
   readonly createdAt: string
   readonly key: string
 }
 
-function itemsAfter<T>(items: readonly T[], placeOf: PlaceOf<T>, { createdAt, key }: Cursor): readonly T[] {
-  const at = items.findIndex((item) => placeOf.key(item) === key && placeOf.createdAt(item) === createdAt)
-  if (at >= 0) return items.slice(at + 1)
-  // It is gone: go on with what is older than it was.
-  const older = items.findIndex((item) => placeOf.createdAt(item) < createdAt)
-  return older < 0 ? [] : items.slice(older)
+function itemsAfter<T>(items: readonly T[], placeOf: PlaceOf<T>, { createdAt, key }: Place): readonly T[] {
+  const at = items.findIndex((item) => {
+    const own = placeOf.createdAt(item)
+    return own < createdAt || (own === createdAt && placeOf.key(item) < key)
+  })
+  return at < 0 ? [] : items.slice(at)
 }
 
-const encodeCursor = (createdAt: string, key: string): string => Buffer.from(JSON.stringify([createdAt, key])).toString('base64url')
+const encodeCursor = ({ createdAt, key }: Place): string => Buffer.from(JSON.stringify([createdAt, key])).toString('base64url')
 
-function decodeCursor(text: string): Cursor {
+const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
+
+function decodeCursor(text: string): Place {
   try {
     const value: unknown = JSON.parse(Buffer.from(text, 'base64url').toString())
-    if (Array.isArray(value) && typeof value[0] === 'string' && typeof value[1] === 'string') return { createdAt: value[0], key: value[1] }
+    if (Array.isArray(value)) {
+      const [createdAt, key] = value as unknown[]
+      // Written anew it is the same, or it was written by someone else.
+      if (typeof createdAt === 'string' && TIME.test(createdAt) && typeof key === 'string' && encodeCursor({ createdAt, key }) === text) {
+        return { createdAt, key }
+      }
+    }
   } catch {
     // Said below.
   }

@@ -107,9 +107,9 @@ export class ImageRows {
 
   // Names
 
-  /** Newest first. */
+  /** Newest first; among those of one moment downwards, as pages of lists need it. */
   names(): ImageNameRow[] {
-    return this.#db.prepare('SELECT * FROM image_names ORDER BY created_at_ms DESC, name, platform').all().map(nameOf)
+    return this.#db.prepare('SELECT * FROM image_names ORDER BY created_at_ms DESC, name DESC, platform DESC').all().map(nameOf)
   }
 
   findName(name: string, platform: string): ImageNameRow | undefined {

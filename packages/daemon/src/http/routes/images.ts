@@ -9,7 +9,8 @@ type ImageRoutes = Pick<
   'listImages' | 'pullImage' | 'importImage' | 'pruneImages' | 'getImage' | 'deleteImage' | 'tagImage' | 'getImageProgress'
 >
 
-const PLACE: PlaceOf<Image> = { key: ({ name }) => name, createdAt: ({ created_at }) => created_at }
+// A name may lead to an image for each platform.
+const PLACE: PlaceOf<Image> = { key: ({ name, platform = '' }) => `${name}\n${platform}`, createdAt: ({ created_at }) => created_at }
 
 export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes {
   return {
