@@ -84,19 +84,6 @@ test('an instance goes from create to delete, and every answer is what the route
   }
 })
 
-test('who cannot look into its VMs cannot give them memory, and does not say that it can', async (t) => {
-  const { ask, uses } = house(t)
-  const features = async (): Promise<string[]> => (await ask('GET', '/capabilities')).json.runtimes[0].features
-  const [runtime] = uses.host.hypervisors
-  assert.ok(runtime)
-  const able = { ...runtime, capabilities: new Set(['pause', 'memory_hotplug']) }
-  const known = uses.host.hypervisors as (typeof runtime)[]
-  known[0] = able
-  assert.deepEqual(await features(), ['hotplug-memory', 'pause'])
-  known[0] = { ...able, probe: async () => ({ available: true, memoryOutOfReach: 'Yama says no' }) }
-  assert.deepEqual(await features(), ['pause'])
-})
-
 test('an instance is shown with sizes that can be sent back and nulls where the contract has them', async (t) => {
   const { ask } = house(t)
   const { json } = await ask('POST', '/instances', { ...good, size: '1.5GB' })

@@ -3,7 +3,7 @@
 import type { Readable, Writable } from 'node:stream'
 import type { Compression } from '@dormouse/api/compression.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
-import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import type { Capability, InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
 import type { Resources } from '@dormouse/api/resources.ts'
 import type { AuditedRequest, AuditFacts, AuditFilter, AuditRow } from '../audit/audit.ts'
@@ -195,7 +195,7 @@ export interface HostDoor {
   /** Each driver with what it can do and whether this host lets it. */
   readonly hypervisors: readonly {
     readonly name: HypervisorName
-    readonly capabilities: ReadonlySet<string>
+    readonly capabilities: ReadonlySet<Capability>
     /** How many VMs wait for starts, where any ever do. */
     readonly waiting?: () => number | undefined
     probe(): Promise<HypervisorProbe>

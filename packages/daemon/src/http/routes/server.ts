@@ -1,6 +1,7 @@
 import os from 'node:os'
-import type { Capabilities, Runtime } from '@dormouse/api/capabilities.ts'
+import type { Capabilities, RUNTIME_FEATURES, Runtime } from '@dormouse/api/capabilities.ts'
 import { AppError } from '@dormouse/api/errors.ts'
+import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { MemoryReclaimRequest, MemoryReclaimResponse, ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import { type Route, routes } from '@dormouse/api/routes.ts'
 import type { SseMessage } from '@dormouse/api/streams.ts'
@@ -12,6 +13,7 @@ import { networkDemandOf } from '../../instances/network-admission.ts'
 import type { RecordedEvent } from '../../store/events.ts'
 import type { Handlers } from '../handler.ts'
 import type { Metrics } from '../metrics.ts'
+import { otherRuntimes } from '../other-runtimes.ts'
 import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
@@ -54,15 +56,16 @@ function asMessage({ id, kind, atMs, subject, data }: RecordedEvent): SseMessage
 const lastEventId = (text: string | undefined): number | undefined =>
   text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : undefined
 
-const FEATURE_OF: Readonly<Record<string, string>> = {
-  pause: 'pause',
-  standby: 'standby',
-  fork: 'fork',
-  snapshots: 'snapshots',
-  disk_hotplug: 'hotplug-disk',
-  memory_hotplug: 'hotplug-memory',
-  disk_limit: 'disk-io-limit',
-  gpu: 'gpu-passthrough',
+/** The contract's words for what a driver can do. Whoever can exchange a disk under a guest that runs can make it larger, too. */
+const FEATURES_OF: Readonly<Record<Capability, readonly (typeof RUNTIME_FEATURES)[number][]>> = {
+  pause: ['pause'],
+  standby: ['standby'],
+  fork: ['fork'],
+  snapshots: ['snapshots'],
+  disk_hotplug: ['hotplug-disk', 'disk-resize'],
+  memory_hotplug: ['hotplug-memory'],
+  disk_limit: ['disk-io-limit'],
+  gpu: ['gpu-passthrough'],
 }
 
 /** A feature is told of only once the routes that use it are built. */
@@ -82,9 +85,9 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
     host.hypervisors.map(async ({ name, capabilities, probe, waiting }): Promise<Runtime> => {
       const { available, version: vmm, acceleration, reason, memoryOutOfReach } = await probe()
       const count = waiting?.()
-      // Where VMs may not be looked into, none is given more memory.
-      const isHere = (one: string): boolean => (isBuilt[one] ?? true) && !(one === 'memory_hotplug' && memoryOutOfReach !== undefined)
-      const features = [...capabilities].filter(isHere).map((one) => FEATURE_OF[one] ?? one)
+      // What the driver can do and this host does not let it is not there.
+      const isThere = (one: Capability): boolean => (isBuilt[one] ?? true) && (one !== 'memory_hotplug' || memoryOutOfReach === undefined)
+      const features = available ? [...capabilities].filter(isThere).flatMap((one) => FEATURES_OF[one]) : []
       return {
         name,
         available,
@@ -111,7 +114,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
       name: host.defaultHypervisor,
       available: runtimes.find((runtime) => runtime.name === host.defaultHypervisor)?.available ?? false,
     },
-    runtimes: runtimes.sort((a, b) => (a.name < b.name ? -1 : 1)),
+    runtimes: [...runtimes, ...otherRuntimes(runtimes)].sort((a, b) => (a.name < b.name ? -1 : 1)),
     network: { ...host.network, guest_to_guest: false },
     images: { platforms: [platform], default_platform: platform },
     features: [
