@@ -106,6 +106,9 @@ function settingsOf({ dir, driver, env }: DaemonOptions): Record<string, string>
     DORMOUSE_LISTEN: 'off',
     // VMs of no instance would take the machine's two processors, and be counted: whoever wants them says so.
     DORMOUSE_POOL_SIZE: '0',
+    // Whatever disk the tests are on.
+    DORMOUSE_MAX_IMAGE_STORAGE: '1',
+    DORMOUSE_MIN_FREE_DISK: '64MB',
     // From source: some 250 files whose types are stripped and whose code is compiled once, not at each start.
     NODE_COMPILE_CACHE: join(REPOSITORY, 'build/cache/node'),
     ...(driver === undefined ? {} : { DORMOUSE_HYPERVISOR: driver }),

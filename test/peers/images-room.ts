@@ -20,12 +20,21 @@ export interface Room {
   readonly paths: Paths
   readonly events: RecordedEvent[]
   readonly inUse: Set<string>
+  /** `operation:step`, where it stands still from then on as if the daemon had died there; `crashed` tells when. */
+  crashAt: string | undefined
+  readonly crashed: Promise<void>
   /** Stops this room and opens the same directory again, as a daemon does that is started anew. */
   restart(): Promise<Room>
 }
 
-export async function openRoom(t: TestContext, config: Partial<Config['images']> = {}, dir?: string): Promise<Room> {
-  const home = dir ?? (await scratchDir(t))
+export interface RoomOptions {
+  /** Of a room that was there before. */
+  readonly dir?: string
+  readonly makeRoom?: (bytes: number) => Promise<void>
+}
+
+export async function openRoom(t: TestContext, config: Partial<Config['images']> = {}, options: RoomOptions = {}): Promise<Room> {
+  const home = options.dir ?? (await scratchDir(t))
   await mkdir(join(home, 'data'), { recursive: true })
   const paths = new Paths({ dataDir: join(home, 'data'), runDir: join(home, 'run') })
   const db = Database.open(paths.database)
@@ -33,13 +42,21 @@ export async function openRoom(t: TestContext, config: Partial<Config['images']>
   const seen: RecordedEvent[] = []
   events.listen((event) => seen.push(event))
   const inUse = new Set<string>()
+  const crashed = Promise.withResolvers<void>()
   const images = new Images({
     db,
     paths,
     log: silentLogger,
     events,
-    config: { ...configOf(new Map()).images, ...config },
+    // Tests are no one's to refuse for want of a fifth of the disk.
+    config: { ...configOf(new Map()).images, maxStorageShare: 1, minFreeBytes: 0, ...config },
     isInUse: (digest) => inUse.has(digest),
+    ...(options.makeRoom === undefined ? {} : { makeRoom: options.makeRoom }),
+    crashPoint: async (operation, step) => {
+      if (`${operation}:${step}` !== room.crashAt) return
+      crashed.resolve()
+      await new Promise(() => undefined)
+    },
   })
   let isOpen = true
   const close = async (): Promise<void> => {
@@ -49,19 +66,22 @@ export async function openRoom(t: TestContext, config: Partial<Config['images']>
     db.close()
   }
   t.after(close)
-  await images.recover()
-  return {
+  const room: Room = {
     dir: home,
     images,
     db,
     paths,
     events: seen,
     inUse,
+    crashAt: undefined,
+    crashed: crashed.promise,
     restart: async () => {
       await close()
-      return openRoom(t, config, home)
+      return openRoom(t, config, { ...options, dir: home })
     },
   }
+  await images.recover()
+  return room
 }
 
 export const step = (limitMs = 60_000): { signal: AbortSignal } => ({ signal: AbortSignal.timeout(limitMs) })

@@ -570,6 +570,7 @@ export const routes = {
       'invalid_image',
       'image_too_large',
       'not_supported',
+      'insufficient_resources',
     ],
   },
   importImage: {

@@ -69,6 +69,10 @@ export interface Config {
     readonly keychain: { readonly file: string; readonly isNamed: boolean } | undefined
     readonly rootfsCompression: 'lz4' | 'zstd'
     readonly maxConcurrentPulls: number
+    /** Of the data directory's file system, that images may take before a pull is refused. */
+    readonly maxStorageShare: number
+    /** Free there, below which a pull is refused. */
+    readonly minFreeBytes: number
   }
   readonly network: {
     /** Given to guests; empty: the host's own resolvers, as far as a guest can reach them. */
@@ -141,6 +145,10 @@ const integer = (byDefault: number) =>
 const count = (byDefault: number) =>
   setting(byDefault, 'a whole number, 0 or more', (value) => (/^\d{1,4}$/.test(value) ? Number(value) : undefined))
 const ratio = (byDefault: number) => setting(byDefault, 'a number above 0', (value) => positive(Number(value)))
+function share(value: string): number | undefined {
+  const number = positive(Number(value))
+  return number === undefined || number > 1 ? undefined : number
+}
 const flag = (byDefault: boolean) => setting(byDefault, 'true or false', parseFlag)
 const choice = <const T extends string>(byDefault: T, options: readonly T[]) =>
   setting<T>(byDefault, `one of ${options.join(', ')}`, (value) => options.find((option) => option === value))
@@ -192,6 +200,8 @@ const SETTINGS = {
   REGISTRY_CREDENTIALS_FILE: optionalText(),
   ROOTFS_COMPRESSION: choice('lz4', ['lz4', 'zstd']),
   MAX_CONCURRENT_PULLS: integer(1),
+  MAX_IMAGE_STORAGE: setting(0.2, 'a share of the disk above 0, at most 1', share),
+  MIN_FREE_DISK: size('5GB'),
   DNS: addresses([]),
   PUBLISH_ADDRESS: setting('0.0.0.0', 'an IPv4 address', (value) => (isIP(value) === 4 ? value : undefined)),
   ALLOW_HOST_ACCESS: flag(false),
@@ -290,6 +300,8 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       keychain: keychainOf(s.REGISTRY_CREDENTIALS_FILE),
       rootfsCompression: s.ROOTFS_COMPRESSION,
       maxConcurrentPulls: s.MAX_CONCURRENT_PULLS,
+      maxStorageShare: s.MAX_IMAGE_STORAGE,
+      minFreeBytes: s.MIN_FREE_DISK,
     },
     network: {
       dns: s.DNS,

@@ -1,6 +1,7 @@
 import { readdir, rm, stat, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
 import type { Paths } from '../paths.ts'
 import type { ImageNameRow, ImageRows } from '../store/images.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -8,6 +9,16 @@ import type { Descriptor } from './manifest.ts'
 
 const SPARE_DISK_BYTES = 256 * 1024 ** 2
 const CLOCK_SLACK_MS = 1000
+
+/** Of what is pulled. */
+interface StorageLimits {
+  /** Of the file system, for layers and root file systems together. */
+  readonly maxShare: number
+  readonly minFreeBytes: number
+}
+
+const mib = (bytes: number): string => formatSize(Math.ceil(bytes / 2 ** 20) * 2 ** 20)
+const digestOf = (file: string): string => file.replace('-', ':')
 
 /** What lies on the disk, who needs it, and what may go. Rows first: a file goes when no row speaks of it. */
 export class ImageShelf {
@@ -20,6 +31,8 @@ export class ImageShelf {
   readonly #isUnderWay: (digest: string) => boolean
   /** Imports whose blobs no row speaks of yet. */
   #held = 0
+  /** Images that someone is about to stand on, or reads: how many. */
+  readonly #holders = new Map<string, number>()
 
   constructor(uses: {
     rows: ImageRows
@@ -38,7 +51,22 @@ export class ImageShelf {
   }
 
   isBusy(digest: string): boolean {
-    return this.#isInUse(digest) || this.#isUnderWay(digest)
+    return this.#isInUse(digest) || this.#isUnderWay(digest) || this.#holders.has(digest)
+  }
+
+  /** It is busy until it is disposed of. */
+  holdImage(digest: string): Disposable {
+    this.#holders.set(digest, (this.#holders.get(digest) ?? 0) + 1)
+    let isHeld = true
+    return {
+      [Symbol.dispose]: () => {
+        if (!isHeld) return
+        isHeld = false
+        const left = (this.#holders.get(digest) ?? 1) - 1
+        if (left > 0) this.#holders.set(digest, left)
+        else this.#holders.delete(digest)
+      },
+    }
   }
 
   /** Nothing is swept until it is disposed of; then comes a sweep. */
@@ -56,14 +84,49 @@ export class ImageShelf {
   async sweep(): Promise<void> {
     if (this.#held > 0) return
     for (const file of await readdir(this.#paths.imageLayersDir)) {
-      const digest = file.replace('-', ':')
       // Asked anew each time: rows may come while files go.
-      if (this.#held === 0 && !this.#rows.isLayerInUse(digest)) await this.#store.remove(digest)
+      if (this.#isStrayLayer(file)) await this.#store.remove(digestOf(file))
     }
     for (const file of await readdir(this.#paths.imageRootfsDir)) {
-      const digest = file.replace('-', ':').replace(/\.squashfs$/, '')
-      if (!this.#rows.find(digest) && !this.#isInUse(digest)) await rm(join(this.#paths.imageRootfsDir, file), { force: true })
+      if (this.#isStrayRootfs(file)) await rm(join(this.#paths.imageRootfsDir, file), { force: true })
     }
+  }
+
+  /** What a sweep would remove, of at least that age. `names` are file names. */
+  async collectStrays({ olderThanMs, dryRun }: { readonly olderThanMs: number; readonly dryRun: boolean }) {
+    const names: string[] = []
+    let bytes = 0
+    for (const [dir, isStray] of [
+      [this.#paths.imageLayersDir, (file: string) => this.#isStrayLayer(file)],
+      [this.#paths.imageRootfsDir, (file: string) => this.#isStrayRootfs(file)],
+    ] as const) {
+      for (const file of await readdir(dir)) {
+        if (!isStray(file)) continue
+        const facts = await stat(join(dir, file)).catch(() => undefined)
+        if (facts === undefined || Date.now() - facts.mtimeMs < olderThanMs || !isStray(file)) continue
+        if (!dryRun) await rm(join(dir, file), { force: true })
+        names.push(file)
+        bytes += facts.blocks * 512
+      }
+    }
+    return { names, bytes }
+  }
+
+  #isStrayLayer(file: string): boolean {
+    return this.#held === 0 && !this.#rows.isLayerInUse(digestOf(file))
+  }
+
+  #isStrayRootfs(file: string): boolean {
+    const digest = digestOf(file.replace(/\.squashfs$/, ''))
+    return !this.#rows.find(digest) && !this.#isInUse(digest)
+  }
+
+  /** What these take on the disk. */
+  async bytesOf({ digests, layers }: { readonly digests: readonly string[]; readonly layers: readonly string[] }): Promise<number> {
+    const files = [...digests.map((digest) => this.#paths.imageRootfs(digest)), ...layers.map((digest) => this.#paths.imageLayer(digest))]
+    let bytes = 0
+    for (const file of files) bytes += ((await stat(file).catch(() => undefined))?.blocks ?? 0) * 512
+    return bytes
   }
 
   /** Drops the row of an image that no one needs; its files go with the next sweep. */
@@ -90,7 +153,7 @@ export class ImageShelf {
   refuseBusy(row: ImageNameRow): void {
     for (const digest of [row.digest, row.nextDigest]) {
       if (digest === undefined || this.#rows.namesLeadingTo(digest).length > 1) continue
-      if (this.#isInUse(digest)) {
+      if (this.#isInUse(digest) || this.#holders.has(digest)) {
         throw new AppError('in_use', `The image ${row.name} is in use by an instance`, {
           hint: 'Delete its instances first: dormouse ps -a',
         })
@@ -103,8 +166,36 @@ export class ImageShelf {
 
   /** Bytes on disk, layers and root file systems. */
   async usage(): Promise<number> {
-    const [layers, rootfs] = await Promise.all([this.#layers.bytes(), this.#rootfs.bytes()])
-    return layers + rootfs
+    const { layersBytes, rootfsBytes } = await this.usageByKind()
+    return layersBytes + rootfsBytes
+  }
+
+  async usageByKind(): Promise<{ readonly layersBytes: number; readonly rootfsBytes: number }> {
+    const [layersBytes, rootfsBytes] = await Promise.all([this.#layers.bytes(), this.#rootfs.bytes()])
+    return { layersBytes, rootfsBytes }
+  }
+
+  /** Why `coming` layers may not be fetched, and how many bytes are missing for it; undefined when they may. */
+  async shortageOf(
+    coming: readonly Descriptor[],
+    limits: StorageLimits,
+  ): Promise<{ readonly why: string; readonly bytes: number } | undefined> {
+    const distinct = new Map(coming.map((layer) => [layer.digest, layer.size]))
+    let missing = 0
+    for (const [digest, size] of distinct) if ((await this.#store.sizeOf(digest)) === undefined) missing += size
+    const [used, { blocks, bavail, bsize }] = await Promise.all([this.usage(), statfs(this.#paths.imagesDir)])
+    const most = limits.maxShare * blocks * bsize
+    if (used + missing > most) {
+      const share = `${mib(most)}, which is ${limits.maxShare} of the disk`
+      return {
+        why: `with ${mib(missing)} more, images would take ${mib(used + missing)} and may take ${share}`,
+        bytes: used + missing - most,
+      }
+    }
+    const free = bavail * bsize
+    if (free - missing >= limits.minFreeBytes) return undefined
+    const why = `its layers take ${mib(missing)} of the ${mib(free)} that are free, and ${mib(limits.minFreeBytes)} are to stay free`
+    return { why, bytes: limits.minFreeBytes + missing - free }
   }
 
   /** Throws `insufficient_resources` when the layers that are not here would fill the disk. */

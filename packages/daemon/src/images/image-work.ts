@@ -63,6 +63,8 @@ export class ImageWork implements AsyncDisposable {
   readonly #feed = new ProgressFeed()
   /** By digest: settles, never rejects, when the work on it is done. */
   readonly #underWay = new Map<string, Promise<void>>()
+  /** What is being pulled, or waits for it. */
+  readonly #layers = new Map<string, readonly Descriptor[]>()
   readonly #closing = new AbortController()
 
   constructor(uses: WorkUses) {
@@ -83,6 +85,11 @@ export class ImageWork implements AsyncDisposable {
 
   isUnderWay(digest: string): boolean {
     return this.#underWay.has(digest)
+  }
+
+  /** Of all that is being pulled, whether they are here already or not. */
+  layersUnderWay(): Descriptor[] {
+    return [...this.#layers.values()].flat()
   }
 
   positionOf(digest: string): number | undefined {
@@ -149,9 +156,11 @@ export class ImageWork implements AsyncDisposable {
       .catch((err) => this.#uses.log.error({ err, digest }, 'the failure of an image could not be recorded'))
       .finally(() => {
         this.#underWay.delete(digest)
+        this.#layers.delete(digest)
         this.#feed.end(digest)
       })
     this.#underWay.set(digest, done)
+    if (from !== undefined) this.#layers.set(digest, found.layers)
   }
 
   /** Puts an archive's blobs into the store, in its turn, and says which image it holds. */

@@ -15,7 +15,9 @@ import type { Logger } from '../log.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { type ImageNameRow, ImageRows } from '../store/images.ts'
+import type { FoundImage } from './archive-image.ts'
 import { BlobStore } from './blob-store.ts'
+import { type CollectImages, planCollection } from './collection-plan.ts'
 import { withIdleLimit } from './idle-limit.ts'
 import { ImageNames, type ReadyImage } from './image-names.ts'
 import { ImageShelf } from './image-shelf.ts'
@@ -26,6 +28,7 @@ import { formatPlatform, hostPlatform, type Platform, parsePlatform } from './pl
 import { recoverImages } from './recover-images.ts'
 import { formatReference, normaliseReference, parseReference, type Reference } from './reference.ts'
 import { notFound, platformOf, type ResolvedImage, resolveImage } from './resolve-image.ts'
+import { WorkQueue } from './work-queue.ts'
 
 export type { ReadyImage } from './image-names.ts'
 
@@ -37,6 +40,16 @@ export interface ImagesUses {
   readonly config: Config['images']
   /** Does some instance stand on this image? */
   readonly isInUse: (digest: string) => boolean
+  /** Frees what can be missed on the disk until `bytes` more fit; looks for itself whether they do. */
+  readonly makeRoom?: (bytes: number) => Promise<void>
+  readonly crashPoint?: (operation: string, step: string) => Promise<void>
+}
+
+export interface CollectedImages {
+  readonly names: readonly string[]
+  readonly digests: readonly string[]
+  /** Root file systems, and layers that no image which stays has. */
+  readonly bytes: number
 }
 
 export interface ImportSource {
@@ -53,6 +66,7 @@ export class Images implements AsyncDisposable {
   readonly #names: ImageNames
   readonly #shelf: ImageShelf
   readonly #work: ImageWork
+  readonly #admissions = new WorkQueue<object>(1)
   #recovered: Promise<void> | undefined
 
   constructor(given: ImagesUses) {
@@ -154,7 +168,11 @@ export class Images implements AsyncDisposable {
     const credentials = given ?? (await credentialsFromFile(this.#uses.config.keychain, reference.registry))
     const found = await this.#resolve(reference, platform, credentials)
     const from = { origin: { ...found.origin, needsGiven: given !== undefined }, credentials }
-    const row = this.#work.admit({ name: formatReference(reference), platform: formatPlatform(platform), tags: request.tags, found, from })
+    // One after the other, so that each counts those that were let in before.
+    const row = await this.#admissions.run({}, async () => {
+      await this.#assertRoom(request.name, found)
+      return this.#work.admit({ name: formatReference(reference), platform: formatPlatform(platform), tags: request.tags, found, from })
+    })
     return this.#names.present(row) ?? raise(notFound(request.name))
   }
 
@@ -214,26 +232,69 @@ export class Images implements AsyncDisposable {
 
   /** Deletes every image that no instance stands on and no work is under way for, and files that nothing speaks of. */
   async prune(): Promise<PruneImagesResponse> {
-    await this.recover()
     const before = await this.usage()
-    const isFree = ({ digest, nextDigest }: ImageNameRow): boolean =>
-      [digest, nextDigest].every((one) => one === undefined || !this.#shelf.isBusy(one))
-    const free = this.#uses.rows.names().filter(isFree)
-    this.#uses.db.transaction(
-      () => {
-        for (const row of free) this.#removeName(row)
-        for (const { digest } of this.#uses.rows.unnamed()) this.#shelf.forget(digest)
-      },
-      { evenWhenFull: true },
-    )
-    await this.#shelf.sweep()
-    return { deleted: free.map(({ name }) => name), freed_bytes: Math.max(0, before - (await this.usage())) }
+    const { names } = await this.collect({ which: 'unused', unusedForMs: 0 })
+    return { deleted: [...names], freed_bytes: Math.max(0, before - (await this.usage())) }
+  }
+
+  /**
+   * Deletes images, or with `dryRun` says which would go at this moment. Never what an instance or a snapshot stands on, what is held, nor
+   * what work is under way for. The transaction is the commit point; files that no row speaks of go now or at the next start.
+   */
+  async collect({ dryRun = false, ...wanted }: CollectImages & { readonly dryRun?: boolean }): Promise<CollectedImages> {
+    await this.recover()
+    const { rows, db, crashPoint } = this.#uses
+    if (!dryRun) await crashPoint?.('collect', 'images')
+    const shelf = { names: rows.names(), images: rows.all(), layers: rows.layers(), isBusy: (digest: string) => this.#shelf.isBusy(digest) }
+    const plan = planCollection(shelf, wanted, Date.now())
+    // Nothing awaits between the plan and its record: whoever comes to stand on an image is before both or after both.
+    if (!dryRun && plan.digests.length > 0) {
+      db.transaction(
+        () => {
+          for (const row of plan.kept) rows.putName(row)
+          for (const row of plan.names) this.#removeName(row)
+          for (const digest of plan.digests) rows.delete(digest)
+        },
+        { evenWhenFull: true },
+      )
+      await crashPoint?.('collect', 'image_files')
+    }
+    const bytes = await this.#shelf.bytesOf(plan)
+    if (!dryRun) await this.#shelf.sweep()
+    return { names: plan.names.map(({ name }) => name), digests: plan.digests, bytes }
+  }
+
+  /** Layers and root file systems that no row speaks of, of at least that age: what a sweep could not remove, or was not let. */
+  collectStrays(wanted: { readonly olderThanMs: number; readonly dryRun: boolean }): Promise<{ names: string[]; bytes: number }> {
+    return this.#shelf.collectStrays(wanted)
+  }
+
+  /** While it is held an image is neither deleted nor collected. For who is about to stand on it, or reads its layers. */
+  hold(digest: string): Disposable {
+    return this.#shelf.holdImage(digest)
   }
 
   #removeName(row: ImageNameRow): void {
     this.#uses.rows.deleteName(row.name, row.platform)
     this.#uses.events.record({ kind: 'image.removed', subject: row.name, data: { digest: row.digest ?? row.nextDigest } })
     this.#shelf.forgetUnnamed(row)
+  }
+
+  /** Throws `insufficient_resources` where the layers that are still to come would fill the disk, or their share of it. */
+  async #assertRoom(name: string, { digest, layers }: Pick<FoundImage, 'digest' | 'layers'>): Promise<void> {
+    const { config, rows, makeRoom } = this.#uses
+    if (rows.find(digest)?.status === 'ready' || this.#work.isUnderWay(digest)) return
+    const limits = { maxShare: config.maxStorageShare, minFreeBytes: config.minFreeBytes }
+    const coming = [...this.#work.layersUnderWay(), ...layers]
+    const shortage = await this.#shelf.shortageOf(coming, limits)
+    if (shortage === undefined) return
+    await makeRoom?.(shortage.bytes)
+    const left = makeRoom === undefined ? shortage : await this.#shelf.shortageOf(coming, limits)
+    if (left === undefined) return
+    throw new AppError('insufficient_resources', `The image ${name} is not pulled: ${left.why}`, {
+      hint: 'Free space with: dormouse prune --all',
+      detail: { resource: 'imageBytes', missing: left.bytes },
+    })
   }
 
   async #resolve(reference: Reference, platform: Platform, credentials: Credentials | undefined): Promise<ResolvedImage> {

@@ -76,7 +76,7 @@ import { type WaitFor, waitForState } from './wait.ts'
 export interface InstancesUses {
   readonly db: Database
   readonly events: Events
-  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage'>
+  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage' | 'hold'>
   readonly disks: Disks
   readonly volumes: Volumes
   readonly devices: Devices
@@ -283,6 +283,8 @@ export class Instances implements AsyncDisposable {
     const devices = await this.#planDevices(request, asked.hypervisor)
     devices.assertFree()
     const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
+    // Until its row says so itself.
+    using _image = this.#uses.images.hold(image.digest)
     assertPlatform(request.image, image.platform, asked.platform)
     const ports = await this.#choosePorts(request.network?.ports ?? [])
     const { disks, volumes } = this.#uses

@@ -205,6 +205,7 @@ export class TestHouse implements AsyncDisposable {
         },
         whenReady: async (name) => (await this.pulls.get(name)?.()) ?? TEST_IMAGE,
         usage: async () => TEST_IMAGE.sizeBytes,
+        hold: () => ({ [Symbol.dispose]: () => undefined }),
       },
       disks,
       volumes,

@@ -17,6 +17,8 @@ export interface ImageRow {
   readonly origin: string | undefined
   readonly rootfsBytes: number | undefined
   readonly createdAtMs: number
+  /** When it was last named, pulled or stood on; the database keeps it. */
+  readonly usedAtMs: number
 }
 
 /** A name and where it leads: to `digest` now, to `nextDigest` once that is ready. */
@@ -49,7 +51,7 @@ export class ImageRows {
   }
 
   /** Takes the place of a row with the same digest, and of its layers. */
-  put(image: ImageRow, layers: readonly string[]): void {
+  put(image: Omit<ImageRow, 'usedAtMs'>, layers: readonly string[]): void {
     this.#db
       .prepare(
         `INSERT INTO images (digest, platform, status, error_code, error, manifest, config, origin, rootfs_bytes, created_at_ms)
@@ -93,6 +95,14 @@ export class ImageRows {
   /** Does some image stand on this layer? */
   isLayerInUse(digest: string): boolean {
     return this.#db.prepare('SELECT 1 FROM image_layers WHERE digest = ? LIMIT 1').get(digest) !== undefined
+  }
+
+  /** Which image has which layer. */
+  layers(): { readonly imageDigest: string; readonly digest: string }[] {
+    return this.#db
+      .prepare('SELECT image_digest, digest FROM image_layers')
+      .all()
+      .map(({ image_digest, digest }) => ({ imageDigest: String(image_digest), digest: String(digest) }))
   }
 
   /** Images that no name leads to. */
@@ -159,6 +169,7 @@ const imageOf = (row: Row): ImageRow => ({
   origin: textOf(row.origin),
   rootfsBytes: row.rootfs_bytes === null ? undefined : Number(row.rootfs_bytes),
   createdAtMs: Number(row.created_at_ms),
+  usedAtMs: Number(row.used_at_ms),
 })
 
 const nameOf = (row: Row): ImageNameRow => ({

@@ -342,4 +342,31 @@ export const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    name: 'when images were used',
+    sql: `
+      -- when it was last named, pulled or stood on. Written by the changes themselves, whoever makes them
+      ALTER TABLE images ADD COLUMN used_at_ms INTEGER NOT NULL DEFAULT 0;
+      UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER);
+      CREATE TRIGGER image_made AFTER INSERT ON images BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE digest = NEW.digest;
+      END;
+      CREATE TRIGGER image_named AFTER INSERT ON image_names BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE digest IN (NEW.digest, NEW.next_digest);
+      END;
+      CREATE TRIGGER image_renamed AFTER UPDATE ON image_names BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE digest IN (NEW.digest, NEW.next_digest);
+      END;
+      CREATE TRIGGER image_taken AFTER INSERT ON instances BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE digest = NEW.image_digest;
+      END;
+      CREATE TRIGGER image_left AFTER DELETE ON instances BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE digest = OLD.image_digest;
+      END;
+      CREATE TRIGGER image_left_by_snapshot AFTER DELETE ON snapshots BEGIN
+        UPDATE images SET used_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+          WHERE digest = json_extract(OLD.instance, '$.imageDigest');
+      END;
+    `,
+  },
 ]
