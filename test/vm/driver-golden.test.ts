@@ -266,7 +266,7 @@ test('one that cannot be read today is neither removed nor made anew', async (t)
 
 test('the least recently used golden boots make room', async (t) => {
   const dir = await scratchDir(t)
-  const memory = memoryIn(t, dir, { maxBytes: 60 * 1024 })
+  const memory = memoryIn(t, dir, { maxBytes: 60 * 1024, settleMs: 0 })
   const { capture } = machine()
   for (const name of ['a', 'b', 'c', 'd', 'e', 'f']) (await memory.goldenBoot(shape(name), capture, makeStep()))[Symbol.dispose]()
   assert.ok((await memory.diskUsage()) <= 60 * 1024)

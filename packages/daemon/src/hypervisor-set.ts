@@ -54,7 +54,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
   // An instance that one of those that wait becomes will stand on what it was woken from.
   const isNeeded = (base: BaseRef): boolean =>
     uses.isNeeded(base) || pool?.machines.some(({ handle }) => handle.machine?.base === base) === true
-  const memory = stack.use(new Memory({ goldenDir, basesDir, shimPath: assets.shim, log, isNeeded }))
+  const memory = stack.use(new Memory({ goldenDir, basesDir, shimPath: assets.shim, log, isNeeded, ...goldenLimitsOf(config) }))
   const goldenUid = config.instances.uidBase + config.instances.uidCount
   const pool = poolOf(uses)
   const cgroups = config.cgroups.enabled ? stack.use(Cgroups.prepare(cgroupNameOf(workDir))) : undefined
@@ -94,6 +94,8 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     },
   }
 }
+
+const goldenLimitsOf = ({ golden: { maxGoldenBytes, maxGoldenBoots } }: Config) => ({ maxGoldenBytes, maxGoldenBoots })
 
 /** Users of VMs that wait follow those of instances and the one of golden boots, as many as there are of instances. */
 function poolOf({ config, log, paths, assets, isRoot, stack, pool }: DriverUses): PoolPlace | undefined {

@@ -90,7 +90,12 @@ export interface Config {
     /** Bytes per second that admission gives out, in place of the uplink's speed. */
     readonly bandwidthBps: number | undefined
   }
-  readonly golden: { readonly enabled: boolean }
+  readonly golden: {
+    readonly enabled: boolean
+    /** Of all of them together, on disk. */
+    readonly maxGoldenBytes: number
+    readonly maxGoldenBoots: number
+  }
   /** Whether each VM gets a cgroup, where the host lets it. */
   readonly cgroups: { readonly enabled: boolean }
   readonly snapshots: {
@@ -216,6 +221,8 @@ const SETTINGS = {
   UPLINK: optionalText(),
   NETWORK_BANDWIDTH: setting<number | undefined>(undefined, 'a rate such as 10Gbps', (value) => positive(parseBandwidth(value))),
   GOLDEN: flag(true),
+  MAX_GOLDEN_STORAGE: size('8GB'),
+  MAX_GOLDEN_BOOTS: count(32),
   CGROUPS: flag(true),
   SNAPSHOT_COMPRESSION: setting<Compression | 'off'>(
     'off',
@@ -314,7 +321,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       uplink: s.UPLINK,
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
-    golden: { enabled: s.GOLDEN },
+    golden: { enabled: s.GOLDEN, maxGoldenBytes: s.MAX_GOLDEN_STORAGE, maxGoldenBoots: s.MAX_GOLDEN_BOOTS },
     cgroups: { enabled: s.CGROUPS },
     snapshots: {
       compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,

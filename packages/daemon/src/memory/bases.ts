@@ -137,10 +137,43 @@ export class Bases implements AsyncDisposable {
 
   /** Removes bases that no one stands on any more, and drafts that a dead daemon left. */
   async sweep(): Promise<void> {
+    await this.collect({ dryRun: false })
+  }
+
+  /** The same, or with `dryRun` what would go. */
+  async collect({ dryRun }: { readonly dryRun: boolean }): Promise<{ readonly names: string[]; readonly bytes: number }> {
+    const names: string[] = []
+    let bytes = 0
     for (const name of await this.#names()) {
-      const id = name.replace(/\.draft$/, '')
-      if (!this.#fresh.has(id) && !this.#uses.isNeeded(`base/${id}`)) await this.#remove(name)
+      const own = this.#isNeeded(name) ? undefined : await this.#bytesOf(name)
+      // Asked last: looking took its time.
+      if (own === undefined || this.#isNeeded(name)) continue
+      if (!dryRun) await this.#remove(name)
+      names.push(name)
+      bytes += own
     }
+    return { names, bytes }
+  }
+
+  /** What lies on disk, drafts with it. */
+  async list(): Promise<{ readonly id: string; readonly bytes: number; readonly isNeeded: boolean }[]> {
+    const all = []
+    for (const name of await this.#names()) {
+      all.push({ id: name, bytes: await this.#bytesOf(name), isNeeded: this.#isNeeded(name) })
+    }
+    return all
+  }
+
+  #isNeeded(name: string): boolean {
+    const id = name.replace(/\.draft$/, '')
+    return this.#fresh.has(id) || this.#uses.isNeeded(`base/${id}`)
+  }
+
+  async #bytesOf(name: string): Promise<number> {
+    return await stat(path.join(this.#uses.dir, name, 'memory')).then(
+      ({ blocks }) => blocks * 512,
+      () => 0,
+    )
   }
 
   /** Where the memories lie. */
@@ -150,14 +183,7 @@ export class Bases implements AsyncDisposable {
 
   /** Bytes that all of them take on disk. */
   async diskUsage(): Promise<number> {
-    let bytes = 0
-    for (const name of await this.#names()) {
-      bytes += await stat(path.join(this.#uses.dir, name, 'memory')).then(
-        ({ blocks }) => blocks * 512,
-        () => 0,
-      )
-    }
-    return bytes
+    return (await this.list()).reduce((sum, { bytes }) => sum + bytes, 0)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -27,11 +27,37 @@ export interface GoldenBootsUses {
   readonly log: Logger
   /** Disk that all golden boots together may take; the least recently used ones go first. */
   readonly maxBytes?: number
+  /** The same for how many there may be. */
+  readonly maxCount?: number
+  /** One that was let go less than so long ago stays: the VM that came of it may not be on record yet. */
+  readonly settleMs?: number
   /** Bases kept in memory though no VM is being started from them. */
   readonly maxLoaded?: number
   /** Does a VM, a sleeping state or a snapshot stand on it? Then it stays, stale or not. */
   readonly isNeeded?: (key: string) => boolean
 }
+
+/** Which golden boots go. One that something stands on, that is held, being made or was let go just now never does. */
+export interface CollectGoldenBoots {
+  /** Would it be made differently now? Those go first, whatever the limits say. */
+  readonly isStale: IsStale
+  /** Of the others the least recently used ones go, until no more than this is left. Those that must stay count, too. */
+  readonly keepBytes: number
+  readonly keepCount: number
+  /** Those that go for want of room were not used for so long. */
+  readonly unusedForMs: number
+  readonly dryRun: boolean
+}
+
+/** A golden boot on disk. */
+export interface KeptGoldenBoot {
+  readonly key: string
+  readonly bytes: number
+  /** It cannot go now. */
+  readonly isNeeded: boolean
+}
+
+type IsStale = (facts: GoldenShape['facts']) => boolean | Promise<boolean>
 
 /** Everything that a golden boot depends on. Two shapes with the same facts wake from the same one. */
 export interface GoldenShape {
@@ -73,9 +99,16 @@ interface Loaded {
   usedAtMs: number
 }
 
+interface OnDisk {
+  readonly name: string
+  readonly usedAtMs: number
+  readonly bytes: number
+}
+
 type Load = (key: string, step: Step) => Promise<Loaded>
 
 const MAKE_LIMIT_MS = 180_000
+const SETTLE_MS = 300_000
 /** After a failure no one tries again for so long: a boot that does not come up takes its whole time limit. */
 const FAILURE_KEPT_MS = 60_000
 
@@ -90,10 +123,12 @@ export class GoldenBoots implements AsyncDisposable {
   readonly #unusable = new Set<string>()
   /** Whose files are being removed: none may be read or made under that name meanwhile. */
   readonly #removals = new Map<string, Promise<void>>()
+  /** When those were last used that are no longer loaded, or not yet anew. */
+  readonly #letGoAtMs = new Map<string, number>()
   readonly #closing = new AbortController()
 
   constructor(uses: GoldenBootsUses) {
-    this.#uses = { maxBytes: 8 * 2 ** 30, maxLoaded: 4, isNeeded: () => false, ...uses }
+    this.#uses = { maxBytes: 8 * 2 ** 30, maxCount: 32, settleMs: SETTLE_MS, maxLoaded: 4, isNeeded: () => false, ...uses }
   }
 
   /**
@@ -140,13 +175,14 @@ export class GoldenBoots implements AsyncDisposable {
         if (!isHeld) return
         isHeld = false
         loaded.users--
+        loaded.usedAtMs = Date.now()
         this.#unloadSome()
       },
     }
   }
 
   /** Removes drafts that a dead daemon left, and golden boots for which `isStale` says so. Call it before the first start. */
-  async sweep(isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<void> {
+  async sweep(isStale: IsStale): Promise<void> {
     for (const name of await this.#names()) {
       // What something stands on stays, also when it cannot be read today.
       if (!name.endsWith('.draft') && (this.#uses.isNeeded(name) || !(await this.#isGone(name, isStale)))) continue
@@ -157,7 +193,7 @@ export class GoldenBoots implements AsyncDisposable {
   }
 
   /** Stale, or without the manifest that makes it count. */
-  async #isGone(name: string, isStale: (facts: GoldenShape['facts']) => boolean | Promise<boolean>): Promise<boolean> {
+  async #isGone(name: string, isStale: IsStale): Promise<boolean> {
     try {
       const manifest = await this.#readManifest(name)
       return manifest === undefined || (await isStale(manifest.facts))
@@ -169,15 +205,86 @@ export class GoldenBoots implements AsyncDisposable {
 
   /** Bytes that golden boots take on disk. */
   async diskUsage(): Promise<number> {
+    return (await this.list()).reduce((sum, { bytes }) => sum + bytes, 0)
+  }
+
+  /** What lies on disk, drafts with it. */
+  async list(): Promise<KeptGoldenBoot[]> {
+    const all: KeptGoldenBoot[] = []
+    for (const key of await this.#names()) {
+      const isNeeded = key.endsWith('.draft') ? this.#isBeingMade(key) : !this.#isFree(key)
+      all.push({ key, bytes: await this.#bytesOf(key), isNeeded })
+    }
+    return all
+  }
+
+  /** Removes drafts that no one makes, those that are stale, and the least recently used ones beyond the limits. The names of what goes. */
+  async collect(wanted: CollectGoldenBoots): Promise<{ readonly names: string[]; readonly bytes: number }> {
+    const { isStale, dryRun, ...limits } = wanted
+    const names: string[] = []
     let bytes = 0
-    for (const name of await this.#names()) bytes += await this.#bytesOf(name)
-    return bytes
+    const drop = async ({ name, bytes: own }: OnDisk): Promise<void> => {
+      if (!dryRun) await this.#remove(name)
+      names.push(name)
+      bytes += own
+    }
+    const kept: OnDisk[] = []
+    for (const one of await this.#onDisk()) {
+      const { name } = one
+      const isGone = name.endsWith('.draft') ? !this.#isBeingMade(name) : await this.#isGone(name, isStale)
+      // Asked last, since everything before it took its time.
+      if (isGone && (name.endsWith('.draft') || this.#isFree(name))) await drop(one)
+      else if (!name.endsWith('.draft')) kept.push(one)
+    }
+    for (const one of this.#beyond(kept, limits)) if (this.#isFree(one.name)) await drop(one)
+    if (!dryRun && names.length > 0) this.#uses.log.info({ golden: names, bytes }, 'golden boots collected')
+    return { names, bytes }
+  }
+
+  #isBeingMade(draft: string): boolean {
+    return this.#underWay.has(draft.split('.', 1)[0] ?? '')
+  }
+
+  /** No one stands on it, makes it, holds it, or has held it a moment ago. */
+  #isFree(name: string): boolean {
+    const loaded = this.#loaded.get(name)
+    if (this.#uses.isNeeded(name) || this.#underWay.has(name) || (loaded?.users ?? 0) > 0) return false
+    return Date.now() - (loaded?.usedAtMs ?? this.#letGoAtMs.get(name) ?? 0) >= this.#uses.settleMs
+  }
+
+  /** Those that would have to go, least recently used first, for the rest to be within the limits. */
+  #beyond(all: readonly OnDisk[], { keepBytes, keepCount, unusedForMs }: Omit<CollectGoldenBoots, 'isStale' | 'dryRun'>): OnDisk[] {
+    let bytes = all.reduce((sum, one) => sum + one.bytes, 0)
+    let count = all.length
+    const going: OnDisk[] = []
+    for (const one of [...all].sort((a, b) => a.usedAtMs - b.usedAtMs)) {
+      if (bytes <= keepBytes && count <= keepCount) break
+      if (!this.#isFree(one.name) || Date.now() - one.usedAtMs < unusedForMs) continue
+      going.push(one)
+      bytes -= one.bytes
+      count--
+    }
+    return going
+  }
+
+  async #onDisk(): Promise<OnDisk[]> {
+    const all: OnDisk[] = []
+    for (const name of await this.#names()) {
+      const readAtMs = await stat(path.join(this.#uses.dir, name, 'manifest.json')).then(
+        (facts) => facts.mtimeMs,
+        () => 0,
+      )
+      const usedAtMs = this.#loaded.get(name)?.usedAtMs ?? this.#letGoAtMs.get(name) ?? readAtMs
+      all.push({ name, usedAtMs, bytes: await this.#bytesOf(name) })
+    }
+    return all
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort(new AppError('shutting_down', 'The daemon is shutting down'))
     await Promise.allSettled(this.#underWay.values())
     await Promise.allSettled(this.#removals.values())
+    for (const loaded of this.#loaded.values()) await this.#rememberUse(loaded)
     for (const loaded of [...this.#loaded.values(), ...this.#discarded]) await close(loaded)
     this.#loaded.clear()
     this.#discarded.clear()
@@ -325,21 +432,11 @@ export class GoldenBoots implements AsyncDisposable {
 
   /** Deletes the least recently used golden boots until the rest fit; never `keep`. */
   async #makeRoom(keep: string): Promise<void> {
-    const all = []
-    for (const name of await this.#names()) {
-      if (name.endsWith('.draft')) continue
-      const usedAtMs = await stat(path.join(this.#uses.dir, name, 'manifest.json')).then(
-        (facts) => facts.mtimeMs,
-        () => 0,
-      )
-      all.push({ name, usedAtMs: this.#loaded.get(name)?.usedAtMs ?? usedAtMs, bytes: await this.#bytesOf(name) })
-    }
-    let bytes = all.reduce((sum, { bytes }) => sum + bytes, 0)
-    for (const { name, bytes: freed } of all.sort((a, b) => a.usedAtMs - b.usedAtMs)) {
-      if (bytes <= this.#uses.maxBytes) break
-      if (name === keep || this.#uses.isNeeded(name) || this.#underWay.has(name) || (this.#loaded.get(name)?.users ?? 0) > 0) continue
+    const { maxBytes: keepBytes, maxCount: keepCount } = this.#uses
+    const all = (await this.#onDisk()).filter(({ name }) => !name.endsWith('.draft'))
+    for (const { name } of this.#beyond(all, { keepBytes, keepCount, unusedForMs: 0 })) {
+      if (name === keep || !this.#isFree(name)) continue
       await this.#remove(name)
-      bytes -= freed
       this.#uses.log.info({ golden: name }, 'golden boot dropped to make room')
     }
   }
@@ -347,6 +444,7 @@ export class GoldenBoots implements AsyncDisposable {
   async #remove(name: string): Promise<void> {
     const loaded = this.#loaded.get(name)
     this.#loaded.delete(name)
+    this.#letGoAtMs.delete(name)
     const removal = this.#removalOf(name)
       .then(() => this.#removeFiles(name))
       .finally(() => {
@@ -374,9 +472,8 @@ export class GoldenBoots implements AsyncDisposable {
   async unload(isMapped: (key: string) => boolean): Promise<number> {
     let bytes = 0
     for (const loaded of [...this.#loaded.values()].filter(({ key, users }) => users === 0 && !isMapped(key))) {
-      this.#loaded.delete(loaded.key)
       bytes += loaded.base.pages * 4096
-      await close(loaded)
+      await this.#unload(loaded)
     }
     return bytes
   }
@@ -394,9 +491,22 @@ export class GoldenBoots implements AsyncDisposable {
     }
     const idle = [...this.#loaded.values()].filter(({ users }) => users === 0).sort((a, b) => a.usedAtMs - b.usedAtMs)
     for (const loaded of idle.slice(0, Math.max(0, idle.length - this.#uses.maxLoaded))) {
-      this.#loaded.delete(loaded.key)
-      close(loaded).catch(() => undefined)
+      this.#unload(loaded).catch(() => undefined)
     }
+  }
+
+  /** Its files stay, and remember when it was used. */
+  async #unload(loaded: Loaded): Promise<void> {
+    const { key, usedAtMs } = loaded
+    this.#loaded.delete(key)
+    this.#letGoAtMs.set(key, usedAtMs)
+    await this.#rememberUse(loaded)
+    await close(loaded)
+  }
+
+  async #rememberUse({ key, usedAtMs }: Loaded): Promise<void> {
+    const usedAt = new Date(usedAtMs)
+    await utimes(path.join(this.#uses.dir, key, 'manifest.json'), usedAt, usedAt).catch(() => undefined)
   }
 
   async #names(): Promise<string[]> {

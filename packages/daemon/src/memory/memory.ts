@@ -18,10 +18,10 @@ import { forgetFiles, sumUp } from './base-memory.ts'
 import { Bases, type FreshBase, type Ground, type Leisure } from './bases.ts'
 import { type CaptureManifest, checkState, DELTA, type DeltaSum, dimmFile, isThere, linkCapture, readManifest } from './capture-files.ts'
 import { compressDelta, type MemoryFile } from './compress-delta.ts'
-import { type CaptureGolden, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
+import { type CaptureGolden, type CollectGoldenBoots, type GoldenBoot, GoldenBoots, type GoldenShape } from './golden-boots.ts'
 
 export type { FreshBase, Leisure } from './bases.ts'
-export type { CaptureGolden, GoldenBoot, GoldenShape } from './golden-boots.ts'
+export type { CaptureGolden, CollectGoldenBoots, GoldenBoot, GoldenShape } from './golden-boots.ts'
 
 export interface MemoryUses {
   readonly goldenDir: string
@@ -30,6 +30,9 @@ export interface MemoryUses {
   readonly log: Logger
   /** Does a VM, a sleeping state or a snapshot stand on it? */
   readonly isNeeded: (ref: BaseRef) => boolean
+  /** Of golden boots, beyond which the least recently used ones go. */
+  readonly maxGoldenBytes?: number
+  readonly maxGoldenBoots?: number
 }
 
 /** A base as a shim hands it to its VMM. Dispose it when the shim has been started. */
@@ -53,6 +56,14 @@ export interface CompressedCapture extends AsyncDisposable {
 /** What the name of a file for added memory begins with, for as long as it has one. */
 export const SCRATCH = '.dimm-'
 
+/** A layer of memory on disk, or a draft of one. */
+export interface KeptMemory {
+  readonly ref: BaseRef
+  readonly bytes: number
+  /** It cannot go now. */
+  readonly isNeeded: boolean
+}
+
 /** What is done with captures at rest. */
 export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'release' | 'sweepBases' | 'verify'>
 
@@ -65,9 +76,13 @@ export class Memory implements AsyncDisposable {
   readonly #grounds = new Map<string, number>()
   readonly #shimPath: string
 
-  constructor({ goldenDir, basesDir, shimPath, log, isNeeded }: MemoryUses) {
+  constructor({ goldenDir, basesDir, shimPath, log, isNeeded, maxGoldenBytes, maxGoldenBoots }: MemoryUses) {
     const isGoldenNeeded = (key: string): boolean => this.#grounds.has(key) || isNeeded(`golden/${key}`)
-    this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: isGoldenNeeded })
+    const limits = {
+      ...(maxGoldenBytes === undefined ? {} : { maxBytes: maxGoldenBytes }),
+      ...(maxGoldenBoots === undefined ? {} : { maxCount: maxGoldenBoots }),
+    }
+    this.#golden = new GoldenBoots({ dir: goldenDir, shimPath, log, isNeeded: isGoldenNeeded, ...limits })
     this.#bases = new Bases({ dir: basesDir, shimPath, isNeeded })
     this.scratchDir = basesDir
     this.#shimPath = shimPath
@@ -91,6 +106,24 @@ export class Memory implements AsyncDisposable {
   /** Removes bases that no one stands on any more. */
   sweepBases(): Promise<void> {
     return this.#bases.sweep()
+  }
+
+  collectGoldenBoots(wanted: CollectGoldenBoots): Promise<{ readonly names: string[]; readonly bytes: number }> {
+    return this.#golden.collect(wanted)
+  }
+
+  /** Bases that no one stands on any more, and drafts that no one makes. */
+  collectBases(wanted: { readonly dryRun: boolean }): Promise<{ readonly names: string[]; readonly bytes: number }> {
+    return this.#bases.collect(wanted)
+  }
+
+  /** All that lies on disk. */
+  async list(): Promise<KeptMemory[]> {
+    const [golden, bases] = await Promise.all([this.#golden.list(), this.#bases.list()])
+    return [
+      ...golden.map(({ key, ...one }) => ({ ...one, ref: `golden/${key}` as const })),
+      ...bases.map(({ id, ...one }) => ({ ...one, ref: `base/${id}` as const })),
+    ]
   }
 
   /** What `capture` stands on, for a VM that is to map it. Throws `snapshot_unusable` when it is gone, damaged or another one. */
