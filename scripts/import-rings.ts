@@ -15,7 +15,7 @@ const RINGS: readonly (readonly string[])[] = [
   ['host', 'paths', 'log', 'version'],
   ['config', 'store', 'events', 'audit', 'memory', 'hypervisors', 'images', 'disks', 'volumes', 'network', 'guest', 'snapshots', 'devices'],
   ['instances'],
-  ['schedules', 'auto-standby', 'supervision'],
+  ['schedules', 'auto-standby', 'supervision', 'garbage'],
   ['hypervisor-set'],
   ['http', 'doctor'],
   ['daemon'],

@@ -79,6 +79,8 @@ export const ENDPOINTS = {
   revokeTokens: 'POST /tokens/revoke',
   createTicket: 'POST /tickets',
   listAudit: 'GET /audit',
+  getDiskUsage: 'GET /df',
+  prune: 'POST /prune',
 } as const
 
 export type RouteId = keyof typeof ENDPOINTS

@@ -39,12 +39,15 @@ export const Resources = Type.Object(
     network: ResourceStatus,
     disk_io: Type.Optional(ResourceStatus),
     disk_breakdown: Type.Optional(
-      Type.Object({
-        images_bytes: Type.Optional(Type.Integer()),
-        oci_cache_bytes: Type.Optional(Type.Integer()),
-        volumes_bytes: Type.Optional(Type.Integer()),
-        overlays_bytes: Type.Optional(Type.Integer()),
-      }),
+      Type.Object(
+        {
+          images_bytes: Type.Optional(Type.Integer({ description: 'Root file systems of images' })),
+          oci_cache_bytes: Type.Optional(Type.Integer({ description: 'Compressed layers of images' })),
+          volumes_bytes: Type.Optional(Type.Integer({ description: 'At their full size' })),
+          overlays_bytes: Type.Optional(Type.Integer({ description: 'At their full size; what several share once' })),
+        },
+        { description: 'What of the disk is given out; together it is what `disk` has allocated. What is taken is told by `GET /df`' },
+      ),
     ),
     gpu: Type.Optional(
       nullable(

@@ -49,6 +49,8 @@ test('every operation of the contract is here: 63 of it and our own', () => {
     'revokeTokens',
     'createTicket',
     'listAudit',
+    'getDiskUsage',
+    'prune',
   ]
   assert.equal(table.filter(({ id }) => !ours.includes(id)).length, 63)
 })

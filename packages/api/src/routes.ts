@@ -12,6 +12,7 @@ import { AvailableDevice, CreateDeviceRequest, Device } from './devices.ts'
 import type { RouteId } from './endpoints.ts'
 import type { ErrorCode } from './errors.ts'
 import { Event } from './events.ts'
+import { DiskUsage, PruneRequest, PruneResponse } from './garbage.ts'
 import { Image, ImageProgress, PruneImagesResponse, PullImageRequest, Push, PushImageRequest, TagImageRequest } from './images.ts'
 import { CreateIngressRequest, Ingress } from './ingresses.ts'
 import { InstanceState } from './instance-states.ts'
@@ -1037,6 +1038,22 @@ export const routes = {
     ),
     status: 200,
     answer: Type.Array(AuditEntry),
+  },
+  getDiskUsage: {
+    tag: 'server',
+    summary: 'What takes how much of the disk, what of it is shared, and what could go',
+    scope: 'resource:read',
+    status: 200,
+    answer: DiskUsage,
+  },
+  prune: {
+    tag: 'server',
+    summary: 'Give up what can be missed on the disk',
+    scope: 'resource:write',
+    body: PruneRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: PruneResponse,
   },
 } as const satisfies Record<RouteId, Route>
 

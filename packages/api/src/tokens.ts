@@ -5,10 +5,11 @@ import { DateTime, nullable } from './names.ts'
 const NOUNS = ['instance', 'image', 'volume', 'snapshot', 'build', 'device', 'ingress'] as const
 const VERBS = ['read', 'write', 'delete'] as const
 
-export type Scope = `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}` | 'resource:read' | 'audit:read'
+export type Scope = `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}` | 'resource:read' | 'resource:write' | 'audit:read'
 export const SCOPES: readonly Scope[] = [
   ...NOUNS.flatMap((noun) => VERBS.map((verb) => `${noun}:${verb}` as const)),
   'resource:read',
+  'resource:write',
   'audit:read',
 ]
 

@@ -83,6 +83,7 @@ export const verbs: readonly Verb[] = [
     load: () => import('./commands/device.ts'),
   },
   { name: 'df', summary: 'Show what takes space and what is given away', group: HOST, load: () => import('./commands/df.ts') },
+  { name: 'prune', summary: 'Give up what can be missed on the disk', group: HOST, load: () => import('./commands/prune.ts') },
   { name: 'token', summary: 'Make, list and revoke tokens for the API over TCP', group: HOST, load: () => import('./commands/token.ts') },
   { name: 'audit', summary: 'List who changed what, and who was refused', group: HOST, load: () => import('./commands/audit.ts') },
   { name: 'serve', summary: 'Run the daemon', group: HOST, load: () => import('./commands/serve.ts') },

@@ -12,11 +12,12 @@ import { Devices } from './devices/devices.ts'
 import { PciIds } from './devices/pci-ids.ts'
 import { Disks } from './disks/disks.ts'
 import { Events } from './events/events.ts'
+import { Garbage } from './garbage/garbage.ts'
 import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
 import { hostSysfs, noSysfs, type Sysfs } from './host/sysfs.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors, type DriverUses, noCgroups, noMemory } from './hypervisor-set.ts'
+import { createHypervisors, type DriverUses, noCgroups, noMemory, nothingKept } from './hypervisor-set.ts'
 import type { BaseRef, Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
@@ -136,12 +137,17 @@ export class Daemon implements AsyncDisposable {
     const set =
       given === undefined
         ? createHypervisors(uses)
-        : { drivers: given, memory: noMemory, cgroups: noCgroups, recover: async () => undefined }
+        : { drivers: given, memory: noMemory, kept: nothingKept, cgroups: noCgroups, recover: async () => undefined }
     const { drivers } = set
     const hypervisors = new Map<HypervisorName, Hypervisor>(drivers.map((driver) => [driver.name, driver]))
 
-    const images = stack.use(
-      new Images({ db, paths, log, events, config: config.images, isInUse: (digest: string): boolean => instances.isImageInUse(digest) }),
+    const images: Images = stack.use(
+      new Images({
+        ...{ db, paths, log, events, crashPoint },
+        config: config.images,
+        isInUse: (digest: string): boolean => instances.isImageInUse(digest),
+        makeRoom: (bytes) => garbage.makeRoom(bytes),
+      }),
     )
     const { memory } = set
     const network = networkOf({ config, db, log, stack, isRoot: host.isRoot, shimPath: assets.shim })
@@ -164,12 +170,21 @@ export class Daemon implements AsyncDisposable {
       linkCapacity: () => readLinkCapacity(config.network),
       compressing,
       crashPoint,
+      makeRoom: (bytes) => garbage.makeRoom(bytes),
       settings: {
         modules: existsSync(assets.modules) ? assets.modules : undefined,
         freshBoot: !config.golden.enabled,
       },
     })
     stack.defer(() => instances.close(0))
+    const { isStale, ...kept } = set.kept
+    const garbage: Garbage = stack.use(
+      new Garbage({
+        ...{ images, instances, snapshots, volumes, paths, config, log, crashPoint, isStale },
+        memory: kept,
+        layers: new DiskLayers(db),
+      }),
+    )
     await set.recover()
     await images.recover()
     await instances.recover()
@@ -188,6 +203,7 @@ export class Daemon implements AsyncDisposable {
     // What it has under way ends with the instances, which are taken down after it.
     stack.defer(() => void supervision.close())
     supervision.recover()
+    garbage.begin()
 
     const http = stack.use(
       new HttpServer({
@@ -199,6 +215,7 @@ export class Daemon implements AsyncDisposable {
         schedules,
         autoStandby,
         supervision,
+        garbage,
         events,
         host: {
           facts: host,

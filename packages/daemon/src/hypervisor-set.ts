@@ -13,7 +13,7 @@ import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
 import { createQemuDrivers, dropStaleGoldenBoots, Pool, type PoolPlace, type WaitingMachine } from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
 import { checkState, readManifest } from './memory/capture-files.ts'
-import { type LayeredMemory, Memory } from './memory/memory.ts'
+import { type CollectableMemory, type GoldenShape, type LayeredMemory, Memory } from './memory/memory.ts'
 import type { Paths } from './paths.ts'
 
 export interface DriverUses {
@@ -38,6 +38,8 @@ export interface DriverUses {
 export interface HypervisorSet {
   readonly drivers: readonly Hypervisor[]
   readonly memory: LayeredMemory
+  /** What of it lies on disk; with golden boots that would be made differently now. */
+  readonly kept: CollectableMemory & { isStale(facts: GoldenShape['facts']): Promise<boolean> }
   /** What limits each VM's processes on this host. */
   readonly cgroups: CgroupsAnswer
   /** Removes what a daemon left that died while it made a golden boot. Only for the daemon that holds the data directory: it ends what runs. */
@@ -48,7 +50,7 @@ export interface HypervisorSet {
 export function createHypervisors(uses: DriverUses): HypervisorSet {
   const { config, log, paths, assets, isRoot, stack, workDir } = uses
   if (config.hypervisor === 'fake') {
-    return { drivers: [new FakeHypervisor()], memory: noMemory, cgroups: noCgroups, recover: async () => undefined }
+    return { drivers: [new FakeHypervisor()], memory: noMemory, kept: nothingKept, cgroups: noCgroups, recover: async () => undefined }
   }
   const { goldenDir, basesDir } = paths
   // An instance that one of those that wait becomes will stand on what it was woken from.
@@ -79,9 +81,19 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     ...(isRoot ? { goldenUser: { uid: goldenUid, gid: goldenUid } } : {}),
     ...(pool === undefined ? {} : { pool }),
   })
+  const isStale = async (facts: GoldenShape['facts']): Promise<boolean> => {
+    for (const driver of drivers) if (await driver.isStale(facts)) return true
+    return false
+  }
   return {
     drivers,
     memory,
+    kept: {
+      collectBases: (wanted) => memory.collectBases(wanted),
+      collectGoldenBoots: (wanted) => memory.collectGoldenBoots(wanted),
+      list: () => memory.list(),
+      isStale,
+    },
     cgroups: cgroups?.answer ?? { version: 'none', controllers: [], reason: 'they are turned off (DORMOUSE_CGROUPS)' },
     recover: async () => {
       await memory.sweepGoldenBoots(() => false)
@@ -129,6 +141,13 @@ export const noMemory: LayeredMemory = {
   release: async () => 0,
   sweepBases: async () => undefined,
   verify: async ({ dir }) => checkState(dir, await readManifest(dir)),
+}
+
+export const nothingKept: HypervisorSet['kept'] = {
+  collectBases: async () => ({ names: [], bytes: 0 }),
+  collectGoldenBoots: async () => ({ names: [], bytes: 0 }),
+  list: async () => [],
+  isStale: async () => false,
 }
 
 function namesIn(dir: string): string[] {

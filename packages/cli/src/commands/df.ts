@@ -1,3 +1,4 @@
+import type { DiskKind } from '@dormouse/api/garbage.ts'
 import type { ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import type { Command } from 'commander'
 import { connect, type HostOption } from '../daemon.ts'
@@ -9,15 +10,26 @@ export function define(command: Command): void {
 }
 
 async function df(options: HostOption & { json?: true }): Promise<void> {
-  const resources = await connect(options).call('getResources')
-  if (options.json) return printJson(resources)
+  const daemon = connect(options)
+  const [usage, resources] = await Promise.all([daemon.call('getDiskUsage'), daemon.call('getResources')])
+  if (options.json) return printJson({ usage, resources })
   printTable(
     [
-      { title: 'SPACE', value: ({ what }) => what },
-      { title: 'USED', value: ({ bytes }) => humanBytes(bytes), align: 'right' },
+      { title: 'TYPE', value: ({ kind, part_of }) => `${part_of === undefined ? '' : '  '}${TITLES[kind]}` },
+      { title: 'TOTAL', value: ({ count }) => `${count}`, align: 'right' },
+      { title: 'ACTIVE', value: ({ in_use }) => `${in_use}`, align: 'right' },
+      { title: 'SIZE', value: ({ bytes }) => humanBytes(bytes), align: 'right' },
+      { title: 'SHARED', value: ({ shared_bytes }) => humanBytes(shared_bytes), align: 'right' },
+      {
+        title: 'RECLAIMABLE',
+        value: ({ bytes, reclaimable_bytes: free }) => `${humanBytes(free)}${free === 0 ? '' : ` (${percent(free / bytes)})`}`,
+        align: 'right',
+      },
     ],
-    spaceOf(resources),
+    usage.kinds,
   )
+  const { used_bytes: used, free_bytes: free, total_bytes: total, reclaimable_bytes: reclaimable } = usage
+  print(`\n${humanBytes(used)} used, ${humanBytes(reclaimable)} reclaimable; ${humanBytes(free)} of the disk's ${humanBytes(total)} free`)
   print('')
   printTable(
     [
@@ -61,14 +73,19 @@ function showGpus({ mode, total_slots: total, used_slots: used, profiles = [], d
   }
 }
 
-function spaceOf({ disk_breakdown: space = {} }: Resources): { what: string; bytes: number }[] {
-  const rows: [string, number | undefined][] = [
-    ['Images', space.images_bytes],
-    ['Image layers', space.oci_cache_bytes],
-    ['Writable disks', space.overlays_bytes],
-    ['Volumes', space.volumes_bytes],
-  ]
-  return rows.flatMap(([what, bytes]) => (bytes === undefined ? [] : [{ what, bytes }]))
+const TITLES: Readonly<Record<DiskKind, string>> = {
+  images: 'Images',
+  layers: 'Layers',
+  rootfs: 'Root file systems',
+  golden_boots: 'Golden boots',
+  memory_bases: 'Memory bases',
+  deltas: 'Sleeping states',
+  overlays: 'Writable disks',
+  volumes: 'Volumes',
+  snapshots: 'Snapshots',
+  logs: 'Logs',
+  drafts: 'Drafts',
+  other: 'Database and caches',
 }
 
 interface Row {

@@ -96,6 +96,22 @@ export interface Config {
     readonly maxGoldenBytes: number
     readonly maxGoldenBoots: number
   }
+  readonly garbage: {
+    readonly enabled: boolean
+    readonly intervalMs: number
+    /** Files that no row speaks of are younger than this on their way to one. */
+    readonly minAgeMs: number
+    /** Logs of the boot before. */
+    readonly keepLogsMs: number
+    /** Below so much free space garbage is collected at once. */
+    readonly lowDiskBytes: number
+    readonly autoDelete: {
+      readonly enabled: boolean
+      readonly unusedForMs: number
+      /** With `*` for any text. */
+      readonly names: readonly string[]
+    }
+  }
   /** Whether each VM gets a cgroup, where the host lets it. */
   readonly cgroups: { readonly enabled: boolean }
   readonly snapshots: {
@@ -144,6 +160,12 @@ const duration = (byDefault: string) =>
     const ms = positive(parseDuration(value))
     // Timers take whole milliseconds.
     return ms !== undefined && ms <= DURATION_MAX_MS ? Math.ceil(ms) : undefined
+  })
+/** No timer waits for it, so it may be longer. */
+const age = (byDefault: string) =>
+  setting(parseDuration(byDefault) ?? 0, 'a duration such as 720h', (value) => {
+    const ms = parseDuration(value)
+    return ms !== undefined && ms >= 0 && Number.isFinite(ms) ? ms : undefined
   })
 const integer = (byDefault: number) =>
   setting(byDefault, 'a whole number above 0', (value) => (/^\d+$/.test(value) ? positive(Number(value)) : undefined))
@@ -224,6 +246,14 @@ const SETTINGS = {
   MAX_GOLDEN_STORAGE: size('8GB'),
   MAX_GOLDEN_BOOTS: count(32),
   CGROUPS: flag(true),
+  GC: flag(true),
+  GC_INTERVAL: duration('1h'),
+  GC_MIN_AGE: age('1h'),
+  GC_KEEP_LOGS: age('720h'),
+  GC_LOW_DISK: size('6GB'),
+  IMAGE_AUTO_DELETE: flag(false),
+  IMAGE_AUTO_DELETE_UNUSED_FOR: age('720h'),
+  IMAGE_AUTO_DELETE_ALLOWED: list(['*']),
   SNAPSHOT_COMPRESSION: setting<Compression | 'off'>(
     'off',
     'off, or an algorithm and its level such as zstd, zstd:3 or lz4',
@@ -322,6 +352,14 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
     golden: { enabled: s.GOLDEN, maxGoldenBytes: s.MAX_GOLDEN_STORAGE, maxGoldenBoots: s.MAX_GOLDEN_BOOTS },
+    garbage: {
+      enabled: s.GC,
+      intervalMs: s.GC_INTERVAL,
+      minAgeMs: s.GC_MIN_AGE,
+      keepLogsMs: s.GC_KEEP_LOGS,
+      lowDiskBytes: s.GC_LOW_DISK,
+      autoDelete: { enabled: s.IMAGE_AUTO_DELETE, unusedForMs: s.IMAGE_AUTO_DELETE_UNUSED_FOR, names: s.IMAGE_AUTO_DELETE_ALLOWED },
+    },
     cgroups: { enabled: s.CGROUPS },
     snapshots: {
       compression: s.SNAPSHOT_COMPRESSION === 'off' ? undefined : s.SNAPSHOT_COMPRESSION,

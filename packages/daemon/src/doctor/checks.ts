@@ -176,7 +176,7 @@ export const checkDataDir: Check = async ({ dataDir, limits }) => {
     const free = bavail * bsize
     const says = `${dataDir}: ${whole(free)} of ${whole(blocks * bsize)} free${limits.diskRatio === 1 ? '' : `, given out ${limits.diskRatio} times`}`
     if (free < 2 * GIB)
-      return [{ what: 'data directory', state: free < 512 * MIB ? 'bad' : 'poor', says, mend: 'Free some space: dormouse image prune' }]
+      return [{ what: 'data directory', state: free < 512 * MIB ? 'bad' : 'poor', says, mend: 'Free some space: dormouse prune --all' }]
     return [{ what: 'data directory', state: 'good', says }]
   } catch (error) {
     return [

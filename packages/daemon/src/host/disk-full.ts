@@ -2,7 +2,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import { CommandError } from './run-command.ts'
 
-const HINT = 'Make room: dormouse rm, dormouse snapshot rm, dormouse image prune'
+const HINT = 'Make room: dormouse rm, dormouse snapshot rm, dormouse prune --all'
 
 /** Of strerror(3) for ENOSPC and EDQUOT. */
 const saysDiskFull = (words: string): boolean => /No space left on device|Disk quota exceeded/.test(words)

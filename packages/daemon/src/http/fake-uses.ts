@@ -362,8 +362,8 @@ class FakeImages implements ImagesDoor {
       yield { name, status: image.status }
     })()
   }
-  usage(): number {
-    return 42
+  async usageByKind() {
+    return { layersBytes: 2, rootfsBytes: 40 }
   }
 }
 
@@ -428,6 +428,10 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     autoStandby: new FakeAutoStandby(),
     supervision: { of: () => ({}) },
     images: new FakeImages(),
+    garbage: {
+      usage: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39, kinds: [], measuredAtMs: Date.now() }),
+      collect: async ({ kinds }) => kinds.map((kind) => ({ kind, names: [], bytes: 0 })),
+    },
     events: {
       async *subscribe({ after = 0, signal }) {
         yield events.filter((event) => event.id > after)

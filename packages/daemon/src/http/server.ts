@@ -25,6 +25,7 @@ import { RefusedCallers } from './refused-callers.ts'
 import { auditRoutes } from './routes/audit.ts'
 import { autoStandbyRoutes } from './routes/auto-standby.ts'
 import { deviceRoutes } from './routes/devices.ts'
+import { garbageRoutes } from './routes/garbage.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
@@ -68,6 +69,7 @@ export class HttpServer implements AsyncDisposable {
       ...serverRoutes(uses, metrics),
       ...auditRoutes(uses),
       ...tokenRoutes({ authority: this.authority, tickets }),
+      ...garbageRoutes(uses),
     }
     let openApi: string | undefined
     const shared = {

@@ -9,6 +9,7 @@ import type { Resources } from '@dormouse/api/resources.ts'
 import type { AuditedRequest, AuditFacts, AuditFilter, AuditRow } from '../audit/audit.ts'
 import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
 import type { AvailableFunction, RegisterDevice, SeenDevice } from '../devices/devices.ts'
+import type { CollectedKind, CollectGarbage, DiskUsageReport } from '../garbage/garbage.ts'
 import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
@@ -43,6 +44,7 @@ export interface ServerUses {
   readonly schedules: SchedulesDoor
   readonly autoStandby: AutoStandbyDoor
   readonly supervision: SupervisionDoor
+  readonly garbage: GarbageDoor
   readonly events: EventsDoor
   readonly host: HostDoor
   /** What tokens are signed with. */
@@ -156,8 +158,8 @@ export interface ImagesDoor {
   remove(name: string): void | Promise<void>
   prune(): PruneImagesResponse | Promise<PruneImagesResponse>
   progress(name: string, options: { signal: AbortSignal }): AsyncIterable<ImageProgress> | Promise<AsyncIterable<ImageProgress>>
-  /** Bytes on disk. */
-  usage(): number | Promise<number>
+  /** Bytes on disk: compressed layers, and root file systems. */
+  usageByKind(): Promise<{ readonly layersBytes: number; readonly rootfsBytes: number }>
 }
 
 export interface SchedulesDoor {
@@ -175,6 +177,11 @@ export interface AutoStandbyDoor {
   hold(id: InstanceId): Promise<AutoStandbyStatus>
   /** Keeps it awake until it is disposed of. */
   beginSession(id: InstanceId): Disposable
+}
+
+export interface GarbageDoor {
+  usage(): Promise<DiskUsageReport>
+  collect(wanted: CollectGarbage): Promise<readonly CollectedKind[]>
 }
 
 export interface EventsDoor {

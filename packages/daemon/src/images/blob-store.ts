@@ -138,7 +138,7 @@ export class BlobDraft {
 function diskFull(error: NodeJS.ErrnoException): never {
   if (error.code === 'ENOSPC' || error.code === 'EDQUOT') {
     throw new AppError('insufficient_resources', 'The disk is full: the image could not be written', {
-      hint: 'Free space with: dormouse image prune',
+      hint: 'Free space with: dormouse prune --all',
       cause: error,
     })
   }

@@ -175,6 +175,12 @@ export class ImageShelf {
     return { layersBytes, rootfsBytes }
   }
 
+  /** Digests of what lies there, whether a row speaks of it or not. */
+  async files(): Promise<{ readonly layers: string[]; readonly rootfs: string[] }> {
+    const [layers, rootfs] = await Promise.all([readdir(this.#paths.imageLayersDir), readdir(this.#paths.imageRootfsDir)])
+    return { layers: layers.map(digestOf), rootfs: rootfs.map((file) => digestOf(file.replace(/\.squashfs$/, ''))) }
+  }
+
   /** Why `coming` layers may not be fetched, and how many bytes are missing for it; undefined when they may. */
   async shortageOf(
     coming: readonly Descriptor[],
@@ -205,7 +211,7 @@ export class ImageShelf {
     const { bavail, bsize } = await statfs(this.#paths.imagesDir)
     if (missing + SPARE_DISK_BYTES <= bavail * bsize) return
     throw new AppError('insufficient_resources', `The image's layers need ${missing} bytes, but ${bavail * bsize} are free on the disk`, {
-      hint: 'Free space with: dormouse image prune',
+      hint: 'Free space with: dormouse prune --all',
     })
   }
 }

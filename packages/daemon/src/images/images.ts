@@ -21,6 +21,7 @@ import { type CollectImages, planCollection } from './collection-plan.ts'
 import { withIdleLimit } from './idle-limit.ts'
 import { ImageNames, type ReadyImage } from './image-names.ts'
 import { ImageShelf } from './image-shelf.ts'
+import { type ImageUsage, imageUsage } from './image-usage.ts'
 import { ImageWork } from './image-work.ts'
 import { type Credentials, credentialsFromFile } from './keychain.ts'
 import { DEFAULT_LIMITS, type ImageLimits } from './limits.ts'
@@ -152,6 +153,18 @@ export class Images implements AsyncDisposable {
   /** Bytes on disk, layers and root file systems. */
   async usage(): Promise<number> {
     return await this.#shelf.usage()
+  }
+
+  /** The same by kind, with what of it is shared and what could go. */
+  async diskUsage(): Promise<ImageUsage> {
+    await this.recover()
+    const { rows, paths } = this.#uses
+    return imageUsage({ rows, paths, isBusy: (digest) => this.#shelf.isBusy(digest) }, await this.#shelf.files())
+  }
+
+  /** The same in sum: compressed layers, and root file systems. */
+  usageByKind(): Promise<{ readonly layersBytes: number; readonly rootfsBytes: number }> {
+    return this.#shelf.usageByKind()
   }
 
   // Getting

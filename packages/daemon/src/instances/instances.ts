@@ -27,7 +27,7 @@ import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
-import { admitDemand, type Demand, demandOf, NOTHING, takesMemory } from './admission.ts'
+import { admitDemand, type Demand, DISK_RESERVE, demandOf, NOTHING, takesMemory } from './admission.ts'
 import { Consolidations } from './consolidations.ts'
 import { defaultTargetOf, forkOf } from './fork-of.ts'
 import { probeHostPort } from './host-ports.ts'
@@ -92,6 +92,8 @@ export interface InstancesUses {
   /** Where memories are compressed. Taken down with the instances. */
   readonly compressing: BackgroundJobs
   readonly crashPoint?: CrashPoint
+  /** Frees what can be missed on the disk until `bytes` more are free, or says nothing. */
+  readonly makeRoom?: (bytes: number) => Promise<void>
 }
 
 /** How much of an id is enough to name an instance. */
@@ -1101,6 +1103,15 @@ export class Instances implements AsyncDisposable {
   }
 
   async #diskRoom(): Promise<DiskRoom> {
+    const room = await this.#lookAtDisk()
+    const { makeRoom } = this.#uses
+    if (room.freeBytes >= DISK_RESERVE || makeRoom === undefined) return room
+    // Before anything is refused for want of room.
+    await makeRoom(DISK_RESERVE - room.freeBytes)
+    return this.#lookAtDisk()
+  }
+
+  async #lookAtDisk(): Promise<DiskRoom> {
     const { images, disks, paths } = this.#uses
     const [{ blocks, bavail, bsize }, imagesBytes, frozenBytes] = await Promise.all([
       statfs(paths.dataDir),

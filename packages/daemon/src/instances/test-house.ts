@@ -102,6 +102,7 @@ export class TestHouse implements AsyncDisposable {
         volumes: Volumes
         devices: Devices
         compressing: BackgroundJobs
+        memory: FakeMemory
         isDead: boolean
       }
     | undefined
@@ -133,15 +134,25 @@ export class TestHouse implements AsyncDisposable {
   get compressing(): BackgroundJobs {
     return this.#alive.compressing
   }
+  get memory(): FakeMemory {
+    return this.#alive.memory
+  }
   get db(): Database {
     return this.#alive.db
   }
 
   /**
    * Begins a daemon's life. `crashAt` (`operation:step`) makes it die there, `crashAtStep` at the n-th step of any: it then
-   * does nothing more, as after SIGKILL.
+   * does nothing more, as after SIGKILL. `atStep` is waited for at each step.
    */
-  async begin(options: { crashAt?: string; crashAtStep?: number; onCrash?: () => void } = {}): Promise<Instances> {
+  async begin(
+    options: {
+      crashAt?: string
+      crashAtStep?: number
+      onCrash?: () => void
+      atStep?: (operation: string, step: string) => Promise<void>
+    } = {},
+  ): Promise<Instances> {
     const config = configOf(
       new Map(
         Object.entries({
@@ -170,6 +181,7 @@ export class TestHouse implements AsyncDisposable {
         life.isDead = true
         options.onCrash?.()
       }
+      if (!life.isDead) await options.atStep?.(operation, step)
       // A dead daemon gets no further; what it had open is cut below, by `crash`.
       await alive()
     }
@@ -222,7 +234,7 @@ export class TestHouse implements AsyncDisposable {
       settings: { modules: undefined, freshBoot: false },
       crashPoint,
     })
-    this.#life = Object.assign(life, { instances, snapshots, volumes, devices, compressing })
+    this.#life = Object.assign(life, { instances, snapshots, volumes, devices, compressing, memory })
     await instances.recover()
     snapshots.recover()
     return instances

@@ -64,6 +64,9 @@ export interface KeptMemory {
   readonly isNeeded: boolean
 }
 
+/** What is done with what lies on disk. */
+export type CollectableMemory = Pick<Memory, 'collectBases' | 'collectGoldenBoots' | 'list'>
+
 /** What is done with captures at rest. */
 export type LayeredMemory = Pick<Memory, 'assertThere' | 'compress' | 'consolidate' | 'release' | 'sweepBases' | 'verify'>
 

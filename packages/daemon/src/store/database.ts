@@ -63,7 +63,7 @@ export class Database implements Disposable {
     } catch (cause) {
       if (!isDiskFull(cause)) throw cause
       throw new AppError('insufficient_resources', 'The disk of the data directory is full: the change could not be written down', {
-        hint: 'Make room: dormouse rm, dormouse image prune',
+        hint: 'Make room: dormouse rm, dormouse prune --all',
         cause,
       })
     }

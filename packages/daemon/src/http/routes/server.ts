@@ -135,7 +135,13 @@ async function resourcesOf({ host, instances, images, volumes, devices }: Server
   const taken = (name: keyof Demand): number => live.reduce((total, instance) => total + demandOf(instance)[name], 0)
   const diskIo = { capacityBps: host.diskIoBps, ratio: host.ratios.diskIo, cpus: host.facts.cpus }
   const volumesBytes = volumes.demandBytes()
-  const [disk, imagesBytes, overlays, gpu] = await Promise.all([host.disk(), images.usage(), instances.diskBytes(), devices.gpus()])
+  const [disk, { layersBytes, rootfsBytes }, overlays, gpu] = await Promise.all([
+    host.disk(),
+    images.usageByKind(),
+    instances.diskBytes(),
+    devices.gpus(),
+  ])
+  const imagesBytes = rootfsBytes + layersBytes
   return {
     cpu: { ...status('cpu', host.facts.cpus, host.ratios.cpu, taken('vcpus')), source: 'detected' },
     memory: { ...status('memory', host.facts.memoryBytes, host.ratios.memory, taken('memoryBytes')), source: 'detected' },
@@ -153,7 +159,7 @@ async function resourcesOf({ host, instances, images, volumes, devices }: Server
       ),
       source: link.source,
     },
-    disk_breakdown: { images_bytes: imagesBytes, oci_cache_bytes: 0, volumes_bytes: volumesBytes, overlays_bytes: overlays },
+    disk_breakdown: { images_bytes: rootfsBytes, oci_cache_bytes: layersBytes, volumes_bytes: volumesBytes, overlays_bytes: overlays },
     gpu: gpu ?? null,
     allocations: live.map((instance) => ({
       instance_id: instance.id,
