@@ -64,6 +64,8 @@ test('what no one has written to for a day and no row names goes, in every room;
   await instances.consolidated()
   const { paths } = house
   const left = [
+    `${paths.jwtSecret}.0123456789ab.draft`,
+    `${paths.kvmProbe}.0123456789ab.draft`,
     join(paths.imageDraftsDir, 'ab12-rootfs'),
     join(paths.diskTemplatesDir, 'draft-0a'),
     join(paths.pointsDir, createId()),

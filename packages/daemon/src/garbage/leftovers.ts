@@ -59,7 +59,11 @@ export async function collectLeftovers(
 
 /** Where drafts lie that are no room's own to look after: those of memory are. */
 function placesOf(paths: Paths, { sleeps }: Named): Place[] {
+  // As files are written atomically: see host/files.ts.
+  const isWhole = (name: string): boolean => !/\.[0-9a-f]{12}\.draft$/.test(name)
   return [
+    { dir: paths.dataDir, isOwned: isWhole },
+    { dir: paths.cacheDir, isOwned: isWhole },
     { dir: paths.imageDraftsDir, isOwned: () => false },
     { dir: paths.diskTemplatesDir, isOwned: (name) => !name.startsWith('draft-') },
     { dir: paths.pointsDir, isOwned: () => false },
