@@ -196,17 +196,17 @@ export class Garbage implements AsyncDisposable {
   async #collectKinds(wanted: CollectGarbage, signal: AbortSignal): Promise<CollectedKind[]> {
     const done: CollectedKind[] = []
     for (const kind of GARBAGE_KINDS.filter((one) => wanted.kinds.includes(one))) {
-      done.push(await this.#one(kind, () => this.#collectKind(kind, wanted, signal)))
+      done.push(await this.#one(kind, () => this.#collectKind(kind, wanted, signal), wanted))
     }
     return done
   }
 
-  async #one(kind: GarbageKind, work: () => Promise<Collected>): Promise<CollectedKind> {
+  async #one(kind: GarbageKind, work: () => Promise<Collected>, { dryRun = false } = {}): Promise<CollectedKind> {
     const { log, crashPoint } = this.#uses
     try {
       await crashPoint?.('garbage', kind)
       const { names, bytes } = await work()
-      if (names.length > 0) log.info({ kind, count: names.length, bytes }, 'garbage collected')
+      if (names.length > 0 && !dryRun) log.info({ kind, count: names.length, bytes }, 'garbage collected')
       return { kind, names, bytes }
     } catch (error) {
       log.warn({ err: error, kind }, 'garbage could not be collected')

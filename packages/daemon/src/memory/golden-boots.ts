@@ -500,8 +500,7 @@ export class GoldenBoots implements AsyncDisposable {
     const { key, usedAtMs } = loaded
     this.#loaded.delete(key)
     this.#letGoAtMs.set(key, usedAtMs)
-    await this.#rememberUse(loaded)
-    await close(loaded)
+    await Promise.all([this.#rememberUse(loaded), close(loaded)])
   }
 
   async #rememberUse({ key, usedAtMs }: Loaded): Promise<void> {
