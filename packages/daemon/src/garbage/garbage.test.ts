@@ -175,6 +175,22 @@ for (const [name, deed] of DEEDS) {
   })
 }
 
+test('an image is held by a create from its look-up on, and let go however that ends', async () => {
+  await using house = new TestHouse()
+  const held: string[][] = []
+  const instances = await house.begin({
+    atStep: async (operation) => {
+      if (operation === 'create') held.push([...house.heldImages])
+    },
+  })
+  // Before there is a row it is looked for ports and room, which a test cannot stop at: the first step is right behind them.
+  await running(instances)
+  assert.ok(held.length > 0 && held.every((digests) => digests.length === 1))
+  assert.deepEqual(house.heldImages, [])
+  await assert.rejects(instances.create({ name: 'b', image: 'test', platform: 'linux/arm64' }))
+  assert.deepEqual(house.heldImages, [])
+})
+
 for (const kind of GARBAGE_KINDS) {
   test(`a daemon that dies before it collects ${kind} leaves all in order, and the next one collects them`, async () => {
     await using house = new TestHouse()

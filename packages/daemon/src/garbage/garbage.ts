@@ -181,7 +181,7 @@ export class Garbage implements AsyncDisposable {
         this.#end.signal.throwIfAborted()
         const late = new AbortController()
         const said = new AppError('timed_out', `Collecting garbage took longer than ${limitMs / 1000}s: what is left is for the next time`)
-        const limit = setTimeout(() => late.abort(said), limitMs)
+        const limit = setTimeout(() => late.abort(said), limitMs).unref()
         try {
           return await work(AbortSignal.any([this.#end.signal, late.signal]))
         } finally {

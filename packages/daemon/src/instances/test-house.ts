@@ -92,6 +92,8 @@ export class TestHouse implements AsyncDisposable {
   readonly log
   /** What a registry has, by name: what becomes of the wait for it. */
   readonly pulls = new Map<string, () => Promise<ReadyImage>>()
+  /** Digests of images that may not go, as often as they are held. */
+  readonly heldImages: string[] = []
   #options: TestHouseOptions
   #life:
     | {
@@ -217,7 +219,10 @@ export class TestHouse implements AsyncDisposable {
         },
         whenReady: async (name) => (await this.pulls.get(name)?.()) ?? TEST_IMAGE,
         usage: async () => TEST_IMAGE.sizeBytes,
-        hold: () => ({ [Symbol.dispose]: () => undefined }),
+        hold: (digest) => {
+          this.heldImages.push(digest)
+          return { [Symbol.dispose]: () => void this.heldImages.splice(this.heldImages.indexOf(digest), 1) }
+        },
       },
       disks,
       volumes,
