@@ -30,7 +30,7 @@ export interface Room {
 export interface RoomOptions {
   /** Of a room that was there before. */
   readonly dir?: string
-  readonly makeRoom?: (bytes: number) => Promise<void>
+  readonly makeRoom?: (bytes: number, of: 'images' | 'disk') => Promise<void>
 }
 
 export async function openRoom(t: TestContext, config: Partial<Config['images']> = {}, options: RoomOptions = {}): Promise<Room> {

@@ -146,7 +146,7 @@ export class Daemon implements AsyncDisposable {
         ...{ db, paths, log, events, crashPoint },
         config: config.images,
         isInUse: (digest: string): boolean => instances.isImageInUse(digest),
-        makeRoom: (bytes) => garbage.makeRoom(bytes),
+        makeRoom: (bytes, of) => garbage.makeRoom(bytes, of),
       }),
     )
     const { memory } = set

@@ -339,6 +339,10 @@ test('on a low disk what costs least goes first, and no more than is needed', as
   const { disk, uses } = lowDisk(0)
   await garbageOf(house, uses).makeRoom(20)
   assert.deepEqual([disk.free, disk.golden], [20, 15])
+  // Golden boots are of no use to those whose share of the disk is short.
+  const short = lowDisk(0)
+  await garbageOf(house, short.uses, auto).makeRoom(20, 'images')
+  assert.deepEqual(short.disk.took, ['layers', 'image', 'image'])
 })
 
 test('who asks for room at the same time shares one collection; a failure is no one’s', async () => {

@@ -84,7 +84,7 @@ export class Garbage implements AsyncDisposable {
   readonly #timers = new Set<NodeJS.Timeout>()
   /** One collection at a time. */
   #turn: Promise<unknown> = Promise.resolve()
-  #making: Promise<void> | undefined
+  readonly #making = new Map<'images' | 'disk', Promise<void>>()
   #inVainUntilMs = 0
   #measured: Measured | undefined
 
@@ -124,19 +124,21 @@ export class Garbage implements AsyncDisposable {
   }
 
   /**
-   * Frees up to `bytes` more than are free now, what costs least first. Resolves when it has, when nothing more can be had, or when its time
-   * is over; whoever asks looks for itself. Those who ask at once share one. Never rejects.
+   * Frees up to `bytes` more than are free now, of images alone where it is their share of the disk that is short, what costs least first.
+   * Resolves when it has, when nothing more can be had, or when its time is over; whoever asks looks for itself. Those who ask at once share
+   * one. Never rejects.
    */
-  makeRoom(bytes: number): Promise<void> {
-    this.#making ??= this.#inTurn(ROOM_LIMIT_MS, (signal) => this.#makeRoom(bytes, signal))
-      .catch((err: unknown) => this.#uses.log.warn({ err }, 'no room could be made on the disk'))
-      .finally(() => {
-        this.#making = undefined
-      })
+  makeRoom(bytes: number, of: 'images' | 'disk' = 'disk'): Promise<void> {
+    const making =
+      this.#making.get(of) ??
+      this.#inTurn(ROOM_LIMIT_MS, (signal) => this.#makeRoom(bytes, of, signal))
+        .catch((err: unknown) => this.#uses.log.warn({ err }, 'no room could be made on the disk'))
+        .finally(() => this.#making.delete(of))
+    this.#making.set(of, making)
     const { promise: late, resolve } = Promise.withResolvers<void>()
     // It may have to wait for another's turn first.
     const limit = setTimeout(resolve, ROOM_LIMIT_MS)
-    return Promise.race([this.#making, late]).finally(() => clearTimeout(limit))
+    return Promise.race([making, late]).finally(() => clearTimeout(limit))
   }
 
   /** Makes room when the disk is low. */
@@ -259,17 +261,17 @@ export class Garbage implements AsyncDisposable {
     }
   }
 
-  async #makeRoom(bytes: number, signal: AbortSignal): Promise<void> {
+  async #makeRoom(bytes: number, of: 'images' | 'disk', signal: AbortSignal): Promise<void> {
     const { memory, images, isStale, config } = this.#uses
     const wanted = (await this.#freeBytes()) + bytes
     const missing = async (): Promise<number> => {
       signal.throwIfAborted()
       return wanted - (await this.#freeBytes())
     }
-    const noOnes = { all: false, olderThanMs: config.garbage.minAgeMs, dryRun: false, kinds: ['drafts', 'layers', 'memory_bases'] } as const
-    await this.#collectKinds(noOnes, signal)
+    const kinds: GarbageKind[] = of === 'images' ? ['layers'] : ['drafts', 'layers', 'memory_bases']
+    await this.#collectKinds({ all: false, olderThanMs: config.garbage.minAgeMs, dryRun: false, kinds }, signal)
     const left = await missing()
-    if (left > 0) {
+    if (left > 0 && of === 'disk') {
       const golden = (await memory.list()).filter(({ ref }) => ref.startsWith('golden/'))
       const keepBytes = Math.max(0, golden.reduce((sum, one) => sum + one.bytes, 0) - left)
       const limits = { keepBytes, keepCount: Number.POSITIVE_INFINITY, unusedForMs: LATELY_MS }

@@ -17,6 +17,14 @@ interface StorageLimits {
   readonly minFreeBytes: number
 }
 
+/** `of`: the share of the disk that images may take, or the disk itself. */
+interface Shortage {
+  readonly why: string
+  readonly of: 'images' | 'disk'
+  /** So many are missing. */
+  readonly bytes: number
+}
+
 const mib = (bytes: number): string => formatSize(Math.ceil(bytes / 2 ** 20) * 2 ** 20)
 const digestOf = (file: string): string => file.replace('-', ':')
 
@@ -181,11 +189,8 @@ export class ImageShelf {
     return { layers: layers.map(digestOf), rootfs: rootfs.map((file) => digestOf(file.replace(/\.squashfs$/, ''))) }
   }
 
-  /** Why `coming` layers may not be fetched, and how many bytes are missing for it; undefined when they may. */
-  async shortageOf(
-    coming: readonly Descriptor[],
-    limits: StorageLimits,
-  ): Promise<{ readonly why: string; readonly bytes: number } | undefined> {
+  /** Why `coming` layers may not be fetched; undefined when they may. */
+  async shortageOf(coming: readonly Descriptor[], limits: StorageLimits): Promise<Shortage | undefined> {
     const distinct = new Map(coming.map((layer) => [layer.digest, layer.size]))
     let missing = 0
     for (const [digest, size] of distinct) if ((await this.#store.sizeOf(digest)) === undefined) missing += size
@@ -195,13 +200,14 @@ export class ImageShelf {
       const share = `${mib(most)}, which is ${limits.maxShare} of the disk`
       return {
         why: `with ${mib(missing)} more, images would take ${mib(used + missing)} and may take ${share}`,
+        of: 'images',
         bytes: used + missing - most,
       }
     }
     const free = bavail * bsize
     if (free - missing >= limits.minFreeBytes) return undefined
     const why = `its layers take ${mib(missing)} of the ${mib(free)} that are free, and ${mib(limits.minFreeBytes)} are to stay free`
-    return { why, bytes: limits.minFreeBytes + missing - free }
+    return { why, of: 'disk', bytes: limits.minFreeBytes + missing - free }
   }
 
   /** Throws `insufficient_resources` when the layers that are not here would fill the disk. */

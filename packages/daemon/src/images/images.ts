@@ -41,8 +41,8 @@ export interface ImagesUses {
   readonly config: Config['images']
   /** Does some instance stand on this image? */
   readonly isInUse: (digest: string) => boolean
-  /** Frees what can be missed on the disk until `bytes` more fit; looks for itself whether they do. */
-  readonly makeRoom?: (bytes: number) => Promise<void>
+  /** Frees `bytes` of what can be missed, of images alone or of all that is on the disk, as far as there is so much. */
+  readonly makeRoom?: (bytes: number, of: 'images' | 'disk') => Promise<void>
   readonly crashPoint?: (operation: string, step: string) => Promise<void>
 }
 
@@ -301,7 +301,7 @@ export class Images implements AsyncDisposable {
     const coming = [...this.#work.layersUnderWay(), ...layers]
     const shortage = await this.#shelf.shortageOf(coming, limits)
     if (shortage === undefined) return
-    await makeRoom?.(shortage.bytes)
+    await makeRoom?.(shortage.bytes, shortage.of)
     const left = makeRoom === undefined ? shortage : await this.#shelf.shortageOf(coming, limits)
     if (left === undefined) return
     throw new AppError('insufficient_resources', `The image ${name} is not pulled: ${left.why}`, {
