@@ -433,6 +433,8 @@ test('a fork that could be neither woken nor ended is not taken for its source b
   const instances = await house.begin()
   const source = await running(house)
   await instances.standby(source.id)
+  // What clears away after the standby would take the fault that is meant for the fork.
+  await settled(instances)
   house.host.injectFault('connect_guest', 'fail', { times: 1e6 })
   house.host.injectFault('sweep')
   await assert.rejects(instances.fork(source.id, { name: 'b', target: 'Running' }), { code: 'guest_unavailable' })

@@ -183,7 +183,7 @@ export class TestHouse implements AsyncDisposable {
         life.isDead = true
         options.onCrash?.()
       }
-      if (!life.isDead) await options.atStep?.(operation, step)
+      if (options.atStep !== undefined && !life.isDead) await options.atStep(operation, step)
       // A dead daemon gets no further; what it had open is cut below, by `crash`.
       await alive()
     }
