@@ -19,7 +19,7 @@ export function define(command: Command): void {
     .option('--json', 'for programs')
     .addHelpText(
       'after',
-      '\nWorks on the daemon’s own host, over its unix socket. Scopes: {instance,image,volume,snapshot,build,device,ingress}:{read,write,delete}, resource:read, audit:read, *.',
+      '\nWorks on the daemon’s own host, over its unix socket. Scopes: {instance,image,volume,snapshot,build,device,ingress}:{read,write,delete}, resource:{read,write}, audit:read, *.',
     )
     .action(() => create(command.optsWithGlobals()))
 }
