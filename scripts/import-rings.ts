@@ -43,6 +43,8 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'leases.ts',
     'auto-standby.ts',
     'devices.ts',
+    'registry.ts',
+    'pushes.ts',
   ],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone.
   hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts'],

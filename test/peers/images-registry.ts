@@ -128,7 +128,10 @@ export async function startProxy(t: TestContext, upstream: string): Promise<Faul
           })
           return
         }
-        response.writeHead(answer.statusCode ?? 500, answer.headers)
+        const { location } = answer.headers
+        // What is uploaded comes through here, too.
+        const home = location === undefined ? {} : { location: location.replace(`//${upstream}/`, `//${proxy.host}/`) }
+        response.writeHead(answer.statusCode ?? 500, { ...answer.headers, ...home })
         let sent = 0
         answer.on('data', (chunk: Buffer) => {
           if (isBlob && proxy.cutBlobsAfter !== undefined && sent + chunk.length > proxy.cutBlobsAfter) {

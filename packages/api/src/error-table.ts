@@ -49,6 +49,7 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
   invalid_platform: never(400, '`platform` is none that the daemon knows'),
   invalid_timeout: never(400, '`timeout` is no duration above 0'),
   invalid_image: never(400, 'What was imported or pulled is no image, or contradicts its digests'),
+  invalid_target: never(400, 'The target of a push names no registry, repository and tag'),
   invalid_path: never(400, 'A path is not absolute, or leads where it may not'),
   invalid_pci_address: never(400, 'A PCI address is none', 'Look at what there is: `dormouse device available`'),
   invalid_archive: never(400, 'The archive is no tar, or holds an entry that may not be unpacked'),
@@ -216,5 +217,5 @@ export function errorsOf(route: Route): readonly ErrorCode[] {
 export const statusOf = (code: ErrorCode): number => ERRORS[code].status
 
 /** The status of `code` on this route: what was asked for cannot be (400), where elsewhere it is a conflict. */
-export const statusOn = (route: Pick<Route, 'badRequests'>, code: ErrorCode): number =>
-  route.badRequests?.includes(code) ? 400 : statusOf(code)
+export const statusOn = (route: Pick<Route, 'badRequests' | 'conflicts'>, code: ErrorCode): number =>
+  route.badRequests?.includes(code) ? 400 : route.conflicts?.includes(code) ? 409 : statusOf(code)

@@ -24,6 +24,7 @@ export const ERROR_CODES = [
   'invalid_platform',
   'invalid_timeout',
   'invalid_image',
+  'invalid_target',
   'invalid_path',
   'invalid_archive',
   'invalid_pci_address',

@@ -72,26 +72,28 @@ export type PruneImagesResponse = Static<typeof PruneImagesResponse>
 export const Push = Type.Object(
   {
     id: Type.String(),
-    image: Type.String(),
-    digest: Type.String(),
-    target: Type.String(),
+    image: Type.String({ description: 'The name of the image on this host' }),
+    digest: Type.String({ description: 'Of the manifest, which is the same at the registry' }),
+    target: Type.String({ description: 'Where it goes, as a whole reference' }),
     status: Type.Enum(['queued', 'pushing', 'pushed', 'failed']),
     created_at: DateTime,
     completed_at: Type.Optional(nullable(DateTime)),
-    queue_position: Type.Optional(nullable(Type.Integer())),
-    error: Type.Optional(nullable(Type.String())),
-    layers: Type.Optional(Type.Integer()),
-    bytes: Type.Optional(Type.Integer()),
+    queue_position: Type.Optional(nullable(Type.Integer({ description: 'From 1; null when it does not wait' }))),
+    error: Type.Optional(nullable(Type.String({ description: 'Why it failed' }))),
+    layers: Type.Optional(Type.Integer({ description: 'How many the image has; once it is pushed' })),
+    bytes: Type.Optional(Type.Integer({ description: 'Of its layers and configuration, sent or there already; once it is pushed' })),
   },
   { $id: 'Push' },
 )
+export type Push = Static<typeof Push>
 
 export const PushImageRequest = Type.Object(
   {
     image: ImageName,
     target: ImageName,
-    insecure: Type.Optional(Type.Boolean({ default: false })),
+    insecure: Type.Optional(Type.Boolean({ default: false, description: 'Speak plain HTTP to the registry' })),
     credentials: Type.Optional(RegistryCredentials),
   },
   { $id: 'PushImageRequest', ...strict },
 )
+export type PushImageRequest = Static<typeof PushImageRequest>

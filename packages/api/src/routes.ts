@@ -67,6 +67,8 @@ export interface Route {
   readonly errors?: readonly ErrorCode[]
   /** Those of them that are 400 here, because what was asked for cannot be, while elsewhere they are a conflict. */
   readonly badRequests?: readonly ErrorCode[]
+  /** Those of them that are 409 here, because it is about how things stand, while elsewhere the request is at fault. */
+  readonly conflicts?: readonly ErrorCode[]
   readonly later?: string
 }
 
@@ -112,7 +114,6 @@ const textErrors = [
 
 const ingressLater = 'Ingress is not built yet'
 const buildsLater = 'Builds are not built yet'
-const pushesLater = 'Pushing images is not built yet'
 
 export const routes = {
   // instances
@@ -898,17 +899,16 @@ export const routes = {
     query: Type.Object(page, strict),
     status: 200,
     answer: Type.Array(Push),
-    later: pushesLater,
   },
   createPush: {
     tag: 'images',
-    summary: 'Push an image to a registry',
+    summary: 'Push an image to a registry; the answer comes at once, GET /pushes/{id} tells how it goes on',
     scope: 'image:write',
     body: PushImageRequest,
     status: 202,
     answer: Push,
-    errors: ['not_found', 'invalid_name', 'image_not_ready', 'credential_conflict'],
-    later: pushesLater,
+    errors: ['not_found', 'invalid_name', 'invalid_target', 'image_not_ready', 'credential_conflict', 'conflict'],
+    conflicts: ['image_not_ready'],
   },
   getPush: {
     tag: 'images',
@@ -918,7 +918,6 @@ export const routes = {
     status: 200,
     answer: Push,
     errors: ['not_found'],
-    later: pushesLater,
   },
 
   // the server and its host

@@ -209,6 +209,7 @@ export class Daemon implements AsyncDisposable {
       new HttpServer({
         instances,
         images,
+        registry: images.registry,
         snapshots,
         volumes,
         devices,

@@ -15,3 +15,10 @@ test('nothing but a plain name becomes part of a path', () => {
     assert.throws(() => paths.vmRunDir(id), { code: 'invalid_path' }, id)
   }
 })
+
+test('a digest of sha512 can be the name of a layer and of a rootfs', () => {
+  const paths = new Paths({ dataDir: '/d', runDir: '/r' })
+  const digest = `sha512:${'a'.repeat(128)}`
+  assert.equal(paths.imageLayer(digest), `/d/images/layers/sha512-${'a'.repeat(128)}`)
+  assert.equal(paths.imageRootfs(digest), `/d/images/rootfs/sha512-${'a'.repeat(128)}.squashfs`)
+})

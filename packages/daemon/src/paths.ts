@@ -12,7 +12,8 @@ export const SOCKET_PATH_MAX = 107
 // The longest name that anything puts into a VM's run directory: see hypervisors/.
 const SOCKET_NAME_MAX = 16
 const RUN_ID_LENGTH = 12
-const PLAIN_NAME = /^[a-z0-9][a-z0-9_.-]{0,127}$/
+// A rootfs may be named by a digest of sha512, which has 135 characters.
+const PLAIN_NAME = /^[a-z0-9][a-z0-9_.-]{0,159}$/
 
 export class Paths {
   readonly dataDir: string

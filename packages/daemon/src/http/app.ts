@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
-import { errorsOf, statusOf } from '@dormouse/api/error-table.ts'
+import { errorsOf, statusOf, statusOn } from '@dormouse/api/error-table.ts'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
@@ -21,10 +21,11 @@ import type { Metrics } from './metrics.ts'
 import type { Origins } from './origins.ts'
 import { refusalOf } from './problems.ts'
 import type { RefusedCallers } from './refused-callers.ts'
+import { registryRoutes } from './registry.ts'
 import { methodsAt } from './stream-at.ts'
 import { type SseBatch, sseStream } from './streams/sse.ts'
 import type { Tickets } from './tickets.ts'
-import type { AuditDoor } from './uses.ts'
+import type { AuditDoor, RegistryDoor } from './uses.ts'
 import type { WebSocketGate } from './web-socket-gate.ts'
 
 declare module 'fastify' {
@@ -58,6 +59,8 @@ export interface AppUses {
   readonly closing: AbortSignal
   /** Served at /openapi.json and /spec.json. */
   readonly openApi: () => string
+  /** What /v2 is about. */
+  readonly registry: RegistryDoor
   /** Everyone who gets through to this listener may do everything. */
   readonly isTrusted: boolean
 }
@@ -124,6 +127,7 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.after(() => addHooks(app, uses))
   app.register(async (routed) => {
     for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
+    routed.register(registryRoutes(uses))
     for (const [path, type] of OPENAPI_AT) {
       routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type(`${type}; charset=utf-8`).send(uses.openApi()))
     }
@@ -365,7 +369,7 @@ const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
   const { status: usual, headers, body, isFault } = refusalOf(error)
   const { route, routeId } = request.routeOptions?.config ?? {}
-  const status = route?.badRequests?.includes(body.code) === true ? 400 : usual
+  const status = route === undefined ? usual : statusOn(route, body.code)
   request.audited?.end({ result: 'failed', status, code: body.code })
   // Its readers have not been told of this one: a mistake in the table.
   if (route && !errorsOf(route).includes(body.code)) uses.log.warn({ route: routeId, code: body.code }, 'error is not listed by its route')

@@ -22,7 +22,7 @@ export interface Caller {
   readonly token: TokenFacts | undefined
 }
 
-interface TokenFacts {
+export interface TokenFacts {
   readonly id: string | undefined
   readonly issuedAtMs: number
   readonly expiresAtMs: number
@@ -181,12 +181,12 @@ export async function signToken(secret: Uint8Array, options: NewToken): Promise<
   return { token: await jwt.sign(secret), expires_at: new Date(expires * 1000).toISOString() }
 }
 
-const isForRegistryAlone = (claims: JWTPayload): boolean =>
+export const isForRegistryAlone = (claims: JWTPayload): boolean =>
   REGISTRY_CLAIMS.some((claim) => claims[claim] !== undefined) || subjectOf(claims).startsWith('builder-')
 
 const subjectOf = ({ sub }: JWTPayload): string => (typeof sub === 'string' ? sub : '')
 
-const factsOf = ({ jti, iat, exp = 0 }: JWTPayload): TokenFacts => ({
+export const factsOf = ({ jti, iat, exp = 0 }: JWTPayload): TokenFacts => ({
   id: typeof jti === 'string' ? jti : undefined,
   // One that does not say when it was issued is as old as can be.
   issuedAtMs: typeof iat === 'number' ? iat * 1000 : 0,
@@ -194,7 +194,7 @@ const factsOf = ({ jti, iat, exp = 0 }: JWTPayload): TokenFacts => ({
 })
 
 /** Of a token that is not for the registry alone. Throws `unauthorized`. */
-function callerOfClaims(claims: JWTPayload): Caller {
+export function callerOfClaims(claims: JWTPayload): Caller {
   const { permissions } = claims
   const proven = { subject: subjectOf(claims), token: factsOf(claims) }
   if (permissions === undefined) return { ...proven, scopes: undefined }

@@ -1,13 +1,14 @@
 /** Stand-ins for the rooms below, in memory, so that the server is tested without them. */
 import { PassThrough } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { Image } from '@dormouse/api/images.ts'
+import type { Image, Push } from '@dormouse/api/images.ts'
 import { matchesTags } from '@dormouse/api/names.ts'
 import { Audit } from '../audit/audit.ts'
 import type { AutoStandbyStatus } from '../auto-standby/auto-standby.ts'
 import { Devices } from '../devices/devices.ts'
 import { PciIds } from '../devices/pci-ids.ts'
 import { noSysfs } from '../host/sysfs.ts'
+import { type RegistryCode, RegistryError } from '../images/registry/registry-error.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
@@ -28,6 +29,7 @@ import type {
   GuestExecDoor,
   ImagesDoor,
   InstancesDoor,
+  RegistryDoor,
   ServerUses,
   SnapshotsDoor,
   VolumesDoor,
@@ -365,6 +367,23 @@ class FakeImages implements ImagesDoor {
   async usageByKind() {
     return { layersBytes: 2, rootfsBytes: 40 }
   }
+
+  readonly pushed: Push[] = []
+  async push({ image, target }: { image: string; target: string }): Promise<Push> {
+    const { digest, name, status } = this.getImage(image)
+    if (status !== 'ready') throw new AppError('image_not_ready', `The image ${name} is not ready`)
+    const push: Push = { id: createId(), image: name, digest, target, status: 'queued', created_at: new Date().toISOString() }
+    this.pushed.unshift(push)
+    return push
+  }
+  pushes() {
+    return this.pushed
+  }
+  getPush(id: string): Push {
+    const push = this.pushed.find((one) => one.id === id)
+    if (!push) throw new AppError('not_found', `There is no push ${id}`)
+    return push
+  }
 }
 
 class FakeAutoStandby implements AutoStandbyDoor {
@@ -394,6 +413,24 @@ class FakeAutoStandby implements AutoStandbyDoor {
     change(1)
     return { [Symbol.dispose]: () => change(-1) }
   }
+}
+
+/** One without anything in it. */
+const emptyRegistry: RegistryDoor = {
+  repositories: () => [],
+  tags: () => refuse('NAME_UNKNOWN'),
+  manifest: () => refuse('MANIFEST_UNKNOWN'),
+  findBlob: async () => undefined,
+  beginUpload: async () => refuse('UNSUPPORTED'),
+  upload: () => refuse('BLOB_UPLOAD_UNKNOWN'),
+  mount: async () => false,
+  putManifest: async () => refuse('UNSUPPORTED'),
+  deleteManifest: async () => refuse('MANIFEST_UNKNOWN'),
+  deleteBlob: async () => refuse('BLOB_UNKNOWN'),
+}
+
+function refuse(code: RegistryCode): never {
+  throw new RegistryError(code, 'There is nothing here')
 }
 
 export interface FakeUses extends ServerUses {
@@ -432,6 +469,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
       usage: async () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39, kinds: [], measuredAtMs: Date.now() }),
       collect: async ({ kinds }) => kinds.map((kind) => ({ kind, names: [], bytes: 0 })),
     },
+    registry: emptyRegistry,
     events: {
       async *subscribe({ after = 0, signal }) {
         yield events.filter((event) => event.id > after)

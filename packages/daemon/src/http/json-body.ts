@@ -17,7 +17,7 @@ export async function readJsonBody(payload: Readable, limits: BodyLimits): Promi
 }
 
 /** Leaves the stream as it is when it gives up: destroying it would end the connection before the refusal is out. */
-function bytesOf(payload: Readable, { maxBytes, maxMs }: BodyLimits): Promise<Buffer> {
+export function bytesOf(payload: Readable, { maxBytes, maxMs }: BodyLimits): Promise<Buffer> {
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>()
   const chunks: Buffer[] = []
   let bytes = 0

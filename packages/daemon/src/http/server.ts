@@ -28,6 +28,7 @@ import { deviceRoutes } from './routes/devices.ts'
 import { garbageRoutes } from './routes/garbage.ts'
 import { imageRoutes } from './routes/images.ts'
 import { instanceRoutes } from './routes/instances.ts'
+import { pushRoutes } from './routes/pushes.ts'
 import { scheduleRoutes } from './routes/schedules.ts'
 import { serverRoutes } from './routes/server.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
@@ -64,6 +65,7 @@ export class HttpServer implements AsyncDisposable {
       ...scheduleRoutes(uses),
       ...autoStandbyRoutes(uses),
       ...imageRoutes(uses),
+      ...pushRoutes(uses),
       ...volumeRoutes(uses),
       ...deviceRoutes(uses),
       ...serverRoutes(uses, metrics),
@@ -80,6 +82,7 @@ export class HttpServer implements AsyncDisposable {
       origins: new Origins(uses.allowedOrigins),
       refused: new RefusedCallers(),
       audit: uses.audit,
+      registry: uses.registry,
       metrics,
       log: uses.log,
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,

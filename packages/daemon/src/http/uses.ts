@@ -2,7 +2,7 @@
 
 import type { Readable, Writable } from 'node:stream'
 import type { Compression } from '@dormouse/api/compression.ts'
-import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
+import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest, Push, PushImageRequest } from '@dormouse/api/images.ts'
 import type { Capability, InstanceState } from '@dormouse/api/instance-states.ts'
 import type { PathInfo } from '@dormouse/api/instances.ts'
 import type { Resources } from '@dormouse/api/resources.ts'
@@ -13,6 +13,7 @@ import type { CollectedKind, CollectGarbage, DiskUsageReport } from '../garbage/
 import type { CgroupsAnswer } from '../host/cgroups.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { HypervisorName, HypervisorProbe } from '../hypervisors/hypervisor.ts'
+import type { Registry } from '../images/registry/registry.ts'
 import type {
   CreateInstance,
   ForkInstance,
@@ -38,6 +39,7 @@ import type { TokensDoor } from './auth.ts'
 export interface ServerUses {
   readonly instances: InstancesDoor
   readonly images: ImagesDoor
+  readonly registry: RegistryDoor
   readonly snapshots: SnapshotsDoor
   readonly volumes: VolumesDoor
   readonly devices: DevicesDoor
@@ -160,7 +162,17 @@ export interface ImagesDoor {
   progress(name: string, options: { signal: AbortSignal }): AsyncIterable<ImageProgress> | Promise<AsyncIterable<ImageProgress>>
   /** Bytes on disk: compressed layers, and root file systems. */
   usageByKind(): Promise<{ readonly layersBytes: number; readonly rootfsBytes: number }>
+  push(request: PushImageRequest): Promise<Push>
+  /** Newest first. */
+  pushes(): readonly Push[]
+  getPush(id: string): Push
 }
+
+/** What other programs push images to, and pull them from. Refuses by `RegistryError`. */
+export type RegistryDoor = Pick<
+  Registry,
+  'repositories' | 'tags' | 'manifest' | 'findBlob' | 'beginUpload' | 'upload' | 'mount' | 'putManifest' | 'deleteManifest' | 'deleteBlob'
+>
 
 export interface SchedulesDoor {
   /** Throws `not_found` when the instance has none. */

@@ -3,7 +3,7 @@
  * counted while it streams, flushed, and given its name only when digest and size are right.
  */
 import { createHash, type Hash, randomBytes } from 'node:crypto'
-import { createReadStream } from 'node:fs'
+import { createReadStream, type ReadStream } from 'node:fs'
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -46,6 +46,11 @@ export class BlobStore {
   file(digest: string): LayerFile {
     const path = this.#paths.imageLayer(digest)
     return { open: () => createReadStream(path, { highWaterMark: READ_CHUNK }) }
+  }
+
+  /** From `start` up to and with `end`. */
+  read(digest: string, range: { start?: number; end?: number } = {}): ReadStream {
+    return createReadStream(this.#paths.imageLayer(digest), { highWaterMark: READ_CHUNK, ...range })
   }
 
   async beginDraft(algorithm: 'sha256' | 'sha512' = 'sha256'): Promise<BlobDraft> {
@@ -98,8 +103,14 @@ export class BlobDraft {
     this.tail.advance(this.#size)
   }
 
-  /** Gives the blob its place under `expected.digest`, or under what it turned out to be. Throws, and discards it, when it is something else. */
-  async publish(expected?: { digest: string; size?: number }): Promise<{ digest: string; size: number }> {
+  /**
+   * Gives the blob its place under `expected.digest`, or under what it turned out to be. Throws, and discards it, when it is something
+   * else. `onVerified` comes before it has its place.
+   */
+  async publish(
+    expected?: { digest: string; size?: number },
+    onVerified?: (digest: string) => void | Promise<void>,
+  ): Promise<{ digest: string; size: number }> {
     const digest = `${this.#algorithm}:${this.#hash.digest('hex')}`
     try {
       if (expected?.size !== undefined && this.#size !== expected.size) {
@@ -107,6 +118,7 @@ export class BlobDraft {
       }
       if (expected && digest !== expected.digest) throw invalidImage(`The blob ${expected.digest} is damaged: its digest is ${digest}`)
       await this.#handle.sync()
+      await onVerified?.(digest)
       const place = this.#paths.imageLayer(digest)
       await rename(this.#path, place)
       this.tail.end(place)

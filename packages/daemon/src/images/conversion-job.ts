@@ -56,7 +56,31 @@ export interface FillJob {
   readonly limits: ImageLimits
 }
 
-export type Job = ConvertJob | IngestJob | FillJob
+/** Sends an image that is ready to a registry. */
+export interface PushJob {
+  readonly kind: 'push'
+  readonly dirs: Dirs
+  readonly layers: readonly Descriptor[]
+  readonly config: { readonly digest: string; readonly bytes: Uint8Array }
+  readonly manifest: Uint8Array
+  readonly to: {
+    readonly origin: Origin
+    readonly tag: string
+    readonly credentials: Credentials | undefined
+    readonly policy: NetworkPolicy
+    /** A repository of the same registry that has the layers. */
+    readonly mountFrom: string | undefined
+  }
+  readonly limits: ImageLimits
+}
+
+export type Job = ConvertJob | IngestJob | FillJob | PushJob
+
+export interface Pushed {
+  readonly layers: number
+  /** Of its layers and its configuration. */
+  readonly bytes: number
+}
 
 export interface Filled {
   readonly entries: number
@@ -76,7 +100,7 @@ export type FromWorker =
   /** Bytes that are here of each distinct layer, in the order in which the image has them. */
   | { readonly kind: 'progress'; readonly layers: readonly number[] }
   | { readonly kind: 'converting' }
-  | { readonly kind: 'done'; readonly result: Converted | Ingested | Filled }
+  | { readonly kind: 'done'; readonly result: Converted | Ingested | Filled | Pushed }
   | { readonly kind: 'failed'; readonly error: PlainError }
 
 export type ToWorker = { readonly kind: 'job'; readonly job: Job } | { readonly kind: 'cancel' }

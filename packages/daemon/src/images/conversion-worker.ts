@@ -11,7 +11,7 @@ import { Paths } from '../paths.ts'
 import { openArchive, readArchive } from './archive.ts'
 import { checkedConfig, imageInArchive } from './archive-image.ts'
 import { BlobStore } from './blob-store.ts'
-import type { Converted, Filled, FillJob, FromWorker, Ingested, IngestJob, Job, ToWorker } from './conversion-job.ts'
+import type { Converted, Filled, FillJob, FromWorker, Ingested, IngestJob, Job, Pushed, ToWorker } from './conversion-job.ts'
 import { toPlainError } from './conversion-job.ts'
 import { convert } from './convert.ts'
 import { readPlainPath } from './layer-path.ts'
@@ -38,7 +38,7 @@ async function run(job: Job): Promise<void> {
   }
 }
 
-async function resultOf(job: Job): Promise<Converted | Ingested | Filled> {
+async function resultOf(job: Job): Promise<Converted | Ingested | Filled | Pushed> {
   switch (job.kind) {
     case 'convert':
       return convert(job, watcher(), cancel.signal)
@@ -46,6 +46,11 @@ async function resultOf(job: Job): Promise<Converted | Ingested | Filled> {
       return ingest(job)
     case 'fill':
       return fill(job)
+    case 'push': {
+      // The HTTP client is half of what this process would load: not for the others.
+      const { pushImage } = await import('./push/push-image.ts')
+      return pushImage(job, cancel.signal)
+    }
   }
 }
 

@@ -15,6 +15,8 @@ import {
   type Ingested,
   type IngestJob,
   type Job,
+  type Pushed,
+  type PushJob,
   type ToWorker,
 } from './conversion-job.ts'
 
@@ -38,7 +40,8 @@ const CANCEL_GRACE_MS = 5000
 export function runJob(job: ConvertJob, options: JobOptions): Promise<Converted>
 export function runJob(job: IngestJob, options: JobOptions): Promise<Ingested>
 export function runJob(job: FillJob, options: JobOptions): Promise<Filled>
-export async function runJob(job: Job, options: JobOptions): Promise<Converted | Ingested | Filled> {
+export function runJob(job: PushJob, options: JobOptions): Promise<Pushed>
+export async function runJob(job: Job, options: JobOptions): Promise<Converted | Ingested | Filled | Pushed> {
   const { signal, input } = options
   signal.throwIfAborted()
   const worker = fork(workerFile(), {
@@ -72,7 +75,7 @@ export async function runJob(job: Job, options: JobOptions): Promise<Converted |
   })
   signal.addEventListener('abort', cancel, { once: true })
   try {
-    const answer = new Promise<Converted | Ingested | Filled>((resolve, reject) => {
+    const answer = new Promise<Converted | Ingested | Filled | Pushed>((resolve, reject) => {
       worker.on('message', (message: FromWorker) => {
         switch (message.kind) {
           case 'progress':

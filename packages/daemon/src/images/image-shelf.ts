@@ -4,11 +4,15 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { formatSize } from '@dormouse/api/units.ts'
 import type { Paths } from '../paths.ts'
 import type { ImageNameRow, ImageRows } from '../store/images.ts'
+import type { RegistryRows } from '../store/registry.ts'
 import type { BlobStore } from './blob-store.ts'
 import type { Descriptor } from './manifest.ts'
 
 const SPARE_DISK_BYTES = 256 * 1024 ** 2
 const CLOCK_SLACK_MS = 1000
+// From the answer that a blob is here to the manifest that stands on it: between them come the blobs that are not.
+const AWAITED_MS = 3_600_000
+const MAX_AWAITED = 10_000
 
 /** Of what is pulled. */
 interface StorageLimits {
@@ -37,10 +41,14 @@ export class ImageShelf {
   readonly #rootfs: FilesIn
   readonly #isInUse: (digest: string) => boolean
   readonly #isUnderWay: (digest: string) => boolean
+  readonly #isBeingPushed: (digest: string) => boolean
+  readonly #pushed: RegistryRows
   /** Imports whose blobs no row speaks of yet. */
   #held = 0
   /** Images that someone is about to stand on, or reads: how many. */
   readonly #holders = new Map<string, number>()
+  /** By digest, until when. */
+  readonly #awaited = new Map<string, number>()
 
   constructor(uses: {
     rows: ImageRows
@@ -48,8 +56,12 @@ export class ImageShelf {
     store: BlobStore
     isInUse: (digest: string) => boolean
     isUnderWay: (digest: string) => boolean
+    isBeingPushed: (digest: string) => boolean
+    pushed: RegistryRows
   }) {
     this.#rows = uses.rows
+    this.#isBeingPushed = uses.isBeingPushed
+    this.#pushed = uses.pushed
     this.#paths = uses.paths
     this.#store = uses.store
     this.#layers = new FilesIn(uses.paths.imageLayersDir)
@@ -59,7 +71,7 @@ export class ImageShelf {
   }
 
   isBusy(digest: string): boolean {
-    return this.#isInUse(digest) || this.#isUnderWay(digest) || this.#holders.has(digest)
+    return this.#isInUse(digest) || this.#isUnderWay(digest) || this.#isBeingPushed(digest) || this.#holders.has(digest)
   }
 
   /** It is busy until it is disposed of. */
@@ -88,9 +100,26 @@ export class ImageShelf {
     }
   }
 
-  /** Removes layers and root file systems that no row speaks of. */
+  /** Keeps a blob for a while though no row may speak of it: someone was told that it is here. */
+  await(digest: string): void {
+    const now = Date.now()
+    if (this.#awaited.size >= MAX_AWAITED) for (const [one, untilMs] of this.#awaited) if (untilMs <= now) this.#awaited.delete(one)
+    this.#awaited.set(digest, now + AWAITED_MS)
+  }
+
+  /** What it was kept for has come. */
+  arrived(digest: string): void {
+    this.#awaited.delete(digest)
+  }
+
+  #isAwaited(digest: string): boolean {
+    return (this.#awaited.get(digest) ?? 0) > Date.now()
+  }
+
+  /** Drops what was pushed and no name leads to, then removes layers and root file systems that no row speaks of. */
   async sweep(): Promise<void> {
     if (this.#held > 0) return
+    this.#pushed.collect(Date.now(), (digest) => this.#isAwaited(digest))
     for (const file of await readdir(this.#paths.imageLayersDir)) {
       // Asked anew each time: rows may come while files go.
       if (this.#isStrayLayer(file)) await this.#store.remove(digestOf(file))
@@ -121,7 +150,8 @@ export class ImageShelf {
   }
 
   #isStrayLayer(file: string): boolean {
-    return this.#held === 0 && !this.#rows.isLayerInUse(digestOf(file))
+    const digest = digestOf(file)
+    return this.#held === 0 && !this.#rows.isLayerInUse(digest) && !this.#isAwaited(digest)
   }
 
   #isStrayRootfs(file: string): boolean {
@@ -169,6 +199,11 @@ export class ImageShelf {
       if (this.#isUnderWay(digest)) {
         throw new AppError('conflict', `The image ${row.name} is being pulled`, { hint: 'Wait until it is ready or has failed' })
       }
+      if (this.#isBeingPushed(digest)) {
+        throw new AppError('conflict', `The image ${row.name} is being pushed to a registry`, {
+          hint: 'Wait until the push is over: GET /pushes',
+        })
+      }
     }
   }
 
@@ -214,9 +249,14 @@ export class ImageShelf {
   async checkDisk(layers: readonly Descriptor[]): Promise<void> {
     let missing = 0
     for (const { digest, size } of layers) if ((await this.#store.sizeOf(digest)) === undefined) missing += size
+    await this.checkRoom(missing, "The image's layers need")
+  }
+
+  /** Throws `insufficient_resources` when so many bytes would fill the disk. */
+  async checkRoom(bytes: number, what = 'The upload needs'): Promise<void> {
     const { bavail, bsize } = await statfs(this.#paths.imagesDir)
-    if (missing + SPARE_DISK_BYTES <= bavail * bsize) return
-    throw new AppError('insufficient_resources', `The image's layers need ${missing} bytes, but ${bavail * bsize} are free on the disk`, {
+    if (bytes + SPARE_DISK_BYTES <= bavail * bsize) return
+    throw new AppError('insufficient_resources', `${what} ${bytes} bytes, but ${bavail * bsize} are free on the disk`, {
       hint: 'Free space with: dormouse prune --all',
     })
   }

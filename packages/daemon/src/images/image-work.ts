@@ -135,7 +135,9 @@ export class ImageWork implements AsyncDisposable {
       if (isReady) events.record({ kind: 'image.pulled', subject: name, data: { digest } })
       shelf().forgetSuperseded(before, row)
     })
-    if (!isReady && !isUnderWay) this.start(found, from && { ...from.origin, credentials: async () => from.credentials })
+    // What it is entered together with may still be undone.
+    if (!isReady && !isUnderWay)
+      db.afterCommit(() => this.start(found, from && { ...from.origin, credentials: async () => from.credentials }))
     return row
   }
 

@@ -7,7 +7,7 @@
  */
 import { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest } from '@dormouse/api/images.ts'
+import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest, Push, PushImageRequest } from '@dormouse/api/images.ts'
 import type { Config } from '../config/config.ts'
 import type { Events } from '../events/events.ts'
 import type { Step } from '../lib/step.ts'
@@ -15,6 +15,8 @@ import type { Logger } from '../log.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { type ImageNameRow, ImageRows } from '../store/images.ts'
+import { PushRows } from '../store/pushes.ts'
+import { RegistryRows } from '../store/registry.ts'
 import type { FoundImage } from './archive-image.ts'
 import { BlobStore } from './blob-store.ts'
 import { type CollectImages, planCollection } from './collection-plan.ts'
@@ -26,8 +28,10 @@ import { ImageWork } from './image-work.ts'
 import { type Credentials, credentialsFromFile } from './keychain.ts'
 import { DEFAULT_LIMITS, type ImageLimits } from './limits.ts'
 import { formatPlatform, hostPlatform, type Platform, parsePlatform } from './platform.ts'
+import { Pushes } from './push/pushes.ts'
 import { recoverImages } from './recover-images.ts'
 import { formatReference, normaliseReference, parseReference, type Reference } from './reference.ts'
+import { Registry } from './registry/registry.ts'
 import { notFound, platformOf, type ResolvedImage, resolveImage } from './resolve-image.ts'
 import { WorkQueue } from './work-queue.ts'
 
@@ -68,6 +72,10 @@ export class Images implements AsyncDisposable {
   readonly #shelf: ImageShelf
   readonly #work: ImageWork
   readonly #admissions = new WorkQueue<object>(1)
+  readonly #pushed: RegistryRows
+  /** What other programs push to, and pull from. */
+  readonly registry: Registry
+  readonly #pushes: Pushes
   #recovered: Promise<void> | undefined
 
   constructor(given: ImagesUses) {
@@ -76,7 +84,24 @@ export class Images implements AsyncDisposable {
     const uses = { ...given, log: given.log.child({ part: 'images' }), rows: new ImageRows(given.db), limits, store: new BlobStore(paths) }
     this.#uses = uses
     this.#work = new ImageWork({ ...uses, shelf: () => this.#shelf })
-    this.#shelf = new ImageShelf({ ...uses, isUnderWay: (digest) => this.#work.isUnderWay(digest) })
+    this.#pushed = new RegistryRows(given.db)
+    const pushes = new PushRows(given.db)
+    this.#shelf = new ImageShelf({
+      ...uses,
+      isUnderWay: (digest) => this.#work.isUnderWay(digest),
+      isBeingPushed: (digest) => pushes.isBusy(digest),
+      pushed: this.#pushed,
+    })
+    const recover = (): Promise<void> => this.recover()
+    this.registry = new Registry({
+      ...uses,
+      recover,
+      pushed: this.#pushed,
+      shelf: this.#shelf,
+      work: this.#work,
+      removeName: (name) => this.remove(name),
+    })
+    this.#pushes = new Pushes({ ...uses, recover, pushes, getReady: (name) => this.#getReady(name) })
     this.#names = new ImageNames({ ...uses, positionOf: (digest) => this.#work.positionOf(digest) })
   }
 
@@ -90,13 +115,14 @@ export class Images implements AsyncDisposable {
       shelf: this.#shelf,
       work: this.#work,
       keychain: this.#uses.config.keychain,
-    })
+      wasPushed: (digest) => this.#pushed.hasManifest(digest),
+    }).then(() => this.#pushes.recover())
     return this.#recovered
   }
 
   /** Ends what is under way; it is taken up again at the next start. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#work[Symbol.asyncDispose]()
+    await Promise.all([this.registry, this.#pushes, this.#work].map((part) => part[Symbol.asyncDispose]()))
   }
 
   // Looking
@@ -224,6 +250,28 @@ export class Images implements AsyncDisposable {
       this.#uses.events.record({ kind: 'image.tagged', subject: named.name, data: { digest: row.digest, from: row.name } })
     })
     return this.#names.present(named) ?? raise(notFound(target))
+  }
+
+  // Pushing
+
+  /** Begins to push an image that is ready; answers with the push as it stands. Throws what `Pushes.create` does. */
+  async push(request: PushImageRequest): Promise<Push> {
+    return await this.#pushes.create(request, givenCredentials(request.credentials))
+  }
+
+  /** Newest first. */
+  pushes(): Push[] {
+    return this.#pushes.list()
+  }
+
+  /** Throws `not_found`. */
+  getPush(id: string): Push {
+    return this.#pushes.get(id)
+  }
+
+  /** Resolves when the push is over. */
+  async pushSettled(id: string): Promise<Push> {
+    return await this.#pushes.settled(id)
   }
 
   // Removing
@@ -377,6 +425,14 @@ export class Images implements AsyncDisposable {
     })
     await this.#shelf.sweep()
     throw new AppError(image?.errorCode ?? 'internal_error', image?.error ?? `The image ${name} could not be made`)
+  }
+
+  #getReady(name: string): ReadyImage {
+    const row = this.#getName(name)
+    const image = row.digest === undefined ? undefined : this.#uses.rows.find(row.digest)
+    const ready = image && this.#names.ready(image, row.name)
+    if (ready) return ready
+    throw new AppError('image_not_ready', `The image ${name} is not ready`, { hint: `See how far it is: dormouse image inspect ${name}` })
   }
 
   #getName(name: string): ImageNameRow {

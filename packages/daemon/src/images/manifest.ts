@@ -52,8 +52,16 @@ const LAYER_TYPES = new Set([
 ])
 const MAX_ENTRIES = 1000
 
-/** `declared` is the media type that came with the document (a header, a descriptor), where there was one. */
-export function parseManifest(bytes: Buffer, declared: string | undefined, limits: ImageLimits): Manifest | Index {
+/**
+ * `declared` is the media type that came with the document (a header, a descriptor), where there was one. With `anyLayers` they may
+ * be something else than layers of a file system: what an index lists beside images, such as attestations.
+ */
+export function parseManifest(
+  bytes: Buffer,
+  declared: string | undefined,
+  limits: ImageLimits,
+  options: { anyLayers?: boolean } = {},
+): Manifest | Index {
   const document = parseObject(bytes, 'manifest')
   const own = typeof document.mediaType === 'string' ? document.mediaType : undefined
   if (document.schemaVersion === 1) {
@@ -78,7 +86,8 @@ export function parseManifest(bytes: Buffer, declared: string | undefined, limit
       }
       const layers = list(document.layers, limits.maxLayers, 'layers').map(parseDescriptor)
       for (const { mediaType } of layers) {
-        if (!LAYER_TYPES.has(mediaType)) throw invalidImage(`The image has a layer of a media type that is not known: ${short(mediaType)}`)
+        if (!options.anyLayers && !LAYER_TYPES.has(mediaType))
+          throw invalidImage(`The image has a layer of a media type that is not known: ${short(mediaType)}`)
       }
       return { kind: 'manifest', config, layers }
     }
@@ -107,7 +116,13 @@ export function platformNotAvailable(name: string, platform: Platform, offered: 
   })
 }
 
-const isManifestType = (mediaType: string | undefined): boolean => MANIFEST_TYPES.some((type) => type === mediaType)
+export const isManifestType = (mediaType: string | undefined): boolean => MANIFEST_TYPES.some((type) => type === mediaType)
+
+/** What a document of ours is to be called: registries and clients tell manifests apart by it. */
+export function mediaTypeOf(manifest: Buffer): string {
+  const { mediaType } = parseObject(manifest, 'manifest')
+  return typeof mediaType === 'string' && isManifestType(mediaType) ? mediaType : OCI_MANIFEST
+}
 
 const describe = (platform: Platform): string => formatPlatform(platform) + (platform.variant === undefined ? '' : `/${platform.variant}`)
 

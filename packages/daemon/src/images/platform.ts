@@ -7,16 +7,17 @@ export interface Platform {
   readonly variant?: string
 }
 
-const SUPPORTED = ['linux/amd64', 'linux/arm64']
+/** What guests can be. */
+export const SUPPORTED_PLATFORMS: readonly string[] = ['linux/amd64', 'linux/arm64']
 const PATTERN = /^([a-z0-9]+)\/([a-z0-9]+)(?:\/([a-z0-9.]+))?$/
 
 /** Throws `invalid_platform` for what is malformed or what no guest could run. */
 export function parsePlatform(text: string): Platform {
   const [, os = '', architecture = '', variant] = PATTERN.exec(text) ?? []
-  if (!SUPPORTED.includes(`${os}/${architecture}`)) {
+  if (!SUPPORTED_PLATFORMS.includes(`${os}/${architecture}`)) {
     throw new AppError(
       'invalid_platform',
-      `${JSON.stringify(text.slice(0, 100))} is no platform that is supported: ${SUPPORTED.join(', ')}`,
+      `${JSON.stringify(text.slice(0, 100))} is no platform that is supported: ${SUPPORTED_PLATFORMS.join(', ')}`,
     )
   }
   return { os, architecture, ...(variant === undefined ? {} : { variant }) }

@@ -21,6 +21,8 @@ interface RecoveryUses {
   readonly shelf: ImageShelf
   readonly work: ImageWork
   readonly keychain: Keychain | undefined
+  /** Was it pushed to us? Then its layers are here. */
+  readonly wasPushed: (digest: string) => boolean
 }
 
 /**
@@ -43,7 +45,10 @@ export async function recoverImages(uses: RecoveryUses): Promise<void> {
 function takeUp(image: ImageRow, uses: RecoveryUses): void {
   const origin = image.origin === undefined ? undefined : (JSON.parse(image.origin) as StoredOrigin)
   const found = foundIn(image, uses.limits)
-  if (!origin) giveUp(image, 'The daemon stopped while it was imported: import it again', uses)
+  if (!origin && found && uses.wasPushed(image.digest)) {
+    uses.log.info({ digest: image.digest }, 'taking the conversion of a pushed image up again')
+    uses.work.start(found, undefined)
+  } else if (!origin) giveUp(image, 'The daemon stopped while it was imported: import it again', uses)
   else if (!found) giveUp(image, 'Its manifest is damaged: pull it again', uses)
   else if (origin.needsGiven)
     giveUp(image, 'The daemon stopped while it was pulled, and its credentials were kept nowhere: pull it again', uses)

@@ -69,6 +69,7 @@ export function formatReference(reference: Reference): string {
 export const normaliseReference = (text: string): string => formatReference(parseReference(text))
 
 export const isDigest = (text: string): boolean => DIGEST.test(text)
+export const isTag = (text: string): boolean => TAG.test(text)
 
 function parseHost(text: string): string | undefined {
   const match = HOST.exec(text)

@@ -157,7 +157,8 @@ const basic = (username: string, password: string): string => `Basic ${Buffer.fr
 
 function withQuery(url: URL, query: Readonly<Record<string, string | undefined>>): URL {
   const full = new URL(url)
-  for (const [key, value] of Object.entries(query)) if (value !== undefined) full.searchParams.append(key, value)
+  // A scope is one parameter for each repository.
+  for (const [key, value] of Object.entries(query)) for (const one of value?.split(' ') ?? []) full.searchParams.append(key, one)
   return full
 }
 

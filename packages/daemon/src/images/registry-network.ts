@@ -8,6 +8,7 @@
  */
 import { lookup as dnsLookup, type LookupAddress, type LookupAllOptions } from 'node:dns'
 import { isIP, type LookupFunction } from 'node:net'
+import type { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import { Agent, type Dispatcher, request } from 'undici'
 import { type AddressClass, classifyAddress } from './addresses.ts'
@@ -16,6 +17,8 @@ export interface NetworkPolicy {
   readonly allowPrivateRegistries: boolean
   /** `host` or `host:port`: plain http is spoken to these, and they may be at any address. */
   readonly insecureRegistries: readonly string[]
+  /** Plain http to the registry itself, wherever it is. Where it may be is judged as ever. */
+  readonly isPlain?: boolean
 }
 
 /** node:dns's `lookup`, as far as it is used. */
@@ -32,9 +35,9 @@ const BODY_TIMEOUT_MS = 60_000
 const MAX_REDIRECTS = 5
 
 export interface RegistryRequest {
-  readonly method?: 'GET' | 'HEAD' | 'POST'
+  readonly method?: 'GET' | 'HEAD' | 'POST' | 'PATCH' | 'PUT'
   readonly headers?: Readonly<Record<string, string>>
-  readonly body?: string
+  readonly body?: string | Buffer | Readable
   readonly signal: AbortSignal
 }
 
@@ -53,7 +56,7 @@ export class RegistryNetwork implements AsyncDisposable {
     this.#policy = policy
     this.#lookup = lookup
     this.#host = host
-    const isPlain = isLocalName(hostnameOf(host)) || this.#isListed(host)
+    const isPlain = policy.isPlain === true || isLocalName(hostnameOf(host)) || this.#isListed(host)
     this.origin = `${isPlain ? 'http' : 'https'}://${host}`
     this.#home = this.#agent((address) => this.#admitHome(address))
     this.#away = this.#agent((address) => this.#admitAway(address))
@@ -84,7 +87,8 @@ export class RegistryNetwork implements AsyncDisposable {
       if (![301, 302, 303, 307, 308].includes(response.statusCode) || typeof location !== 'string') return response
       await response.body.dump({ limit: 64 * 1024 }).catch(() => undefined)
       if (redirects >= MAX_REDIRECTS) throw this.#refused(`redirects more than ${MAX_REDIRECTS} times`)
-      if (options.method === 'POST') throw this.#refused('redirects a request for a token')
+      if (options.method !== undefined && options.method !== 'GET' && options.method !== 'HEAD')
+        throw this.#refused(options.isRealm ? 'redirects a request for a token' : 'redirects an upload')
       target = URL.canParse(location, target.href)
         ? new URL(location, target)
         : raise(this.#refused('redirects to something that is no URL'))

@@ -48,7 +48,7 @@ export async function resolveImage(
 }
 
 /** Docker's registry answers under another name than its images are known by. */
-const apiHostOf = (registry: string): string => (registry === 'docker.io' ? 'registry-1.docker.io' : registry)
+export const apiHostOf = (registry: string): string => (registry === 'docker.io' ? 'registry-1.docker.io' : registry)
 
 async function resolveAt(
   origin: Origin,

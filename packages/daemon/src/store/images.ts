@@ -83,6 +83,12 @@ export class ImageRows {
       .run(status, facts.errorCode ?? null, facts.error ?? null, facts.rootfsBytes ?? null, digest)
   }
 
+  /** From the bottom. */
+  layersOf(digest: string): string[] {
+    const rows = this.#db.prepare('SELECT digest FROM image_layers WHERE image_digest = ? ORDER BY position').all(digest)
+    return rows.map((row) => String(row.digest))
+  }
+
   /** The image no longer holds its layers; `put` gives them again. */
   dropLayers(digest: string): void {
     this.#db.prepare('DELETE FROM image_layers WHERE image_digest = ?').run(digest)
@@ -92,9 +98,10 @@ export class ImageRows {
     this.#db.prepare('DELETE FROM images WHERE digest = ?').run(digest)
   }
 
-  /** Does some image stand on this layer? */
+  /** Does some image stand on this layer, or has a repository been given it? */
   isLayerInUse(digest: string): boolean {
-    return this.#db.prepare('SELECT 1 FROM image_layers WHERE digest = ? LIMIT 1').get(digest) !== undefined
+    const sql = 'SELECT 1 FROM image_layers WHERE digest = ?1 UNION ALL SELECT 1 FROM registry_blobs WHERE digest = ?1 LIMIT 1'
+    return this.#db.prepare(sql).get(digest) !== undefined
   }
 
   /** Which image has which layer. */
@@ -129,6 +136,14 @@ export class ImageRows {
 
   namesCalled(name: string): ImageNameRow[] {
     return this.#db.prepare('SELECT * FROM image_names WHERE name = ? ORDER BY platform').all(name).map(nameOf)
+  }
+
+  /** Names in a repository, which is written as they are: `docker.io/library/alpine`. */
+  namesIn(repository: string): ImageNameRow[] {
+    return this.#db
+      .prepare("SELECT * FROM image_names WHERE substr(name, 1, length(?1) + 1) IN (?1 || ':', ?1 || '@') ORDER BY name, platform")
+      .all(repository)
+      .map(nameOf)
   }
 
   namesLeadingTo(digest: string): ImageNameRow[] {

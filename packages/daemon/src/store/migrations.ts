@@ -369,4 +369,65 @@ export const migrations: readonly Migration[] = [
       END;
     `,
   },
+  {
+    name: 'registry and pushes',
+    sql: `
+      -- what was pushed to us, beside the images that are made of it; a repository is written as in names of images
+      CREATE TABLE registry_manifests (
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        media_type TEXT NOT NULL,
+        document BLOB NOT NULL,
+        -- until then it is kept though nothing leads to it; null once a tag or an index does
+        wanted_until_ms INTEGER,
+        PRIMARY KEY (repository, digest)
+      ) STRICT;
+
+      -- what a manifest stands on: blobs of its repository, for an index other manifests
+      CREATE TABLE registry_references (
+        repository TEXT NOT NULL,
+        manifest TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (repository, manifest, digest),
+        FOREIGN KEY (repository, manifest) REFERENCES registry_manifests (repository, digest) ON DELETE CASCADE
+      ) STRICT;
+      CREATE INDEX registry_references_by_digest ON registry_references (repository, digest);
+
+      -- what was pushed under the name of an image; counts as long as that name leads to it, or to a part of it
+      CREATE TABLE registry_tags (
+        name TEXT PRIMARY KEY,
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        FOREIGN KEY (repository, digest) REFERENCES registry_manifests (repository, digest) ON DELETE CASCADE
+      ) STRICT;
+      CREATE INDEX registry_tags_by_digest ON registry_tags (repository, digest);
+
+      -- which repository has which blob; the blob itself is in the one store
+      CREATE TABLE registry_blobs (
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        -- until then it is kept though no manifest stands on it
+        wanted_until_ms INTEGER,
+        PRIMARY KEY (repository, digest)
+      ) STRICT;
+      CREATE INDEX registry_blobs_by_digest ON registry_blobs (digest);
+
+      CREATE TABLE pushes (
+        id TEXT PRIMARY KEY,
+        image TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        target TEXT NOT NULL,
+        insecure INTEGER NOT NULL,
+        -- its credentials came with the request, and are kept nowhere
+        needs_given INTEGER NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('queued', 'pushing', 'pushed', 'failed')),
+        error TEXT,
+        layers INTEGER,
+        bytes INTEGER,
+        created_at_ms INTEGER NOT NULL,
+        completed_at_ms INTEGER
+      ) STRICT;
+      CREATE INDEX pushes_newest ON pushes (created_at_ms DESC, id DESC);
+    `,
+  },
 ]

@@ -1,0 +1,158 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { PassThrough, Readable } from 'node:stream'
+import { type TestContext, test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
+import { Paths } from '../../paths.ts'
+import { BlobStore } from '../blob-store.ts'
+import { digestOf } from '../digest.ts'
+import { RegistryError } from './registry-error.ts'
+import { type UploadLimits, type UploadPart, Uploads } from './uploads.ts'
+
+interface Desk {
+  readonly uploads: Uploads
+  readonly paths: Paths
+  /** Which repository was given which blob. */
+  readonly given: string[]
+  drafts(): string[]
+}
+
+async function desk(
+  t: TestContext,
+  limits: Partial<UploadLimits> = {},
+  checkRoom: (bytes: number) => Promise<void> = async () => undefined,
+): Promise<Desk> {
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  const paths = new Paths({ dataDir: join(dir, 'data'), runDir: join(dir, 'run') })
+  const store = new BlobStore(paths)
+  await store.prepare()
+  const given: string[] = []
+  const uploads = new Uploads({
+    store,
+    checkRoom,
+    limits: { maxUploads: 4, maxBlobBytes: 1000, forgottenAfterMs: 1000, idleLimitMs: 60_000, ...limits },
+    onVerified: async (repository, digest) => void given.push(`${repository} ${digest}`),
+  })
+  t.after(async () => {
+    await uploads[Symbol.asyncDispose]()
+    assert.deepEqual(readdirSync(paths.imageDraftsDir), [])
+    rmSync(dir, { recursive: true })
+  })
+  return { uploads, paths, given, drafts: () => readdirSync(paths.imageDraftsDir) }
+}
+
+const part = (text: string, range?: UploadPart['range']): UploadPart => ({
+  source: Readable.from([Buffer.from(text)]),
+  range,
+  cut: () => undefined,
+})
+const nothing: UploadPart = { source: Readable.from([]), cut: () => undefined }
+const refused = (code: string) => (error: unknown) => error instanceof RegistryError && error.code === code
+
+test('a blob comes in parts and has its place under its digest', async (t) => {
+  const { uploads, paths, given } = await desk(t)
+  const upload = await uploads.begin('r')
+  await upload.append(part('one ', { from: 0, to: 3 }))
+  await upload.append(part('two', { from: 4, to: 6 }))
+  const digest = digestOf(Buffer.from('one two'))
+  assert.deepEqual(await upload.finish(digest, nothing), { digest, size: 7 })
+  assert.equal(readFileSync(paths.imageLayer(digest), 'utf8'), 'one two')
+  assert.deepEqual(given, [`r ${digest}`])
+  assert.throws(() => uploads.get('r', upload.id), refused('BLOB_UPLOAD_UNKNOWN'))
+})
+
+test('what has another digest is given up and given to no one', async (t) => {
+  const { uploads, paths, given, drafts } = await desk(t)
+  const upload = await uploads.begin('r')
+  await assert.rejects(upload.finish(digestOf(Buffer.from('other')), part('this')), refused('DIGEST_INVALID'))
+  assert.deepEqual([given, drafts(), readdirSync(paths.imageLayersDir)], [[], [], []])
+})
+
+test('the digest may be of sha512, also when only the end says so', async (t) => {
+  const { uploads } = await desk(t)
+  const digest = digestOf(Buffer.from('x'), 'sha512')
+  await (await uploads.begin('r')).finish(digest, part('x'))
+  const known = await uploads.begin('r', { algorithm: 'sha512' })
+  await known.append(part('x'))
+  await known.finish(digest, nothing)
+  const late = await uploads.begin('r')
+  await late.append(part('x'))
+  await assert.rejects(late.finish(digest, nothing), refused('DIGEST_INVALID'))
+})
+
+test('an upload belongs to its repository, and there are so many at once', async (t) => {
+  const { uploads } = await desk(t, { maxUploads: 2 })
+  const mine = await uploads.begin('mine')
+  assert.throws(() => uploads.get('yours', mine.id), refused('BLOB_UPLOAD_UNKNOWN'))
+  await uploads.begin('mine')
+  await assert.rejects(uploads.begin('mine'), refused('TOOMANYREQUESTS'))
+  await mine.cancel()
+  await uploads.begin('mine')
+})
+
+test('a part that is too long, too short or out of place is refused', async (t) => {
+  const { uploads, drafts } = await desk(t)
+  const gap = await uploads.begin('r')
+  await assert.rejects(gap.append(part('x', { from: 1, to: 1 })), refused('RANGE_INVALID'))
+  // Nothing was taken: the client may do better.
+  await gap.append(part('x', { from: 0, to: 0 }))
+  await assert.rejects((await uploads.begin('r')).append(part('xyz', { from: 0, to: 1 })), refused('SIZE_INVALID'))
+  await assert.rejects((await uploads.begin('r')).append(part('x', { from: 0, to: 1 })), refused('SIZE_INVALID'))
+  await assert.rejects((await uploads.begin('r')).append(part('x'.repeat(1001))), refused('SIZE_INVALID'))
+  assert.equal(drafts().length, 1)
+})
+
+test('a source that stalls ends its request; the upload goes on from there', async (t) => {
+  const { uploads } = await desk(t, { idleLimitMs: 20 })
+  const upload = await uploads.begin('r')
+  const stalling = new PassThrough()
+  stalling.write('begun')
+  await assert.rejects(
+    upload.append({ source: stalling, cut: () => undefined }),
+    (error) => error instanceof AppError && error.code === 'timed_out',
+  )
+  assert.equal(upload.size, 5)
+  await upload.append(part(' and ended', { from: 5, to: 14 }))
+  await upload.finish(digestOf(Buffer.from('begun and ended')), nothing)
+})
+
+test('a request that comes while another has the upload takes it over', async (t) => {
+  const { uploads } = await desk(t)
+  const upload = await uploads.begin('r')
+  const first = new PassThrough()
+  first.write('from the first')
+  const source = first.iterator({ destroyOnReturn: false })
+  const taken = Promise.withResolvers<void>()
+  const seen = (async function* () {
+    for await (const chunk of source) {
+      yield chunk
+      taken.resolve()
+    }
+  })()
+  const held = upload.append({ source: seen, cut: () => first.destroy() })
+  const lost = assert.rejects(held)
+  await taken.promise
+  await upload.append(part(', then the second'))
+  await lost
+  await upload.finish(digestOf(Buffer.from('from the first, then the second')), nothing)
+})
+
+test('an upload that no one comes back for is given up', async (t) => {
+  const { uploads, drafts } = await desk(t)
+  const upload = await uploads.begin('r')
+  await upload.append(part('x'))
+  await uploads.collect(upload.touchedAtMs + 999)
+  assert.equal(uploads.get('r', upload.id), upload)
+  await uploads.collect(upload.touchedAtMs + 1000)
+  assert.throws(() => uploads.get('r', upload.id), refused('BLOB_UPLOAD_UNKNOWN'))
+  assert.deepEqual(drafts(), [])
+})
+
+test('where the disk has no room nothing is begun', async (t) => {
+  const full = new AppError('insufficient_resources', 'The disk is full')
+  const { uploads, drafts } = await desk(t, {}, async () => Promise.reject(full))
+  await assert.rejects(uploads.begin('r'), full)
+  assert.deepEqual([uploads.count, drafts()], [0, []])
+})

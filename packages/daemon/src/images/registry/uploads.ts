@@ -1,0 +1,232 @@
+/**
+ * Blobs on their way to us. An upload is a draft of the store and what is known of it: it may come in one request or in many, one at
+ * a time, and one that was cut goes on where the draft ends. Uploads live as long as the daemon; their drafts are removed at the start.
+ */
+import { randomBytes } from 'node:crypto'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { BlobDraft, BlobStore } from '../blob-store.ts'
+import { type Algorithm, algorithmOf } from '../digest.ts'
+import { withIdleLimit } from '../idle-limit.ts'
+import { RegistryError } from './registry-error.ts'
+
+export interface UploadLimits {
+  /** At once, in the whole daemon. */
+  readonly maxUploads: number
+  readonly maxBlobBytes: number
+  /** An upload that no request has come for is given up. */
+  readonly forgottenAfterMs: number
+  /** A request that gives nothing for so long is cut. Its upload stays. */
+  readonly idleLimitMs: number
+}
+
+/** A part of a blob, as a request brings it. */
+export interface UploadPart {
+  readonly source: AsyncIterable<Uint8Array>
+  /** Where the part begins and ends, where the client says so. */
+  readonly range?: { readonly from: number; readonly to: number } | undefined
+  /** Ends the request: another one goes on with the upload. */
+  readonly cut: () => void
+}
+
+interface UploadUses {
+  readonly store: BlobStore
+  readonly limits: UploadLimits
+  /** Throws when the disk has no room for so many bytes more. */
+  readonly checkRoom: (bytes: number) => Promise<void>
+  /** The repository has the blob. Comes when it is verified and before it has its place. */
+  readonly onVerified: (repository: string, digest: string) => Promise<void>
+}
+
+const CHECK_ROOM_EVERY = 64 * 1024 ** 2
+
+export class Uploads implements AsyncDisposable {
+  readonly #uses: UploadUses
+  readonly #open = new Map<string, Upload>()
+
+  constructor(uses: UploadUses) {
+    this.#uses = uses
+  }
+
+  /** Throws TOOMANYREQUESTS. */
+  async begin(
+    repository: string,
+    options: { algorithm?: Algorithm | undefined; expectedBytes?: number | undefined } = {},
+  ): Promise<Upload> {
+    const { store, limits, checkRoom } = this.#uses
+    if (this.#open.size >= limits.maxUploads) {
+      throw new RegistryError('TOOMANYREQUESTS', `${limits.maxUploads} uploads are under way, which is the limit: try again later`)
+    }
+    const id = randomBytes(16).toString('hex')
+    const { algorithm = 'sha256', expectedBytes = 0 } = options
+    // Its place is taken before anything is waited for.
+    const upload = new Upload({ id, repository, algorithm, uses: this.#uses, forget: () => this.#open.delete(id) })
+    this.#open.set(id, upload)
+    try {
+      await checkRoom(expectedBytes)
+      upload.draft = await store.beginDraft(algorithm)
+      return upload
+    } catch (error) {
+      this.#open.delete(id)
+      throw error
+    }
+  }
+
+  /** Throws BLOB_UPLOAD_UNKNOWN. */
+  get(repository: string, id: string): Upload {
+    const upload = this.#open.get(id)
+    if (upload?.repository === repository && upload.draft) return upload
+    throw new RegistryError('BLOB_UPLOAD_UNKNOWN', 'There is no such upload: it is over, was given up, or the daemon was started anew')
+  }
+
+  get count(): number {
+    return this.#open.size
+  }
+
+  /** Gives up what no one has come for. */
+  async collect(nowMs: number): Promise<void> {
+    for (const upload of [...this.#open.values()]) {
+      if (!upload.isBusy && upload.touchedAtMs + this.#uses.limits.forgottenAfterMs <= nowMs) await upload.cancel()
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([...this.#open.values()].map((upload) => upload.cancel()))
+  }
+}
+
+export class Upload {
+  readonly id: string
+  readonly repository: string
+  draft: BlobDraft | undefined
+  touchedAtMs = Date.now()
+  #algorithm: Algorithm
+  readonly #uses: UploadUses
+  readonly #forget: () => void
+  /** Who has it now, and what settles when they are done. */
+  #holder: { cut: () => void } | undefined
+  #turn: Promise<void> = Promise.resolve()
+  #roomCheckedAt = 0
+
+  constructor(given: { id: string; repository: string; algorithm: Algorithm; uses: UploadUses; forget: () => void }) {
+    this.id = given.id
+    this.repository = given.repository
+    this.#algorithm = given.algorithm
+    this.#uses = given.uses
+    this.#forget = given.forget
+  }
+
+  /** How much has come: where the next part begins. */
+  get size(): number {
+    return this.draft?.size ?? 0
+  }
+
+  get isBusy(): boolean {
+    return this.#holder !== undefined
+  }
+
+  /** Takes a part. When it breaks off, what has come of it stays. Throws RANGE_INVALID for a part that does not begin where the draft ends. */
+  async append(part: UploadPart): Promise<void> {
+    await this.#inTurn(part.cut, () => this.#take(part))
+  }
+
+  /** Takes the last part, where there is one, and gives the blob its place. Throws DIGEST_INVALID, and gives the upload up, when it is another. */
+  async finish(digest: string, part: UploadPart): Promise<{ digest: string; size: number }> {
+    return await this.#inTurn(part.cut, async () => {
+      await this.#hashBy(algorithmOf(digest))
+      await this.#take(part)
+      const draft = this.#draft()
+      try {
+        return await draft.publish({ digest }, () => this.#uses.onVerified(this.repository, digest))
+      } catch (error) {
+        if (!(error instanceof AppError) || error.code !== 'invalid_image') throw error
+        throw new RegistryError('DIGEST_INVALID', `What was uploaded does not have the digest ${digest}`, { cause: error })
+      } finally {
+        this.draft = undefined
+        this.#forget()
+      }
+    })
+  }
+
+  /** Repeat is harmless. */
+  async cancel(): Promise<void> {
+    await this.#inTurn(
+      () => undefined,
+      () => this.#discard(),
+    )
+  }
+
+  async #take({ source, range }: UploadPart): Promise<void> {
+    const draft = this.#draft()
+    const { limits, checkRoom } = this.#uses
+    if (range && range.from !== draft.size) {
+      throw new RegistryError('RANGE_INVALID', `The part begins at ${range.from}, but the upload ends at ${draft.size}`)
+    }
+    const end = range && range.to + 1
+    let isSpoiled = false
+    try {
+      for await (const chunk of withIdleLimit(source, limits.idleLimitMs)) {
+        const size = draft.size + chunk.length
+        if (size > limits.maxBlobBytes) throw new RegistryError('SIZE_INVALID', `The blob is larger than ${limits.maxBlobBytes} bytes`)
+        if (end !== undefined && size > end) throw new RegistryError('SIZE_INVALID', 'The part is longer than its Content-Range says')
+        if (size - this.#roomCheckedAt > CHECK_ROOM_EVERY) {
+          await checkRoom(CHECK_ROOM_EVERY)
+          this.#roomCheckedAt = size
+        }
+        isSpoiled = true
+        await draft.write(chunk as Buffer)
+        isSpoiled = false
+      }
+      if (end !== undefined && draft.size !== end)
+        throw new RegistryError('SIZE_INVALID', 'The part is shorter than its Content-Range says')
+    } catch (error) {
+      // A connection that broke or stalled: the client may come back. After anything else the draft is not to be relied on.
+      if (isSpoiled || error instanceof RegistryError || (error instanceof AppError && error.code !== 'timed_out')) await this.#discard()
+      throw error
+    }
+  }
+
+  /** The digest says how it is to be hashed, and comes last. */
+  async #hashBy(algorithm: Algorithm): Promise<void> {
+    if (algorithm === this.#algorithm) return
+    const draft = this.#draft()
+    if (draft.size > 0) {
+      await this.#discard()
+      throw new RegistryError('DIGEST_INVALID', `The upload was hashed with ${this.#algorithm}`, {
+        detail: `Begin it with ?digest-algorithm=${algorithm}`,
+      })
+    }
+    await draft.discard()
+    this.draft = await this.#uses.store.beginDraft(algorithm)
+    this.#algorithm = algorithm
+  }
+
+  /** One request at a time. The newest has it: of one that was cut the connection may seem to be there for long. */
+  async #inTurn<T>(cut: () => void, work: () => Promise<T>): Promise<T> {
+    const me = { cut }
+    const before = this.#turn
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#turn = promise
+    this.#holder?.cut()
+    this.#holder = me
+    try {
+      await before
+      return await work()
+    } finally {
+      this.touchedAtMs = Date.now()
+      if (this.#holder === me) this.#holder = undefined
+      resolve()
+    }
+  }
+
+  #draft(): BlobDraft {
+    if (this.draft) return this.draft
+    throw new RegistryError('BLOB_UPLOAD_UNKNOWN', 'The upload is over')
+  }
+
+  async #discard(): Promise<void> {
+    const { draft } = this
+    this.draft = undefined
+    this.#forget()
+    await draft?.discard()
+  }
+}
