@@ -279,6 +279,38 @@ test('tokens are listed and revoked, and the audit log tells who did what', asyn
   assert.equal(await ok(['audit', '--target', 'nothing-has-this-name']), 'Nothing that fits is in the audit log\n')
 })
 
+test('an image is pushed to a registry, here the daemon’s own, and is there under its new name', async () => {
+  const { token } = await json<{ token: string }>([
+    'token',
+    'create',
+    '--json',
+    '--scope',
+    'image:read',
+    '--scope',
+    'image:write',
+    '--ttl',
+    '1h',
+  ])
+  const port = /"tcp":\{"host":"127\.0\.0\.1","port":(\d+)\}/.exec(await daemon.log())?.[1]
+  const target = `127.0.0.1:${port}/team/again:1`
+  const login = ['-u', 'anyone', '--password-stdin']
+  const { code, stdout, stderr } = await run(['image', 'push', 'busybox:1', target, ...login], { input: `${token}\n` })
+  assert.equal(code, 0, stderr)
+  assert.match(stdout, new RegExp(`^${target}@sha256:[0-9a-f]{64}\n$`))
+  assert.match(stderr, /pushed \(/)
+  await ok(['run', '-d', '--name', 'again', '--pull', 'never', 'team/again:1'])
+  await ok(['rm', '-f', 'again'])
+
+  const refused = await run(['image', 'push', 'busybox:1', target])
+  assert.equal(refused.code, 1)
+  assert.match(refused.stderr, /could not be pushed: .* wants credentials/)
+  assert.equal((await run(['image', 'push', 'busybox:1', target, '-u', 'anyone'])).code, 2)
+  assert.equal((await run(['image', 'push', 'absent:1', target])).code, 3)
+  const lines = (await ok(['image', 'push', '--json', 'busybox:1', target, ...login], { input: token })).trim().split('\n')
+  assert.equal(JSON.parse(lines.at(-1) ?? '').status, 'pushed')
+  await ok(['image', 'rm', 'team/again:1'])
+})
+
 test('the daemon’s own verbs are handed over to it', async () => {
   assert.match(await ok(['serve', '--help']), /serve +runs the daemon/)
   assert.ok(Array.isArray(JSON.parse((await run(['doctor', '--json'])).stdout)))

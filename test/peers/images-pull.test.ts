@@ -360,6 +360,36 @@ test('a pull with credentials of its own that was cut off says so: they were kep
   assert.match(next.images.getImage(name).error ?? '', /credentials were kept nowhere/)
 })
 
+test('a pull that is under way is joined, but not with other credentials', async (t) => {
+  const registry = await startRegistry(t)
+  await pushFixture(registry, 'lib/x', 'v1', small())
+  const proxy = await startProxy(t, registry)
+  const held = Promise.withResolvers<void>()
+  let isHeld = true
+  const waiting: (() => void)[] = []
+  proxy.fault = (request, response) => {
+    if (!isHeld || !small().layers.some(({ digest }) => request.url?.endsWith(digest))) return false
+    waiting.push(() => response.writeHead(503).end())
+    held.resolve()
+    return true
+  }
+  const name = `${proxy.host}/lib/x:v1`
+  const room = await openRoom(t)
+  const credentials = { username: 'me', password: 'secret' }
+  await room.images.pull({ name, credentials })
+  await held.promise
+  assert.equal((await room.images.pull({ name, credentials })).status, 'pulling')
+  assert.equal((await room.images.pull({ name })).status, 'pulling')
+  await assert.rejects(
+    room.images.pull({ name, credentials: { username: 'me', password: 'other' } }),
+    says('credential_conflict', /with other credentials/),
+  )
+  isHeld = false
+  for (const answer of waiting) answer()
+  await room.images.whenReady(name, step())
+  assert.equal((await room.images.pull({ name, credentials: { username: 'me', password: 'other' } })).status, 'ready')
+})
+
 test('a rootfs that vanished from the disk is found at the start, and the next pull makes it again', async (t) => {
   const [registry, room] = [await startRegistry(t), await openRoom(t)]
   await pushFixture(registry, 'lib/x', 'v1', small())

@@ -12,6 +12,8 @@ import { OCI_MANIFEST } from '../../packages/daemon/src/images/manifest.ts'
 import { type ImageFixture, imageOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { scratchDir } from '../harness/scratch.ts'
+import { startProxy } from './images-registry.ts'
+import { serveRegistry } from './served-registry.ts'
 
 const IMAGE = imageOf([tarOf([{ name: 'a', content: 'a' }])])
 const limit = { timeout: 120_000 }
@@ -48,7 +50,7 @@ async function untilReady(daemon: DaemonProcess): Promise<void> {
 
 test('a daemon that dies while a blob comes leaves nothing of it', limit, async (t) => {
   const dir = await scratchDir(t)
-  const first = await startDaemon({ dir, driver: 'fake' })
+  await using first = await startDaemon({ dir, driver: 'fake' })
   const headers = { 'content-length': '1000000' }
   const half = request({
     socketPath: first.socket,
@@ -80,7 +82,7 @@ for (const { at, ends } of [
 ]) {
   test(`a daemon that dies at ${at} is followed by one that is in order`, limit, async (t) => {
     const dir = await scratchDir(t)
-    const first = await startDaemon({ dir, driver: 'fake', env: { DORMOUSE_CRASH_AT: at } })
+    await using first = await startDaemon({ dir, driver: 'fake', env: { DORMOUSE_CRASH_AT: at } })
     assert.equal(await push(first, IMAGE), false)
     assert.equal(await first.exited, 'SIGKILL')
     await using next = await startDaemon({ dir, driver: 'fake' })
@@ -93,6 +95,34 @@ for (const { at, ends } of [
     }
     assert.equal((await next.client.call('DELETE', '/images/x:1')).status, 204)
     for (const part of ['drafts', 'layers', 'rootfs']) assert.deepEqual(await readdir(join(next.paths.imagesDir, part)), [], part)
-    await first[Symbol.asyncDispose]()
   })
 }
+
+test('a push to a registry that the daemon was killed over is begun again by the next', limit, async (t) => {
+  const target = await serveRegistry(t)
+  const proxy = await startProxy(t, target.host)
+  const held = Promise.withResolvers<void>()
+  let isHeld = true
+  proxy.fault = (request, response) => {
+    // Ours asks for a login, which is in no file here: the test has one.
+    request.headers.authorization = `Bearer ${target.token}`
+    if (!isHeld || request.method !== 'PATCH') return false
+    response.on('close', () => request.resume())
+    held.resolve()
+    return true
+  }
+  const dir = await scratchDir(t)
+  await using first = await startDaemon({ dir, driver: 'fake' })
+  assert.ok(await push(first, IMAGE))
+  await untilReady(first)
+  const begun = await first.client.call<{ id: string }>('POST', '/pushes', { image: 'x:1', target: `${proxy.host}/x:1` })
+  assert.equal(begun.status, 202)
+  await held.promise
+  await first.kill()
+  isHeld = false
+  await using next = await startDaemon({ dir, driver: 'fake' })
+  const status = async (): Promise<string> => (await next.client.get<{ status: string }>(`/pushes/${begun.body.id}`)).status
+  await pollUntil('the push to be over', async () => ['pushed', 'failed'].includes(await status()), { signal: AbortSignal.timeout(60_000) })
+  assert.equal(await status(), 'pushed')
+  assert.equal((await target.ask('HEAD', 'x/manifests/1')).headers.get('docker-content-digest'), IMAGE.digest)
+})

@@ -81,7 +81,7 @@ export const Push = Type.Object(
     queue_position: Type.Optional(nullable(Type.Integer({ description: 'From 1; null when it does not wait' }))),
     error: Type.Optional(nullable(Type.String({ description: 'Why it failed' }))),
     layers: Type.Optional(Type.Integer({ description: 'How many the image has; once it is pushed' })),
-    bytes: Type.Optional(Type.Integer({ description: 'Of its layers and configuration, sent or there already; once it is pushed' })),
+    bytes: Type.Optional(Type.Integer({ description: 'Of its layers, compressed as they are, sent or there already; once it is pushed' })),
   },
   { $id: 'Push' },
 )

@@ -69,7 +69,7 @@ export const verbs: readonly Verb[] = [
     group: RUNNING,
     load: () => import('./commands/auto-standby.ts'),
   },
-  { name: 'image', summary: 'Import, pull, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
+  { name: 'image', summary: 'Import, pull, push, list, tag and delete images', group: HOST, load: () => import('./commands/image.ts') },
   {
     name: 'volume',
     summary: 'Make, fill, list, attach, grow and delete volumes',
@@ -99,6 +99,7 @@ export const verbs: readonly Verb[] = [
 
 export const imageVerbs: readonly Verb[] = [
   { name: 'pull', summary: 'Pull an image from its registry', load: () => import('./commands/image/pull.ts') },
+  { name: 'push', summary: 'Push an image to a registry', load: () => import('./commands/image/push.ts') },
   { name: 'import', summary: 'Import an OCI layout, an oci-archive or a docker-archive', load: () => import('./commands/image/import.ts') },
   { name: 'ls', alias: 'list', summary: 'List images', load: () => import('./commands/image/ls.ts') },
   { name: 'inspect', summary: 'Show all that is known of images', load: () => import('./commands/image/inspect.ts') },

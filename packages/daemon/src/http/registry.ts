@@ -281,7 +281,8 @@ class Asked {
   part(): UploadPart {
     // Kept when it is given up, so that the refusal still gets through.
     const source = this.body.iterator({ destroyOnReturn: false })
-    return { source, range: contentRangeOf(this.header('content-range')), cut: () => void this.body.destroy() }
+    const bytes = Number(this.header('content-length') ?? 0)
+    return { source, bytes, range: contentRangeOf(this.header('content-range')), cut: () => void this.body.destroy() }
   }
 
   json(value: object): FastifyReply {

@@ -72,6 +72,8 @@ test('an instance goes from create to delete, and every answer is what the route
     ['getImage', '/images/docker.io%2Flibrary%2Falpine:3'],
     ['tagImage', '/images/docker.io%2Flibrary%2Falpine:3/tag', { target: 'mine:1' }],
     ['listImages', '/images?limit=1'],
+    ['createPush', '/pushes', { image: 'docker.io/library/alpine:3', target: 'registry.example.com/a:1' }],
+    ['listPushes', '/pushes?limit=1'],
     ['pruneImages', '/images/prune'],
     ['deleteImage', '/images/mine:1'],
   ]
@@ -466,3 +468,19 @@ function rawRequest(path: string, text: string): Promise<string> {
     )
   })
 }
+
+test('a push is answered with where it is found and when to look, and with 409 for an image that is not ready', async (t) => {
+  const { ask, uses } = house(t)
+  uses.images.add('ready:1')
+  const made = await ask('POST', '/pushes', { image: 'ready:1', target: 'registry.example.com/a:1', insecure: true, credentials: {} })
+  assert.equal(made.status, 202)
+  assert.equal(made.headers.location, `/pushes/${made.json.id}`)
+  assert.equal(made.headers['retry-after'], '2')
+  assert.deepEqual((await ask('GET', String(made.headers.location))).json, made.json)
+  assert.deepEqual((await ask('GET', '/pushes')).json, [made.json])
+  assert.equal((await ask('GET', '/pushes/absent')).status, 404)
+  uses.images.rows.set('slow:1', { ...uses.images.add('slow:1'), status: 'pulling' })
+  const early = await ask('POST', '/pushes', { image: 'slow:1', target: 'registry.example.com/a:1' })
+  assert.deepEqual([early.status, early.json.code], [409, 'image_not_ready'])
+  assert.equal((await ask('POST', '/pushes', { image: 'ready:1' })).status, 400)
+})

@@ -78,7 +78,7 @@ export type Job = ConvertJob | IngestJob | FillJob | PushJob
 
 export interface Pushed {
   readonly layers: number
-  /** Of its layers and its configuration. */
+  /** Of its layers, sent or there already. */
   readonly bytes: number
 }
 

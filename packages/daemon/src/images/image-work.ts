@@ -65,6 +65,8 @@ export class ImageWork implements AsyncDisposable {
   readonly #underWay = new Map<string, Promise<void>>()
   /** What is being pulled, or waits for it. */
   readonly #layers = new Map<string, readonly Descriptor[]>()
+  /** By digest: the credentials that came with the request for what is under way. */
+  readonly #given = new Map<string, string>()
   readonly #closing = new AbortController()
 
   constructor(uses: WorkUses) {
@@ -106,12 +108,21 @@ export class ImageWork implements AsyncDisposable {
     await this.#feed.changed(digest, signal)
   }
 
-  /** Enters the image under its name and starts the work, unless it is here (the name moves at once) or under way (it is joined). */
+  /**
+   * Enters the image under its name and starts the work, unless it is here (the name moves at once) or under way (it is joined).
+   * Throws `credential_conflict` where it is under way with other credentials than those that came with this request.
+   */
   admit({ name, platform, tags, found, from }: WantedImage): ImageNameRow {
     const { db, rows, events, shelf } = this.#uses
     const { digest } = found
     const isReady = rows.find(digest)?.status === 'ready'
     const isUnderWay = this.#underWay.has(digest)
+    const given = from?.origin.needsGiven ? JSON.stringify(from.credentials) : undefined
+    if (isUnderWay && given !== undefined && given !== this.#given.get(digest)) {
+      throw new AppError('credential_conflict', `The image ${name} is being pulled already, with other credentials`, {
+        hint: `Wait until it is ready or has failed: dormouse image inspect ${name}`,
+      })
+    }
     const before = rows.findName(name, platform)
     const row: ImageNameRow = {
       name,
@@ -135,6 +146,7 @@ export class ImageWork implements AsyncDisposable {
       if (isReady) events.record({ kind: 'image.pulled', subject: name, data: { digest } })
       shelf().forgetSuperseded(before, row)
     })
+    if (!isReady && !isUnderWay && given !== undefined) this.#given.set(digest, given)
     // What it is entered together with may still be undone.
     if (!isReady && !isUnderWay)
       db.afterCommit(() => this.start(found, from && { ...from.origin, credentials: async () => from.credentials }))
@@ -159,6 +171,7 @@ export class ImageWork implements AsyncDisposable {
       .finally(() => {
         this.#underWay.delete(digest)
         this.#layers.delete(digest)
+        this.#given.delete(digest)
         this.#feed.end(digest)
       })
     this.#underWay.set(digest, done)

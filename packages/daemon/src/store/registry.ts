@@ -59,6 +59,12 @@ export class RegistryRows {
     }
   }
 
+  /** What manifests take that nothing leads to yet. */
+  waitingBytes(): number {
+    const sql = 'SELECT coalesce(sum(length(document)), 0) AS bytes FROM registry_manifests WHERE wanted_until_ms IS NOT NULL'
+    return Number(this.#db.prepare(sql).get()?.bytes)
+  }
+
   deleteManifest(repository: string, digest: string): void {
     this.#db.prepare('DELETE FROM registry_manifests WHERE repository = ? AND digest = ?').run(repository, digest)
   }

@@ -52,7 +52,7 @@ export async function pushImage(job: PushJob, signal: AbortSignal): Promise<Push
   }
   const manifest = { bytes: Buffer.from(job.manifest), mediaType: mediaTypeOf(Buffer.from(job.manifest)) }
   await retrying(() => client.putManifest(tag, manifest, signal), { signal })
-  return { layers: job.layers.length, bytes: blobs.reduce((sum, { size }) => sum + size, 0) }
+  return { layers: job.layers.length, bytes: layers.reduce((sum, { size }) => sum + size, 0) }
 }
 
 async function pushBlob(client: RegistryClient, blob: Blob, mountFrom: string | undefined, signal: AbortSignal): Promise<void> {

@@ -62,6 +62,8 @@ interface Runnable {
 // What was uploaded, and manifests that only an index may lead to, wait so long for what needs them.
 const WANTED_MS = 24 * 3_600_000
 const COLLECT_EVERY_MS = 600_000
+// They are rows, not files.
+const MAX_WAITING_BYTES = 64 * 1024 ** 2
 const UPLOAD_LIMITS = { maxUploads: 128, forgottenAfterMs: 3_600_000, idleLimitMs: 60_000 }
 
 export class Registry implements AsyncDisposable {
@@ -171,6 +173,10 @@ export class Registry implements AsyncDisposable {
       throw new RegistryError('MANIFEST_INVALID', 'The content type is not that of a manifest or an index of OCI or Docker')
     }
     const parsed = orInvalid(() => parseManifest(document, mediaType, this.#uses.limits, { anyLayers: true }))
+    await this.#uses.shelf.checkRoom(document.length)
+    if (this.#uses.pushed.waitingBytes() + document.length > MAX_WAITING_BYTES) {
+      throw new RegistryError('TOOMANYREQUESTS', 'Too many manifests wait for an index that leads to them: try again later')
+    }
     const manifest = { repository, digest, mediaType: mediaType ?? mediaTypeOf(document), document }
     if (parsed.kind === 'index') await this.#putIndex(manifest, parsed, tag)
     else await this.#putImage(manifest, parsed, tag)
@@ -255,9 +261,24 @@ export class Registry implements AsyncDisposable {
     if (!isDigest(reference)) return await removeName(nameOf(repository, reference))
     if (pushed.isReferenced(repository, digest)) throw new RegistryError('DENIED', 'An index of this repository stands on the manifest')
     const leading = rows.namesIn(repository).filter((row) => row.digest === digest || row.nextDigest === digest)
-    for (const name of new Set([...pushed.namesTagged(repository, digest), ...leading.map((row) => row.name)])) await removeName(name)
+    const names = new Set([...pushed.namesTagged(repository, digest), ...leading.map((row) => row.name)])
+    this.#refuseBusy(names)
+    for (const name of names) await removeName(name)
     db.transaction(() => pushed.deleteManifest(repository, digest), { evenWhenFull: true })
     await shelf.sweep()
+  }
+
+  /** All of the names go, or none. */
+  #refuseBusy(names: ReadonlySet<string>): void {
+    const { rows, shelf } = this.#uses
+    for (const row of [...names].flatMap((name) => rows.namesCalled(name))) {
+      for (const digest of [row.digest, row.nextDigest]) {
+        const isLast = digest !== undefined && rows.namesLeadingTo(digest).every(({ name }) => names.has(name))
+        if (isLast && shelf.isBusy(digest)) {
+          throw new RegistryError('DENIED', 'An instance stands on the image, or it is being converted or pushed to another registry')
+        }
+      }
+    }
   }
 
   /** The repository no longer has the blob. Throws BLOB_UNKNOWN, and DENIED while a manifest or an image stands on it. */
@@ -280,8 +301,9 @@ export class Registry implements AsyncDisposable {
   #manifestBy(repository: string, digest: string): FoundManifest | undefined {
     const pushed = this.#uses.pushed.findManifest(repository, digest)
     if (pushed) return pushed
-    const image = this.#imagesIn(repository).find((one) => one.digest === digest)
-    return image && { digest, mediaType: mediaTypeOf(image.manifest), document: image.manifest }
+    const image = this.#uses.rows.find(digest)
+    if (!image || !this.#uses.rows.namesIn(repository).some((name) => name.digest === digest)) return undefined
+    return { digest, mediaType: mediaTypeOf(image.manifest), document: image.manifest }
   }
 
   #manifestTagged(repository: string, tag: string): FoundManifest | undefined {

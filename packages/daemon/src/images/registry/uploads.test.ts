@@ -109,10 +109,7 @@ test('a source that stalls ends its request; the upload goes on from there', asy
   const upload = await uploads.begin('r')
   const stalling = new PassThrough()
   stalling.write('begun')
-  await assert.rejects(
-    upload.append({ source: stalling, cut: () => undefined }),
-    (error) => error instanceof AppError && error.code === 'timed_out',
-  )
+  await assert.rejects(upload.append({ source: stalling, cut: () => undefined }), refused('BLOB_UPLOAD_INVALID'))
   assert.equal(upload.size, 5)
   await upload.append(part(' and ended', { from: 5, to: 14 }))
   await upload.finish(digestOf(Buffer.from('begun and ended')), nothing)
@@ -137,6 +134,14 @@ test('a request that comes while another has the upload takes it over', async (t
   await upload.append(part(', then the second'))
   await lost
   await upload.finish(digestOf(Buffer.from('from the first, then the second')), nothing)
+})
+
+test('what is said to be too large is refused before any of it is read', async (t) => {
+  const { uploads } = await desk(t)
+  const source = new PassThrough()
+  const upload = await uploads.begin('r')
+  await assert.rejects(upload.append({ source, bytes: 1001, cut: () => undefined }), refused('SIZE_INVALID'))
+  assert.equal(source.readableFlowing, null)
 })
 
 test('an upload that no one comes back for is given up', async (t) => {

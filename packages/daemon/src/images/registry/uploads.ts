@@ -22,6 +22,8 @@ export interface UploadLimits {
 /** A part of a blob, as a request brings it. */
 export interface UploadPart {
   readonly source: AsyncIterable<Uint8Array>
+  /** How long it is, where the client says so. */
+  readonly bytes?: number | undefined
   /** Where the part begins and ends, where the client says so. */
   readonly range?: { readonly from: number; readonly to: number } | undefined
   /** Ends the request: another one goes on with the upload. */
@@ -155,7 +157,7 @@ export class Upload {
     )
   }
 
-  async #take({ source, range }: UploadPart): Promise<void> {
+  async #take({ source, range, bytes = 0 }: UploadPart): Promise<void> {
     const draft = this.#draft()
     const { limits, checkRoom } = this.#uses
     if (range && range.from !== draft.size) {
@@ -164,9 +166,11 @@ export class Upload {
     const end = range && range.to + 1
     let isSpoiled = false
     try {
+      if (draft.size + bytes > limits.maxBlobBytes) throw tooLarge(limits)
+      if (bytes > CHECK_ROOM_EVERY) await checkRoom(bytes)
       for await (const chunk of withIdleLimit(source, limits.idleLimitMs)) {
         const size = draft.size + chunk.length
-        if (size > limits.maxBlobBytes) throw new RegistryError('SIZE_INVALID', `The blob is larger than ${limits.maxBlobBytes} bytes`)
+        if (size > limits.maxBlobBytes) throw tooLarge(limits)
         if (end !== undefined && size > end) throw new RegistryError('SIZE_INVALID', 'The part is longer than its Content-Range says')
         if (size - this.#roomCheckedAt > CHECK_ROOM_EVERY) {
           await checkRoom(CHECK_ROOM_EVERY)
@@ -180,8 +184,9 @@ export class Upload {
         throw new RegistryError('SIZE_INVALID', 'The part is shorter than its Content-Range says')
     } catch (error) {
       // A connection that broke or stalled: the client may come back. After anything else the draft is not to be relied on.
-      if (isSpoiled || error instanceof RegistryError || (error instanceof AppError && error.code !== 'timed_out')) await this.#discard()
-      throw error
+      const isStalled = error instanceof AppError && error.code === 'timed_out'
+      if (isSpoiled || error instanceof RegistryError || (error instanceof AppError && !isStalled)) await this.#discard()
+      throw isStalled ? new RegistryError('BLOB_UPLOAD_INVALID', error.message, { cause: error }) : error
     }
   }
 
@@ -230,3 +235,6 @@ export class Upload {
     await draft?.discard()
   }
 }
+
+const tooLarge = ({ maxBlobBytes }: UploadLimits): RegistryError =>
+  new RegistryError('SIZE_INVALID', `The blob is larger than ${maxBlobBytes} bytes`)
