@@ -137,6 +137,25 @@ test('an image for what no guest can be is refused under a tag', limit, async (t
   assert.deepEqual(served.room.images.list(), [])
 })
 
+test('manifests that nothing leads to are so much and no more', limit, async (t) => {
+  const served = await serveRegistry(t)
+  await pushOver(served, 'x', '1', IMAGE)
+  const foreign = JSON.parse(IMAGE.manifest.toString())
+  const put = (number: number): Promise<Response> => {
+    // Attestations have such layers: a part of an index, and no image.
+    const layers = [{ ...LAYER, mediaType: 'application/vnd.in-toto+json' }]
+    const document = JSON.stringify({ ...foreign, layers, annotations: { filler: `${number}${'x'.repeat(2_000_000)}` } })
+    const headers = { 'content-type': OCI_MANIFEST }
+    return served.ask('PUT', `x/manifests/${sha256(Buffer.from(document))}`, { body: document, headers })
+  }
+  let taken = 0
+  for (let answer = await put(0); answer.status === 201; answer = await put(taken)) taken++
+  assert.ok(taken > 20 && taken < 40, `${taken} were taken`)
+  assert.equal((await refusalOf(await put(taken))).status, 429)
+  // Under a tag it is an image, and has a place of its own.
+  await pushOver(served, 'x', '2', IMAGE)
+})
+
 test('what breaks off in its layers is an image that failed, and says why', limit, async (t) => {
   const served = await serveRegistry(t)
   const broken = imageOf([Buffer.from('this is no tar')])

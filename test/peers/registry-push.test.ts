@@ -8,7 +8,7 @@ import { test } from 'node:test'
 import { extractPushConfig, pushImage } from '@onkernel/hypeman/lib/push'
 import { type ImageFixture, imageOf, layoutOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { command, filesOf, step, writeFiles } from './images-room.ts'
-import { type ServedRegistry, serveRegistry } from './served-registry.ts'
+import { pushOver, type ServedRegistry, serveRegistry } from './served-registry.ts'
 
 const HELLO = imageOf([tarOf([{ name: 'hello', content: 'hello' }]), tarOf([{ name: 'world', content: 'world' }])])
 const OTHER_ARCH = process.arch === 'arm64' ? 'amd64' : 'arm64'
@@ -273,6 +273,20 @@ async function standsAt(served: ServedRegistry, path: string): Promise<number> {
   assert.equal(answer.status, 204)
   return Number(answer.headers.get('range')?.split('-')[1]) + 1
 }
+
+test('what was imported is pulled from here, and can be pushed to again under another tag', { timeout: 60_000 }, async (t) => {
+  const served = await serveRegistry(t)
+  const { host, room } = served
+  await room.images.importArchive({ path: await layoutDir(served, HELLO) }, 'imported:1')
+  const back = join(room.dir, 'back')
+  await command(['skopeo', 'copy', ...from(served), `docker://${host}/imported:1`, `oci:${back}:latest`])
+  assert.deepEqual(await readFile(join(back, 'blobs', HELLO.digest.replace(':', '/'))), HELLO.manifest)
+  // Its blobs are here, its configuration among them, which no file holds.
+  await pushOver(served, 'imported', '2', HELLO)
+  await room.images.remove('imported:1')
+  await command(['skopeo', 'copy', ...from(served), `docker://${host}/imported:2`, `oci:${back}:again`])
+  assert.equal((await room.images.whenReady('imported:2', step())).digest, HELLO.digest)
+})
 
 test('one request is enough for a blob, and another repository mounts it', { timeout: 60_000 }, async (t) => {
   const served = await serveRegistry(t)

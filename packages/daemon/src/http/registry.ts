@@ -254,7 +254,7 @@ class Asked {
     this.#request = request
     this.method = request.method
     this.path = (request.params as { '*'?: string })['*'] ?? ''
-    this.query = new URLSearchParams(request.url.split('?')[1] ?? '')
+    this.query = new URL(request.url, 'http://any').searchParams
   }
 
   /** Throws DENIED. */

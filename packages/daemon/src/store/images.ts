@@ -140,10 +140,16 @@ export class ImageRows {
 
   /** Names in a repository, which is written as they are: `docker.io/library/alpine`. */
   namesIn(repository: string): ImageNameRow[] {
-    return this.#db
-      .prepare("SELECT * FROM image_names WHERE substr(name, 1, length(?1) + 1) IN (?1 || ':', ?1 || '@') ORDER BY name, platform")
-      .all(repository)
-      .map(nameOf)
+    return (
+      this.#db
+        // Between a colon and what follows it, and the same for an at sign: the index leads there.
+        .prepare(
+          `SELECT * FROM image_names WHERE (name >= ?1 || ':' AND name < ?1 || ';') OR (name >= ?1 || '@' AND name < ?1 || 'A')
+         ORDER BY name, platform`,
+        )
+        .all(repository)
+        .map(nameOf)
+    )
   }
 
   namesLeadingTo(digest: string): ImageNameRow[] {

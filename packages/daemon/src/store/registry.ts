@@ -152,9 +152,9 @@ const IS_LED_TO = `EXISTS (
 const DELETE_FREE_MANIFESTS = `DELETE FROM registry_manifests AS m WHERE coalesce(m.wanted_until_ms, 0) < ?
   AND NOT EXISTS (SELECT 1 FROM registry_tags t WHERE t.repository = m.repository AND t.digest = m.digest)
   AND NOT EXISTS (SELECT 1 FROM registry_references r WHERE r.repository = m.repository AND r.digest = m.digest)
-  AND NOT EXISTS (SELECT 1 FROM image_names n WHERE m.digest IN (n.digest, n.next_digest) AND ${IN_REPOSITORY})
+  AND NOT EXISTS (SELECT 1 FROM image_names n WHERE (n.digest = m.digest OR n.next_digest = m.digest) AND ${IN_REPOSITORY})
   AND NOT (EXISTS (SELECT 1 FROM images i WHERE i.digest = m.digest)
-    AND NOT EXISTS (SELECT 1 FROM image_names n WHERE m.digest IN (n.digest, n.next_digest)))`
+    AND NOT EXISTS (SELECT 1 FROM image_names n WHERE (n.digest = m.digest OR n.next_digest = m.digest)))`
 
 const FREE_BLOBS = `SELECT b.repository, b.digest FROM registry_blobs b WHERE coalesce(b.wanted_until_ms, 0) < ?
   AND NOT EXISTS (SELECT 1 FROM registry_references r WHERE r.repository = b.repository AND r.digest = b.digest)`

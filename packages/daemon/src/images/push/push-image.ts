@@ -84,13 +84,14 @@ async function pushBlob(client: RegistryClient, blob: Blob, mountFrom: string | 
 async function sendBlob(client: RegistryClient, location: URL, blob: Blob, from: number, signal: AbortSignal): Promise<URL> {
   const stalled = new AbortController()
   const watch = setTimeout(() => stalled.abort(), STALL_MS)
-  const open = (): Readable => {
-    const body = blob.open(from)
-    return Readable.from(
-      watched(body, () => watch.refresh()),
+  const open = (): Readable =>
+    Readable.from(
+      watched(
+        () => blob.open(from),
+        () => watch.refresh(),
+      ),
       { objectMode: false },
     )
-  }
   try {
     return await client.appendUpload(location, { open, from, size: blob.size }, AbortSignal.any([signal, stalled.signal]))
   } catch (error) {
@@ -101,8 +102,9 @@ async function sendBlob(client: RegistryClient, location: URL, blob: Blob, from:
   }
 }
 
-async function* watched(body: Readable, onChunk: () => void): AsyncGenerator<Buffer, void, void> {
-  for await (const chunk of body as AsyncIterable<Buffer>) {
+/** Opened when it is read: a request that fails before leaves no file open. */
+async function* watched(open: () => Readable, onChunk: () => void): AsyncGenerator<Buffer, void, void> {
+  for await (const chunk of open() as AsyncIterable<Buffer>) {
     onChunk()
     yield chunk
   }

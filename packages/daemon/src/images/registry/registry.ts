@@ -9,6 +9,7 @@
 import { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Events } from '../../events/events.ts'
+import type { Logger } from '../../log.ts'
 import type { Database } from '../../store/database.ts'
 import type { ImageRow, ImageRows } from '../../store/images.ts'
 import type { RegistryRows } from '../../store/registry.ts'
@@ -27,6 +28,7 @@ import { type Upload, Uploads } from './uploads.ts'
 export interface RegistryUses {
   readonly db: Database
   readonly events: Pick<Events, 'record'>
+  readonly log: Logger
   readonly rows: ImageRows
   readonly pushed: RegistryRows
   readonly store: BlobStore
@@ -83,7 +85,7 @@ export class Registry implements AsyncDisposable {
         await this.#reach('blob')
       },
     })
-    this.#timer = setInterval(() => void this.collect().catch(() => undefined), COLLECT_EVERY_MS).unref()
+    this.#timer = setInterval(() => void this.#collectLater(), COLLECT_EVERY_MS).unref()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -95,6 +97,10 @@ export class Registry implements AsyncDisposable {
   async collect(nowMs = Date.now()): Promise<void> {
     await this.#uploads.collect(nowMs)
     await this.#uses.shelf.sweep()
+  }
+
+  async #collectLater(): Promise<void> {
+    await this.collect().catch((err) => this.#uses.log.warn({ err }, 'collecting what was abandoned in the registry failed'))
   }
 
   // Looking
@@ -154,7 +160,7 @@ export class Registry implements AsyncDisposable {
   async mount(repository: string, digest: string, from: string): Promise<boolean> {
     const blob = await this.findBlob(from, digest, { forPush: true })
     if (!blob) return false
-    await this.#putInStore(blob)
+    await this.#putInStore(repository, blob)
     this.#take(repository, digest)
     return true
   }
@@ -174,7 +180,7 @@ export class Registry implements AsyncDisposable {
     }
     const parsed = orInvalid(() => parseManifest(document, mediaType, this.#uses.limits, { anyLayers: true }))
     await this.#uses.shelf.checkRoom(document.length)
-    if (this.#uses.pushed.waitingBytes() + document.length > MAX_WAITING_BYTES) {
+    if (tag === undefined && this.#uses.pushed.waitingBytes() + document.length > MAX_WAITING_BYTES) {
       throw new RegistryError('TOOMANYREQUESTS', 'Too many manifests wait for an index that leads to them: try again later')
     }
     const manifest = { repository, digest, mediaType: mediaType ?? mediaTypeOf(document), document }
@@ -194,7 +200,7 @@ export class Registry implements AsyncDisposable {
       throw error
     })
     const isWanted = runnable && (tag !== undefined || formatPlatform(runnable.platform) === formatPlatform(hostPlatform()))
-    for (const blob of blobs) await this.#putInStore(blob)
+    for (const blob of blobs) await this.#putInStore(repository, blob)
     await this.#reach('manifest')
     db.transaction(() => {
       for (const blob of blobs) this.#take(repository, blob.digest)
@@ -341,12 +347,12 @@ export class Registry implements AsyncDisposable {
   }
 
   /** The configuration of an image that was pulled or imported is in its row: what a pushed manifest stands on must outlive that. */
-  async #putInStore(blob: FoundBlob): Promise<void> {
+  async #putInStore(repository: string, blob: FoundBlob): Promise<void> {
     if ((await this.#uses.store.sizeOf(blob.digest)) === blob.size) return
     const draft = await this.#uses.store.beginDraft(algorithmOf(blob.digest))
     try {
       for await (const chunk of blob.open()) await draft.write(chunk as Buffer)
-      await draft.publish(blob)
+      await draft.publish(blob, () => this.#take(repository, blob.digest))
     } finally {
       await draft.discard()
     }
