@@ -91,7 +91,7 @@ async function answerManifest(asked: Asked, repository: string, name: string, re
   switch (asked.method) {
     case 'GET':
     case 'HEAD': {
-      asked.admit('pull', repository)
+      asked.admitLook(repository)
       const { digest, mediaType, document } = registry.manifest(repository, reference)
       reply.headers({ 'content-type': mediaType, 'docker-content-digest': digest, etag: `"${digest}"`, 'content-length': document.length })
       return reply.send(asked.method === 'HEAD' ? undefined : document)
@@ -125,7 +125,7 @@ async function answerBlob(asked: Asked, repository: string, digest: string): Pro
   switch (asked.method) {
     case 'GET':
     case 'HEAD': {
-      asked.admit('pull', repository)
+      asked.admitLook(repository)
       const forPush = asked.method === 'HEAD' && asked.caller.may('push', repository)
       const blob = await registry.findBlob(repository, digest, { forPush })
       if (!blob) throw blobUnknown(digest)
@@ -261,6 +261,11 @@ class Asked {
   admit(action: RegistryAction, repository: string): void {
     if (this.caller.may(action, repository)) return
     throw new RegistryError('DENIED', `The token does not allow to ${action} here`)
+  }
+
+  /** Who pushes asks with HEAD what is there. Throws DENIED. */
+  admitLook(repository: string): void {
+    if (this.method !== 'HEAD' || !this.caller.may('push', repository)) this.admit('pull', repository)
   }
 
   header(name: string): string | undefined {

@@ -11,7 +11,7 @@ import { classifyAddress } from './addresses.ts'
 import { type Credentials, credentialsFrom, credentialsFromFile } from './keychain.ts'
 import { parseChallenges } from './registry-auth.ts'
 import { parseRetryAfter, RegistryClient } from './registry-client.ts'
-import type { Lookup, NetworkPolicy } from './registry-network.ts'
+import { type Lookup, type NetworkPolicy, RegistryNetwork } from './registry-network.ts'
 import { sha256 } from './tar-fixtures.ts'
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void
@@ -315,4 +315,24 @@ test('a name is judged by the address that it resolves to when it is connected t
 test('a registry in a private network is refused unless the configuration allows it', async (t) => {
   await assert.rejects(clientFor(t, '10.255.255.1').manifest('v1', signal), refused('registry_refused', /private address/))
   await assert.rejects(clientFor(t, '169.254.169.254').manifest('v1', signal), refused('registry_refused', /link-local/))
+})
+
+test('plain http is spoken where it is asked for, and a registry may be no more places for it', async () => {
+  await using plain = new RegistryNetwork('registry.example.com', { ...CLOSED, isPlain: true })
+  assert.equal(plain.origin, 'http://registry.example.com')
+  await using usual = new RegistryNetwork('registry.example.com', CLOSED)
+  assert.equal(usual.origin, 'https://registry.example.com')
+  await using inside = new RegistryNetwork('10.0.0.1', { ...CLOSED, isPlain: true })
+  const request = inside.request(new URL('http://10.0.0.1/v2/'), { signal })
+  await assert.rejects(request, { code: 'registry_refused' })
+})
+
+test('what is sent follows no redirect', async (t) => {
+  const host = await serve(t, (request, response) => {
+    request.resume()
+    request.on('end', () => response.writeHead(307, { location: 'http://127.0.0.1:1/elsewhere' }).end())
+  })
+  await using network = new RegistryNetwork(host, CLOSED)
+  const put = network.request(new URL(`http://${host}/v2/x/blobs/uploads/1`), { method: 'PUT', body: 'x', signal })
+  await assert.rejects(put, { code: 'registry_refused', message: /redirects an upload/ })
 })
