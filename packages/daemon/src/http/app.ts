@@ -39,6 +39,8 @@ declare module 'fastify' {
     route?: Route
     /** Who may. Without it a route cannot be registered. `itself`: it asks on its own, in the way of its own specification. */
     access?: Route['scope'] | 'itself'
+    /** Of what is not in the route table, in logs and figures. */
+    label?: string
   }
 }
 
@@ -409,12 +411,13 @@ function requestIdOf(given: string | string[] | undefined): string {
 }
 
 function tellLog(request: FastifyRequest, reply: FastifyReply, { log, metrics }: AppUses): void {
-  const { routeId, route } = request.routeOptions.config
+  const { routeId, route, label } = request.routeOptions.config
   const ms = Math.round(reply.elapsedTime * 10) / 10
-  metrics.answered(routeId ?? 'none', reply.statusCode, reply.elapsedTime, route?.stream !== undefined)
+  // How long a blob takes is its size's doing.
+  metrics.answered(routeId ?? label ?? 'none', reply.statusCode, reply.elapsedTime, route?.stream !== undefined || label !== undefined)
   const fields = {
     requestId: request.id,
-    route: routeId,
+    route: routeId ?? label,
     status: reply.statusCode,
     ms,
     caller: request.caller?.subject,

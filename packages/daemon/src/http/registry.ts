@@ -38,7 +38,7 @@ export function registryRoutes(uses: RegistryRouteUses): (app: FastifyInstance) 
       app.route({
         method: METHODS,
         url,
-        config: { access: 'itself' },
+        config: { access: 'itself', label: 'registry' },
         handler: async (request, reply) => {
           reply.header('docker-distribution-api-version', 'registry/2.0')
           const caller = uses.isTrusted

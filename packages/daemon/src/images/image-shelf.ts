@@ -11,8 +11,8 @@ import type { Descriptor } from './manifest.ts'
 const SPARE_DISK_BYTES = 256 * 1024 ** 2
 const CLOCK_SLACK_MS = 1000
 // From the answer that a blob is here to the manifest that stands on it: between them come the blobs that are not.
-const AWAITED_MS = 3_600_000
-const MAX_AWAITED = 10_000
+const BLOB_HOLD_MS = 3_600_000
+const MAX_HELD_BLOBS = 10_000
 
 /** Of what is pulled. */
 interface StorageLimits {
@@ -48,7 +48,7 @@ export class ImageShelf {
   /** Images that someone is about to stand on, or reads: how many. */
   readonly #holders = new Map<string, number>()
   /** By digest, until when. */
-  readonly #awaited = new Map<string, number>()
+  readonly #heldBlobs = new Map<string, number>()
 
   constructor(uses: {
     rows: ImageRows
@@ -100,26 +100,30 @@ export class ImageShelf {
     }
   }
 
-  /** Keeps a blob for a while though no row may speak of it: someone was told that it is here. */
-  await(digest: string): void {
+  /** Keeps a blob for a while though no row may speak of it: who pushes was told that it is here. Repeat begins the while again. */
+  holdBlob(digest: string): void {
     const now = Date.now()
-    if (this.#awaited.size >= MAX_AWAITED) for (const [one, untilMs] of this.#awaited) if (untilMs <= now) this.#awaited.delete(one)
-    this.#awaited.set(digest, now + AWAITED_MS)
+    if (this.#heldBlobs.size >= MAX_HELD_BLOBS) {
+      for (const [one, untilMs] of this.#heldBlobs) if (untilMs <= now) this.#heldBlobs.delete(one)
+      const [oldest] = this.#heldBlobs.keys()
+      if (oldest !== undefined && this.#heldBlobs.size >= MAX_HELD_BLOBS) this.#heldBlobs.delete(oldest)
+    }
+    this.#heldBlobs.set(digest, now + BLOB_HOLD_MS)
   }
 
-  /** What it was kept for has come. */
-  arrived(digest: string): void {
-    this.#awaited.delete(digest)
+  /** The manifest that it was kept for has come. */
+  releaseBlob(digest: string): void {
+    this.#heldBlobs.delete(digest)
   }
 
-  #isAwaited(digest: string): boolean {
-    return (this.#awaited.get(digest) ?? 0) > Date.now()
+  #isHeldBlob(digest: string): boolean {
+    return (this.#heldBlobs.get(digest) ?? 0) > Date.now()
   }
 
   /** Drops what was pushed and no name leads to, then removes layers and root file systems that no row speaks of. */
   async sweep(): Promise<void> {
     if (this.#held > 0) return
-    this.#pushed.collect(Date.now(), (digest) => this.#isAwaited(digest))
+    this.#pushed.collect(Date.now(), (digest) => this.#isHeldBlob(digest))
     for (const file of await readdir(this.#paths.imageLayersDir)) {
       // Asked anew each time: rows may come while files go.
       if (this.#isStrayLayer(file)) await this.#store.remove(digestOf(file))
@@ -151,7 +155,7 @@ export class ImageShelf {
 
   #isStrayLayer(file: string): boolean {
     const digest = digestOf(file)
-    return this.#held === 0 && !this.#rows.isLayerInUse(digest) && !this.#isAwaited(digest)
+    return this.#held === 0 && !this.#rows.isLayerInUse(digest) && !this.#isHeldBlob(digest)
   }
 
   #isStrayRootfs(file: string): boolean {

@@ -125,16 +125,16 @@ export class RegistryRows {
 
   /**
    * Drops what nothing leads to and no one waits for: tags whose name leads elsewhere, manifests without tag, index or image, blobs
-   * without manifest. Except blobs that `isAwaited`.
+   * without manifest. Except blobs that `isHeld`.
    */
-  collect(nowMs: number, isAwaited: (digest: string) => boolean): void {
+  collect(nowMs: number, isHeld: (digest: string) => boolean): void {
     this.#db.transaction(
       () => {
         this.#db.prepare(`DELETE FROM registry_tags AS t WHERE NOT ${IS_LED_TO}`).run()
         // An index may have held what is free only now.
         while (this.#db.prepare(DELETE_FREE_MANIFESTS).run(nowMs).changes > 0);
         for (const { repository, digest } of this.#db.prepare(FREE_BLOBS).all(nowMs)) {
-          if (!isAwaited(String(digest))) this.deleteBlob(String(repository), String(digest))
+          if (!isHeld(String(digest))) this.deleteBlob(String(repository), String(digest))
         }
       },
       { evenWhenFull: true },

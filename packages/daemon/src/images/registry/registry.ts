@@ -138,7 +138,7 @@ export class Registry implements AsyncDisposable {
     }
     const isKnown = pushed.hasBlob(repository, digest) || images.some((image) => this.#uses.rows.layersOf(image.digest).includes(digest))
     if (!isKnown) return undefined
-    if (forPush) shelf.await(digest)
+    if (forPush) shelf.holdBlob(digest)
     const size = await store.sizeOf(digest)
     return size === undefined ? undefined : { digest, size, open: (range) => store.read(digest, range) }
   }
@@ -217,7 +217,7 @@ export class Registry implements AsyncDisposable {
       }
       events.record({ kind: 'image.pushed', subject: nameOf(repository, tag ?? digest), data: { digest } })
     })
-    for (const blob of blobs) shelf.arrived(blob.digest)
+    for (const blob of blobs) shelf.releaseBlob(blob.digest)
     await this.#reach('recorded')
   }
 
