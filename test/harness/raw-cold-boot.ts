@@ -66,7 +66,12 @@ export async function rawColdBoot(options: RawBootOptions): Promise<RawBoot> {
   await using errors = await open(join(dir, 'qemu.log'), 'w')
 
   const from = performance.now()
-  const child = spawn('qemu-system-x86_64', argv, { stdio: ['ignore', errors.fd, errors.fd] })
+  // A session of its own, as a VM of the daemon's has: the kernel shares processors out among sessions first (sched_autogroup), and who is in
+  // that of whoever it talks to is scheduled with him, many times sooner on a busy host. It ends with us all the same.
+  const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'qemu-system-x86_64', ...argv], {
+    stdio: ['ignore', errors.fd, errors.fd],
+    detached: true,
+  })
   const ended = once(child, 'exit')
   try {
     const guest = await GuestClient.connect(await agentOf(join(dir, 'agent.sock'), child, step), step)
