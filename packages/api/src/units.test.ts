@@ -1,7 +1,16 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { formatDuration, formatRate, formatSize, parseBandwidth, parseDiskRate, parseDuration, parseSize } from './units.ts'
+import {
+  formatBandwidth,
+  formatDuration,
+  formatRate,
+  formatSize,
+  parseBandwidth,
+  parseDiskRate,
+  parseDuration,
+  parseSize,
+} from './units.ts'
 
 test('sizes are powers of 1024, with any spelling of the unit', () => {
   for (const text of ['1GB', '1gb', '1G', '1g', '1GiB', '1 gib', ' 1GB ', '1024MB', '1048576K', '1073741824', '1073741824b']) {
@@ -79,6 +88,8 @@ test('disk rates take what people write after the unit', () => {
   for (const text of ['100MB/s', '100MBps', '100MB']) assert.equal(parseDiskRate(text), 100 * 2 ** 20, text)
   assert.equal(parseDiskRate('100Mbit'), undefined)
   assert.equal(parseDiskRate(formatRate(100 * 2 ** 20)), 100 * 2 ** 20)
+  for (const text of ['10Mbps', '1Gbps', '8Kbps', '125MB/s', '1KB/s', '1250001B/s'])
+    assert.equal(formatBandwidth(parseBandwidth(text) ?? 0), text)
 })
 
 test('durations are read as Go writes them', () => {

@@ -45,6 +45,15 @@ export const parseDiskRate = (text: string): number | undefined => parseSize(tex
 
 export const formatRate = (bytesPerSecond: number): string => `${formatSize(bytesPerSecond)}/s`
 
+/** As `parseBandwidth` reads it: whole units of bits where it is none of bytes, so that `10Mbps` is told as such. */
+export function formatBandwidth(bytesPerSecond: number): string {
+  const bits = bytesPerSecond * 8
+  const unit = bytesPerSecond % 1024 === 0 ? undefined : (['G', 'M', 'K'] as const).find((one) => bits % BITS_OF[one] === 0)
+  return unit === undefined ? formatRate(bytesPerSecond) : `${bits / BITS_OF[unit]}${unit}bps`
+}
+
+const BITS_OF = { G: 1e9, M: 1e6, K: 1e3 } as const
+
 const DURATION_UNIT_MS: Readonly<Record<string, number>> = {
   ns: 1e-6,
   us: 1e-3,

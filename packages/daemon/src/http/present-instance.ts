@@ -1,5 +1,5 @@
 import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from '@dormouse/api/instances.ts'
-import { formatRate, formatSize } from '@dormouse/api/units.ts'
+import { formatBandwidth, formatRate, formatSize } from '@dormouse/api/units.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
 import type { Attention } from '../supervision/supervision.ts'
 import { presentAttention, presentHealthCheck, presentRestartPolicy } from './present-attention.ts'
@@ -71,7 +71,7 @@ function presentNetwork(network: Instance['network']): NonNullable<Shown['networ
     ports: network.ports.map(
       (port): PortMapping => ({ host_port: port.hostPort, guest_port: port.guestPort, protocol: port.protocol, host_ip: port.hostIp }),
     ),
-    ...(network.bandwidthDownload !== undefined && { bandwidth_download: formatRate(network.bandwidthDownload) }),
-    ...(network.bandwidthUpload !== undefined && { bandwidth_upload: formatRate(network.bandwidthUpload) }),
+    ...(network.bandwidthDownload !== undefined && { bandwidth_download: formatBandwidth(network.bandwidthDownload) }),
+    ...(network.bandwidthUpload !== undefined && { bandwidth_upload: formatBandwidth(network.bandwidthUpload) }),
   }
 }
