@@ -138,7 +138,9 @@ class Runner {
     const status = answer.statusCode ?? 0
     if (route.stream === 'sse' && status === 200) {
       const messages: unknown[] = []
-      for await (const { data } of decodeSse(answer)) if (messages.push(JSON.parse(data)) === example.messages) break
+      for await (const { data } of decodeSse(answer)) {
+        if (data !== undefined && messages.push(JSON.parse(data)) === example.messages) break
+      }
       return { status, answer: messages }
     }
     const text = Buffer.concat(await Array.fromAsync(answer)).toString()

@@ -21,6 +21,8 @@ export async function execOverApi(socket: string, instance: string, start: ExecS
   const closed = once(connection, 'close')
   connection.send(JSON.stringify({ separate_streams: true, ...start }))
   await closed
-  if (notice === undefined || 'error' in notice) throw new Error(`exec in ${instance}: ${notice?.error ?? 'closed without an exit code'}`)
+  if (notice === undefined || !('exitCode' in notice)) {
+    throw new Error(`exec in ${instance}: ${notice !== undefined && 'error' in notice ? notice.error : 'closed without an exit code'}`)
+  }
   return { exitCode: notice.exitCode, stdout: output[CHANNEL.stdout] ?? '', stderr: output[CHANNEL.stderr] ?? '' }
 }

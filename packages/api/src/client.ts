@@ -5,15 +5,17 @@
 import type { Static, TSchema } from 'typebox'
 import { endpoint, type RouteId } from './endpoints.ts'
 import { AppError, ERROR_CODES, type ErrorCode } from './errors.ts'
+import { pause } from './pause.ts'
 import type { Problem } from './problem.ts'
 import { encodeQuery } from './query.ts'
+import { delayBefore, isWorthARepeat } from './retry.ts'
 import type { routes } from './routes.ts'
-import { decodeSse } from './streams.ts'
+import { decodeSse, type SseMessage } from './streams.ts'
 
 export interface FetchInit {
   readonly method: string
   readonly headers: Record<string, string>
-  readonly body?: string | AsyncIterable<Uint8Array> | undefined
+  readonly body?: string | Blob | AsyncIterable<Uint8Array> | undefined
   readonly duplex?: 'half' | undefined
   readonly signal?: AbortSignal | undefined
 }
@@ -30,6 +32,14 @@ export interface ClientOptions {
   readonly baseUrl: string
   readonly token?: string | undefined
   readonly fetch: Fetch
+  /** How often a request is sent again that may do better next time; 0 unless given. Waits in between as the server asks. */
+  readonly retries?: number | undefined
+}
+
+/** A raw body. One that streams is sent once, whatever becomes of it. */
+export interface Upload {
+  readonly type: string
+  readonly bytes: Blob | AsyncIterable<Uint8Array>
 }
 
 type Of<R, Part extends string> = R extends { readonly [K in Part]: infer S extends TSchema } ? Static<S> : undefined
@@ -43,7 +53,7 @@ type Given<Name extends string, Value> = [Value] extends [undefined]
 export type Input<Id extends RouteId> = Given<'params', Of<(typeof routes)[Id], 'params'>> &
   Given<'query', Of<(typeof routes)[Id], 'query'>> &
   Given<'body', Of<(typeof routes)[Id], 'body'>> & {
-    readonly upload?: { readonly type: string; readonly bytes: AsyncIterable<Uint8Array> }
+    readonly upload?: Upload
     readonly headers?: Readonly<Record<string, string>>
     readonly signal?: AbortSignal | undefined
   }
@@ -51,13 +61,17 @@ export type Input<Id extends RouteId> = Given<'params', Of<(typeof routes)[Id], 
 /** What a call of `Id` gives. */
 export type Answer<Id extends RouteId> = Of<(typeof routes)[Id], 'answer'>
 
-type Arguments<Id extends RouteId> = Record<string, never> extends Input<Id> ? [input?: Input<Id>] : [input: Input<Id>]
+export type Arguments<Id extends RouteId> = Record<string, never> extends Input<Id> ? [input?: Input<Id>] : [input: Input<Id>]
+
+type Item<List> = List extends readonly (infer One)[] ? One : never
+
+const PAGE = 500
 
 interface AnyInput {
   readonly params?: Readonly<Record<string, string>>
   readonly query?: Readonly<Record<string, unknown>>
   readonly body?: unknown
-  readonly upload?: { readonly type: string; readonly bytes: AsyncIterable<Uint8Array> }
+  readonly upload?: Upload
   readonly headers?: Readonly<Record<string, string>>
   readonly signal?: AbortSignal | undefined
 }
@@ -82,11 +96,29 @@ export class Client {
     return { items: JSON.parse(await textOf(answer)) as Answer<Id>, nextCursor: answer.headers.get('x-next-cursor') ?? undefined }
   }
 
+  /** Everything in a list, a page at a time (`limit` of the query says how large). What is made meanwhile may be missing. */
+  async *items<Id extends RouteId>(id: Id, ...[input]: Arguments<Id>): AsyncGenerator<Item<Answer<Id>>> {
+    let cursor: string | undefined
+    do {
+      const { query, ...rest } = (input ?? {}) as AnyInput
+      const next = { ...rest, query: { limit: PAGE, ...query, ...(cursor !== undefined && { cursor }) } }
+      const page = await this.page(id, ...([next] as unknown as Arguments<Id>))
+      yield* page.items as Iterable<Item<Answer<Id>>>
+      cursor = page.nextCursor
+    } while (cursor !== undefined)
+  }
+
   /** The messages of an event stream. Ends when the server ends it; to leave early, break out of the loop or abort the signal. */
   async *stream<Id extends RouteId>(id: Id, ...[input]: Arguments<Id>): AsyncGenerator<Answer<Id>> {
+    for await (const { data } of await this.openStream(id, input as Input<Id> | undefined)) {
+      if (data !== undefined) yield JSON.parse(data) as Answer<Id>
+    }
+  }
+
+  /** One connection of an event stream, message by message; those without data only tell the id to go on from. */
+  protected async openStream<Id extends RouteId>(id: Id, input: Input<Id> | undefined): Promise<AsyncIterable<SseMessage>> {
     const answer = await this.#send(id, input as AnyInput | undefined, 'text/event-stream')
-    if (!answer.body) return
-    for await (const message of decodeSse(answer.body)) yield JSON.parse(message.data) as Answer<Id>
+    return answer.body ? decodeSse(answer.body) : (async function* () {})()
   }
 
   /** Address and headers for those who dial themselves: the WebSocket routes. `http` becomes `ws`. */
@@ -101,14 +133,33 @@ export class Client {
     if (input?.upload) {
       headers['content-type'] = input.upload.type
       init.body = input.upload.bytes
-      init.duplex = 'half'
+      if (!(input.upload.bytes instanceof Blob)) init.duplex = 'half'
     } else if (input?.body !== undefined) {
       headers['content-type'] = 'application/json'
       init.body = JSON.stringify(input.body)
     }
-    const answer = await this.#options.fetch(this.#url(id, input), init)
-    if (answer.status >= 400) throw await refusalOf(answer)
-    return answer
+    return this.#sendRepeatedly(this.#url(id, input), init)
+  }
+
+  async #sendRepeatedly(url: string, init: FetchInit): Promise<FetchAnswer> {
+    const isSentOnce = init.duplex !== undefined
+    const retries = isSentOnce ? 0 : (this.#options.retries ?? 0)
+    for (let repeats = 0; ; repeats++) {
+      let answer: FetchAnswer | undefined
+      try {
+        answer = await this.#options.fetch(url, init)
+      } catch (error) {
+        // What became of a request without an answer is not known: only those are sent again that may be done twice.
+        const isHarmless = init.method === 'GET' || init.method === 'PUT'
+        if (!isHarmless || repeats >= retries || init.signal?.aborted) throw error
+      }
+      if (answer && answer.status < 400) return answer
+      if (answer) {
+        const refusal = await refusalOf(answer)
+        if (repeats >= retries || !isWorthARepeat(answer)) throw refusal
+      }
+      await pause(delayBefore(repeats, answer), init.signal)
+    }
   }
 
   #url(id: RouteId, input: AnyInput | undefined): string {
@@ -144,7 +195,12 @@ export async function refusalOf(answer: FetchAnswer): Promise<AppError> {
   return new AppError(code, problem?.message ?? `The server answered ${status}: ${text.slice(0, 200).trim() || 'nothing'}`, {
     ...(problem?.hint !== undefined && { hint: problem.hint }),
     ...(Number.isFinite(seconds) && { retryAfterSeconds: seconds }),
-    detail: { status, ...(problem?.details && { details: problem.details }), requestId: headers.get('x-request-id') ?? undefined },
+    detail: {
+      status,
+      ...(problem?.details && { details: problem.details }),
+      requestId: headers.get('x-request-id') ?? undefined,
+      isWorthARepeat: isWorthARepeat(answer),
+    },
   })
 }
 

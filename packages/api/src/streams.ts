@@ -6,43 +6,62 @@
 // --- Server-Sent Events
 
 export interface SseMessage {
-  readonly data: string
+  /** Without it only the id is told, from which a reader that comes back can go on. */
+  readonly data?: string
   readonly id?: string
   readonly event?: string
+  /** The server has said that nothing follows, ever: it was not the connection that ended. */
+  readonly isEnd?: true
 }
 
 /** One message. `data` must hold no line break: JSON never does. */
 export function encodeSse(message: SseMessage): string {
   const id = message.id === undefined ? '' : `id: ${message.id}\n`
   const event = message.event === undefined ? '' : `event: ${message.event}\n`
-  return `${id}${event}data: ${message.data}\n\n`
+  const data = message.data === undefined ? '' : `data: ${message.data}\n`
+  return `${id}${event}${data}\n`
 }
+
+/** The last that a stream says when it has come to its end by itself. Readers who do not know it skip it, as any comment. */
+export const SSE_END = ': end\n\n'
 
 /** A line that readers skip; keeps idle connections open and shows who has gone. */
 export const SSE_HEARTBEAT = ': \n\n'
 
+const END_LINE = SSE_END.trimEnd()
+
 /** Longest line that a reader takes. The daemon cuts log lines far below it. */
 const SSE_LINE_MAX = 4 * 1024 * 1024
 
-/** The messages of a byte stream. Comment lines are passed over; a stream that is cut mid-message ends without it. */
+/**
+ * The messages of a byte stream, each with the id that holds for it. Comment lines are passed over; a stream that is cut mid-message
+ * ends without it.
+ */
 export async function* decodeSse(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<SseMessage> {
   let data: string[] = []
   let id: string | undefined
+  let isNewId = false
   let event: string | undefined
   for await (const line of lines(bytes)) {
     if (line === '') {
       if (data.length > 0) yield { data: data.join('\n'), ...(id !== undefined && { id }), ...(event !== undefined && { event }) }
+      else if (isNewId && id !== undefined) yield { id }
       data = []
+      isNewId = false
       event = undefined
       continue
     }
+    if (line === END_LINE) yield { isEnd: true }
     const colon = line.indexOf(':')
     if (colon === 0) continue
     const field = colon < 0 ? line : line.slice(0, colon)
     const value = colon < 0 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1)
     if (field === 'data') data.push(value)
-    else if (field === 'id') id = value
     else if (field === 'event') event = value
+    else if (field === 'id') {
+      id = value
+      isNewId = true
+    }
   }
 }
 
@@ -74,16 +93,32 @@ export interface ExecStart {
   readonly cols?: number
   /** Binary frames begin with a channel byte, and stdin can be ended; see `CHANNEL`. */
   readonly separate_streams?: boolean
+  /**
+   * With `separate_streams`: how many bytes of each output may be on their way before the caller has said by `credit` that it has
+   * taken them. For callers whose WebSocket cannot be read slowly, as those of browsers cannot. Their stdin then has a window as well,
+   * `STDIN_WINDOW`, so that what they say never waits behind input that no one reads.
+   */
+  readonly window?: number
 }
+
+/** What a `window` may be, in bytes. */
+export const WINDOW = { least: 1024, most: 16 * 1024 * 1024 } as const
+
+/** Bytes of stdin that a caller with a window may send before the daemon has said by `credit` that the guest has taken them. */
+export const STDIN_WINDOW = 256 * 1024
 
 /** Text frames of the caller after the first. */
 export type ExecControl =
   | { readonly resize: { readonly rows: number; readonly cols: number } }
   | { readonly signal: string }
   | { readonly stdin: 'eof' }
+  | { readonly credit: { readonly channel: OutputChannel; readonly bytes: number } }
 
-/** Text frames of the server. The exit code is the last frame of all. */
-export type ExecNotice = { readonly exitCode: number; readonly message?: string } | { readonly error: string; readonly code?: string }
+/** Text frames of the server. The exit code is the last frame of all. `credit` comes to callers with a window: bytes of stdin that were taken. */
+export type ExecNotice =
+  | { readonly exitCode: number; readonly message?: string }
+  | { readonly error: string; readonly code?: string }
+  | { readonly credit: number }
 
 /** With `separate_streams` each binary frame of the server begins with one of these; those of the caller are plain stdin. */
 export const CHANNEL = { stdout: 1, stderr: 2 } as const
@@ -115,7 +150,16 @@ export interface CopyStart {
   readonly src_basename?: string
   readonly uid?: number
   readonly gid?: number
+  /** Out of the guest: how many bytes may be on their way before the caller has said by `CopyCredit` that it has taken them. */
+  readonly window?: number
 }
+
+/** What the caller of a copy with a window says of what it has taken. A header counts as `HEADER_COST` bytes. */
+export interface CopyCredit {
+  readonly type: 'credit'
+  readonly bytes: number
+}
+export const HEADER_COST = 1024
 
 /** Text frames of the server in a copy out of the guest. Paths are relative and begin with the name of what was asked for. */
 export interface CopyHeader {
@@ -136,7 +180,7 @@ export type CopyNotice =
   | CopyHeader
   | { readonly type: 'end'; readonly final: boolean }
   | { readonly type: 'error'; readonly message: string; readonly path?: string; readonly code?: string }
-  | { readonly type: 'result'; readonly success: boolean; readonly error?: string; readonly bytes_written?: number }
+  | { readonly type: 'result'; readonly success: boolean; readonly error?: string; readonly bytes_written?: number; readonly code?: string }
 
 /** What the caller sends after the last byte of a copy into the guest. */
 export const COPY_END = { type: 'end' } as const

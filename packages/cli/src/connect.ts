@@ -70,7 +70,7 @@ export const fetchOver =
     const answered = answerOf(outgoing)
     if (typeof init.body === 'string') outgoing.end(init.body)
     else if (init.body === undefined) outgoing.end()
-    else void upload(init.body, outgoing)
+    else void upload(init.body instanceof Blob ? init.body.stream() : init.body, outgoing)
     return answerWith(
       await answered.catch((error: unknown) => {
         throw connectionFailure(address, error)

@@ -76,6 +76,7 @@ export async function execSession(daemon: Daemon, request: ExecRequest, sink: Si
     if (notice === undefined) continue
     if ('exitCode' in notice)
       return { exitCode: notice.exitCode, wroteErrors, ...(notice.message !== undefined && { message: notice.message }) }
+    if ('credit' in notice) continue
     // Said of the first frame, it is the last word and the connection ends; said of a later one, the command goes on.
     refusal = new AppError(ERROR_CODES.find((code) => code === notice.code) ?? 'internal_error', notice.error)
   }

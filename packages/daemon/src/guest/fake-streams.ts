@@ -81,6 +81,10 @@ class Outgoing {
     this.#put(FRAME.END, 0, payload)
   }
 
+  get isWaiting(): boolean {
+    return this.#queue.length > 0
+  }
+
   drop(): void {
     this.#queue = []
   }
@@ -112,6 +116,7 @@ class FakeExec implements FakeStream {
   readonly #program: string
   #timer: NodeJS.Timeout | undefined
   #hasEnded = false
+  #owed = 0
 
   constructor(guest: FakeGuestSide, id: number, fields: FieldReader) {
     this.#guest = guest
@@ -139,6 +144,7 @@ class FakeExec implements FakeStream {
     if (frame.type === FRAME.CREDIT) {
       this.#out.credit += frame.payload.readUInt32LE()
       this.#out.flush()
+      if (!this.#hasEnded) this.#repay()
     }
     if (frame.type === FRAME.RESET) this.#end(137, 'killed by signal 9 (SIGKILL)', true)
     if (frame.type === FRAME.CONTROL) this.#control(new FieldReader(frame.payload))
@@ -148,8 +154,16 @@ class FakeExec implements FakeStream {
       if (this.#program === 'cat') this.#end(0, wordsFor(0))
       return
     }
+    this.#owed += frame.payload.length
+    this.#repay()
+  }
+
+  /** As a real program reads on only once what it wrote was taken. */
+  #repay(): void {
+    if (this.#owed === 0 || this.#out.isWaiting) return
     const credit = Buffer.alloc(4)
-    credit.writeUInt32LE(frame.payload.length)
+    credit.writeUInt32LE(this.#owed)
+    this.#owed = 0
     this.#guest.send(FRAME.CREDIT, CHANNEL.STDIN, this.#id, credit)
   }
 

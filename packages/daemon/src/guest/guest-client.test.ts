@@ -106,13 +106,13 @@ test('output that no one wants does not hold a program up', async () => {
 test('a signal and a kill end a program, and a kill after its end is harmless', async () => {
   const { client } = await running()
   const first = await client.exec({ command: ['sleep', '60'] }, step())
-  first.signal('SIGINT')
+  await first.signal('SIGINT')
   assert.equal((await first.exit).code, 130)
   first.kill()
   const second = await client.exec({ command: ['sleep', '60'] }, step())
   second.kill()
   assert.equal((await second.exit).code, 137)
-  assert.throws(() => second.signal('SIGNOTHING'), /There is no signal/)
+  await assert.rejects(second.signal('SIGNOTHING'), /There is no signal/)
 })
 
 test('files go in and come out as they were', async () => {

@@ -31,9 +31,10 @@ export interface GuestExec {
   readonly stderr: Readable
   /** 126 and 127 when it could not be run, 128 + n after signal n, 124 after its time. Rejects when the guest is lost. */
   readonly exit: Promise<Ending>
-  resize(rows: number, cols: number): void
-  /** To the program and what it runs in the foreground. Throws `invalid_request` for a name that is none. */
-  signal(name: string): void
+  /** Resolves once it is on its way to the guest, as `signal` does. */
+  resize(rows: number, cols: number): Promise<void>
+  /** To the program and what it runs in the foreground. Rejects with `invalid_request` for a name that is none. */
+  signal(name: string): Promise<void>
   /** Kills it with all it has started. Repeat is harmless, also after its end. */
   kill(): void
 }
@@ -142,13 +143,13 @@ class RunningExec implements GuestExec, StreamOwner {
     this.lost(error)
   }
 
-  resize(rows: number, cols: number): void {
-    if (!this.#isOver) this.stream?.control(new FieldWriter().number(TAG.ROWS, rows).number(TAG.COLS, cols).finish())
+  async resize(rows: number, cols: number): Promise<void> {
+    if (!this.#isOver) await this.stream?.control(new FieldWriter().number(TAG.ROWS, rows).number(TAG.COLS, cols).finish())
   }
 
-  signal(name: string): void {
+  async signal(name: string): Promise<void> {
     const number = signalNumber(name)
-    if (!this.#isOver) this.stream?.control(new FieldWriter().number(TAG.SIGNAL, number).finish())
+    if (!this.#isOver) await this.stream?.control(new FieldWriter().number(TAG.SIGNAL, number).finish())
   }
 
   kill(): void {

@@ -31,6 +31,11 @@ const STALE_BYTES_MAX = 64 << 20
 const HANDSHAKE_LIMIT_MS = 30_000
 /** Streams that were given up, whose closing frame the guest still owes. */
 const ABANDONED_MAX = 128
+/**
+ * Bytes that may wait for a guest that does not read. What is data waits for the guest's own credit, so only a guest that keeps sending
+ * without reading the answers comes near.
+ */
+const BACKLOG_MAX = 32 << 20
 
 export class GuestLink {
   readonly welcome: FieldReader
@@ -126,8 +131,13 @@ export class GuestLink {
     return this.#streams.size
   }
 
-  send(type: number, flags: number, stream: number, payload: Uint8Array): void {
-    if (!this.#stream.destroyed && this.#stream.writable) this.#stream.write(encodeFrame(type, flags, stream, payload))
+  send(type: number, flags: number, stream: number, payload: Uint8Array, written?: () => void): void {
+    if (this.#stream.destroyed || !this.#stream.writable) {
+      written?.()
+      return
+    }
+    this.#stream.write(encodeFrame(type, flags, stream, payload), written)
+    if (this.#stream.writableLength > BACKLOG_MAX) this.#fail(new AppError('guest_unavailable', 'The guest agent does not read'))
   }
 
   /** From here on frames of the stream are expected and dropped, until its closing one. */
@@ -237,8 +247,9 @@ export class LinkStream {
     this.#link.send(FRAME.CREDIT, channel, this.id, payload)
   }
 
-  control(fields: Buffer): void {
-    this.#link.send(FRAME.CONTROL, 0, this.id, fields)
+  /** Resolves once it was handed to the pipe: no one may ask for more than the guest reads. */
+  control(fields: Buffer): Promise<void> {
+    return new Promise((resolve) => this.#link.send(FRAME.CONTROL, 0, this.id, fields, () => resolve()))
   }
 
   /** Asks the guest to break it off; its closing frame still comes to the owner. */

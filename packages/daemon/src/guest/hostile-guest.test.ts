@@ -274,3 +274,23 @@ test('a journal of any text gives facts or none', () => {
     [{ event: 'exited', code: 1, message: 'a b' }],
   )
 })
+
+test('a guest that reads nothing loses the connection, not the memory of the daemon', async () => {
+  const [ours, theirs] = duplexPair()
+  const line = new Line(theirs)
+  theirs.once('data', (chunk: Buffer) => {
+    for (const frame of new FrameSplitter().push(chunk)) line.welcome(new FieldReader(frame.payload).bytes(TAG.EPOCH) ?? Buffer.alloc(0))
+    theirs.pause()
+  })
+  const client = await GuestClient.connect(ours, step())
+  const env = { A: 'x'.repeat(120_000), B: 'x'.repeat(120_000) }
+  const asked: Promise<unknown>[] = []
+  let most = 0
+  while (!ours.destroyed && asked.length < 250) {
+    asked.push(assert.rejects(client.exec({ command: ['sh'], env }, step(60_000)), isUnavailable))
+    most = Math.max(most, ours.writableLength)
+  }
+  assert.equal(ours.destroyed, true)
+  assert.ok(most < 34 << 20, `${most} bytes waited`)
+  await Promise.all(asked)
+})

@@ -120,7 +120,8 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
 
   app.register(websocket, {
-    options: { maxPayload: FRAME_MAX_BYTES },
+    // Pings are answered by WebSocketPeer, which looks first at how much waits already.
+    options: { maxPayload: FRAME_MAX_BYTES, autoPong: false },
     // The peer's own doing: too large a frame, a broken connection. Streams are ended by `closing`, not by the plugin.
     errorHandler: (_, socket) => socket.terminate(),
     preClose: (done) => done(),
@@ -270,6 +271,7 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
       config,
       preHandler: async (request) => {
         checkParams(route, request)
+        // Also of who asks without an upgrade: browsers hide why one was refused, and ask again in this way.
         await uses.sockets.admit(request, id)
       },
       handler: async () => {
@@ -293,7 +295,7 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
         throw error
       })
       request.audited?.end({ result: 'done', status: route.status, ...resourceOf(answer) })
-      return send(route, answer, reply)
+      return send(route, answer, reply, uses)
     },
   })
 }
@@ -351,11 +353,11 @@ function whenTokenEnds(request: FastifyRequest, reply: FastifyReply, { authority
   return watch.signal
 }
 
-function send(route: Route, answer: unknown, reply: FastifyReply): unknown {
+function send(route: Route, answer: unknown, reply: FastifyReply, uses: AppUses): unknown {
   reply.code(route.status)
   if (route.stream === 'sse') {
     reply.headers({ 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
-    return reply.send(sseStream(answer as AsyncIterable<SseBatch>))
+    return reply.send(sseStream(answer as AsyncIterable<SseBatch>, { isCutOff: () => uses.closing.aborted }))
   }
   if (route.stream === 'text' || answer === undefined) return reply.send(answer)
   reply.type('application/json; charset=utf-8')

@@ -9,7 +9,9 @@ import { chunksOf } from './cp.ts'
 import { type FakeUses, fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
 
-async function house(t: TestContext): Promise<{ uses: FakeUses; talk(...frames: (object | Buffer)[]): Promise<(string | Buffer)[]> }> {
+async function house(
+  t: TestContext,
+): Promise<{ uses: FakeUses; open(): WebSocket; talk(...frames: (object | Buffer)[]): Promise<(string | Buffer)[]> }> {
   const uses = fakeUses()
   uses.instances.add({ name: 'web' })
   const server = new HttpServer(uses)
@@ -20,12 +22,14 @@ async function house(t: TestContext): Promise<{ uses: FakeUses; talk(...frames: 
   })
   const path = join(dir, 's')
   await server.listen({ socket: { path, mode: 0o600 } })
+  const open = () => new WebSocket(`ws+unix:${path}:/instances/web/cp`)
   return {
     uses,
+    open,
     talk: (...frames) =>
       new Promise((resolve, reject) => {
         const got: (string | Buffer)[] = []
-        const socket = new WebSocket(`ws+unix:${path}:/instances/web/cp`)
+        const socket = open()
         socket.on('open', () => {
           for (const frame of frames) socket.send(Buffer.isBuffer(frame) ? frame : JSON.stringify(frame))
         })
@@ -145,6 +149,41 @@ test('entries come out with a header each, and only the last end is final', asyn
       { type: 'end', final: true },
     ],
   )
+})
+
+test('a caller with a window is sent no more than that until he has taken it', async (t) => {
+  const { open, uses } = await house(t)
+  const file = Buffer.alloc(100_000, 'x')
+  uses.instances.oneGuest.entries = [
+    { kind: 'header', path: 'a', mode: 0o644, isDir: false, size: file.length, mtime: 8 },
+    ...Array.from({ length: 10 }, (_, n) => ({ kind: 'data' as const, bytes: file.subarray(n * 10_000, (n + 1) * 10_000) })),
+    { kind: 'end' },
+  ]
+  const socket = open()
+  let bytes = 0
+  let isOver = false
+  const heard = { wake: () => {} }
+  socket.on('message', (data: Buffer, isBinary) => {
+    if (isBinary) bytes += data.length
+    else isOver ||= data.toString().includes('"final":true')
+    heard.wake()
+  })
+  const until = async (fact: () => boolean) => {
+    while (!fact()) await new Promise<void>((resolve) => Object.assign(heard, { wake: resolve }))
+  }
+  socket.on('open', () => socket.send(JSON.stringify({ direction: 'from', guest_path: '/a', window: 30_000 })))
+  // The header counts, and what has begun to be sent is sent whole.
+  await until(() => bytes === 30_000)
+  for (const nonsense of ['x', '[]', 'null', '{"type":"credit"}', '{"type":"credit","bytes":-1}']) socket.send(nonsense)
+  socket.send(JSON.stringify({ type: 'credit', bytes: 21_000 }))
+  await until(() => bytes === 50_000)
+  assert.equal(isOver, false)
+  socket.send(JSON.stringify({ type: 'credit', bytes: 30_000 }))
+  await until(() => bytes === 80_000)
+  socket.send(JSON.stringify({ type: 'credit', bytes: 30_000 }))
+  await until(() => isOver)
+  assert.equal(bytes, file.length)
+  socket.close()
 })
 
 test('no frame of a file reads as JSON that begins with a bracket, and together they are the file', () => {

@@ -1,10 +1,11 @@
 /** Files into and out of a guest, over a WebSocket. The frames are described in docs/streams.md. */
 import { AppError } from '@dormouse/api/errors.ts'
-import { type CopyStart, FRAME_MAX } from '@dormouse/api/streams.ts'
+import { type CopyCredit, type CopyStart, FRAME_MAX, HEADER_COST, WINDOW } from '@dormouse/api/streams.ts'
 import { Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { checkInput } from './check-input.ts'
+import { StreamCredit } from './stream-credit.ts'
 import type { GuestDoor } from './uses.ts'
 import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
 
@@ -18,6 +19,7 @@ const Start = Type.Object(
     src_basename: Type.Optional(Type.String({ maxLength: 255, pattern: '^[^/\\u0000]*$', description: 'a name without slashes' })),
     uid: Type.Optional(Type.Integer({ minimum: 0, maximum: 0xffff_fffe })),
     gid: Type.Optional(Type.Integer({ minimum: 0, maximum: 0xffff_fffe })),
+    window: Type.Optional(Type.Integer({ minimum: WINDOW.least, maximum: WINDOW.most })),
   },
   { additionalProperties: false },
 )
@@ -87,13 +89,20 @@ async function* incoming(peer: WebSocketPeer): AsyncGenerator<Uint8Array> {
 async function copyOut(peer: WebSocketPeer, guest: GuestDoor, start: CopyStart, step: Step): Promise<void> {
   // The end of an entry is sent once the next has begun: only then is it known that it was not the last.
   let isOpen = false
+  const credit = new StreamCredit(start.window)
+  peer.gone.addEventListener('abort', () => credit.close())
+  if (start.window !== undefined) void takeCredit(peer, credit)
   for await (const entry of guest.copyFrom(start.guest_path, { followLinks: start.follow_links ?? false }, step)) {
     if (entry.kind === 'data') {
-      for (const chunk of chunksOf(entry.bytes)) await peer.send(chunk)
+      for (const chunk of chunksOf(entry.bytes)) {
+        await credit.takeWhole(chunk.length)
+        await peer.send(chunk)
+      }
     } else if (entry.kind === 'header') {
       if (isOpen) await peer.sendJson({ type: 'end', final: false })
       isOpen = true
       const { kind: _, ...header } = entry
+      await credit.takeWhole(HEADER_COST)
       await peer.sendJson({
         type: 'header',
         path: header.path,
@@ -109,6 +118,14 @@ async function copyOut(peer: WebSocketPeer, guest: GuestDoor, start: CopyStart, 
     if (peer.gone.aborted) return
   }
   await peer.sendJson({ type: 'end', final: true })
+}
+
+/** What else a caller says who reads at his own pace is of no interest. */
+async function takeCredit(peer: WebSocketPeer, credit: StreamCredit): Promise<void> {
+  for await (const frame of peer.frames()) {
+    const value = frame.isText ? (parse(frame) as Partial<CopyCredit> | null | undefined) : undefined
+    if (value?.type === 'credit' && Number.isSafeInteger(value.bytes) && Number(value.bytes) > 0) credit.grant(Number(value.bytes))
+  }
 }
 
 /**
@@ -140,20 +157,18 @@ function looksLikeMessage(chunk: Uint8Array): boolean {
 function readStart(frame: Frame | undefined): CopyStart {
   if (frame === undefined) throw new AppError('invalid_request', `No first frame came within ${FIRST_FRAME_MS / 1000} s`)
   if (!frame.isText) throw new AppError('invalid_request', 'The first frame must be text: what to copy, as JSON')
-  let value: unknown
-  try {
-    value = JSON.parse(frame.data.toString())
-  } catch {
-    throw new AppError('invalid_request', 'The first frame is not valid JSON')
-  }
+  const value = parse(frame)
+  if (value === undefined) throw new AppError('invalid_request', 'The first frame is not valid JSON')
   checkInput(Start, value, 'The first frame')
   return value as CopyStart
 }
 
-function isEnd(frame: Frame): boolean {
+const isEnd = (frame: Frame): boolean => (parse(frame) as { type?: unknown } | null | undefined)?.type === 'end'
+
+function parse(frame: Frame): unknown {
   try {
-    return (JSON.parse(frame.data.toString()) as { type?: unknown }).type === 'end'
+    return JSON.parse(frame.data.toString())
   } catch {
-    return false
+    return undefined
   }
 }

@@ -351,6 +351,184 @@ test('a guest that reads slowly holds the caller back', async (t) => {
   assert.equal(got, 64 * chunk.length)
 })
 
+test('what a slow reader has yet to take is not cut off by the end of the command', async (t) => {
+  const { dial, run } = await house(t)
+  const total = 4 * 1024 * 1024
+  run((exec) => {
+    exec.stdout.write(Buffer.alloc(total, 'x'))
+    exec.end(0)
+  })
+  const line = dial()
+  say(line, start())
+  await line.frame()
+  line.socket.pause()
+  // Ten minutes in which nothing is read.
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  for (let n = 0; n < 100; n++) await new Promise(setImmediate)
+  t.mock.timers.tick(600_000)
+  for (let n = 0; n < 100; n++) await new Promise(setImmediate)
+  t.mock.timers.reset()
+  line.socket.resume()
+  const { frames } = await line.all
+  assert.equal(
+    frames.filter(Buffer.isBuffer).reduce((sum, frame) => sum + frame.length, 0),
+    total,
+  )
+  assert.equal(frames.at(-1), '{"exitCode":0,"message":""}')
+})
+
+test('a caller with a window is sent no more than that of each output until he has taken it', async (t) => {
+  const { dial, run } = await house(t)
+  const total = 300_000
+  run((exec) => {
+    exec.stdout.write(Buffer.alloc(total, 'o'))
+    exec.stderr.write(Buffer.alloc(total, 'e'))
+    exec.end(0)
+  })
+  const line = dial()
+  const window = 100_000
+  say(line, start({ separate_streams: true, window }))
+  const got = { stdout: 0, stderr: 0 }
+  const take = async (until: () => boolean) => {
+    while (!until()) {
+      const frame = await line.frame()
+      const output = Buffer.isBuffer(frame) ? decodeOutput(frame) : undefined
+      if (output) got[output.channel] += output.bytes.length
+    }
+  }
+  await take(() => got.stdout === window && got.stderr === window)
+  // One output does not wait for the other, and no grant is more than a window.
+  say(line, { credit: { channel: 'stderr', bytes: Number.MAX_SAFE_INTEGER } })
+  await take(() => got.stderr === 2 * window)
+  say(line, { credit: { channel: 'stderr', bytes: window } }, { credit: { channel: 'stdout', bytes: 1 } })
+  await take(() => got.stderr === total && got.stdout === window + 1)
+  say(line, { credit: { channel: 'stdout', bytes: window } })
+  await take(() => got.stdout === 2 * window + 1)
+  say(line, { credit: { channel: 'stdout', bytes: window } })
+  const { frames } = await line.all
+  assert.equal(frames.at(-1), '{"exitCode":0,"message":""}')
+})
+
+test('what a caller with a window says is heard while his input waits', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run((exec) => exec.stdout.write(Buffer.alloc(4096, 'o')))
+  const line = dial()
+  say(line, start({ separate_streams: true, window: 2048 }), ...Array.from({ length: 8 }, () => Buffer.alloc(32 * 1024, 'i')), {
+    stdin: 'eof',
+  })
+  await line.frame()
+  say(line, { credit: { channel: 'stdout', bytes: 2048 } }, { signal: 'SIGUSR1' })
+  let output = 0
+  while (output < 2048) {
+    const frame = await line.frame()
+    if (Buffer.isBuffer(frame)) output += frame.length - 1
+  }
+  const [exec] = uses.instances.oneGuest.execs
+  assert.ok(exec)
+  while (!exec.heard.includes('SIGUSR1')) await new Promise(setImmediate)
+  let got = 0
+  for await (const chunk of exec.stdin) got += chunk.length
+  exec.end(0)
+  assert.equal(got, 8 * 32 * 1024)
+  const { frames } = await line.all
+  const credits = frames.flatMap((frame) => (Buffer.isBuffer(frame) ? [] : [JSON.parse(frame).credit ?? 0]))
+  assert.equal(
+    credits.reduce((sum, one) => sum + one, 0),
+    got,
+  )
+})
+
+test('a window of no size, or without separate streams, is refused', async (t) => {
+  const { dial } = await house(t)
+  for (const first of [{ window: 65_536 }, { separate_streams: true, window: 0 }, { separate_streams: true, window: 1e9 }]) {
+    const line = dial()
+    say(line, start(first))
+    assert.match(String((await line.all).frames[0]), /"code":"invalid_request"/)
+  }
+})
+
+/** Until it stays the same: what fits into the buffers on the way is in them. */
+async function settled(figure: () => number): Promise<number> {
+  let before = -1
+  while (before !== figure()) {
+    before = figure()
+    for (let n = 0; n < 20; n++) await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  return before
+}
+
+test('frames without bytes fill no memory either: a guest that reads nothing holds back who sends them', async (t) => {
+  const { dial, run, uses } = await house(t)
+  run(() => undefined)
+  const line = dial()
+  say(line, start(), Buffer.alloc(512 * 1024))
+  while (uses.instances.oneGuest.execs.length === 0) await new Promise(setImmediate)
+  const nothing = Buffer.alloc(0)
+  for (let n = 0; n < 300_000; n++) line.socket.send(nothing)
+  // Six bytes each on the wire; the rest waits where it comes from.
+  assert.ok((await settled(() => line.socket.bufferedAmount)) > 1_000_000)
+})
+
+test('a peer that asks and never reads does not fill memory with answers', async (t) => {
+  const { dial, run, server } = await house(t)
+  run((exec) => exec.stdout.write('x'))
+  for (const flood of [
+    (line: Line) => line.socket.ping(Buffer.alloc(125)),
+    (line: Line) => say(line, { nonsense: true }),
+    (line: Line) => say(line, { signal: 'SIG' }),
+  ]) {
+    const line = dial()
+    say(line, start({ separate_streams: true }))
+    await line.frame()
+    line.socket.pause()
+    for (let n = 0; n < 30_000; n++) flood(line)
+    await settled(() => line.socket.bufferedAmount)
+    const held = [...server.host.websocketServer.clients].map(({ bufferedAmount }) => bufferedAmount)
+    assert.ok(held.length === 1 && (held[0] ?? 0) < 600_000, `${held} bytes wait`)
+    line.socket.terminate()
+    while (server.host.websocketServer.clients.size > 0) await new Promise(setImmediate)
+  }
+})
+
+test('one instance has room for so many, and leaves the others theirs', async (t) => {
+  const { dial, run, uses } = await house(t)
+  uses.instances.add({ name: 'other' })
+  run((exec) => exec.stdout.write('x'))
+  const begin = async (path?: string) => {
+    const line = dial(path)
+    say(line, start())
+    await line.frame()
+    return line
+  }
+  const lines = await Promise.all(Array.from({ length: 64 }, () => begin()))
+  const refusal = (line: Line) =>
+    new Promise<number | undefined>((resolve) => {
+      line.socket.on('unexpected-response', (_, answer) => answer.resume().socket.on('close', () => resolve(answer.statusCode)))
+    })
+  assert.equal(await refusal(dial()), 429)
+  assert.equal(await refusal(dial('/instances/web/cp')), 429)
+  await begin('/instances/other/exec')
+  lines[0]?.socket.terminate()
+  // One that was refused holds no place.
+  for (;;) {
+    const line = dial()
+    const how = await Promise.race([refusal(line), new Promise((resolve) => line.socket.on('open', () => resolve('open')))])
+    if (how === 'open') break
+    assert.equal(how, 429)
+  }
+})
+
+test('who asks without an upgrade hears why it would be refused', async (t) => {
+  const { server } = await house(t)
+  const ask = async (path: string) => {
+    const answer = await server.host.inject(path)
+    return [answer.statusCode, answer.json().code]
+  }
+  assert.deepEqual(await ask('/instances/nobody/exec'), [404, 'not_found'])
+  assert.deepEqual(await ask('/instances/asleep/cp'), [409, 'invalid_state'])
+  assert.deepEqual(await ask('/instances/web/exec'), [400, 'invalid_request'])
+})
+
 test('a frame that is too large ends the connection, and nothing else', async (t) => {
   const { dial, run } = await house(t)
   run((exec) => exec.stdin.resume())

@@ -1,11 +1,12 @@
 /** A command in a guest, over a WebSocket. The frames are described in docs/streams.md. */
 import type { Readable, Writable } from 'node:stream'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import { CHANNEL, EXIT, type ExecStart, FRAME_MAX, type OutputChannel } from '@dormouse/api/streams.ts'
+import { CHANNEL, EXIT, type ExecStart, FRAME_MAX, type OutputChannel, STDIN_WINDOW, WINDOW } from '@dormouse/api/streams.ts'
 import { type Static, Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { checkInput } from './check-input.ts'
+import { StreamCredit } from './stream-credit.ts'
 import type { GuestDoor, GuestExecDoor } from './uses.ts'
 import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
 
@@ -28,11 +29,21 @@ const Start = Type.Object(
     rows: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
     cols: Type.Optional(Type.Integer({ minimum: 0, maximum: 65_535 })),
     separate_streams: Type.Optional(Type.Boolean()),
+    window: Type.Optional(Type.Integer({ minimum: WINDOW.least, maximum: WINDOW.most })),
   },
   strict,
 )
 const Resize = Type.Object({ resize: Type.Object({ rows: Size, cols: Size }, strict) }, strict)
 const Signal = Type.Object({ signal: Type.String({ pattern: '^(SIG)?[A-Z0-9+-]{2,12}$' }) }, strict)
+const OutputCredit = Type.Object(
+  {
+    credit: Type.Object(
+      { channel: Type.Enum(['stdout', 'stderr']), bytes: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }) },
+      strict,
+    ),
+  },
+  strict,
+)
 const StdinEnd = Type.Object({ stdin: Type.Literal('eof') }, strict)
 
 const FIRST_FRAME_MS = 10_000
@@ -89,17 +100,33 @@ async function failExec(peer: WebSocketPeer, error: unknown): Promise<void> {
   await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
 }
 
+/** A command that runs, and who asked for it. */
+interface Session {
+  readonly peer: WebSocketPeer
+  readonly exec: GuestExecDoor
+  readonly start: ExecStart
+  readonly credit: Readonly<Record<OutputChannel, StreamCredit>>
+  readonly input: Stdin
+}
+
 async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart, { signal, log }: Step): Promise<void> {
+  const credit = { stdout: new StreamCredit(start.window), stderr: new StreamCredit(start.window) }
+  const input = new Stdin(exec.stdin, start.window === undefined ? undefined : (bytes) => peer.sendJson({ credit: bytes }))
+  const session: Session = { peer, exec, start, credit, input }
+  peer.gone.addEventListener('abort', () => {
+    for (const one of Object.values(credit)) one.close()
+  })
   // An error event that no one hears would end the daemon; what matters of it comes by `exit`.
   for (const stream of [exec.stdin, exec.stdout, exec.stderr]) stream.on('error', (error) => log.debug({ err: error }, 'exec stream'))
   try {
     const limit = start.timeout ? AbortSignal.timeout(Math.ceil(start.timeout * 1000)) : undefined
     const killed = killedAfter(AbortSignal.any([signal, ...(limit ? [limit] : [])]), exec)
-    const output = Promise.all([pump(exec.stdout, 'stdout', peer, start), pump(exec.stderr, 'stderr', peer, start)])
+    const output = Promise.all([pump(exec.stdout, 'stdout', session), pump(exec.stderr, 'stderr', session)])
     output.catch(() => undefined)
-    void feed(peer, exec, start).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
+    void feed(session).catch((error: unknown) => log.debug({ err: error }, 'exec input ended'))
     const exit = await Promise.race([exec.exit, killed])
-    await within(DRAIN_MS, output)
+    // Of a command whose end the guest has told, all output is here: its reader takes the time that he needs.
+    await (exit === KILLED ? within(DRAIN_MS, output) : output.catch(() => undefined))
     if (couldNotRun(exit)) await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${exit.message}\r\n`)))
     await peer.sendJson(
       limit?.aborted === true && !signal.aborted
@@ -129,11 +156,15 @@ function killedAfter(ending: AbortSignal, exec: GuestExecDoor): Promise<typeof K
 }
 
 /** Guest to peer, at the pace of the peer. */
-async function pump(source: Readable, channel: OutputChannel, peer: WebSocketPeer, start: ExecStart): Promise<void> {
+async function pump(source: Readable, channel: OutputChannel, { peer, start, credit }: Session): Promise<void> {
   // One byte is the channel's.
   const longest = FRAME_MAX - 1
   for await (const chunk of source as AsyncIterable<Buffer>) {
-    for (let at = 0; at < chunk.length; at += longest) await peer.send(framed(start, channel, chunk.subarray(at, at + longest)))
+    for (let at = 0; at < chunk.length; ) {
+      const size = await credit[channel].take(Math.min(longest, chunk.length - at))
+      await peer.send(framed(start, channel, chunk.subarray(at, at + size)))
+      at += size
+    }
     if (peer.gone.aborted) return
   }
 }
@@ -143,33 +174,70 @@ function framed(start: ExecStart, channel: OutputChannel, bytes: Uint8Array): Ui
 }
 
 /** Peer to guest, at the pace of the guest. Only clients that ask for separate streams know of signals and an end of stdin. */
-async function feed(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart): Promise<void> {
+async function feed(session: Session): Promise<void> {
+  const { peer, exec, start, input } = session
   for await (const frame of peer.frames()) {
-    if (frame.isText && (start.separate_streams === true ? control(frame, exec, peer) : start.tty === true && resize(frame, exec))) continue
-    await write(exec.stdin, frame.data)
+    if (!frame.isText) await input.write(frame.data)
+    else if (start.separate_streams === true) await control(frame, session)
+    else if (start.tty !== true || !(await resize(frame, exec))) await input.write(frame.data)
+  }
+}
+
+/**
+ * Standard input. That of a caller with a window waits here, so that what he says of his outputs is heard meanwhile: a command that
+ * reads on only once its output is taken would wait for ever otherwise. Who sends more than he may is held up as all others are.
+ */
+class Stdin {
+  readonly #stdin: Writable
+  readonly #took: ((bytes: number) => Promise<void>) | undefined
+  #waiting = 0
+  #writing: Promise<void> = Promise.resolve()
+
+  constructor(stdin: Writable, took: ((bytes: number) => Promise<void>) | undefined) {
+    this.#stdin = stdin
+    this.#took = took
+  }
+
+  async write(data: Buffer): Promise<void> {
+    this.#waiting += data.length
+    this.#writing = this.#writing.then(async () => {
+      await write(this.#stdin, data)
+      this.#waiting -= data.length
+      await this.#took?.(data.length)
+    })
+    if (this.#took === undefined || this.#waiting > STDIN_WINDOW) await this.#writing
+  }
+
+  /** After all that was written. */
+  end(): void {
+    this.#writing = this.#writing.then(() => void this.#stdin.end())
   }
 }
 
 /** Text frames are control and nothing else; one that is none is told of, and the command goes on. */
-function control(frame: Frame, exec: GuestExecDoor, peer: WebSocketPeer): true {
+async function control(frame: Frame, { peer, exec, credit, input }: Session): Promise<void> {
   const value = parse(frame)
   try {
-    if (isObjectWith(value, 'resize')) resize(frame, exec)
+    if (isObjectWith(value, 'resize')) await resize(frame, exec)
     else if (isObjectWith(value, 'signal')) {
       checkInput(Signal, value, 'The frame')
       const { signal } = value as Static<typeof Signal>
-      exec.signal(signal.startsWith('SIG') ? signal : `SIG${signal}`)
+      await exec.signal(signal.startsWith('SIG') ? signal : `SIG${signal}`)
+    } else if (isObjectWith(value, 'credit')) {
+      checkInput(OutputCredit, value, 'The frame')
+      const { channel, bytes } = (value as Static<typeof OutputCredit>).credit
+      credit[channel].grant(bytes)
     } else {
       checkInput(StdinEnd, value, 'The frame')
-      exec.stdin.end()
+      input.end()
     }
   } catch (error) {
-    void peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+    // Who asks wrongly again and again waits until he has read what he was told.
+    await peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
   }
-  return true
 }
 
-function resize(frame: Frame, exec: GuestExecDoor): boolean {
+async function resize(frame: Frame, exec: GuestExecDoor): Promise<boolean> {
   const value = parse(frame)
   if (!isObjectWith(value, 'resize')) return false
   try {
@@ -178,7 +246,7 @@ function resize(frame: Frame, exec: GuestExecDoor): boolean {
     return true
   }
   const { rows, cols } = (value as Static<typeof Resize>).resize
-  exec.resize(rows, cols)
+  await exec.resize(rows, cols)
   return true
 }
 
@@ -201,7 +269,11 @@ function readStart(frame: Frame | undefined): ExecStart {
   const value = parse(frame)
   if (value === undefined) throw new AppError('invalid_request', 'The first frame is not valid JSON')
   checkInput(Start, value, 'The first frame')
-  return value as ExecStart
+  const start = value as ExecStart
+  if (start.window !== undefined && start.separate_streams !== true) {
+    throw new AppError('invalid_request', 'A `window` needs `separate_streams`: without them there are no frames to say what was taken')
+  }
+  return start
 }
 
 function requestOf(start: ExecStart) {

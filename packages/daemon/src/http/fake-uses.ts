@@ -10,6 +10,7 @@ import { PciIds } from '../devices/pci-ids.ts'
 import { noSysfs } from '../host/sysfs.ts'
 import { type RegistryCode, RegistryError } from '../images/registry/registry-error.ts'
 import type { CreateInstance, Instance, InstanceId } from '../instances/instance.ts'
+import type { LogBatch } from '../instances/log-lines.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import { createId } from '../lib/create-id.ts'
 import { silentLogger } from '../log.ts'
@@ -239,8 +240,8 @@ class FakeInstances implements InstancesDoor {
     const figures = { cpuSeconds: 1.5, memoryRssBytes: 1024, memoryVmsBytes: 2048, networkRxBytes: 1, networkTxBytes: 2 }
     return { instance: this.get(id), ...figures }
   }
-  async *#lines(options: Parameters<InstancesDoor['logs']>[1]): AsyncGenerator<readonly string[]> {
-    yield options.tail === 0 ? [] : this.lines.slice(-options.tail)
+  async *#lines(options: Parameters<InstancesDoor['logs']>[1]): AsyncGenerator<LogBatch> {
+    yield { lines: options.tail === 0 ? [] : this.lines.slice(-options.tail), place: 'log-0' }
     if (!options.follow) return
     await new Promise((resolve) => options.signal.addEventListener('abort', resolve, { once: true }))
     this.followed.resolve()
@@ -471,6 +472,7 @@ export function fakeUses(events: readonly RecordedEvent[] = []): FakeUses {
     },
     registry: emptyRegistry,
     events: {
+      latestId: () => events.at(-1)?.id ?? 0,
       async *subscribe({ after = 0, signal }) {
         yield events.filter((event) => event.id > after)
         if (signal && !signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))

@@ -26,6 +26,7 @@ import type {
   UpdateInstance,
   WaitResult,
 } from '../instances/instance.ts'
+import type { LogBatch } from '../instances/log-lines.ts'
 import type { Reclaimed, ReclaimRequest } from '../instances/memory-reclaim.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -87,7 +88,7 @@ export interface InstancesDoor {
   /** What writable disks take of the host's, each up to its full size. */
   diskBytes(): number | Promise<number>
   /** Lines, in batches. Throws `log_not_found` when there is no such log and none is to come. */
-  logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<readonly string[]>>
+  logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<LogBatch>>
   /** Throws `invalid_state` unless Running. */
   guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat'): Promise<GuestDoor>
 }
@@ -146,6 +147,8 @@ export interface DevicesDoor {
 export interface LogOptions {
   readonly source: LogSource
   readonly tail: number
+  /** In place of `tail`: everything from the place that a batch has named. */
+  readonly from?: string
   readonly follow: boolean
   readonly untilStopped: boolean
   readonly signal: AbortSignal
@@ -197,6 +200,8 @@ export interface GarbageDoor {
 }
 
 export interface EventsDoor {
+  /** 0 when nothing has happened yet. */
+  latestId(): number
   subscribe(options: { after?: number; signal?: AbortSignal }): AsyncIterable<readonly RecordedEvent[]>
 }
 
@@ -266,8 +271,10 @@ export interface GuestExecDoor {
   readonly stdout: Readable
   readonly stderr: Readable
   readonly exit: Promise<{ readonly code: number; readonly message: string }>
-  resize(rows: number, cols: number): void
-  signal(name: string): void
+  /** Both resolve once they are on their way; a guest that reads nothing holds up who asks for more. */
+  resize(rows: number, cols: number): void | Promise<void>
+  /** Rejects with `invalid_request` for a name that is none. */
+  signal(name: string): void | Promise<void>
   kill(): void
 }
 

@@ -1,7 +1,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { WebSocket } from '@fastify/websocket'
 import type { FastifyRequest } from 'fastify'
-import type { InstanceId } from '../instances/instance.ts'
+import type { Instance, InstanceId } from '../instances/instance.ts'
 import { type Authority, hostCaller } from './auth.ts'
 import { copyFiles } from './cp.ts'
 import { runExec } from './exec.ts'
@@ -9,6 +9,8 @@ import type { GuestDoor, ServerUses } from './uses.ts'
 import { WebSocketPeer } from './web-socket-peer.ts'
 
 const CONNECTIONS_MAX = 512
+/** So that one instance leaves room for the others. */
+const INSTANCE_CONNECTIONS_MAX = 64
 const CONNECT_LIMIT_MS = 15_000
 
 export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
@@ -19,7 +21,7 @@ export class WebSocketGate {
   readonly #authority: Pick<Authority, 'watch'>
   readonly #closing: AbortSignal
   readonly #guests = new WeakMap<FastifyRequest, { readonly guest: GuestDoor; readonly instance: InstanceId }>()
-  #open = 0
+  readonly #open = new Map<InstanceId, number>()
 
   constructor(uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
     this.#uses = uses
@@ -28,15 +30,16 @@ export class WebSocketGate {
   }
 
   async admit(request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
-    if (!request.ws) return
-    if (this.#open >= CONNECTIONS_MAX) throw new AppError('rate_limited', `${CONNECTIONS_MAX} commands and copies are under way already`)
     const { instances } = this.#uses
     const log = this.#logOf(request)
     const instance = instances.resolve((request.params as { id: string }).id)
+    this.#checkRoom(instance)
+    // Counted from here on: the others who are on their way would not be seen otherwise.
+    if (request.ws) this.#count(instance.id, request)
     const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
     const operation = id === 'execInstance' ? 'exec' : 'copy'
     this.#guests.set(request, { guest: await instances.guest(instance.id, { signal, log }, operation), instance: instance.id })
-    log.debug({ instance: instance.id, route: id }, 'websocket opened')
+    if (request.ws) log.debug({ instance: instance.id, route: id }, 'websocket opened')
   }
 
   async serve(socket: WebSocket, request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
@@ -45,16 +48,31 @@ export class WebSocketGate {
     const admitted = this.#guests.get(request)
     if (!admitted) return peer.close(1011, 'not admitted')
     const { guest, instance } = admitted
-    this.#open++
     // What a token has opened ends with it.
     using token = this.#authority.watch(request.caller ?? hostCaller)
     using _awake = this.#uses.autoStandby.beginSession(instance)
-    try {
-      const uses = { guest, log: this.#logOf(request), closing: AbortSignal.any([this.#closing, token.signal]) }
-      await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
-    } finally {
-      this.#open--
+    const uses = { guest, log: this.#logOf(request), closing: AbortSignal.any([this.#closing, token.signal]) }
+    await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
+  }
+
+  #checkRoom({ id, name }: Instance): void {
+    const all = [...this.#open.values()].reduce((sum, count) => sum + count, 0)
+    if (all >= CONNECTIONS_MAX) throw new AppError('rate_limited', `${CONNECTIONS_MAX} commands and copies are under way already`)
+    if ((this.#open.get(id) ?? 0) >= INSTANCE_CONNECTIONS_MAX) {
+      throw new AppError('rate_limited', `${INSTANCE_CONNECTIONS_MAX} commands and copies are under way in ${name} already`, {
+        hint: 'Wait for one of them to end',
+      })
     }
+  }
+
+  /** Until its connection closes, whatever becomes of the request. */
+  #count(id: InstanceId, request: FastifyRequest): void {
+    this.#open.set(id, (this.#open.get(id) ?? 0) + 1)
+    request.raw.socket.once('close', () => {
+      const left = (this.#open.get(id) ?? 1) - 1
+      if (left > 0) this.#open.set(id, left)
+      else this.#open.delete(id)
+    })
   }
 
   #logOf(request: FastifyRequest): ServerUses['log'] {

@@ -5,15 +5,20 @@ export interface Frame {
   readonly data: Buffer
 }
 
-/** Frames that may wait for their reader; beyond it the socket is not read. */
+/** Bytes of frames that may wait for their reader; beyond it the socket is not read. */
 const INBOX_MAX = 256 * 1024
+/** What holding a frame costs beside its bytes: those without any are not for nothing. */
+const FRAME_COST = 512
 /** Bytes that may wait for the peer; beyond it `send` waits. */
 const OUTBOX_MAX = 256 * 1024
 const PING_MS = 20_000
+/** An hour: so long a peer may leave unread what was sent to it, who then cannot see the pings that lie behind it. */
+const STALLED_TURNS_MAX = 180
 
 /**
  * One WebSocket with backpressure both ways: frames are read as fast as `frames()` is, and `send` waits for a slow peer. A peer
- * that answers no ping is dropped. `gone` fires once the socket has closed for any reason.
+ * that answers no ping is dropped; one that may only be behind in reading, a pager at a terminal, after an hour. `gone` fires once the
+ * socket has closed for any reason. It must have been made without answers of its own to pings (`autoPong`).
  */
 export class WebSocketPeer implements Disposable {
   readonly #socket: WebSocket
@@ -22,14 +27,26 @@ export class WebSocketPeer implements Disposable {
   readonly #ping: NodeJS.Timeout
   #inboxBytes = 0
   #isPaused = false
-  #isAlive = true
+  /** Turns of the ping in which nothing was heard of the peer. */
+  #quietTurns = 0
+  #isPinged = false
+  #hasSentSincePing = false
+  #mayBeBehind = false
   #wake: (() => void) | undefined
 
   constructor(socket: WebSocket, options: { pingMs?: number } = {}) {
     this.#socket = socket
     socket.on('message', (data: Buffer, isBinary: boolean) => this.#receive({ isText: !isBinary, data }))
     socket.on('pong', () => {
-      this.#isAlive = true
+      this.#hear()
+      this.#isPinged = false
+      // What went before the ping was read.
+      this.#mayBeBehind = this.#hasSentSincePing
+    })
+    // A peer that asks and does not read must not fill memory with answers.
+    socket.on('ping', (data: Buffer) => {
+      this.#hear()
+      if (socket.bufferedAmount < OUTBOX_MAX) socket.pong(data)
     })
     socket.on('error', () => socket.terminate())
     socket.on('close', () => {
@@ -68,8 +85,13 @@ export class WebSocketPeer implements Disposable {
   /** Resolves when little enough waits for the peer. What cannot be sent any more is dropped: `gone` tells. */
   async send(data: string | Uint8Array): Promise<void> {
     if (this.#socket.readyState !== this.#socket.OPEN) return
+    this.#hasSentSincePing = true
+    this.#mayBeBehind = true
     const sent = new Promise<void>((resolve) => this.#socket.send(data, () => resolve()))
-    if (this.#socket.bufferedAmount > OUTBOX_MAX) await sent
+    if (this.#socket.bufferedAmount <= OUTBOX_MAX) return
+    await sent
+    // It has made room.
+    this.#hear()
   }
 
   sendJson(value: unknown): Promise<void> {
@@ -94,8 +116,9 @@ export class WebSocketPeer implements Disposable {
   }
 
   #receive(frame: Frame): void {
+    this.#hear()
     this.#inbox.push(frame)
-    this.#inboxBytes += frame.data.length
+    this.#inboxBytes += frame.data.length + FRAME_COST
     if (this.#inboxBytes > INBOX_MAX && !this.#isPaused) {
       this.#isPaused = true
       this.#socket.pause()
@@ -105,7 +128,7 @@ export class WebSocketPeer implements Disposable {
 
   #take(): Frame | undefined {
     const frame = this.#inbox.shift()
-    if (frame) this.#inboxBytes -= frame.data.length
+    if (frame) this.#inboxBytes -= frame.data.length + FRAME_COST
     if (this.#inboxBytes <= INBOX_MAX / 2) this.#resume()
     return frame
   }
@@ -116,13 +139,22 @@ export class WebSocketPeer implements Disposable {
     this.#socket.resume()
   }
 
+  #hear(): void {
+    this.#quietTurns = 0
+  }
+
   #checkAlive(): void {
-    // Its pong may wait behind frames that are not read.
-    if (!this.#isAlive && !this.#isPaused) {
+    // Nothing can be heard of a peer that is not read. One that has gone is found out by the ping, which the kernel cannot deliver.
+    if (this.#isPaused) this.#hear()
+    this.#quietTurns++
+    const limit = this.#mayBeBehind ? STALLED_TURNS_MAX : 1
+    if (this.#quietTurns > limit) {
       this.#socket.terminate()
       return
     }
-    this.#isAlive = false
+    if (this.#isPinged && !this.#isPaused) return
+    this.#isPinged = true
+    this.#hasSentSincePing = false
     this.#socket.ping()
   }
 }

@@ -488,9 +488,11 @@ test('the daemon’s own lines about an instance are among its logs', async () =
   const instances = await house.begin()
   const { id } = await running(house, 'a', { cmd: ['echo', 'hello'] })
   await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
-  const lines = (await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))).flat()
+  const lines = (await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))).flatMap((batch) => batch.lines)
   assert.ok(lines.some((line) => JSON.parse(line).msg === 'instance changed'))
-  const app = (await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))).flat()
+  const app = (await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))).flatMap(
+    (batch) => batch.lines,
+  )
   assert.deepEqual(app, ['hello'])
 })
 

@@ -49,7 +49,7 @@ import { instanceLogger } from './instance-log.ts'
 import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
 import { bandwidthOf, checkDiskRate, checkEnv, checkHotplug, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
-import { isLogThere, readLog } from './log-lines.ts'
+import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
 import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
 import { admitNetwork, networkDemandOf } from './network-admission.ts'
@@ -69,6 +69,7 @@ import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
+import { SharedReads } from './shared-reads.ts'
 import { SleepCompressions } from './sleep-compressions.ts'
 import { holdsDevice, nicOf, vmSpecOf } from './vm-spec-of.ts'
 import { type WaitFor, waitForState } from './wait.ts'
@@ -108,6 +109,7 @@ export class Instances implements AsyncDisposable {
   readonly #snapshots: SnapshotRows
   readonly #points: Points
   readonly #consolidations: Consolidations
+  readonly #logReads = new SharedReads()
   readonly #compressions: SleepCompressions
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
@@ -641,10 +643,10 @@ export class Instances implements AsyncDisposable {
    */
   async logs(
     id: InstanceId,
-    options: { source?: LogSource; tail?: number; follow?: boolean; untilStopped?: boolean; signal?: AbortSignal },
-  ): Promise<AsyncIterable<readonly string[]>> {
+    options: { source?: LogSource; tail?: number; from?: string; follow?: boolean; untilStopped?: boolean; signal?: AbortSignal },
+  ): Promise<AsyncIterable<LogBatch>> {
     const { name } = this.get(id)
-    const { source = 'app', tail = 100, follow = false, untilStopped = false, signal } = options
+    const { source = 'app', tail = 100, from, follow = false, untilStopped = false, signal } = options
     const isOver = (): boolean => {
       const instance = this.find(id)
       return instance === undefined || (untilStopped && isResting(instance.state) && !this.isBusy(id))
@@ -655,7 +657,9 @@ export class Instances implements AsyncDisposable {
     }
     return readLog(path, {
       tail,
+      ...(from !== undefined && { from }),
       follow,
+      shared: this.#logReads,
       isOver,
       onChange: (listener) => this.#onChange(id, listener),
       ...(signal === undefined ? {} : { signal }),

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import fc from 'fast-check'
-import { CHUNK, MAX_LINE, type ReadLog, readLog } from './log-lines.ts'
+import { CHUNK, type LogBatch, MAX_LINE, type ReadLog, readLog } from './log-lines.ts'
+import { SharedReads } from './shared-reads.ts'
 
 function logIn(t: TestContext): string {
   const dir = mkdtempSync(join(tmpdir(), 'log-'))
@@ -15,8 +16,10 @@ function logIn(t: TestContext): string {
 const tail = (path: string, count: number) => Array.fromAsync(linesOf(path, { tail: count, follow: false }))
 
 async function* linesOf(path: string, options: ReadLog): AsyncGenerator<string> {
-  for await (const batch of readLog(path, options)) yield* batch
+  for await (const { lines } of readLog(path, options)) yield* lines
 }
+
+const batchesOf = (path: string, count: number) => Array.fromAsync(readLog(path, { tail: count, follow: false }), ({ lines }) => [...lines])
 
 test('the last lines come, whole and in order', async (t) => {
   const path = logIn(t)
@@ -80,12 +83,12 @@ test('whatever the bytes are, each line is what it would be alone', async (t) =>
 test('lines come in batches, bounded in lines and in bytes', async (t) => {
   const path = logIn(t)
   writeFileSync(path, '\n'.repeat(100_000))
-  const empty = await Array.fromAsync(readLog(path, { tail: 100_000, follow: false }))
+  const empty = await batchesOf(path, 100_000)
   assert.equal(empty.flat().length, 100_000)
   assert.ok(empty.length <= 1 + Math.ceil(100_000 / CHUNK), `${empty.length} batches`)
   for (const batch of empty) assert.ok(batch.length <= CHUNK)
   writeFileSync(path, `${'x'.repeat(MAX_LINE)}\n`.repeat(10))
-  const long = await Array.fromAsync(readLog(path, { tail: 10, follow: false }))
+  const long = await batchesOf(path, 10)
   assert.equal(long.flat().length, 10)
   for (const batch of long) assert.ok(batch.join('').length <= CHUNK + MAX_LINE)
 })
@@ -177,4 +180,66 @@ test('a flood is read only as fast as it is taken', async (t) => {
   }
   assert.equal(count, 20_000)
   assert.ok(process.memoryUsage().rss - before < 64 << 20)
+})
+
+test('whoever comes back with a place goes on there, over a rotation too', async (t) => {
+  const path = logIn(t)
+  const rest = (from: string) => Array.fromAsync(linesOf(path, { tail: 0, from, follow: false }))
+  writeFileSync(path, 'one\ntwo\nthr')
+  const places: string[] = []
+  for await (const { lines, place } of readLog(path, { tail: 10, follow: false })) {
+    places.push(place)
+    assert.ok(places.length < 4, lines.join())
+  }
+  const [begin = '', afterTwo = '', end = ''] = places
+  assert.deepEqual(await rest(begin), ['one', 'two', 'thr'])
+  appendFileSync(path, 'ee\nfour\n')
+  assert.deepEqual(await rest(afterTwo), ['three', 'four'])
+  assert.deepEqual(await rest(end), ['ee', 'four'])
+  renameSync(path, `${path}.1`)
+  assert.deepEqual(await rest(afterTwo), ['three', 'four'])
+  writeFileSync(path, 'five\n')
+  assert.deepEqual(await rest(afterTwo), ['three', 'four', 'five'])
+  renameSync(path, `${path}.1`)
+  writeFileSync(path, 'six\n')
+  for (const from of [afterTwo, 'none-0', 'x', '../etc']) assert.deepEqual(await rest(from), ['five', 'six'], from)
+})
+
+test('a line that a rotation falls into stays one line', async (t) => {
+  const path = logIn(t)
+  writeFileSync(`${path}.1`, 'one\nha')
+  writeFileSync(path, 'lf\ntwo\n')
+  assert.deepEqual(await tail(path, 4), ['one', 'half', 'two'])
+})
+
+test('those who share what they read are given the same, wherever they begin, and the same batches where they stand together', async (t) => {
+  const path = logIn(t)
+  const line = fc.oneof(
+    fc.string({ maxLength: 30 }),
+    fc.nat(CHUNK * 2).map((length) => 'x'.repeat(length)),
+  )
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(
+        line.map((text) => text.replace(/[\n\r]/g, '.')),
+        { minLength: 1, maxLength: 200 },
+      ),
+      async (lines) => {
+        writeFileSync(path, `${lines.join('\n')}\n`)
+        const shared = new SharedReads()
+        const [all, again, last] = await Promise.all(
+          [lines.length, lines.length, 3].map((count) => Array.fromAsync(readLog(path, { tail: count, follow: false, shared }))),
+        )
+        const textOf = (batches: readonly LogBatch[] = []) => batches.flatMap((batch) => [...batch.lines])
+        assert.deepEqual(textOf(all), lines)
+        assert.deepEqual(textOf(again), lines)
+        assert.deepEqual(textOf(last), lines.slice(-3))
+      },
+    ),
+    { numRuns: 50 },
+  )
+  writeFileSync(path, 'a\nb\n')
+  const shared = new SharedReads()
+  const [one, other] = await Promise.all([1, 2].map(() => Array.fromAsync(readLog(path, { tail: 2, follow: false, shared }))))
+  assert.equal(one?.[1], other?.[1])
 })

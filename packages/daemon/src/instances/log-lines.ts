@@ -5,13 +5,18 @@
  * for each line. Memory is bounded whatever it writes: a line longer than `MAX_LINE` comes in pieces, and a batch holds at most
  * `CHUNK` lines, or `CHUNK + MAX_LINE` bytes of the file.
  */
-import { watch } from 'node:fs'
+import { type Stats, watch } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import type { SharedReads } from './shared-reads.ts'
 
 export interface ReadLog {
   /** So many of the last lines first. */
   readonly tail: number
+  /** In place of `tail`: everything from the place that a batch has named. When that was rotated away, all that is left. */
+  readonly from?: string
+  /** What others have read of this log a moment ago. */
+  readonly shared?: SharedReads
   /** Then those that are yet to come, until `signal` aborts or `isOver` says that none will. */
   readonly follow: boolean
   readonly signal?: AbortSignal
@@ -19,6 +24,12 @@ export interface ReadLog {
   readonly isOver?: () => boolean
   /** Registers what is to be called when `isOver` may have changed. */
   readonly onChange?: (listener: () => void) => Disposable
+}
+
+export interface LogBatch {
+  readonly lines: readonly string[]
+  /** Where the line after these begins. */
+  readonly place: string
 }
 
 export const MAX_LINE = 64 * 1024
@@ -40,73 +51,162 @@ export async function isLogThere(path: string): Promise<boolean> {
 const olderHalf = (path: string): string => `${path}.1`
 
 /** A file that is not there yet counts as empty. The first batch is an empty one: what is written from then on will be read. */
-export async function* readLog(path: string, options: ReadLog): AsyncGenerator<readonly string[], void, void> {
-  const { follow, signal } = options
-  const lines = new LineCutter()
-  let handle = await openIfThere(path)
+export async function* readLog(path: string, options: ReadLog): AsyncGenerator<LogBatch, void, void> {
+  const { follow, signal, shared } = options
   // The watch begins before the first read, so that no growth falls between.
   using growth = follow ? new Growth(path, options) : undefined
+  let file: LogFile | undefined
   try {
-    const inFile = handle === undefined ? { offset: 0, lines: 0 } : await findTail(handle, options.tail)
-    let at = inFile.offset
-    {
-      await using older = inFile.lines < options.tail ? await openIfThere(olderHalf(path)) : undefined
-      yield []
-      if (older !== undefined) yield* readOlder(older, options.tail - inFile.lines, signal)
-    }
-    const buffer = Buffer.alloc(CHUNK)
+    file = await openAtBegin(path, options)
+    yield { lines: [], place: file?.place ?? 'none-0' }
     while (!signal?.aborted) {
       // Asked before reading: what was written before it was over is then read below.
       const isOver = options.isOver?.() ?? false
       const seen = growth?.count ?? 0
-      if (handle !== undefined) {
-        for (;;) {
-          const { bytesRead } = await handle.read(buffer, 0, CHUNK, at)
-          if (signal?.aborted) return
-          if (bytesRead === 0) break
-          at += bytesRead
-          const batch = lines.cut(buffer.subarray(0, bytesRead))
-          if (batch.length > 0) yield batch
-        }
+      for (let batch = await file?.read(shared); batch !== undefined; batch = await file?.read(shared)) {
+        if (signal?.aborted) return
+        if (batch.lines.length > 0) yield batch
       }
-      const next = await successorOf(path, handle, at)
+      if (signal?.aborted) return
+      const next = await successorOf(path, file)
       if (next.kind === 'file') {
-        await handle?.close()
-        handle = next.handle
-        at = 0
+        // A rotation may fall into a line.
+        if (file !== undefined) next.file.goOnFrom(file)
+        await file?.[Symbol.asyncDispose]()
+        file = next.file
         continue
       }
       if (next.kind === 'truncated') {
-        at = 0
+        shared?.forget()
+        file?.rewind()
         continue
       }
       if (!follow || isOver) break
       await growth?.after(seen)
     }
-    const rest = lines.rest()
-    if (rest !== undefined && !signal?.aborted) yield [rest]
+    const rest = file?.rest()
+    if (rest !== undefined && !signal?.aborted) yield rest
   } finally {
-    await handle?.close()
+    await file?.[Symbol.asyncDispose]()
   }
 }
 
-async function* readOlder(
-  handle: FileHandle,
-  count: number,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<readonly string[], void, void> {
-  const lines = new LineCutter()
-  let { offset } = await findTail(handle, count)
-  const buffer = Buffer.alloc(CHUNK)
-  while (!signal?.aborted) {
-    const { bytesRead } = await handle.read(buffer, 0, CHUNK, offset)
-    if (bytesRead === 0) break
-    offset += bytesRead
-    const batch = lines.cut(buffer.subarray(0, bytesRead))
-    if (batch.length > 0) yield batch
+/** The file in which to begin, the older half or the newer, at its place; undefined when nothing has begun to write it. */
+async function openAtBegin(path: string, { tail, from }: ReadLog): Promise<LogFile | undefined> {
+  await using unused = new AsyncDisposableStack()
+  const file = unused.use(await LogFile.open(path))
+  const older = unused.use(await LogFile.open(olderHalf(path)))
+  let first = file
+  if (from !== undefined) {
+    const [, generation, offset] = PLACE.exec(from) ?? []
+    const known = [file, older].find((one) => one?.generation === generation)
+    first = known ?? older ?? file
+    if (known !== undefined) known.at = Number(offset)
+  } else {
+    const inFile = await file?.findTail(tail)
+    const missing = tail - (inFile?.lines ?? 0)
+    if (file !== undefined) file.at = inFile?.offset ?? 0
+    if (older !== undefined && missing > 0) {
+      older.at = (await older.findTail(missing)).offset
+      first = older
+    }
   }
-  const rest = lines.rest()
-  if (rest !== undefined && !signal?.aborted) yield [rest]
+  unused.move()
+  for (const one of [file, older]) if (one !== first) await one?.[Symbol.asyncDispose]()
+  return first
+}
+
+const PLACE = /^([0-9a-z.]{1,40})-(\d{1,15})$/
+
+/** One of the two files of a log, read line by line. */
+class LogFile implements AsyncDisposable {
+  /** Another file under the same name has another one, also where it was given the same inode. */
+  readonly generation: string
+  readonly inode: number
+  readonly #handle: FileHandle
+  readonly #lines = new LineCutter()
+  /** Made when it is needed: most of those who follow find that another has read. */
+  #buffer: Buffer | undefined
+  /** Where the line began that the file before this one ended in. */
+  #begunAt: string | undefined
+  at = 0
+
+  private constructor(handle: FileHandle, { ino, birthtimeMs }: Stats) {
+    this.#handle = handle
+    this.inode = ino
+    this.generation = `${ino.toString(36)}.${Math.trunc(birthtimeMs * 1000).toString(36)}`
+  }
+
+  static async open(path: string): Promise<LogFile | undefined> {
+    const handle = await openIfThere(path)
+    return handle && new LogFile(handle, await handle.stat())
+  }
+
+  stat(): Promise<Stats> {
+    return this.#handle.stat()
+  }
+
+  /** Where the next line begins. */
+  get place(): string {
+    return this.#begunAt ?? `${this.generation}-${this.at - this.#lines.held}`
+  }
+
+  /** From the beginning again. */
+  rewind(): void {
+    this.at = 0
+    this.#lines.drop()
+  }
+
+  /** Takes over what `older` ended with. */
+  goOnFrom(older: LogFile): void {
+    if (older.#lines.held === 0) return
+    this.#begunAt = older.place
+    this.#lines.takeFrom(older.#lines)
+  }
+
+  /** What comes next; without lines where a line goes on. Undefined at the end of the file. */
+  async read(shared?: SharedReads): Promise<LogBatch | undefined> {
+    if (shared === undefined || this.#lines.held > 0) return this.#readOn()
+    let isOwn = false
+    let own: LogBatch | undefined
+    const found = await shared.at(this.generation, this.at, async () => {
+      isOwn = true
+      own = await this.#readOn()
+      return own && this.#lines.held === 0 ? { batch: own, next: this.at } : undefined
+    })
+    if (isOwn) return own
+    // That another has found nothing there was true before the file grew: everyone finds the end himself.
+    if (found === undefined) return this.#readOn()
+    this.at = found.next
+    return found.batch
+  }
+
+  async #readOn(): Promise<LogBatch | undefined> {
+    this.#buffer ??= Buffer.allocUnsafe(CHUNK)
+    const { bytesRead } = await this.#handle.read(this.#buffer, 0, CHUNK, this.at)
+    if (bytesRead === 0) return undefined
+    this.at += bytesRead
+    const { lines, isCut } = this.#lines.cut(this.#buffer.subarray(0, bytesRead))
+    if (lines.length > 0) this.#begunAt = undefined
+    // Back to where a line begins: there others may stand too.
+    if (isCut) this.at -= this.#lines.drop()
+    return { lines, place: this.place }
+  }
+
+  /** What came after the last newline. */
+  rest(): LogBatch | undefined {
+    const rest = this.#lines.rest()
+    return rest === undefined ? undefined : { lines: [rest], place: `${this.generation}-${this.at}` }
+  }
+
+  /** Where the last `count` lines begin, and how many there are. */
+  findTail(count: number): Promise<{ offset: number; lines: number }> {
+    return findTail(this.#handle, count)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#handle.close()
+  }
 }
 
 /** Where the last `count` lines begin, and how many there are. */
@@ -128,20 +228,20 @@ async function findTail(handle: FileHandle, count: number): Promise<{ offset: nu
   return { offset: 0, lines: lines + 1 }
 }
 
-type Successor = { readonly kind: 'none' } | { readonly kind: 'truncated' } | { readonly kind: 'file'; readonly handle: FileHandle }
+type Successor = { readonly kind: 'none' } | { readonly kind: 'truncated' } | { readonly kind: 'file'; readonly file: LogFile }
 
-/** What is to be read once the end of `handle` is reached. */
-async function successorOf(path: string, handle: FileHandle | undefined, at: number): Promise<Successor> {
+/** What is to be read once the end of `file` is reached. */
+async function successorOf(path: string, file: LogFile | undefined): Promise<Successor> {
   const now = await stat(path).catch(() => undefined)
   if (now === undefined) return { kind: 'none' }
-  if (handle !== undefined) {
-    const held = await handle.stat()
-    if (held.ino === now.ino && held.dev === now.dev) return held.size < at ? { kind: 'truncated' } : { kind: 'none' }
+  if (file !== undefined) {
+    // The file is held open, so no other can have its inode.
+    if (file.inode === now.ino) return now.size < file.at ? { kind: 'truncated' } : { kind: 'none' }
     // What was written to the old file before it was renamed comes first.
-    if (held.size > at) return { kind: 'none' }
+    if ((await file.stat()).size > file.at) return { kind: 'none' }
   }
-  const opened = await openIfThere(path)
-  return opened === undefined ? { kind: 'none' } : { kind: 'file', handle: opened }
+  const opened = await LogFile.open(path)
+  return opened === undefined ? { kind: 'none' } : { kind: 'file', file: opened }
 }
 
 /** Counts the changes around a file, and waits for the next. */
@@ -188,6 +288,22 @@ class Growth implements Disposable {
 class LineCutter {
   #held: Buffer = Buffer.alloc(0)
 
+  /** Bytes that came after the last newline. */
+  get held(): number {
+    return this.#held.length
+  }
+
+  takeFrom(other: LineCutter): void {
+    this.#held = other.#held
+  }
+
+  /** Forgets them, and tells how many they were. */
+  drop(): number {
+    const { length } = this.#held
+    this.#held = Buffer.alloc(0)
+    return length
+  }
+
   /** What came after the last newline. */
   rest(): string | undefined {
     const held = this.#held
@@ -195,8 +311,8 @@ class LineCutter {
     return held.length > 0 ? text(held) : undefined
   }
 
-  /** The lines that are whole now. `chunk` is at most `CHUNK` long, and may be used again afterwards. */
-  cut(chunk: Buffer): string[] {
+  /** The lines that are whole now; `isCut` when the last of them ended with a newline. `chunk` is at most `CHUNK` long, and may be used again afterwards. */
+  cut(chunk: Buffer): { readonly lines: readonly string[]; readonly isCut: boolean } {
     const lines: string[] = []
     let data = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk
     // What was held belongs to the first line, so no other can be too long.
@@ -209,7 +325,7 @@ class LineCutter {
     // Decoded at once: a newline is never part of a character, so what is broken in one line stays within it.
     if (end >= 0) for (const line of data.toString('utf8', 0, end).split('\n')) lines.push(withoutReturn(line))
     this.#held = Buffer.from(data.subarray(end + 1))
-    return lines
+    return { lines, isCut: end >= 0 }
   }
 }
 

@@ -1,13 +1,15 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Instance as Shown } from '@dormouse/api/instances.ts'
+import type { SseMessage } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
+import type { LogBatch } from '../../instances/log-lines.ts'
 import type { Handlers } from '../handler.ts'
 import { InstanceLists } from '../instance-list.ts'
 import { graceMs, toCreateInstance, toForkInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
 import { presentInstance } from '../present-instance.ts'
 import { toCompression, toCompressionDelay } from '../snapshot-requests.ts'
-import type { SseBatch } from '../streams/sse.ts'
+import { encodeBatch, type SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
 type InstanceRoutes = Pick<
@@ -98,11 +100,13 @@ export function instanceRoutes({ instances, supervision }: Pick<ServerUses, 'ins
       return settled(await instances.fork(instances.resolve(params.id).id, toForkInstance(body)), query, signal)
     },
 
-    getInstanceLogs: async ({ params, query, signal }) => {
+    getInstanceLogs: async ({ params, query, header, signal }) => {
       const { tail = 100, follow = false, source = 'app' } = query
+      const from = header('last-event-id')
       const lines = await instances.logs(instances.resolve(params.id).id, {
         source: source === 'hypeman' ? 'daemon' : source,
         tail,
+        ...(from !== undefined && { from }),
         follow,
         untilStopped: query.until === 'stopped',
         signal,
@@ -153,6 +157,27 @@ const PLACE: PlaceOf<Instance> = { key: ({ id }) => id, createdAt: ({ createdAtM
 
 const STAT_LIMIT_MS = 15_000
 
-async function* asMessages(batches: AsyncIterable<readonly string[]>): AsyncGenerator<SseBatch> {
-  for await (const lines of batches) yield lines.map((line) => ({ data: JSON.stringify(line) }))
+async function* asMessages(batches: AsyncIterable<LogBatch>): AsyncGenerator<SseBatch> {
+  let isFirst = true
+  for await (const batch of batches) {
+    yield isFirst ? messagesOf(batch) : encodedOf(batch)
+    isFirst = false
+  }
+}
+
+/** The last of them carries the id to go on from. Without lines the id comes alone. */
+function messagesOf({ lines, place }: LogBatch): SseMessage[] {
+  if (lines.length === 0) return [{ id: place }]
+  return lines.map((line, at) => (at < lines.length - 1 ? { data: JSON.stringify(line) } : { id: place, data: JSON.stringify(line) }))
+}
+
+const encoded = new WeakMap<LogBatch, Uint8Array>()
+
+/** Those who follow one log are given the same batches: each is written once. */
+function encodedOf(batch: LogBatch): Uint8Array {
+  const known = encoded.get(batch)
+  if (known !== undefined) return known
+  const bytes = encodeBatch(messagesOf(batch))
+  encoded.set(batch, bytes)
+  return bytes
 }

@@ -27,7 +27,8 @@ export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
     reclaimMemory: ({ body }) => reclaimOf(uses, body),
 
     followEvents: ({ query, header, signal }) => {
-      const after = query.after ?? lastEventId(header('last-event-id'))
+      // A browser that comes back asks the same address again: what it has seen since counts, not where it began.
+      const after = lastEventId(header('last-event-id')) ?? query.after
       return eventMessages(uses, { ...(after !== undefined && { after }), signal }, query.subject)
     },
 
@@ -43,7 +44,12 @@ async function* eventMessages(
   options: { after?: number; signal: AbortSignal },
   subject: string | undefined,
 ): AsyncGenerator<SseBatch> {
-  for await (const batch of events.subscribe(options)) {
+  // So that whoever comes back before anything has happened misses nothing either.
+  const after = Math.min(options.after ?? Number.MAX_SAFE_INTEGER, events.latestId())
+  let isFirst = true
+  for await (const batch of events.subscribe({ ...options, after })) {
+    if (isFirst) yield [{ id: String(after) }]
+    isFirst = false
     yield batch.filter((event) => subject === undefined || event.subject === subject).map(asMessage)
   }
 }

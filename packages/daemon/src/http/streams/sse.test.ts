@@ -1,7 +1,13 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import type { Readable } from 'node:stream'
 import { test } from 'node:test'
-import { type SseBatch, sseStream } from './sse.ts'
+import { encodeBatch, type SseBatch, sseStream } from './sse.ts'
+
+const END = ': end\n\n'
+
+/** What is given as bytes, as text. */
+const texts = async (stream: Readable): Promise<string[]> => (await stream.toArray()).map(String)
 
 async function* batches(...data: string[][]): AsyncGenerator<SseBatch> {
   for (const batch of data) yield batch.map((one) => ({ data: one }))
@@ -26,11 +32,25 @@ test('a stream begins with a comment once its source has found its place, before
 })
 
 test('messages follow the comment', async () => {
-  assert.deepEqual(await sseStream(batches(['1'], ['2'])).toArray(), [': \n\n', 'data: 1\n\n', 'data: 2\n\n'])
+  assert.deepEqual(await texts(sseStream(batches(['1'], ['2']))), [': \n\n', 'data: 1\n\n', 'data: 2\n\n', END])
 })
 
 test('what is there together goes out together, and nothing goes out for nothing', async () => {
-  assert.deepEqual(await sseStream(batches([], ['1', '2'], [], [])).toArray(), [': \n\n', 'data: 1\n\ndata: 2\n\n'])
+  assert.deepEqual(await texts(sseStream(batches([], ['1', '2'], [], []))), [': \n\n', 'data: 1\n\ndata: 2\n\n', END])
+})
+
+test('what was written already goes out as it is', async () => {
+  const written = encodeBatch([{ data: '1', id: 'a' }])
+  const stream = sseStream(
+    (async function* () {
+      yield written
+    })(),
+  )
+  assert.equal((await stream.toArray())[1], written)
+})
+
+test('a source that was cut off is not told to be at its end', async () => {
+  assert.deepEqual(await texts(sseStream(batches(['1']), { isCutOff: () => true })), [': \n\n', 'data: 1\n\n'])
 })
 
 test('a comment comes whenever nothing else did for a while', async () => {
@@ -41,11 +61,11 @@ test('a comment comes whenever nothing else did for a while', async () => {
   }
   const seen: string[] = []
   for await (const text of sseStream(slow(), { heartbeatMs: 1 })) {
-    seen.push(text)
+    seen.push(String(text))
     if (seen.length === 4) more.resolve()
   }
   assert.deepEqual(seen.slice(0, 4), Array(4).fill(': \n\n'))
-  assert.equal(seen.at(-1), 'data: 1\n\n')
+  assert.deepEqual(seen.slice(-2), ['data: 1\n\n', END])
 })
 
 test('a source is read no faster than its reader reads', async () => {
@@ -87,7 +107,7 @@ test('no comment comes after the end, however late it is taken', async (t) => {
   for (let n = 0; n < 10; n++) await new Promise(setImmediate)
   assert.equal(stream.read(), ': \n\n')
   t.mock.timers.tick(3_600_000)
-  assert.deepEqual(await stream.toArray(), [])
+  assert.deepEqual(await texts(stream), [END])
 })
 
 test('a source that waits is left when the reader has gone, and may fail unseen', async () => {
@@ -103,7 +123,7 @@ test('a source that waits is left when the reader has gone, and may fail unseen'
     }
   }
   const stream = sseStream(waiting(), { heartbeatMs: 5 })
-  for await (const text of stream) if (text.startsWith('data')) break
+  for await (const text of stream) if (String(text).startsWith('data')) break
   gone.abort()
   while (!isLeft) await new Promise(setImmediate)
 })

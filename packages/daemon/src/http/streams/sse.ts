@@ -1,13 +1,21 @@
 import { Readable } from 'node:stream'
-import { encodeSse, SSE_HEARTBEAT, type SseMessage } from '@dormouse/api/streams.ts'
+import { encodeSse, SSE_END, SSE_HEARTBEAT, type SseMessage } from '@dormouse/api/streams.ts'
 
 const HEARTBEAT_MS = 15_000
 
 /**
- * What was there together, and goes out in one write. Whoever gives a batch bounds it. The first one, which may be empty as any may,
- * says that the source has found its place: what comes into being from then on will be told.
+ * What was there together, and goes out in one write; as bytes where it was written already. Whoever gives a batch bounds it. The first
+ * one, which may be empty as any may, says that the source has found its place: what comes into being from then on will be told.
  */
-export type SseBatch = readonly SseMessage[]
+export type SseBatch = readonly SseMessage[] | Uint8Array
+
+export const encodeBatch = (messages: readonly SseMessage[]): Uint8Array => Buffer.from(messages.map(encodeSse).join(''))
+
+export interface SseOptions {
+  readonly heartbeatMs?: number
+  /** Asked at the end of the source: has it only been cut off? Then it is not told that nothing follows, and readers come back. */
+  readonly isCutOff?: () => boolean
+}
 
 /**
  * The bytes of an event stream. Begins with a comment as soon as the source has found its place, so that whoever has the head of
@@ -16,7 +24,7 @@ export type SseBatch = readonly SseMessage[]
  * both are fast, others have their turn all the same. When the peer has left, a source that waits is to be ended by a signal of its
  * own.
  */
-export function sseStream(source: AsyncIterable<SseBatch>, options: { heartbeatMs?: number } = {}): Readable {
+export function sseStream(source: AsyncIterable<SseBatch>, options: SseOptions = {}): Readable {
   const batches = source[Symbol.asyncIterator]()
   let isPulling = false
   let hasBegun = false
@@ -28,9 +36,14 @@ export function sseStream(source: AsyncIterable<SseBatch>, options: { heartbeatM
       hasBegun = true
       if (!done && value.length === 0) return void setImmediate(pull)
       isPulling = false
-      if (done) clearInterval(heartbeat)
-      else heartbeat.refresh()
-      stream.push(done ? null : value.map(encodeSse).join(''))
+      if (done) {
+        clearInterval(heartbeat)
+        if (options.isCutOff?.() !== true) stream.push(SSE_END)
+        stream.push(null)
+        return
+      }
+      heartbeat.refresh()
+      stream.push(value instanceof Uint8Array ? value : encodeBatch(value))
     } catch (error) {
       stream.destroy(error as Error)
     }
