@@ -13,7 +13,7 @@ FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 SLOW_TESTS := 'test/**/*.test.ts'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-bench demo test test-fast test-vm fuzz check bench dev install uninstall clean
+.PHONY: sdk help setup setup-demo setup-bench demo test test-fast test-vm fuzz check bench dev install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ check: setup ## types, lint, import rings, OpenAPI and API page drift, dead code
 
 bench: setup-bench ## measures every promise of docs/promises.md beside its anchor
 	@node bench/bench.ts
+
+sdk: setup-demo ## the SDK as an npm package, in build/sdk
+	@node scripts/sdk.ts
 
 dev: setup-demo ## a daemon with made-up VMs, on build/dev
 	@DORMOUSE_DATA_DIR=$(CURDIR)/build/dev/data DORMOUSE_RUN_DIR=$(CURDIR)/build/dev/run DORMOUSE_HYPERVISOR=fake \

@@ -5,19 +5,19 @@ import { COPY_END, type CopyCredit, type CopyHeader, type CopyNotice, type CopyS
 
 export interface CopyToOptions {
   /** Permission bits; 0644 unless given, 0755 of a directory. */
-  readonly mode?: number
+  readonly mode?: number | undefined
   /** Set when both are given and neither is 0. */
-  readonly uid?: number
-  readonly gid?: number
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
   /** A file that is copied onto a directory lands inside it by this name. */
-  readonly name?: string
-  readonly signal?: AbortSignal
+  readonly name?: string | undefined
+  readonly signal?: AbortSignal | undefined
 }
 
 export interface CopyFromOptions {
   /** What links lead to, in place of the links. */
-  readonly followLinks?: boolean
-  readonly signal?: AbortSignal
+  readonly followLinks?: boolean | undefined
+  readonly signal?: AbortSignal | undefined
 }
 
 /** A file, a directory or a link that came out of a guest. Names and link targets are the guest's: check them before you use them as paths. */

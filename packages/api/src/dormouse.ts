@@ -37,39 +37,39 @@ export type {
 
 export interface DormouseOptions {
   /** `http://127.0.0.1:4973` unless given. A path in it is kept. */
-  readonly baseUrl?: string
+  readonly baseUrl?: string | undefined
   /** From `dormouse token`. Not needed where whoever gets through may do everything, as over the unix socket. */
-  readonly token?: string
+  readonly token?: string | undefined
   /** How often a request is sent again that may do better next time: 2 unless given. */
-  readonly retries?: number
+  readonly retries?: number | undefined
   /** Another way to the daemon than this runtime's `fetch` and `WebSocket`: over its unix socket, say (docs/sdk.md). */
-  readonly fetch?: Fetch
-  readonly webSocket?: WebSocketFactory
+  readonly fetch?: Fetch | undefined
+  readonly webSocket?: WebSocketFactory | undefined
 }
 
 export interface FollowOptions {
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignal | undefined
 }
 
 export interface LogOptions extends FollowOptions {
   /** So many of the last lines first: 100 unless given. */
-  readonly tail?: number
-  readonly source?: LogSource
+  readonly tail?: number | undefined
+  readonly source?: LogSource | undefined
   /** Ends once the instance has come to rest and everything is read. */
-  readonly untilStopped?: boolean
+  readonly untilStopped?: boolean | undefined
 }
 
 export interface EventOptions extends FollowOptions {
   /** Everything after this event; only what is yet to come unless given. */
-  readonly after?: number
+  readonly after?: number | undefined
   /** The id of one instance, the name of one image. */
-  readonly subject?: string
+  readonly subject?: string | undefined
 }
 
 export interface WaitOptions {
   /** In all; five minutes unless given. */
-  readonly timeoutMs?: number
-  readonly signal?: AbortSignal
+  readonly timeoutMs?: number | undefined
+  readonly signal?: AbortSignal | undefined
 }
 
 /** What a command wrote, as text. */
@@ -184,11 +184,15 @@ export class Dormouse extends Client {
     command: readonly string[],
     options: ExecOptions & { readonly input?: string | Uint8Array } = {},
   ): Promise<Ran> {
-    using running = await this.exec(instance, command, options)
-    const fed = options.input === undefined ? undefined : running.write(options.input)
-    const ended = Promise.resolve(fed).then(() => running.endInput())
-    const [stdout, stderr, exit] = await Promise.all([textOf(running.stdout), textOf(running.stderr), running.exit, ended])
-    return { ...exit, stdout, stderr }
+    const running = await this.exec(instance, command, options)
+    try {
+      const fed = options.input === undefined ? undefined : running.write(options.input)
+      const ended = Promise.resolve(fed).then(() => running.endInput())
+      const [stdout, stderr, exit] = await Promise.all([textOf(running.stdout), textOf(running.stderr), running.exit, ended])
+      return { ...exit, stdout, stderr }
+    } finally {
+      running.close()
+    }
   }
 
   /**
@@ -196,27 +200,33 @@ export class Dormouse extends Client {
    * size. Throws `insufficient_resources` when the guest's disk is full, `invalid_path` and the like. A repeat is harmless.
    */
   async copyTo(instance: string, path: string, content: FileContent, options: CopyToOptions = {}): Promise<number> {
-    using socket = await this.#dial('copyInstanceFiles', instance, options.signal)
-    return await sendFile(socket, path, content, options)
+    const socket = await this.#dial('copyInstanceFiles', instance, options.signal)
+    return sendFile(socket, path, content, options).finally(() => socket.close())
   }
 
   /** Makes a directory in an instance, with its parents; one that is there stays. */
   async makeDirectory(instance: string, path: string, options: Omit<CopyToOptions, 'name'> = {}): Promise<void> {
-    using socket = await this.#dial('copyInstanceFiles', instance, options.signal)
-    await sendFile(socket, path, undefined, options)
+    const socket = await this.#dial('copyInstanceFiles', instance, options.signal)
+    await sendFile(socket, path, undefined, options).finally(() => socket.close())
   }
 
   /** A file, or a directory and all below it, out of an instance that is Running; entry by entry, at your pace. Throws `path_not_found`. */
   async *copyFrom(instance: string, path: string, options: CopyFromOptions = {}): AsyncGenerator<CopiedEntry, void, undefined> {
-    using socket = await this.#dial('copyInstanceFiles', instance, options.signal)
-    yield* receiveFiles(socket, path, options)
+    const socket = await this.#dial('copyInstanceFiles', instance, options.signal)
+    try {
+      yield* receiveFiles(socket, path, options)
+    } finally {
+      socket.close()
+    }
   }
 
   /** The bytes of one file of an instance that is Running. Throws `path_not_found`, and `invalid_path` when it is no file. */
   async readFile(instance: string, path: string, options: CopyFromOptions = {}): Promise<Uint8Array> {
     for await (const entry of this.copyFrom(instance, path, { followLinks: true, ...options })) {
-      if (entry.kind === 'file') return joined(await Array.fromAsync(entry.bytes))
-      break
+      if (entry.kind !== 'file') break
+      const chunks: Uint8Array[] = []
+      for await (const chunk of entry.bytes) chunks.push(chunk)
+      return joined(chunks)
     }
     throw new AppError('invalid_path', `${path} is no file`)
   }

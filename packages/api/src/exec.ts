@@ -5,17 +5,17 @@ import { decodeOutput, type ExecControl, type ExecNotice, type ExecStart, type O
 
 export interface ExecOptions {
   /** A terminal: one output, which is stdout, and a window that can be resized. */
-  readonly tty?: boolean
-  readonly rows?: number
-  readonly cols?: number
+  readonly tty?: boolean | undefined
+  readonly rows?: number | undefined
+  readonly cols?: number | undefined
   /** Over the instance's own. */
-  readonly env?: Readonly<Record<string, string>>
-  readonly cwd?: string
-  readonly user?: string
+  readonly env?: Readonly<Record<string, string>> | undefined
+  readonly cwd?: string | undefined
+  readonly user?: string | undefined
   /** It is killed then, and its exit code is 124. */
-  readonly timeoutMs?: number
+  readonly timeoutMs?: number | undefined
   /** Hangs up when it aborts, which ends the command. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignal | undefined
 }
 
 export interface ExecExit {
@@ -30,7 +30,7 @@ const WINDOW_BYTES = 512 * 1024
 
 /**
  * A command that runs. Its outputs are read at your pace: what is not read holds the command back, never fills memory, so read
- * both or neither. Hanging up (disposal, the signal) ends it with all that it has started.
+ * both or neither. Hanging up (`close`, the signal) ends it with all that it has started.
  */
 export class Command implements Disposable {
   /** Read once. Ends with the command; what it wrote before is kept until you have read it. */
@@ -53,7 +53,7 @@ export class Command implements Disposable {
     this.exit = this.#listen().finally(() => {
       this.#isOver = true
       this.#wake?.()
-      socket[Symbol.dispose]()
+      socket.close()
     })
     // Whoever only reads the output hears of the loss there.
     this.exit.catch(() => undefined)
@@ -90,8 +90,14 @@ export class Command implements Disposable {
     this.#control({ resize: { rows, cols } })
   }
 
+  /** Hangs up. Repeat is harmless. */
+  close(): void {
+    this.#socket.close()
+  }
+
+  /** For `using`, where there is such a thing. */
   [Symbol.dispose](): void {
-    this.#socket[Symbol.dispose]()
+    this.close()
   }
 
   #control(control: ExecControl): void {

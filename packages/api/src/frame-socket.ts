@@ -11,12 +11,12 @@ const OPEN = 1
 const WAITING_MAX = 1024 * 1024
 const LOOK_AGAIN_MS = 5
 
-export class FrameSocket implements Disposable {
+export class FrameSocket {
   readonly #socket: WebSocketLike
   readonly #frames: Frame[] = []
   readonly #opened = Promise.withResolvers<void>()
   readonly #signal: AbortSignal | undefined
-  readonly #onAbort = () => this[Symbol.dispose]()
+  readonly #onAbort = () => this.close()
   #isClosed = false
   #wake: (() => void) | undefined
 
@@ -68,7 +68,7 @@ export class FrameSocket implements Disposable {
   }
 
   /** Hangs up. Repeat is harmless. */
-  [Symbol.dispose](): void {
+  close(): void {
     this.#socket.close()
     this.#close()
   }
