@@ -8,10 +8,12 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Installed, installedIn } from '../test/harness/installed.ts'
 import { Scratch } from '../test/harness/scratch.ts'
+import { measureApiThroughput } from './measures/api-throughput.ts'
 import { measureBoots } from './measures/boots.ts'
 import { measureCompression } from './measures/compression.ts'
 import { measureDensity } from './measures/density.ts'
 import { measureDiskThroughput } from './measures/disk-throughput.ts'
+import { measureExecStream } from './measures/exec-stream.ts'
 import { measureForks } from './measures/forks.ts'
 import { measureImageConversion } from './measures/image-conversion.ts'
 import { measureList } from './measures/list.ts'
@@ -20,6 +22,7 @@ import { measureOverheads } from './measures/overheads.ts'
 import { measureProgramStarts } from './measures/program-starts.ts'
 import { measureRestoreFlat } from './measures/restore-flat.ts'
 import { measureSleep } from './measures/sleep.ts'
+import { measureSseFanout } from './measures/sse-fanout.ts'
 import { measureWakes } from './measures/wakes.ts'
 import { measureWideFork } from './measures/wide-fork.ts'
 import { type Measurement, type Outcome, outcomeOf } from './promise.ts'
@@ -42,6 +45,9 @@ interface Measure {
 const MEASURES: readonly Measure[] = [
   { ids: ['daemon_start', 'cli_start'], run: measureProgramStarts },
   { ids: ['list_1000'], run: measureList },
+  { ids: ['api_throughput', 'api_throughput_list', 'api_p99'], run: measureApiThroughput },
+  { ids: ['sse_fanout', 'sse_fanout_memory'], run: measureSseFanout },
+  { ids: ['exec_stream', 'exec_stream_memory'], run: measureExecStream },
   { ids: ['image_convert'], run: measureImageConversion },
   { ids: ['api_overhead', 'stat_round_trip', 'create_overhead'], run: measureOverheads },
   {
