@@ -1,6 +1,6 @@
 /** One Fastify over the route table. Each of its defaults that would guess for the caller is decided here (docs/decisions/0050). */
 
-import { randomBytes } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
@@ -407,9 +407,9 @@ function notFound(request: FastifyRequest): AppError {
   return new AppError('not_found', 'There is nothing at this path', { hint: 'GET /openapi.json lists what there is' })
 }
 
-/** A caller's own id when it is a plain one: it goes into headers and logs. */
+/** A caller's own id when it is a plain one: it goes into headers and logs. One of ours is drawn from a store of chance, which costs a fiftieth. */
 function requestIdOf(given: string | string[] | undefined): string {
-  return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : randomBytes(12).toString('hex')
+  return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : randomUUID()
 }
 
 function tellLog(request: FastifyRequest, reply: FastifyReply, { log, metrics }: AppUses): void {
