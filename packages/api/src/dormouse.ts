@@ -234,12 +234,16 @@ export class Dormouse extends Client {
   async #dial(id: 'execInstance' | 'copyInstanceFiles', instance: string, signal: AbortSignal | undefined): Promise<FrameSocket> {
     const input = { params: { id: instance }, ...(signal !== undefined && { signal }) }
     const { url, headers } = this.dial(id, input)
-    const socket = await FrameSocket.open(await this.#webSocket(url, headers), signal)
-    if (socket) return socket
-    // Asked without an upgrade, the same request is refused for the same reason, with words.
-    const refusal = await this.call(id, input).catch((error: unknown) => error)
-    if (refusal instanceof AppError && refusal.code !== 'invalid_request') throw refusal
-    throw new AppError('guest_unavailable', `The connection to ${instance} could not be opened`, { cause: refusal })
+    for (let isFirst = true; ; isFirst = false) {
+      const socket = await FrameSocket.open(await this.#webSocket(url, headers), signal)
+      if (socket) return socket
+      // Asked without an upgrade, the same request is refused for the same reason, with words; or it would be let in by now.
+      const refusal = await this.call(id, input).catch((error: unknown) => error)
+      signal?.throwIfAborted()
+      if (refusal instanceof AppError && refusal.code !== 'invalid_request') throw refusal
+      if (isFirst && refusal instanceof AppError) continue
+      throw new AppError('guest_unavailable', `The connection to ${instance} could not be opened`, { cause: refusal })
+    }
   }
 }
 

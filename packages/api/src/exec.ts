@@ -29,8 +29,8 @@ export interface ExecExit {
 const WINDOW_BYTES = 512 * 1024
 
 /**
- * A command that runs. Its outputs are read at your pace: what is not read holds the command back, never fills memory, so read
- * both or neither. Hanging up (`close`, the signal) ends it with all that it has started.
+ * A command that runs. Its outputs are read at your pace: what is not read holds the command back, and never fills memory. So read both
+ * at the same time; who wants none of one leaves its loop at once. Hanging up (`close`, the signal) ends it with all that it has started.
  */
 export class Command implements Disposable {
   /** Read once. Ends with the command; what it wrote before is kept until you have read it. */

@@ -290,12 +290,13 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
     handler: async (request, reply) => {
       if (!handler) throw new AppError('not_supported', `${id} is not built yet`)
       // Also when the caller has hung up: that ends the waiting, not the work.
-      const answer = await Promise.try(() => handler(asked(route, request, reply, uses))).catch((error: unknown) => {
+      const given = asked(route, request, reply, uses)
+      const answer = await Promise.try(() => handler(given)).catch((error: unknown) => {
         endAudit(request, error)
         throw error
       })
       request.audited?.end({ result: 'done', status: route.status, ...resourceOf(answer) })
-      return send(route, answer, reply, uses)
+      return send(route, answer, reply, given)
     },
   })
 }
@@ -310,12 +311,17 @@ function asked(route: Route, request: FastifyRequest, reply: FastifyReply, uses:
     if (body === undefined) throw new AppError('invalid_request', 'This needs a JSON body')
     checkInput(route.body, body, 'The body')
   }
+  let signal: AbortSignal | undefined
   return {
     params: request.params,
     query,
     body,
     upload: request.body,
-    signal: AbortSignal.any([uses.closing, whenGone(reply), ...(route.stream === 'sse' ? [whenTokenEnds(request, reply, uses)] : [])]),
+    // Made for who waits: most do not.
+    get signal() {
+      signal ??= AbortSignal.any([uses.closing, whenGone(reply), ...(route.stream === 'sse' ? [whenTokenEnds(request, reply, uses)] : [])])
+      return signal
+    },
     caller: request.caller,
     get log() {
       return uses.log.child({ requestId: request.id })
@@ -353,11 +359,11 @@ function whenTokenEnds(request: FastifyRequest, reply: FastifyReply, { authority
   return watch.signal
 }
 
-function send(route: Route, answer: unknown, reply: FastifyReply, uses: AppUses): unknown {
+function send(route: Route, answer: unknown, reply: FastifyReply, given: Asked<RouteId>): unknown {
   reply.code(route.status)
   if (route.stream === 'sse') {
     reply.headers({ 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
-    return reply.send(sseStream(answer as AsyncIterable<SseBatch>, { isCutOff: () => uses.closing.aborted }))
+    return reply.send(sseStream(answer as AsyncIterable<SseBatch>, { isCutOff: () => given.signal.aborted }))
   }
   if (route.stream === 'text' || answer === undefined) return reply.send(answer)
   reply.type('application/json; charset=utf-8')
@@ -407,7 +413,7 @@ function notFound(request: FastifyRequest): AppError {
   return new AppError('not_found', 'There is nothing at this path', { hint: 'GET /openapi.json lists what there is' })
 }
 
-/** A caller's own id when it is a plain one: it goes into headers and logs. One of ours is drawn from a store of chance, which costs a fiftieth. */
+/** A caller's own id when it is a plain one: it goes into headers and logs. One of ours is drawn from a store of chance, which costs a tenth. */
 function requestIdOf(given: string | string[] | undefined): string {
   return typeof given === 'string' && /^[A-Za-z0-9_.:-]{1,64}$/.test(given) ? given : randomUUID()
 }
