@@ -1,7 +1,16 @@
 /** A command in a guest, as its caller holds it. The frames are described in docs/streams.md. */
 import { AppError, ERROR_CODES } from './errors.ts'
 import { cutOff, type FrameSocket, noticeOf } from './frame-socket.ts'
-import { decodeOutput, type ExecControl, type ExecNotice, type ExecStart, type OutputChannel, STDIN_WINDOW } from './streams.ts'
+import {
+  decodeOutput,
+  type ExecControl,
+  type ExecNotice,
+  type ExecStart,
+  FRAME_MAX,
+  type OutputChannel,
+  STDIN_FRAME_COST,
+  STDIN_WINDOW,
+} from './streams.ts'
 
 export interface ExecOptions {
   /** A terminal: one output, which is stdout, and a window that can be resized. */
@@ -63,14 +72,15 @@ export class Command implements Disposable {
   async write(input: string | Uint8Array): Promise<void> {
     const bytes = typeof input === 'string' ? new TextEncoder().encode(input) : input
     for (let at = 0; at < bytes.length && !this.#isOver; ) {
-      if (this.#stdinLeft === 0) {
+      const room = Math.min(this.#stdinLeft - STDIN_FRAME_COST, FRAME_MAX)
+      if (room <= 0) {
         await new Promise<void>((resolve) => {
           this.#wake = resolve
         })
         continue
       }
-      const piece = bytes.subarray(at, at + this.#stdinLeft)
-      this.#stdinLeft -= piece.length
+      const piece = bytes.subarray(at, at + room)
+      this.#stdinLeft -= piece.length + STDIN_FRAME_COST
       at += piece.length
       await this.#socket.sendBytes(piece)
     }

@@ -106,6 +106,8 @@ export const WINDOW = { least: 1024, most: 16 * 1024 * 1024 } as const
 
 /** Bytes of stdin that a caller with a window may send before the daemon has said by `credit` that the guest has taken them. */
 export const STDIN_WINDOW = 256 * 1024
+/** What each frame of it counts beside its bytes: holding one costs more than they are, where they are few. */
+export const STDIN_FRAME_COST = 64
 
 /** Text frames of the caller after the first. */
 export type ExecControl =

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
-import { decodeOutput, type ExecStart } from '@dormouse/api/streams.ts'
+import { decodeOutput, type ExecStart, STDIN_FRAME_COST } from '@dormouse/api/streams.ts'
 import WebSocket from 'ws'
 import { type FakeExec, type FakeUses, fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
@@ -413,7 +413,7 @@ test('what a caller with a window says is heard while his input waits', async (t
   const { dial, run, uses } = await house(t)
   run((exec) => exec.stdout.write(Buffer.alloc(4096, 'o')))
   const line = dial()
-  say(line, start({ separate_streams: true, window: 2048 }), ...Array.from({ length: 8 }, () => Buffer.alloc(32 * 1024, 'i')), {
+  say(line, start({ separate_streams: true, window: 2048 }), ...Array.from({ length: 8 }, () => Buffer.alloc(31 * 1024, 'i')), {
     stdin: 'eof',
   })
   await line.frame()
@@ -429,12 +429,12 @@ test('what a caller with a window says is heard while his input waits', async (t
   let got = 0
   for await (const chunk of exec.stdin) got += chunk.length
   exec.end(0)
-  assert.equal(got, 8 * 32 * 1024)
+  assert.equal(got, 8 * 31 * 1024)
   const { frames } = await line.all
   const credits = frames.flatMap((frame) => (Buffer.isBuffer(frame) ? [] : [JSON.parse(frame).credit ?? 0]))
   assert.equal(
     credits.reduce((sum, one) => sum + one, 0),
-    got,
+    got + 8 * STDIN_FRAME_COST,
   )
 })
 
@@ -460,13 +460,17 @@ async function settled(figure: () => number): Promise<number> {
 test('frames without bytes fill no memory either: a guest that reads nothing holds back who sends them', async (t) => {
   const { dial, run, uses } = await house(t)
   run(() => undefined)
-  const line = dial()
-  say(line, start(), Buffer.alloc(512 * 1024))
-  while (uses.instances.oneGuest.execs.length === 0) await new Promise(setImmediate)
   const nothing = Buffer.alloc(0)
-  for (let n = 0; n < 300_000; n++) line.socket.send(nothing)
-  // Six bytes each on the wire; the rest waits where it comes from.
-  assert.ok((await settled(() => line.socket.bufferedAmount)) > 1_000_000)
+  for (const first of [{}, { separate_streams: true, window: 65_536 }]) {
+    const before = uses.instances.oneGuest.execs.length
+    const line = dial()
+    say(line, start(first), Buffer.alloc(512 * 1024))
+    while (uses.instances.oneGuest.execs.length === before) await new Promise(setImmediate)
+    for (let n = 0; n < 300_000; n++) line.socket.send(nothing)
+    // Six bytes each on the wire; the rest waits where it comes from.
+    assert.ok((await settled(() => line.socket.bufferedAmount)) > 1_000_000)
+    line.socket.terminate()
+  }
 })
 
 test('a peer that asks and never reads does not fill memory with answers', async (t) => {

@@ -1,7 +1,16 @@
 /** A command in a guest, over a WebSocket. The frames are described in docs/streams.md. */
 import type { Readable, Writable } from 'node:stream'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
-import { CHANNEL, EXIT, type ExecStart, FRAME_MAX, type OutputChannel, STDIN_WINDOW, WINDOW } from '@dormouse/api/streams.ts'
+import {
+  CHANNEL,
+  EXIT,
+  type ExecStart,
+  FRAME_MAX,
+  type OutputChannel,
+  STDIN_FRAME_COST,
+  STDIN_WINDOW,
+  WINDOW,
+} from '@dormouse/api/streams.ts'
 import { type Static, Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -199,11 +208,12 @@ class Stdin {
   }
 
   async write(data: Buffer): Promise<void> {
-    this.#waiting += data.length
+    const cost = data.length + STDIN_FRAME_COST
+    this.#waiting += cost
     this.#writing = this.#writing.then(async () => {
       await write(this.#stdin, data)
-      this.#waiting -= data.length
-      await this.#took?.(data.length)
+      this.#waiting -= cost
+      await this.#took?.(cost)
     })
     if (this.#took === undefined || this.#waiting > STDIN_WINDOW) await this.#writing
   }
