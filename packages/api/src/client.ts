@@ -10,7 +10,7 @@ import type { Problem } from './problem.ts'
 import { encodeQuery } from './query.ts'
 import { delayBefore, isWorthARepeat } from './retry.ts'
 import type { routes } from './routes.ts'
-import { decodeSse, type SseMessage } from './streams.ts'
+import { decodePlaces, type SseMessage } from './streams.ts'
 
 export interface FetchInit {
   readonly method: string
@@ -118,7 +118,7 @@ export class Client {
   /** One connection of an event stream, message by message; those without data only tell the id to go on from. */
   protected async openStream<Id extends RouteId>(id: Id, input: Input<Id> | undefined): Promise<AsyncIterable<SseMessage>> {
     const answer = await this.#send(id, input as AnyInput | undefined, 'text/event-stream')
-    return answer.body ? decodeSse(answer.body) : (async function* () {})()
+    return answer.body ? decodePlaces(answer.body) : (async function* () {})()
   }
 
   /** Address and headers for those who dial themselves: the WebSocket routes. `http` becomes `ws`. */

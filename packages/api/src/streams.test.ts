@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { CHANNEL, decodeOutput, decodeSse, encodeSse, SSE_HEARTBEAT } from './streams.ts'
+import { CHANNEL, decodeOutput, decodePlaces, decodeSse, encodeSse, SSE_END, SSE_HEARTBEAT } from './streams.ts'
 
 async function* pieces(bytes: Uint8Array, sizes: readonly number[]): AsyncGenerator<Uint8Array> {
   let at = 0
@@ -42,4 +42,18 @@ test('output frames tell their channel, and other frames are none', () => {
   assert.deepEqual(decodeOutput(Uint8Array.of(CHANNEL.stderr, 65)), { channel: 'stderr', bytes: Uint8Array.of(65) })
   assert.equal(decodeOutput(Uint8Array.of(9, 65)), undefined)
   assert.equal(decodeOutput(new Uint8Array()), undefined)
+})
+
+test('places and the end are told to those who ask for them, and to no one else', async () => {
+  const wire = new TextEncoder().encode(`: \n\nid: a\n\ndata: 1\n\nid: b\ndata: 2\n\n${SSE_END}`)
+  assert.deepEqual(await Array.fromAsync(decodePlaces(pieces(wire, [3, 5, 7]))), [
+    { id: 'a' },
+    { data: '1', id: 'a' },
+    { data: '2', id: 'b' },
+    { isEnd: true },
+  ])
+  assert.deepEqual(
+    (await Array.fromAsync(decodeSse(pieces(wire, [])))).map(({ data }) => data),
+    ['1', '2'],
+  )
 })

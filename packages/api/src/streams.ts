@@ -37,7 +37,12 @@ const SSE_LINE_MAX = 4 * 1024 * 1024
  * The messages of a byte stream, each with the id that holds for it. Comment lines are passed over; a stream that is cut mid-message
  * ends without it.
  */
-export async function* decodeSse(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<SseMessage> {
+export async function* decodeSse(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<SseMessage & { readonly data: string }> {
+  for await (const message of decodePlaces(bytes)) if (message.data !== undefined) yield message as typeof message & { data: string }
+}
+
+/** The same with what only says where the stream stands: ids without a message, and its end. */
+export async function* decodePlaces(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<SseMessage> {
   let data: string[] = []
   let id: string | undefined
   let isNewId = false

@@ -289,8 +289,8 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
     config,
     handler: async (request, reply) => {
       if (!handler) throw new AppError('not_supported', `${id} is not built yet`)
-      // Also when the caller has hung up: that ends the waiting, not the work.
       const given = asked(route, request, reply, uses)
+      // Also when the caller has hung up: that ends the waiting, not the work.
       const answer = await Promise.try(() => handler(given)).catch((error: unknown) => {
         endAudit(request, error)
         throw error

@@ -138,7 +138,7 @@ test('whoever comes back with the id that he had last is given every line since,
     const { body } = await server.host.inject({ url: `/instances/web/logs${query}`, headers })
     const lines: string[] = []
     for await (const message of decodeSse(Readable.from([Buffer.from(body)]))) {
-      if (message.data !== undefined) lines.push(JSON.parse(message.data))
+      lines.push(JSON.parse(message.data))
       last = message.id ?? last
     }
     return lines
@@ -179,7 +179,7 @@ test('of five hundred who follow one log each is given all of it, those too who 
 async function taken(answer: IncomingMessage | undefined, count: number): Promise<string[]> {
   const lines: string[] = []
   for await (const { data } of decodeSse(answer as AsyncIterable<Uint8Array>)) {
-    if (data !== undefined) lines.push(JSON.parse(data))
+    lines.push(JSON.parse(data))
     if (lines.length === count) break
   }
   return lines
