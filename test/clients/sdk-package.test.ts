@@ -110,6 +110,7 @@ describe('the packed SDK', { timeout: 300_000 }, () => {
       fetch: async (url: string) => {
         asked.push(url)
         if (url.endsWith('/health')) return answer(200, { status: 'ok' })
+        if (url.endsWith('/tickets')) return answer(201, { ticket: 'T', expires_at: new Date().toISOString() })
         return answer(409, { code: 'invalid_state', message: 'The instance web is Stopped: it must be Running' })
       },
     })
@@ -120,15 +121,18 @@ describe('the packed SDK', { timeout: 300_000 }, () => {
         const health = await dormouse.call('getHealth')
         const refused = await dormouse.exec('web', ['true']).catch((error) => error)
         const withToken = new sdk.Dormouse({ baseUrl: 'https://dormouse.test/api', token: 't', retries: 0 })
-        const tokenless = await withToken.exec('web', ['true']).catch((error) => error)
-        return JSON.stringify([health.status, refused instanceof sdk.AppError, refused.code, tokenless.code])
+        const ticketed = await withToken.exec('web', ['true']).catch((error) => error)
+        return JSON.stringify([health.status, refused instanceof sdk.AppError, refused.code, ticketed.code])
       })()`,
       page,
     )
-    assert.deepEqual(JSON.parse(told), ['ok', true, 'invalid_state', 'unauthorized'])
+    assert.deepEqual(JSON.parse(told), ['ok', true, 'invalid_state', 'invalid_state'])
     assert.deepEqual(asked, [
       'https://dormouse.test/api/health',
       'wss://dormouse.test/api/instances/web/exec',
+      'https://dormouse.test/api/instances/web/exec',
+      'https://dormouse.test/api/tickets',
+      'wss://dormouse.test/api/instances/web/exec?ticket=T',
       'https://dormouse.test/api/instances/web/exec',
     ])
   })

@@ -4,6 +4,7 @@
  */
 import { type Answer, Client, type Fetch, type Input } from './client.ts'
 import { type CopiedEntry, type CopyFromOptions, type CopyToOptions, type FileContent, receiveFiles, sendFile } from './copy.ts'
+import { endpoint } from './endpoints.ts'
 import { AppError } from './errors.ts'
 import type { Event } from './events.ts'
 import { Command, type ExecExit, type ExecOptions, startOf } from './exec.ts'
@@ -12,7 +13,7 @@ import { FrameSocket } from './frame-socket.ts'
 import type { Image, ImageProgress } from './images.ts'
 import type { InstanceState } from './instance-states.ts'
 import type { Instance, LogSource } from './instances.ts'
-import { type WebSocketFactory, webFetch, webWebSocket } from './web-transport.ts'
+import { takesHeaders, type WebSocketFactory, type WebSocketLike, webFetch, webWebSocket } from './web-transport.ts'
 
 export type { RouteId } from './endpoints.ts'
 export { AppError, ERROR_CODES, type ErrorCode, errorCodeOf } from './errors.ts'
@@ -87,10 +88,13 @@ const RAN_BYTES_MAX = 64 * 1024 * 1024
 
 export class Dormouse extends Client {
   readonly #webSocket: WebSocketFactory
+  /** A browser's WebSocket sends no token: a ticket goes into its address. */
+  readonly #needsTickets: boolean
 
-  constructor({ baseUrl = BASE_URL, token, retries = RETRIES, fetch = webFetch, webSocket = webWebSocket }: DormouseOptions = {}) {
+  constructor({ baseUrl = BASE_URL, token, retries = RETRIES, fetch = webFetch, webSocket }: DormouseOptions = {}) {
     super({ baseUrl, retries, fetch, ...(token !== undefined && { token }) })
-    this.#webSocket = webSocket
+    this.#webSocket = webSocket ?? webWebSocket
+    this.#needsTickets = webSocket === undefined && token !== undefined && !takesHeaders()
   }
 
   /**
@@ -233,9 +237,8 @@ export class Dormouse extends Client {
 
   async #dial(id: 'execInstance' | 'copyInstanceFiles', instance: string, signal: AbortSignal | undefined): Promise<FrameSocket> {
     const input = { params: { id: instance }, ...(signal !== undefined && { signal }) }
-    const { url, headers } = this.dial(id, input)
     for (let isFirst = true; ; isFirst = false) {
-      const socket = await FrameSocket.open(await this.#webSocket(url, headers), signal)
+      const socket = await FrameSocket.open(await this.#begin(id, input), signal)
       if (socket) return socket
       // Asked without an upgrade, the same request is refused for the same reason, with words; or it would be let in by now.
       const refusal = await this.call(id, input).catch((error: unknown) => error)
@@ -244,6 +247,15 @@ export class Dormouse extends Client {
       if (isFirst && refusal instanceof AppError) continue
       throw new AppError('guest_unavailable', `The connection to ${instance} could not be opened`, { cause: refusal })
     }
+  }
+
+  async #begin(id: 'execInstance' | 'copyInstanceFiles', input: Input<typeof id>): Promise<WebSocketLike> {
+    const { url, headers } = this.dial(id, input)
+    if (!this.#needsTickets) return this.#webSocket(url, headers)
+    const path = endpoint(id).path.replace('{id}', encodeURIComponent(input.params.id))
+    // Good for one connection, and not for long.
+    const { ticket } = await this.call('createTicket', { body: { path }, signal: input.signal })
+    return this.#webSocket(`${url}?ticket=${encodeURIComponent(ticket)}`, {})
   }
 }
 

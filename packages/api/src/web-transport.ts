@@ -1,6 +1,5 @@
 /** The transport that browsers and Node have built in: `fetch` and `WebSocket`, as the client takes them. */
 import type { Fetch, FetchAnswer, FetchInit } from './client.ts'
-import { AppError } from './errors.ts'
 
 /** The part of a standard WebSocket that is used. That of the package `ws` has it too. */
 export interface WebSocketLike {
@@ -62,18 +61,10 @@ async function* chunksOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<Uin
   }
 }
 
-/**
- * A WebSocket of this runtime. Those of servers (Node, Bun, Deno) can say who asks by a header; those of browsers cannot, so there a
- * token is refused here, in words, rather than by the daemon: hand in a `webSocket` of your own that makes the caller known.
- */
+/** A WebSocket of this runtime. Those of servers (Node, Bun, Deno) can say who asks by a header, those of browsers cannot. */
 export const webWebSocket: WebSocketFactory = (url, headers) => {
   if (Object.keys(headers).length === 0) return new WebSocket(url) as WebSocketLike
-  if (!takesHeaders()) {
-    throw new AppError('unauthorized', 'The WebSocket of a browser cannot send a token', {
-      hint: 'Give the client a `webSocket` that makes the caller known, by a cookie of a proxy or by the address',
-    })
-  }
   return new (WebSocket as unknown as new (url: string, options: object) => WebSocketLike)(url, { headers })
 }
 
-const takesHeaders = (): boolean => ['process', 'Deno', 'Bun'].some((name) => name in globalThis)
+export const takesHeaders = (): boolean => ['process', 'Deno', 'Bun'].some((name) => name in globalThis)
