@@ -30,10 +30,14 @@ int command_reach(const char *user) {
     unsigned uid = 0, gid = 0;
     int has_user = strcmp(user, "-") != 0;
     if (has_user && sscanf(user, "%u:%u", &uid, &gid) != 2) fail("not a user: %s", user);
-    char *argv[] = {"sleep", "60", NULL};
-    int zero = open("/dev/null", O_RDWR | O_CLOEXEC);
-    pid_t child = launch(&(struct launch){.argv = argv, .stderr_fd = zero, .has_user = has_user, .uid = uid, .gid = gid});
+    // Launched is not yet loaded: for a moment its memory is a stack on the move. Once it has written it is at rest, its pipe full.
+    char *argv[] = {"yes", NULL}, written;
+    int output[2];
+    if (pipe2(output, O_CLOEXEC) < 0) fail_errno("cannot make a pipe");
+    pid_t child = launch(&(struct launch){.argv = argv, .stderr_fd = output[1], .has_user = has_user, .uid = uid, .gid = gid});
     if (child < 0) fail_errno("cannot start a process to try it on");
+    close(output[1]);
+    if (read(output[0], &written, 1) != 1) fail("a process to try it on ended at once");
     struct vmm_files files;
     int can = open_vmm_files(&files, child) == 0 && reaches(&files);
     int error = errno;
