@@ -13,7 +13,7 @@ FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 SLOW_TESTS := 'test/**/*.test.ts'
 
 .DEFAULT_GOAL := help
-.PHONY: sdk help setup setup-demo setup-bench demo test test-fast test-vm fuzz check bench dev install uninstall clean
+.PHONY: sdk help setup setup-demo setup-bench setup-kvm demo test test-fast test-vm test-kvm fuzz check bench dev install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ test-fast: setup ## the tests that boot no VM and ask no outer tool
 
 test-vm: setup ## the tests with real VMs
 	@$(TEST) --test-concurrency=1 'test/vm/*.test.ts' </dev/null
+
+test-kvm: setup-kvm ## stories on real KVM: this host's, or that of an emulated machine (STORIES='test/vm/x.test.ts …' for some)
+	@node test/kvm-lab/lab.ts $(STORIES)
 
 fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS each
 	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS_EACH=$(FUZZ_SECONDS)
@@ -63,3 +66,6 @@ setup-bench:
 
 clean: ## removes what was built; node_modules stays
 	rm -rf build bench/out
+
+setup-kvm:
+	@scripts/setup.sh kvm

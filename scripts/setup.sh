@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh demo   what the demonstration and the daemon need
 #   scripts/setup.sh        that, and the peers and fuzzers of the tests
+#   scripts/setup.sh kvm    that, and what the machine with KVM is made with
 #   scripts/setup.sh bench  all of it, and what make bench measures beside; that may be missing
 #   scripts/setup.sh steps  does nothing: prints the commands that lead from here to a daemon that can run
 #
@@ -92,8 +93,9 @@ main() {
   case ${1:-all} in
     demo) groups=(run build) ;;
     all | bench) groups=(run build test) ;;
+    kvm) groups=(run build test kvm) ;;
     steps) print_steps && return ;;
-    *) fail "there is no set-up named '$1': say 'demo', 'bench' or 'steps', or nothing for all of it" ;;
+    *) fail "there is no set-up named '$1': say 'demo', 'kvm', 'bench' or 'steps', or nothing for all of it" ;;
   esac
   mkdir -p build
   exec 9>build/.setup-lock

@@ -11,6 +11,7 @@ import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hyper
 import { Paths } from '../../packages/daemon/src/paths.ts'
 import { ApiClient } from './api-client.ts'
 import { endProcessesNaming } from './processes.ts'
+import { slowHostSettings } from './slow-host.ts'
 
 export const REPOSITORY = resolve(import.meta.dirname, '../..')
 /** The daemon from source. */
@@ -111,6 +112,7 @@ function settingsOf({ dir, driver, env }: DaemonOptions): Record<string, string>
     DORMOUSE_MIN_FREE_DISK: '64MB',
     // From source: some 250 files whose types are stripped and whose code is compiled once, not at each start.
     NODE_COMPILE_CACHE: join(REPOSITORY, 'build/cache/node'),
+    ...slowHostSettings,
     ...(driver === undefined ? {} : { DORMOUSE_HYPERVISOR: driver }),
     ...env,
   }

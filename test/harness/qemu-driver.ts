@@ -11,6 +11,7 @@ import type { VmSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { Memory } from '../../packages/daemon/src/memory/memory.ts'
 import { Scratch } from './scratch.ts'
+import { kvmProbeLimitMs } from './slow-host.ts'
 
 const root = join(import.meta.dirname, '../..')
 export const artefacts = {
@@ -61,6 +62,7 @@ export async function qemuUnderTest(
     log,
     workDir: join(dir, 'work'),
     probeFile: join(dir, 'kvm.json'),
+    ...(kvmProbeLimitMs === undefined ? {} : { kvmProbeLimitMs }),
     awaitParked: guest.awaitParked,
     ...(isRoot ? { goldenUser: { uid: nextUid++, gid: nextUid } } : {}),
     ...changes,

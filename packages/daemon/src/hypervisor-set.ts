@@ -72,6 +72,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     workDir,
     ...(cgroups === undefined ? {} : { cgroups }),
     probeFile: paths.kvmProbe,
+    kvmProbeLimitMs: config.kvmProbeLimitMs,
     goldenBoots: config.golden.enabled,
     awaitParked: async (stream, step) => {
       await using guest = await GuestClient.connect(stream, step)

@@ -90,6 +90,8 @@ export interface Config {
     /** Bytes per second that admission gives out, in place of the uplink's speed. */
     readonly bandwidthBps: number | undefined
   }
+  /** How long a guest may take to boot with KVM before this host is said not to have it. */
+  readonly kvmProbeLimitMs: number
   readonly golden: {
     readonly enabled: boolean
     /** Of all of them together, on disk. */
@@ -216,6 +218,7 @@ const SETTINGS = {
   STOP_GRACE: duration('5s'),
   DELETE_GRACE: duration('2s'),
   BOOT_LIMIT: duration('2m'),
+  KVM_PROBE_LIMIT: duration('20s'),
   UID_BASE: integer(0x7d000000),
   UID_COUNT: integer(65_536),
   LOG_MAX_SIZE: size('50MB'),
@@ -351,6 +354,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       uplink: s.UPLINK,
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
+    kvmProbeLimitMs: s.KVM_PROBE_LIMIT,
     golden: { enabled: s.GOLDEN, maxGoldenBytes: s.MAX_GOLDEN_STORAGE, maxGoldenBoots: s.MAX_GOLDEN_BOOTS },
     garbage: {
       enabled: s.GC,

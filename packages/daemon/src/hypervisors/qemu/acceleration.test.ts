@@ -24,6 +24,7 @@ async function host(tryBoot: () => Promise<void>, changes: Partial<AccelerationU
     device,
     file: `${device}.json`,
     facts: { kernel: '6.1', version: '7.2' },
+    limitMs: 20_000,
     tries: 0,
     tryBoot: async () => {
       uses.tries++

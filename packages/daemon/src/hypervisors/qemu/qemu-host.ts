@@ -42,6 +42,8 @@ export interface QemuUses {
   readonly goldenBoots?: boolean
   /** For tests. */
   readonly kvmDevice?: string
+  /** How long a guest may take to boot with KVM; 20 s. */
+  readonly kvmProbeLimitMs?: number
 }
 
 export interface PoolPlace {
@@ -96,7 +98,8 @@ export class QemuHost {
   async #ask(): Promise<HostAnswers> {
     const uses = this.#uses
     // Many may wait for it, so it runs under a limit of its own.
-    const step = { signal: AbortSignal.timeout(60_000), log: uses.log }
+    const probeLimitMs = uses.kvmProbeLimitMs ?? 20_000
+    const step = { signal: AbortSignal.timeout(40_000 + probeLimitMs), log: uses.log }
     const [version, tscKhz, kernelHash, initrdHash, outOfReach] = await Promise.all([
       readVersion(step),
       measureTscKhz(uses.shimPath, step),
@@ -111,6 +114,7 @@ export class QemuHost {
         device: uses.kvmDevice ?? '/dev/kvm',
         file: uses.probeFile,
         facts: { kernel, cpu, version, guestKernel: kernelHash, initrd: initrdHash },
+        limitMs: probeLimitMs,
         tryBoot: (groups, step) => tryKvm(uses, { ...answers, acceleration: { kind: 'kvm', groups } }, step),
         ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
       },

@@ -1,0 +1,80 @@
+/**
+ * The lab's machine: an emulated processor with AMD's virtualization, which Debian's kernel takes for real. Guests of it run on a true
+ * /dev/kvm, several times slower than on a true machine.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { measureTscKhz } from '../../packages/daemon/src/host/host-facts.ts'
+import type { Step } from '../../packages/daemon/src/lib/step.ts'
+import { REPOSITORY } from '../harness/daemon-process.ts'
+import type { Parts } from './parts.ts'
+
+export interface Stay {
+  readonly parts: Parts
+  /** Run in the project's directory there, as root. */
+  readonly command: readonly string[]
+  /** Of each daemon that a test starts there; see `startDaemon`. */
+  readonly settings: Readonly<Record<string, string>>
+  readonly memoryMib: number
+  /** The machine's console goes here. */
+  readonly consoleFile: string
+  /** And QEMU's own words here: most are features of the processor that it cannot emulate, and no one needs. */
+  readonly errorFile: string
+  /** Called with each line that the command writes. */
+  readonly onLine: (line: string) => void
+}
+
+/** Boots the machine, runs the command, and turns it off: the command's exit code. Throws when the machine ended before it did. */
+export async function stayInLab(stay: Stay, step: Step): Promise<number> {
+  // Its input stays open: a port whose other end has closed takes no words.
+  const child = spawn('qemu-system-x86_64', await commandLineOf(stay, step), { stdio: ['pipe', 'pipe', 'pipe'] })
+  step.signal.addEventListener('abort', () => child.kill('SIGKILL'), { once: true })
+  const ended = once(child, 'exit')
+  child.stderr.pipe(createWriteStream(stay.errorFile))
+  let code: number | undefined
+  for await (const line of createInterface({ input: child.stdout })) {
+    const end = /^lab: exit (\d+)$/.exec(line)
+    if (end === null) stay.onLine(line)
+    else code = Number(end[1])
+  }
+  await ended
+  if (code === undefined)
+    throw new Error(
+      `The lab's machine ended before its command did; its console is in ${stay.consoleFile}, QEMU's own words in ${stay.errorFile}`,
+    )
+  return code
+}
+
+async function commandLineOf({ parts, command, settings, memoryMib, consoleFile }: Stay, step: Step): Promise<string[]> {
+  // QEMU looks into neither: commas are doubled in its own lists.
+  const told = (name: string, text: string): string[] => ['-fw_cfg', `name=opt/dormouse/${name},string=${text.replaceAll(',', ',,')}`]
+  const khz = await measureTscKhz(join(REPOSITORY, 'build/shim/dormouse-shim'), step)
+  return [
+    ...['-nodefaults', '-no-user-config', '-nographic', '-no-reboot'],
+    // An EPYC says what KVM for AMD asks it for.
+    ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', 'EPYC-v2'],
+    ...['-smp', String(Math.min(2, availableParallelism())), '-m', String(memoryMib)],
+    ...['-kernel', parts.kernel, '-initrd', parts.initrd],
+    ...['-append', `console=ttyS0 panic=-1 quiet no_timer_check tsc_early_khz=${khz}`],
+    ...['-serial', `file:${consoleFile}`],
+    ...parts.disks.flatMap((path, index) => [
+      ...['-drive', `file=${path},format=raw,if=none,id=disk${index},readonly=on`],
+      ...['-device', `virtio-blk-pci,drive=disk${index}`],
+    ]),
+    ...['-device', 'virtio-rng-pci'],
+    ...[
+      '-device',
+      'virtio-serial-pci,max_ports=2',
+      '-chardev',
+      'stdio,id=report,signal=off',
+      '-device',
+      'virtserialport,chardev=report,nr=1',
+    ],
+    ...told('command', command.join('\n')),
+    ...told('settings', JSON.stringify(settings)),
+  ]
+}
