@@ -17,6 +17,7 @@ import { type Route, routes } from '../packages/api/src/routes.ts'
 import { decodeSse } from '../packages/api/src/streams.ts'
 import { configOf } from '../packages/daemon/src/config/config.ts'
 import { Daemon } from '../packages/daemon/src/daemon.ts'
+import { FakeSysfs } from '../packages/daemon/src/devices/fake-sysfs.ts'
 import { FakeHypervisor } from '../packages/daemon/src/hypervisors/fake/fake.ts'
 import { imageOf, layoutOf, tarOf } from '../packages/daemon/src/images/tar-fixtures.ts'
 import { createLogger } from '../packages/daemon/src/log.ts'
@@ -46,10 +47,13 @@ export async function runExamples(): Promise<{ exchanges: Exchange[]; warnings: 
     ...{ REGISTRY_MIRRORS: `registry.example=${registry}`, INSECURE_REGISTRIES: registry, ALLOW_PRIVATE_REGISTRIES: 'true' },
     REGISTRY_CREDENTIALS_FILE: 'off',
   }
+  using sysfs = new FakeSysfs([
+    { address: '0000:65:00.0', vendor: '10de', device: '26b9', classCode: '030200', group: 12, driver: 'nvidia' },
+  ])
   const warnings: string[] = []
   const log = createLogger({ level: 'warn', destination: { write: (line) => void warnings.push(line) } })
   const config = configOf(new Map(Object.entries(settings)))
-  const daemon = await Daemon.start({ config, log, hypervisors: [new FakeHypervisor()] })
+  const daemon = await Daemon.start({ config, log, hypervisors: [new FakeHypervisor()], sysfs })
   stack.defer(() => daemon.stop())
 
   const runner = new Runner(daemon, config.listen.socket)

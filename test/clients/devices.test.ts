@@ -49,7 +49,7 @@ describe('devices of the host', { timeout: 120_000, skip: process.geteuid?.() !=
     const settings = { DATA_DIR: join(dir, 'data'), RUN_DIR: join(dir, 'run'), LISTEN: '127.0.0.1:0', HYPERVISOR: 'fake', PCI_IDS: ids }
     const config = configOf(new Map(Object.entries(settings)))
     daemon = await Daemon.start({ config, log: silentLogger, hypervisors: [new FakeHypervisor()], sysfs })
-    const { stdout: token } = await dormouse(['token'], { socket })
+    const { stdout: token } = await dormouse(['token', 'create'], { socket })
     client = new Hypeman({
       baseURL: `http://127.0.0.1:${daemon.tcp?.port}`,
       apiKey: token.trim(),

@@ -51,7 +51,7 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
   invalid_image: never(400, 'What was imported or pulled is no image, or contradicts its digests'),
   invalid_target: never(400, 'The target of a push names no registry, repository and tag'),
   invalid_path: never(400, 'A path is not absolute, or leads where it may not'),
-  invalid_pci_address: never(400, 'A PCI address is none', 'Look at what there is: `dormouse device available`'),
+  invalid_pci_address: never(400, 'A PCI address is not written as the kernel writes them, such as 0000:65:00.0'),
   invalid_archive: never(400, 'The archive is no tar, or holds an entry that may not be unpacked'),
 
   // who asks

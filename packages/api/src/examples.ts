@@ -42,6 +42,16 @@ export const EXAMPLES: readonly Example[] = [
   { route: 'importImage', query: { name: 'mine:1' }, upload: 'oci-archive' },
   { route: 'listImages', query: { tags: { team: 'shop' }, limit: 10 }, after: { image: 'mine:1' } },
   { route: 'deleteImage', params: { name: 'docker.io/library/hello:stable' } },
+  { route: 'createPush', body: { image: IMAGE, target: 'registry.example/shop/hello:1' }, as: 'push', isByChance: true },
+  { route: 'listPushes', query: { limit: 10 }, isByChance: true },
+  { route: 'getPush', params: { id: '$push.id' }, isByChance: true },
+
+  // devices
+  { route: 'listAvailableDevices' },
+  { route: 'createDevice', body: { pci_address: '0000:65:00.0', name: 'gpu0', tags: { team: 'shop' } } },
+  { route: 'listDevices', query: { tags: { team: 'shop' } } },
+  { route: 'getDevice', params: { id: 'gpu0' } },
+  { route: 'deleteDevice', params: { id: 'gpu0' } },
 
   // instances
   {
@@ -60,7 +70,13 @@ export const EXAMPLES: readonly Example[] = [
   },
   { route: 'listInstances', query: { state: 'Running', tags: { team: 'shop' } } },
   { route: 'getInstance', params: web },
-  { route: 'updateInstance', params: web, body: { tags: { team: 'shop', tier: 'front' }, ttl: '24h' } },
+  {
+    route: 'updateInstance',
+    params: web,
+    body: { tags: { team: 'shop', tier: 'front' }, ttl: '24h', auto_standby: { enabled: true, idle_timeout: '10m' } },
+  },
+  { route: 'getAutoStandbyStatus', params: web, isByChance: true },
+  { route: 'holdAutoStandby', params: web, isByChance: true },
   { route: 'waitForInstance', params: web, query: { state: 'Running', timeout: '30s' } },
   { route: 'getInstanceLogs', params: web, query: { tail: 2 }, after: { instance: 'web', writes: 'starting\nlistening on :80\n' } },
   { route: 'statInstancePath', params: web, query: { path: '/' } },
@@ -112,6 +128,8 @@ export const EXAMPLES: readonly Example[] = [
 
   // the host
   { route: 'getResources' },
+  { route: 'getDiskUsage' },
+  { route: 'prune', body: { dry_run: true } },
   { route: 'reclaimMemory', body: { reclaim_bytes: 268_435_456, dry_run: true } },
   { route: 'followEvents', query: { after: 0, subject: '$web.id' }, messages: 2 },
   { route: 'getMetrics' },

@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
-import { errorsOf, statusOf, statusOn } from '@dormouse/api/error-table.ts'
+import { errorsOf, statusOf } from '@dormouse/api/error-table.ts'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
@@ -379,7 +379,7 @@ const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
   const { status: usual, headers, body, isFault } = refusalOf(error)
   const { route, routeId } = request.routeOptions?.config ?? {}
-  const status = route === undefined ? usual : statusOn(route, body.code)
+  const status = route?.badRequests?.includes(body.code) ? 400 : route?.conflicts?.includes(body.code) ? 409 : usual
   request.audited?.end({ result: 'failed', status, code: body.code })
   // Its readers have not been told of this one: a mistake in the table.
   if (route && !errorsOf(route).includes(body.code)) uses.log.warn({ route: routeId, code: body.code }, 'error is not listed by its route')

@@ -1,6 +1,10 @@
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
+import WebSocket from 'ws'
 import type { InstanceId } from '../instances/instance.ts'
 import { fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
@@ -105,9 +109,12 @@ test('a command that runs, and a copy, are sessions for as long as they are open
     exec.end(0)
     runs.resolve()
   }
-  await server.host.ready()
-  const socket = await server.host.injectWS(`/instances/${web.id}/exec`)
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  await server.listen({ socket: { path: join(dir, 's'), mode: 0o600 } })
+  const socket = new WebSocket(`ws+unix:${join(dir, 's')}:/instances/${web.id}/exec`)
   const closed = new Promise((resolve) => socket.once('close', resolve))
+  await new Promise((resolve) => socket.once('open', resolve))
   socket.send(JSON.stringify({ command: ['true'] }))
   await runs.promise
   await closed
