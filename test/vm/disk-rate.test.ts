@@ -42,8 +42,13 @@ for (const board of ['qemu', 'qemu-microvm'] as const) {
       return (seconds * rate) / (ended - began)
     }
     const assertRate = async (name: string, rate: number, dir?: string): Promise<void> => {
-      const measured = await measure(name, rate, dir)
-      assert.ok(Math.abs(measured / rate - 1) < 0.15, `${name} writes ${measured.toFixed(1)} MB/s, not ${rate}`)
+      // More is a limit that does not hold. Less may be a host that had no time for it: it is measured again then.
+      const measured: number[] = []
+      do {
+        measured.push(await measure(name, rate, dir))
+        assert.ok(Number(measured.at(-1)) < rate * 1.15, `${name} writes ${measured} MB/s, not ${rate}`)
+      } while (Number(measured.at(-1)) < rate * 0.85 && measured.length < 3)
+      assert.ok(Number(measured.at(-1)) > rate * 0.85, `${name} writes ${measured} MB/s, not ${rate}`)
     }
     const post = (path: string, body: object = {}): Promise<unknown> => daemon.client.post(path, body)
     const patch = (name: string, body: object): Promise<{ disk_io_bps?: string }> => daemon.client.patch(`/instances/${name}`, body)

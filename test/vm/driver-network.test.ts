@@ -11,7 +11,7 @@ import { after, before, test } from 'node:test'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { agentManners } from '../harness/guest-manners.ts'
-import { paceOf } from '../harness/pace.ts'
+import { assertPace, paceOf } from '../harness/pace.ts'
 import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
 
@@ -195,7 +195,6 @@ test('a guest is as fast as it may be, both ways, within a tenth', async () => {
   await pollUntil('the guest to listen', listening, makeStep(10_000))
   const [rate, slower] = [1_000_000, 400_000]
   await guest.vm.setBandwidth({ downloadBps: rate, uploadBps: slower }, makeStep())
-  const isNear = (pace: number, wanted: number): boolean => Math.abs(pace - wanted) <= wanted / 10
   {
     const socket = net.connect(down, '127.0.0.1')
     const block = Buffer.alloc(1 << 16)
@@ -206,16 +205,14 @@ test('a guest is as fast as it may be, both ways, within a tenth', async () => {
     socket.on('drain', push)
     socket.once('connect', push)
     const received = async (): Promise<number> => Number(await guest.sh('cat /sys/class/net/eth0/statistics/rx_bytes'))
-    const pace = await paceOf(received)
+    await assertPace('to the guest', rate, received)
     socket.destroy()
-    assert.ok(isNear(pace, rate), `${Math.round(pace)} bytes a second to the guest, not ${rate}`)
   }
   {
     const socket = net.connect(up, '127.0.0.1')
     socket.on('error', () => undefined)
     socket.resume()
-    const pace = await paceOf(async () => socket.bytesRead)
-    assert.ok(isNear(pace, slower), `${Math.round(pace)} bytes a second from the guest, not ${slower}`)
+    await assertPace('from the guest', slower, async () => socket.bytesRead)
     await guest.vm.setBandwidth({}, makeStep())
     const free = await paceOf(async () => socket.bytesRead)
     assert.ok(free > 1.5 * slower, `${Math.round(free)} bytes a second from a guest without a limit`)

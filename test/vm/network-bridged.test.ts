@@ -14,7 +14,7 @@ import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
-import { paceOf } from '../harness/pace.ts'
+import { assertPace, paceOf } from '../harness/pace.ts'
 
 interface Shown {
   readonly id: string
@@ -266,16 +266,13 @@ if (inOwnNetwork(import.meta.filename)) {
     const [down, up] = [1_000_000, 500_000]
     await daemon.client.patch(`/instances/${a.id}`, { network: { bandwidth_download: `${down * 8}bps`, bandwidth_upload: `${up * 8}bps` } })
     const received = async (): Promise<number> => Number(await sh('a', 'cat /sys/class/net/eth0/statistics/rx_bytes'))
-    const isNear = (pace: number, wanted: number): boolean => Math.abs(pace - wanted) <= wanted / 10
     const measure = async (): Promise<void> => {
       await sh('a', `(sleep 1000 | nc ${OUTSIDE.ipv4} 9001 >/dev/null) >/dev/null 2>&1 &`)
-      const toGuest = await paceOf(received)
+      await assertPace('to the guest', down, received)
       await sh('a', 'killall sleep nc')
-      assert.ok(isNear(toGuest, down), `${Math.round(toGuest)} bytes a second to the guest, not ${down}`)
       await sh('a', `(nc ${OUTSIDE.ipv4} 9002 </dev/zero) >/dev/null 2>&1 &`)
-      const fromGuest = await paceOf(async () => (await lab.counts()).takenBytes)
+      await assertPace('from the guest', up, async () => (await lab.counts()).takenBytes)
       await sh('a', 'killall nc')
-      assert.ok(isNear(fromGuest, up), `${Math.round(fromGuest)} bytes a second from the guest, not ${up}`)
     }
     await measure()
     await daemon.client.post(`/instances/${a.id}/standby`, {})
