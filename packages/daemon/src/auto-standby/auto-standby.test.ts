@@ -217,6 +217,8 @@ test('every reason why it does not sleep by itself is told', async (t) => {
     ),
     [{ network: { ...network, enabled: false } }, 'ineligible', 'network_disabled'],
     [{ network }, 'ineligible', 'missing_ip'],
+    [{ devices: [{ id: 'd1', name: 'card', address: '0000:65:00.0' }] }, 'ineligible', 'has_vgpu'],
+    [{ gpu: { profile: 'L40S-1Q' } }, 'ineligible', 'has_vgpu'],
   ]
   for (const [at, [change, status, reason]] of cases.entries()) {
     const one = sleepers.add(`case-${at}`, change)

@@ -3,6 +3,7 @@
  * those of a clock that no one sets, in milliseconds.
  */
 import type { AutoStandbyPolicy, Instance } from '../instances/instance.ts'
+import { holdsDevice } from '../instances/vm-spec-of.ts'
 
 export type Reason =
   | 'unsupported_platform'
@@ -11,6 +12,7 @@ export type Reason =
   | 'instance_not_running'
   | 'network_disabled'
   | 'missing_ip'
+  | 'has_vgpu'
   | 'active_inbound_connections'
   | 'idle_timeout_not_elapsed'
   | 'observer_error'
@@ -57,6 +59,8 @@ export function obstacleOf(instance: Instance, canSleep: boolean): Outlook | und
   if (state !== 'Running') return { status: 'ineligible', reason: 'instance_not_running' }
   if (!network.enabled) return { status: 'ineligible', reason: 'network_disabled' }
   if (network.ip === undefined) return { status: 'ineligible', reason: 'missing_ip' }
+  // The contract has this word; of a whole device the same is true.
+  if (holdsDevice(instance)) return { status: 'ineligible', reason: 'has_vgpu' }
   return undefined
 }
 
