@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
-import { errorsOf, statusOf } from '@dormouse/api/error-table.ts'
+import { errorsOf, statusOf, statusOn } from '@dormouse/api/error-table.ts'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { decodeQuery, typedQuery } from '@dormouse/api/query.ts'
 import { ROUTE_IDS, type Route, routes } from '@dormouse/api/routes.ts'
@@ -19,7 +19,7 @@ import { type BodyLimits, readJsonBody } from './json-body.ts'
 import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
 import type { Origins } from './origins.ts'
-import { refusalOf } from './problems.ts'
+import { type Refusal, refusalOf } from './problems.ts'
 import type { RefusedCallers } from './refused-callers.ts'
 import { registryRoutes } from './registry.ts'
 import { methodsAt } from './stream-at.ts'
@@ -377,9 +377,10 @@ const wrongMediaType = () => Object.assign(new Error('media type'), { code: 'FST
 const isRaw = (request: FastifyRequest): boolean => request.routeOptions.config.route?.rawBody !== undefined
 
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, uses: AppUses): FastifyReply {
-  const { status: usual, headers, body, isFault } = refusalOf(error)
+  const refusal = refusalOf(error)
+  const { headers, body, isFault } = refusal
   const { route, routeId } = request.routeOptions?.config ?? {}
-  const status = route?.badRequests?.includes(body.code) ? 400 : route?.conflicts?.includes(body.code) ? 409 : usual
+  const status = statusTold(refusal, route)
   request.audited?.end({ result: 'failed', status, code: body.code })
   // Its readers have not been told of this one: a mistake in the table.
   if (route && !errorsOf(route).includes(body.code)) uses.log.warn({ route: routeId, code: body.code }, 'error is not listed by its route')
@@ -395,9 +396,14 @@ function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, us
 }
 
 function endAudit(request: FastifyRequest, error: unknown): void {
-  const { status, body } = refusalOf(error)
-  request.audited?.end({ result: 'failed', status, code: body.code })
+  const refusal = refusalOf(error)
+  const status = statusTold(refusal, request.routeOptions.config.route)
+  request.audited?.end({ result: 'failed', status, code: refusal.body.code })
 }
+
+/** Some routes have another status for a code than the table. What is refused before any route is asked has its own. */
+const statusTold = ({ status, body: { code } }: Refusal, route: Route | undefined): number =>
+  route === undefined || status !== statusOf(code) ? status : statusOn(route, code)
 
 const isUnread = (request: FastifyRequest): boolean =>
   request.raw.complete === false &&

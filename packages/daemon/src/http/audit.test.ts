@@ -48,6 +48,14 @@ test('who changed what, on which, how it went, from where', async (t) => {
   assert.deepEqual([missing?.result, missing?.status, missing?.code], ['failed', 404, 'not_found'])
 })
 
+test('a failure has the status that was answered, also where the route has another than the table', async (t) => {
+  const { host, list, uses } = house(t)
+  uses.images.rows.set('slow:1', { ...uses.images.add('slow:1'), status: 'pulling' })
+  const { statusCode } = await host('POST', '/pushes', { image: 'slow:1', target: 'registry.example.com/a:1' })
+  const [row] = await list()
+  assert.deepEqual([row?.operation, row?.status, row?.code], ['createPush', statusCode, 'image_not_ready'])
+})
+
 test('no secret is in it: not of a body, not a token that was made', async (t) => {
   const { host, list, server } = house(t)
   const { token } = (await host('POST', '/tokens', { subject: 'bob' })).json()
