@@ -5,7 +5,9 @@ import { existsSync } from 'node:fs'
 import { statfs, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { test } from 'node:test'
+import { digestOf } from '../../packages/daemon/src/images/digest.ts'
 import { imageOf, layoutOf, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { scratchDir } from '../harness/scratch.ts'
 import { pushFixture, startRegistry } from './images-registry.ts'
@@ -125,6 +127,18 @@ test('files that no row speaks of go once they are old enough', async (t) => {
   const { names, bytes } = await room.images.collectStrays({ olderThanMs: 0, dryRun: false })
   assert.deepEqual([names.length, bytes > 0], [2, true])
   await assertNothingLeft(room)
+})
+
+test('a blob that was pushed to us and waits for its manifest is neither collected nor told as what could go', async (t) => {
+  const room = await openRoom(t)
+  const content = randomBytes(8192)
+  const upload = await room.images.registry.beginUpload('docker.io/library/x', {})
+  const { digest } = await upload.finish(digestOf(content), { source: Readable.from([content]), cut: () => undefined })
+  assert.deepEqual(await room.images.collectStrays({ olderThanMs: 0, dryRun: false }), { names: [], bytes: 0 })
+  assert.ok(existsSync(room.paths.imageLayer(digest)))
+  const { images, layers } = await room.images.diskUsage()
+  assert.ok(layers.bytes >= content.length)
+  assert.deepEqual([layers.count, layers.reclaimableBytes, images.reclaimableBytes], [1, 0, 0])
 })
 
 test('a pull that would take more than the images’ share of the disk is refused, with the figures; an import is not', async (t) => {

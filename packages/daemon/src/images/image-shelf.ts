@@ -126,7 +126,7 @@ export class ImageShelf {
     this.#pushed.collect(Date.now(), (digest) => this.#isHeldBlob(digest))
     for (const file of await readdir(this.#paths.imageLayersDir)) {
       // Asked anew each time: rows may come while files go.
-      if (this.#isStrayLayer(file)) await this.#store.remove(digestOf(file))
+      if (this.isStrayLayer(digestOf(file))) await this.#store.remove(digestOf(file))
     }
     for (const file of await readdir(this.#paths.imageRootfsDir)) {
       if (this.#isStrayRootfs(file)) await rm(join(this.#paths.imageRootfsDir, file), { force: true })
@@ -138,7 +138,7 @@ export class ImageShelf {
     const names: string[] = []
     let bytes = 0
     for (const [dir, isStray] of [
-      [this.#paths.imageLayersDir, (file: string) => this.#isStrayLayer(file)],
+      [this.#paths.imageLayersDir, (file: string) => this.isStrayLayer(digestOf(file))],
       [this.#paths.imageRootfsDir, (file: string) => this.#isStrayRootfs(file)],
     ] as const) {
       for (const file of await readdir(dir)) {
@@ -153,8 +153,8 @@ export class ImageShelf {
     return { names, bytes }
   }
 
-  #isStrayLayer(file: string): boolean {
-    const digest = digestOf(file)
+  /** No one needs it, nor is about to say so. */
+  isStrayLayer(digest: string): boolean {
     return this.#held === 0 && !this.#rows.isLayerInUse(digest) && !this.#isHeldBlob(digest)
   }
 

@@ -21,9 +21,17 @@ export interface UsageOf {
   readonly reclaimableBytes: number
 }
 
-/** `layerFiles` and `rootfsFiles`: names of what lies there; those that no row speaks of can go, too. */
+interface ImageUsageUses {
+  readonly rows: ImageRows
+  readonly paths: Paths
+  readonly isBusy: (digest: string) => boolean
+  /** Does no one need the layer? What was pushed to us is no image's layer yet, or is no layer at all. */
+  readonly isStrayLayer: (digest: string) => boolean
+}
+
+/** `files`: digests of what lies there; what no row speaks of can go, too. */
 export async function imageUsage(
-  { rows, paths, isBusy }: { readonly rows: ImageRows; readonly paths: Paths; readonly isBusy: (digest: string) => boolean },
+  { rows, paths, isBusy, isStrayLayer }: ImageUsageUses,
   files: { readonly layers: readonly string[]; readonly rootfs: readonly string[] },
 ): Promise<ImageUsage> {
   const [images, layers] = [rows.all(), rows.layers()]
@@ -39,7 +47,7 @@ export async function imageUsage(
     layer.bytes += bytes
     if (own.some(({ imageDigest }) => busy.has(imageDigest))) layer.inUse++
     if (new Set(own.map(({ imageDigest }) => imageDigest)).size > 1) layer.sharedBytes += bytes
-    if (own.length === 0 || plan.layers.includes(digest)) layer.reclaimableBytes += bytes
+    if (plan.layers.includes(digest) || isStrayLayer(digest)) layer.reclaimableBytes += bytes
   }
   const known = new Set(images.map(({ digest }) => digest))
   const rootfs = { count: 0, inUse: 0, bytes: 0, sharedBytes: 0, reclaimableBytes: 0 }

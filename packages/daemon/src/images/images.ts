@@ -185,7 +185,9 @@ export class Images implements AsyncDisposable {
   async diskUsage(): Promise<ImageUsage> {
     await this.recover()
     const { rows, paths } = this.#uses
-    return imageUsage({ rows, paths, isBusy: (digest) => this.#shelf.isBusy(digest) }, await this.#shelf.files())
+    const shelf = this.#shelf
+    const uses = { isBusy: (digest: string) => shelf.isBusy(digest), isStrayLayer: (digest: string) => shelf.isStrayLayer(digest) }
+    return imageUsage({ rows, paths, ...uses }, await shelf.files())
   }
 
   /** The same in sum: compressed layers, and root file systems. */
