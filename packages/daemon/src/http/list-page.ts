@@ -11,6 +11,8 @@ export interface PlaceOf<T> {
   readonly key: (item: T) => string
   /** As `Date.toISOString` writes it. */
   readonly createdAt: (item: T) => string
+  /** Keys go upwards. Downwards when left out. */
+  readonly isUpwards?: boolean
 }
 
 /** One page of a list that has that order already. Throws `invalid_request` for a cursor that no list can have given. */
@@ -37,9 +39,10 @@ interface Place {
 }
 
 function itemsAfter<T>(items: readonly T[], placeOf: PlaceOf<T>, { createdAt, key }: Place): readonly T[] {
+  const isBehind = (own: string): boolean => (placeOf.isUpwards ? own > key : own < key)
   const at = items.findIndex((item) => {
     const own = placeOf.createdAt(item)
-    return own < createdAt || (own === createdAt && placeOf.key(item) < key)
+    return own < createdAt || (own === createdAt && isBehind(placeOf.key(item)))
   })
   return at < 0 ? [] : items.slice(at)
 }

@@ -8,6 +8,13 @@ type DeviceRoutes = Pick<Handlers, 'listDevices' | 'createDevice' | 'listAvailab
 
 const PLACE: PlaceOf<Shown> = { key: ({ id }) => id, createdAt: ({ created_at }) => created_at }
 
+// They were there before anyone looked: by address.
+const PLACE_IN_HOST: PlaceOf<AvailableDevice> = {
+  key: ({ pci_address }) => pci_address,
+  createdAt: () => new Date(0).toISOString(),
+  isUpwards: true,
+}
+
 export function deviceRoutes({ devices }: Pick<ServerUses, 'devices'>): DeviceRoutes {
   return {
     listDevices: async ({ query, setHeader }) => {
@@ -21,7 +28,12 @@ export function deviceRoutes({ devices }: Pick<ServerUses, 'devices'>): DeviceRo
     createDevice: async ({ body: { pci_address: pciAddress, ...request } }) =>
       presentDevice(await devices.register({ pciAddress, ...request })),
 
-    listAvailableDevices: async () => (await devices.listAvailable()).map(presentAvailable),
+    listAvailableDevices: async ({ query, setHeader }) => {
+      const all = (await devices.listAvailable()).map(presentAvailable)
+      const page = pageOf(all, PLACE_IN_HOST, query)
+      if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
+      return [...page.items]
+    },
 
     getDevice: async ({ params }) => presentDevice(await devices.get(params.id)),
 
