@@ -168,6 +168,16 @@ test('a pull that would leave too little of the disk is refused, unless room can
   assert.ok((asked[0] ?? 0) > 2 ** 40)
 })
 
+test('before an upload is refused for want of room, room is asked for', async (t) => {
+  const asked: [number, string | undefined][] = []
+  const room = await openRoom(t, {}, { makeRoom: async (bytes, of) => void asked.push([bytes, of]) })
+  const expectedBytes = 2 ** 60
+  await assert.rejects(room.images.registry.beginUpload('docker.io/library/x', { expectedBytes }), { code: 'insufficient_resources' })
+  const [[bytes, of] = []] = asked
+  assert.deepEqual([asked.length, of], [1, 'disk'])
+  assert.ok(bytes !== undefined && bytes > 0 && bytes < expectedBytes + 2 ** 30)
+})
+
 test('pulls that were let in at the same time count together', async (t) => {
   const registry = await startRegistry(t)
   const [one, two] = [large(), large()]

@@ -29,6 +29,9 @@ interface Shortage {
   readonly bytes: number
 }
 
+/** Frees so many bytes of what can be missed, as far as there are. */
+export type MakeRoom = (bytes: number, of: Shortage['of']) => Promise<void>
+
 const mib = (bytes: number): string => formatSize(Math.ceil(bytes / 2 ** 20) * 2 ** 20)
 const digestOf = (file: string): string => file.replace('-', ':')
 
@@ -43,6 +46,7 @@ export class ImageShelf {
   readonly #isUnderWay: (digest: string) => boolean
   readonly #isBeingPushed: (digest: string) => boolean
   readonly #pushed: RegistryRows
+  readonly #makeRoom: MakeRoom | undefined
   /** Imports whose blobs no row speaks of yet. */
   #held = 0
   /** Images that someone is about to stand on, or reads: how many. */
@@ -58,10 +62,12 @@ export class ImageShelf {
     isUnderWay: (digest: string) => boolean
     isBeingPushed: (digest: string) => boolean
     pushed: RegistryRows
+    makeRoom?: MakeRoom
   }) {
     this.#rows = uses.rows
     this.#isBeingPushed = uses.isBeingPushed
     this.#pushed = uses.pushed
+    this.#makeRoom = uses.makeRoom
     this.#paths = uses.paths
     this.#store = uses.store
     this.#layers = new FilesIn(uses.paths.imageLayersDir)
@@ -258,11 +264,21 @@ export class ImageShelf {
 
   /** Throws `insufficient_resources` when so many bytes would fill the disk. */
   async checkRoom(bytes: number, what = 'The upload needs'): Promise<void> {
-    const { bavail, bsize } = await statfs(this.#paths.imagesDir)
-    if (bytes + SPARE_DISK_BYTES <= bavail * bsize) return
-    throw new AppError('insufficient_resources', `${what} ${bytes} bytes, but ${bavail * bsize} are free on the disk`, {
+    const needed = bytes + SPARE_DISK_BYTES
+    let free = await this.#freeBytes()
+    if (needed > free && this.#makeRoom !== undefined) {
+      await this.#makeRoom(needed - free, 'disk')
+      free = await this.#freeBytes()
+    }
+    if (needed <= free) return
+    throw new AppError('insufficient_resources', `${what} ${bytes} bytes, but ${free} are free on the disk`, {
       hint: 'Free space with: dormouse prune --all',
     })
+  }
+
+  async #freeBytes(): Promise<number> {
+    const { bavail, bsize } = await statfs(this.#paths.imagesDir)
+    return bavail * bsize
   }
 }
 

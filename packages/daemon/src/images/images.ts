@@ -22,7 +22,7 @@ import { BlobStore } from './blob-store.ts'
 import { type CollectImages, planCollection } from './collection-plan.ts'
 import { withIdleLimit } from './idle-limit.ts'
 import { ImageNames, type ReadyImage } from './image-names.ts'
-import { ImageShelf } from './image-shelf.ts'
+import { ImageShelf, type MakeRoom } from './image-shelf.ts'
 import { type ImageUsage, imageUsage } from './image-usage.ts'
 import { ImageWork } from './image-work.ts'
 import { type Credentials, credentialsFromFile } from './keychain.ts'
@@ -46,7 +46,7 @@ export interface ImagesUses {
   /** Does some instance stand on this image? */
   readonly isInUse: (digest: string) => boolean
   /** Frees `bytes` of what can be missed, of images alone or of all that is on the disk, as far as there is so much. */
-  readonly makeRoom?: (bytes: number, of: 'images' | 'disk') => Promise<void>
+  readonly makeRoom?: MakeRoom
   readonly crashPoint?: (operation: string, step: string) => Promise<void>
 }
 
