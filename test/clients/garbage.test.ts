@@ -159,7 +159,7 @@ test('a create that would be refused for a full disk has garbage collected first
   const dir = scratch.path
   await mkdir(join(dir, 'd'))
   await using _disk = await mountSmallDisk(join(dir, 'd/data'), 800 * 2 ** 20)
-  const env = { DORMOUSE_DISK_RATIO: '100', DORMOUSE_GC: 'false' }
+  const env = { DORMOUSE_DISK_RATIO: '100', DORMOUSE_GC_LOW_DISK: '1MB' }
   await using daemon = await startDaemon({ dir: join(dir, 'd'), driver: 'fake', env })
   await importImage(daemon, (await makeBusyboxImage(dir)).path, 'box:1')
   // Of an image that is gone, so that less than what has to stay free is left.

@@ -331,6 +331,7 @@ test('on a low disk what costs least goes first, and no more than is needed', as
     [50, ['layers', 'golden', 'image', 'image'], auto],
     [1000, ['layers', 'golden', 'image', 'image', 'image'], auto],
     [1000, ['layers', 'golden'], {}],
+    [1000, [], { ...auto, GC: 'false' }],
   ] as const) {
     const { disk, uses } = lowDisk(0)
     await garbageOf(house, uses, settings).makeRoom(bytes)

@@ -126,9 +126,10 @@ export class Garbage implements AsyncDisposable {
   /**
    * Frees up to `bytes` more than are free now, of images alone where it is their share of the disk that is short, what costs least first.
    * Resolves when it has, when nothing more can be had, or when its time is over; whoever asks looks for itself. Those who ask at once share
-   * one. Never rejects.
+   * one. Never rejects. Frees nothing where garbage is only collected when it is asked for.
    */
-  makeRoom(bytes: number, of: 'images' | 'disk' = 'disk'): Promise<void> {
+  async makeRoom(bytes: number, of: 'images' | 'disk' = 'disk'): Promise<void> {
+    if (!this.#uses.config.garbage.enabled) return
     const making =
       this.#making.get(of) ??
       this.#inTurn(ROOM_LIMIT_MS, (signal) => this.#makeRoom(bytes, of, signal))
@@ -138,7 +139,7 @@ export class Garbage implements AsyncDisposable {
     const { promise: late, resolve } = Promise.withResolvers<void>()
     // It may have to wait for another's turn first.
     const limit = setTimeout(resolve, ROOM_LIMIT_MS)
-    return Promise.race([making, late]).finally(() => clearTimeout(limit))
+    await Promise.race([making, late]).finally(() => clearTimeout(limit))
   }
 
   /** Makes room when the disk is low. */
