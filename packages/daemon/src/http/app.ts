@@ -130,7 +130,7 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.after(() => addHooks(app, uses))
   app.register(async (routed) => {
     for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
-    routed.register(registryRoutes(uses))
+    routed.register(registryRoutes({ ...uses, noteRefused: (error, request) => noteRefused(error, request, uses) }))
     for (const [path, type] of OPENAPI_AT) {
       routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type(`${type}; charset=utf-8`).send(uses.openApi()))
     }
@@ -216,14 +216,12 @@ function isChange({ method, routeOptions: { config } }: FastifyRequest): boolean
   return config.route !== undefined && config.access !== 'any' && (method !== 'GET' || config.route.stream === 'websocket')
 }
 
-/** What a route that asks on its own has let in or refused: told once it is over, by its status. */
+/** What a route that asks on its own has let in or not: told once it is over, by its status. Who is not known was told of when refused. */
 function auditItself(request: FastifyRequest, { statusCode: status }: FastifyReply, uses: AppUses): void {
+  if (request.caller === undefined) return
   const facts = auditFacts(request, uses)
-  if (status === 401 || status === 403) {
-    const code = status === 401 ? 'unauthorized' : 'forbidden'
-    // Clients of a registry ask without a token first, to hear what it wants.
-    if (request.headers.authorization === undefined) return
-    if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code })
+  if (status === 403) {
+    if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code: 'forbidden' })
     else uses.audit.skip()
   } else if (request.method === 'PUT' || request.method === 'DELETE') {
     uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status })

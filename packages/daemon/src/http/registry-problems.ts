@@ -65,6 +65,8 @@ function codeOf(error: unknown, status: number): RegistryCode {
       return 'MANIFEST_UNKNOWN'
     case 'invalid_image':
       return 'MANIFEST_INVALID'
+    case 'rate_limited':
+      return 'TOOMANYREQUESTS'
     case 'shutting_down':
       return 'UNAVAILABLE'
     default:

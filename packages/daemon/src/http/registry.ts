@@ -22,6 +22,8 @@ interface RegistryRouteUses {
   readonly authority: Authority
   readonly log: Logger
   readonly isTrusted: boolean
+  /** Of a request whose token does not hold. What to answer. */
+  readonly noteRefused: (error: unknown, request: FastifyRequest) => unknown
 }
 
 // A manifest is held as a whole; images/limits.ts has the same limit for those that are pulled.
@@ -41,14 +43,22 @@ export function registryRoutes(uses: RegistryRouteUses): (app: FastifyInstance) 
         config: { access: 'itself', label: 'registry' },
         handler: async (request, reply) => {
           reply.header('docker-distribution-api-version', 'registry/2.0')
-          const caller = uses.isTrusted
-            ? registryCallerOf(hostCaller)
-            : await provenRegistryCaller(uses.authority, request.headers.authorization)
+          const caller = uses.isTrusted ? registryCallerOf(hostCaller) : await callerOf(request, uses)
           request.caller = { subject: caller.subject, token: caller.token, scopes: undefined }
           return await answer(new Asked(request, reply, caller, uses.registry))
         },
       })
     }
+  }
+}
+
+async function callerOf(request: FastifyRequest, { authority, noteRefused }: RegistryRouteUses): Promise<RegistryCaller> {
+  const { authorization } = request.headers
+  try {
+    return await provenRegistryCaller(authority, authorization)
+  } catch (error) {
+    // Programs ask without a token first, to hear what is wanted.
+    throw authorization === undefined ? error : noteRefused(error, request)
   }
 }
 

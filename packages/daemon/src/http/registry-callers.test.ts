@@ -1,0 +1,73 @@
+import assert from 'node:assert/strict'
+import { type TestContext, test } from 'node:test'
+import type { AuditEntry } from '@dormouse/api/audit.ts'
+import type { InjectOptions } from 'fastify'
+import { fakeUses } from './fake-uses.ts'
+import { HttpServer } from './server.ts'
+
+const DIGEST = `sha256:${'a'.repeat(64)}`
+
+function house(t: TestContext) {
+  const uses = fakeUses()
+  const server = new HttpServer(uses)
+  t.after(() => server.close())
+  const list = async (query = ''): Promise<AuditEntry[]> => (await server.host.inject(`/audit${query}`)).json()
+  const ask = (authorization: string | undefined, method: InjectOptions['method'], url: string, remoteAddress = '192.0.2.1') =>
+    server.tcp.inject({ method: method ?? 'GET', url, remoteAddress, headers: authorization === undefined ? {} : { authorization } })
+  return { uses, server, list, ask }
+}
+
+/** As programs send what was given to `docker login`. */
+const basic = (token: string): string => `Basic ${Buffer.from(`any:${token}`).toString('base64')}`
+
+test('a token that was revoked is none at the registry either, as a password too', async (t) => {
+  const { server, ask } = house(t)
+  const { token, id } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  const statuses = async () =>
+    Promise.all([basic(token), `Bearer ${token}`].map(async (authorization) => (await ask(authorization, 'GET', '/v2/')).statusCode))
+  assert.deepEqual(await statuses(), [200, 200])
+  server.authority.revoke(id)
+  assert.deepEqual(await statuses(), [401, 401])
+})
+
+test('what is changed at the registry is in the audit log, and who was refused', async (t) => {
+  const { server, ask, list } = house(t)
+  const { token, id } = await server.authority.mint({ subject: 'ann', scopes: ['image:delete'], ttlMs: 60_000 })
+  await ask(basic(token), 'GET', '/v2/')
+  await ask(basic(token), 'DELETE', `/v2/team/app/manifests/${DIGEST}`)
+  await ask(basic(token), 'PUT', '/v2/team/app/manifests/1')
+  const told = (await list()).map(({ caller, token_id, operation, target, result, status }) => [
+    ...[caller, token_id, operation, target['*'], result, status],
+  ])
+  assert.deepEqual(told, [
+    ['ann', id, 'PUT /v2/*', 'team/app/manifests/1', 'refused', 403],
+    ['ann', id, 'DELETE /v2/*', `team/app/manifests/${DIGEST}`, 'failed', 404],
+  ])
+})
+
+test('bad tokens at the registry are told apart from none, and are answered 429 when there are too many', async (t) => {
+  const { server, ask, list } = house(t)
+  // As every client begins.
+  for (let n = 0; n < 40; n++) assert.equal((await ask(undefined, 'GET', '/v2/')).statusCode, 401)
+  assert.deepEqual(await list(), [])
+  const statuses = new Set<number>()
+  for (let n = 0; n < 40; n++) statuses.add((await ask(basic('a.b.c'), 'PUT', '/v2/team/app/manifests/1')).statusCode)
+  assert.deepEqual(statuses, new Set([401, 429]))
+  const late = await ask(basic('a.b.c'), 'GET', '/v2/')
+  assert.deepEqual([late.json().errors[0].code, Number(late.headers['retry-after']) > 0], ['TOOMANYREQUESTS', true])
+  // The API has the same patience, and whoever has a good token goes on.
+  assert.equal((await ask('Bearer a.b.c', 'GET', '/instances')).statusCode, 429)
+  const { token } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  assert.equal((await ask(basic(token), 'GET', '/v2/')).statusCode, 200)
+  const rows = await list('?result=refused')
+  assert.ok(rows.length >= 20 && rows.length < 30, String(rows.length))
+  assert.deepEqual(await list('?result=failed'), [])
+})
+
+test('a page of elsewhere is refused at the registry once, not twice', async (t) => {
+  const { server, list } = house(t)
+  const { token } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  const headers = { origin: 'https://elsewhere.example', authorization: basic(token) }
+  assert.equal((await server.tcp.inject({ method: 'PUT', url: '/v2/team/app/manifests/1', headers })).statusCode, 403)
+  assert.deepEqual((await list()).length, 1)
+})
