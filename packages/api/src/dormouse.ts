@@ -39,7 +39,7 @@ export type {
 export interface DormouseOptions {
   /** `http://127.0.0.1:4973` unless given. A path in it is kept. */
   readonly baseUrl?: string | undefined
-  /** From `dormouse token`. Not needed where whoever gets through may do everything, as over the unix socket. */
+  /** From `dormouse token create`. Not needed where whoever gets through may do everything, as over the unix socket. */
   readonly token?: string | undefined
   /** How often a request is sent again that may do better next time: 2 unless given. */
   readonly retries?: number | undefined
