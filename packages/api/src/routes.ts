@@ -484,6 +484,7 @@ export const routes = {
       'conflict',
       'in_use',
       'port_in_use',
+      'device_not_found',
     ],
   },
   listSnapshots: {
