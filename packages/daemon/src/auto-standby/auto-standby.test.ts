@@ -259,7 +259,10 @@ test('a hold where nothing sleeps by itself changes nothing; where someone puts 
   const { sleepers, begin } = house(t)
   const auto = begin()
   const off = sleepers.add('off', { autoStandby: { ...POLICY, enabled: false } })
-  assert.deepEqual((await auto.hold(off.id)).holdUntilMs, undefined)
+  const unfit: readonly Partial<Instance>[] = [{ gpu: { profile: 'L40S-1Q' } }, { network: { enabled: false, ports: [] } }]
+  for (const { id } of [off, ...unfit.map((change, at) => sleepers.add(`unfit-${at}`, change))]) {
+    assert.deepEqual((await auto.hold(id)).holdUntilMs, undefined)
+  }
   sleepers.falling.add(off.id)
   await assert.rejects(auto.hold(off.id), { code: 'instance_in_standby' })
   assert.deepEqual(sleepers.kinds(), [])

@@ -157,7 +157,9 @@ export class AutoStandby {
       })
     }
     const policy = instance.autoStandby
-    if (!isEnabled(policy) || !instances.canSleep(id)) return this.status(id)
+    // One that is stopped may be started before the time is over.
+    const isUnfit = obstacleOf({ ...instance, state: 'Running' }, instances.canSleep(id)) !== undefined
+    if (!isEnabled(policy) || isUnfit) return this.status(id)
     const holdUntil = this.#clock.passed() + policy.idleTimeoutMs
     const before = this.#holds.get(id)
     this.#holds.set(id, holdUntil)
