@@ -1,10 +1,12 @@
 /** Naps of instances as they are, on the fake driver: what a nap that gives way leaves behind, and what becomes of policies. */
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
 import type { AutoStandbyPolicy, Instance, InstanceId } from '../instances/instance.ts'
 import type { Instances } from '../instances/instances.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
+import { Supervision } from '../supervision/supervision.ts'
 import { AutoStandby } from './auto-standby.ts'
 import { FakeClock } from './fake-clock.ts'
 
@@ -52,6 +54,44 @@ test('an idle instance sleeps, wakes with its memory, and sleeps again', async (
     assert.equal(machineOf(house, id).guest.counter, 41)
     assert.equal((await auto.status(id)).remainingMs, IDLE_MS)
   }
+  await assertInOrder(house)
+})
+
+test('checks of its health keep no one awake, and whoever sleeps is neither unhealthy nor restarted', async (t) => {
+  await using house = new TestHouse()
+  const { instances, clock, auto } = await begin(t, house)
+  await using supervision = new Supervision({ db: house.db, instances, events: house.events, log: house.log })
+  supervision.recover()
+  house.host.services.set(8080, () => undefined)
+  const { id } = await instances.create({
+    ...{ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, autoStandby },
+    healthCheck: {
+      probe: { kind: 'tcp', port: 8080 },
+      ...{ intervalMs: 1, timeoutMs: 10_000, startPeriodMs: 0, failureThreshold: 1, successThreshold: 1 },
+    },
+    restartPolicy: { policy: 'always', backoffMs: 1, maxAttempts: 0, stableAfterMs: 3_600_000 },
+  })
+  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const attention = () => supervision.of(instances.get(id), Date.now())
+  const health = (wanted: string) =>
+    pollUntil(`it to be ${wanted}`, () => attention().health?.status === wanted, { signal: AbortSignal.timeout(20_000) })
+  for (const nap of [1, 2]) {
+    await health('healthy')
+    await idle(clock, auto, id)
+    const { health: asleep, restart } = attention()
+    assert.deepEqual([instances.get(id).state, asleep?.status, restart], ['Standby', 'unknown', { attempts: 0 }], `nap ${nap}`)
+    // It is looked at anew.
+    await instances.restore(id)
+  }
+  await health('healthy')
+  const told = "SELECT json_extract(data, '$.status') AS status FROM events WHERE kind = 'instance.health_changed'"
+  assert.deepEqual(
+    house.db
+      .prepare(told)
+      .all()
+      .map(({ status }) => status),
+    ['healthy', 'healthy', 'healthy'],
+  )
   await assertInOrder(house)
 })
 
