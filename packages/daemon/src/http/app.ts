@@ -223,7 +223,8 @@ function auditItself(request: FastifyRequest, { statusCode: status }: FastifyRep
   if (status === 403) {
     if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code: 'forbidden' })
     else uses.audit.skip()
-  } else if (request.method === 'PUT' || request.method === 'DELETE') {
+    // A POST begins an upload, unless it is the whole of one.
+  } else if (request.method === 'PUT' || request.method === 'DELETE' || (request.method === 'POST' && status === 201)) {
     uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status })
   }
 }

@@ -2,13 +2,14 @@ import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import type { AuditEntry } from '@dormouse/api/audit.ts'
 import type { InjectOptions } from 'fastify'
-import { fakeUses } from './fake-uses.ts'
+import { type FakeUses, fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
 
 const DIGEST = `sha256:${'a'.repeat(64)}`
 
-function house(t: TestContext) {
-  const uses = fakeUses()
+function house(t: TestContext, registry: Partial<FakeUses['registry']> = {}) {
+  const fakes = fakeUses()
+  const uses = { ...fakes, registry: { ...fakes.registry, ...registry } }
   const server = new HttpServer(uses)
   t.after(() => server.close())
   const list = async (query = ''): Promise<AuditEntry[]> => (await server.host.inject(`/audit${query}`)).json()
@@ -43,6 +44,18 @@ test('what is changed at the registry is in the audit log, and who was refused',
     ['ann', id, 'PUT /v2/*', 'team/app/manifests/1', 'refused', 403],
     ['ann', id, 'DELETE /v2/*', `team/app/manifests/${DIGEST}`, 'failed', 404],
   ])
+})
+
+test('a blob that a repository has from one request on is in the audit log; where one is only asked for is not', async (t) => {
+  const { server, ask, list } = house(t, { mount: async (_repository, digest) => digest === DIGEST })
+  const { token } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  const mount = (digest: string) => ask(basic(token), 'POST', `/v2/team/app/blobs/uploads/?mount=${digest}&from=team/base`)
+  assert.equal((await mount(DIGEST)).statusCode, 201)
+  await mount(`sha256:${'b'.repeat(64)}`)
+  assert.deepEqual(
+    (await list()).map(({ operation, result, status }) => [operation, result, status]),
+    [['POST /v2/*', 'done', 201]],
+  )
 })
 
 test('bad tokens at the registry are told apart from none, and are answered 429 when there are too many', async (t) => {
