@@ -3,6 +3,7 @@ import { type TestContext, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import { Events } from '../events/events.ts'
+import { FakeClock } from '../host/fake-clock.ts'
 import type { IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
 import type { AutoStandbyPolicy, Instance, InstanceId } from '../instances/instance.ts'
 import { keptAwakeError, type StayAwake } from '../instances/operations/standby.ts'
@@ -11,7 +12,6 @@ import { silentLogger } from '../log.ts'
 import { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { AutoStandby, type AutoStandbyStatus, type SleepersDoor } from './auto-standby.ts'
-import { FakeClock } from './fake-clock.ts'
 
 const S = 1000
 const M = 60 * S

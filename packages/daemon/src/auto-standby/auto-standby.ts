@@ -13,6 +13,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Events } from '../events/events.ts'
+import { type Clock, hostClock } from '../host/clock.ts'
 import type { IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
 import type { AutoStandbyPolicy, Instance, InstanceId } from '../instances/instance.ts'
 import { isKeptAwake, type StayAwake } from '../instances/operations/standby.ts'
@@ -20,7 +21,6 @@ import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { AutoStandbyRows } from '../store/auto-standby.ts'
 import type { Database } from '../store/database.ts'
-import { type Clock, hostClock } from './clock.ts'
 import { type Idleness, isEnabled, napAtOf, type Outlook, obstacleOf, outlookOf } from './idleness.ts'
 
 /** What is asked of the instances. */

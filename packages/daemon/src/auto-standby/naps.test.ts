@@ -1,6 +1,7 @@
 /** Naps of instances as they are, on the fake driver: what a nap that gives way leaves behind, and what becomes of policies. */
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { FakeClock } from '../host/fake-clock.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
 import type { AutoStandbyPolicy, Instance, InstanceId } from '../instances/instance.ts'
@@ -8,7 +9,6 @@ import type { Instances } from '../instances/instances.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
 import { Supervision } from '../supervision/supervision.ts'
 import { AutoStandby } from './auto-standby.ts'
-import { FakeClock } from './fake-clock.ts'
 
 const IDLE_MS = 600_000
 const autoStandby: AutoStandbyPolicy = { enabled: true, idleTimeoutMs: IDLE_MS, ignoreSources: [], ignorePorts: [] }

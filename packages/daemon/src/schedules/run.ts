@@ -1,9 +1,9 @@
 import { AppError } from '@dormouse/api/errors.ts'
+import type { Clock } from '../host/clock.ts'
 import type { Instance } from '../instances/instance.ts'
 import type { Step } from '../lib/step.ts'
 import type { SnapshotSchedule } from '../store/snapshot-schedules.ts'
 import { cleanUp, wordsOf } from './clean-up.ts'
-import type { Clock } from './clock.ts'
 import type { FindInstance, ScheduledSnapshots } from './scheduled-snapshots.ts'
 
 export interface RunUses {
@@ -31,7 +31,7 @@ export async function run(begun: SnapshotSchedule, uses: RunUses): Promise<RunRe
   try {
     const { id } = await snapshots.create(instance.id, {
       kind: kindOf(instance),
-      name: nameOf(begun, begun.lastRunAtMs ?? clock.now()),
+      name: nameOf(begun, begun.lastRunAtMs ?? clock.wall()),
       tags: { ...begun.metadata, [SCHEDULED]: 'true', [SOURCE]: instance.id },
     })
     schedule = uses.made(id)
@@ -40,13 +40,13 @@ export async function run(begun: SnapshotSchedule, uses: RunUses): Promise<RunRe
   }
   if (schedule === undefined) return {}
   const lives = uses.instances.find(instance.id) !== undefined
-  const { troubles } = await cleanUp(snapshots, instance.id, schedule.retention, { nowMs: clock.now(), lives, step })
+  const { troubles } = await cleanUp(snapshots, instance.id, schedule.retention, { nowMs: clock.wall(), lives, step })
   return troubles.length === 0 ? {} : { error: troubles.join('; ') }
 }
 
 /** What the schedule made outlives its instance, until it expires or a count is all that was asked for. */
 async function runWithoutInstance({ instanceId, retention }: SnapshotSchedule, { snapshots, clock, step }: RunUses): Promise<RunResult> {
-  const { left, troubles, isUnfinished } = await cleanUp(snapshots, instanceId, retention, { nowMs: clock.now(), lives: false, step })
+  const { left, troubles, isUnfinished } = await cleanUp(snapshots, instanceId, retention, { nowMs: clock.wall(), lives: false, step })
   if (troubles.length > 0) step.log.warn({ instance: instanceId, troubles }, 'snapshots of a deleted instance are not cleaned up yet')
   const isOver = left === 0 || (retention.maxAgeMs === undefined && !isUnfinished)
   return { isOver, ...(troubles.length === 0 ? {} : { error: troubles.join('; ') }) }

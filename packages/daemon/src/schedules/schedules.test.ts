@@ -9,10 +9,10 @@ import { isName, Tags } from '@dormouse/api/names.ts'
 import fc from 'fast-check'
 import { Check } from 'typebox/value'
 import { Events } from '../events/events.ts'
+import { FakeClock } from '../host/fake-clock.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
 import { silentLogger } from '../log.ts'
 import { Database } from '../store/database.ts'
-import { FakeClock } from './fake-clock.ts'
 import { FakeScheduledSnapshots } from './fake-scheduled-snapshots.ts'
 import { Schedules, type SetSchedule } from './schedules.ts'
 
@@ -26,7 +26,7 @@ const hourly: SetSchedule = { intervalMs: HOUR, retention: { maxCount: 3 }, meta
 /** Instances and snapshots that outlive the daemon, and one daemon's schedules after the other on one file of rows. */
 class ScheduleHouse {
   readonly clock = new FakeClock(START)
-  readonly snapshots = new FakeScheduledSnapshots(() => this.clock.now())
+  readonly snapshots = new FakeScheduledSnapshots(() => this.clock.wall())
   readonly instances = new Map<InstanceId, Pick<Instance, 'id' | 'name' | 'state'>>()
   readonly dir = mkdtempSync(join(tmpdir(), 'dm-'))
   #life: { db: Database; schedules: Schedules } | undefined
@@ -88,7 +88,7 @@ class ScheduleHouse {
 
   /** To the next run of the instance, and through it. */
   async run(instance: { id: InstanceId; name: string }): Promise<void> {
-    await this.clock.pass(this.schedules.get(instance).nextRunAtMs - this.clock.now())
+    await this.clock.pass(this.schedules.get(instance).nextRunAtMs - this.clock.wall())
   }
 
   rowCount(): number {
@@ -111,7 +111,7 @@ test('a snapshot is taken an interval after the schedule was set, and then every
   const { schedules, clock, snapshots, instance, run } = bound(house(t))
   const web = instance('web')
   const { nextRunAtMs } = schedules.put(web, { ...hourly, namePrefix: 'nightly', metadata: { team: 'a b' } })
-  await clock.pass(nextRunAtMs - clock.now() - 1)
+  await clock.pass(nextRunAtMs - clock.wall() - 1)
   assert.equal(snapshots.made.length, 0)
   await clock.pass(1)
   const [first] = snapshots.made
@@ -142,7 +142,7 @@ test('the kind follows the state; in any other state there is no snapshot, the r
     const told = schedules.get(instance(state.toLowerCase(), state))
     assert.match(told.lastError ?? '', new RegExp(`was ${state}, and a schedule takes snapshots of what is Running, Standby or Stopped`))
     assert.equal(told.lastSnapshotId, undefined)
-    assert.ok(told.nextRunAtMs > clock.now() && told.lastRunAtMs !== undefined)
+    assert.ok(told.nextRunAtMs > clock.wall() && told.lastRunAtMs !== undefined)
   }
 })
 
@@ -191,10 +191,10 @@ test('another interval begins anew; all else leaves the next run and what is kno
     retention: { maxCount: 1, maxAgeMs: HOUR },
     namePrefix: 'x',
     metadata: { a: 'b' },
-    updatedAtMs: clock.now(),
+    updatedAtMs: clock.wall(),
   })
   const anew = schedules.put(web, { ...hourly, intervalMs: 10 * MINUTE })
-  assert.ok(anew.nextRunAtMs - clock.now() >= 10 * MINUTE && anew.nextRunAtMs - clock.now() < 11 * MINUTE)
+  assert.ok(anew.nextRunAtMs - clock.wall() >= 10 * MINUTE && anew.nextRunAtMs - clock.wall() < 11 * MINUTE)
   assert.deepEqual([anew.createdAtMs, anew.lastRunAtMs, anew.namePrefix], [first.createdAtMs, before.lastRunAtMs, undefined])
 })
 
@@ -227,7 +227,7 @@ test('a restart keeps every time; what came due meanwhile is run once', async (t
   assert.equal(home.snapshots.made.length, 2)
   const after = home.schedules.get(web)
   assert.equal((after.nextRunAtMs - before.nextRunAtMs) % HOUR, 0)
-  assert.ok(after.nextRunAtMs > home.clock.now() && after.nextRunAtMs <= home.clock.now() + HOUR)
+  assert.ok(after.nextRunAtMs > home.clock.wall() && after.nextRunAtMs <= home.clock.wall() + HOUR)
 })
 
 test('a run that the daemon’s death cut short is told as one, or found to have been whole', async (t) => {
@@ -249,7 +249,7 @@ test('a run that the daemon’s death cut short is told as one, or found to have
   home.begin()
   assert.match(home.schedules.get(web).lastError ?? '', /daemon ended before the snapshot was whole/)
   assert.equal(home.snapshots.made.length, 1)
-  assert.ok(home.schedules.get(web).nextRunAtMs > home.clock.now())
+  assert.ok(home.schedules.get(web).nextRunAtMs > home.clock.wall())
 })
 
 test('a clock that jumps ahead by a week makes one run, within a minute', async (t) => {
@@ -261,7 +261,7 @@ test('a clock that jumps ahead by a week makes one run, within a minute', async 
   assert.equal(snapshots.made.length, 1)
   const next = schedules.get(web).nextRunAtMs
   assert.equal((next - nextRunAtMs) % HOUR, 0)
-  assert.ok(next > clock.now() && next <= clock.now() + HOUR)
+  assert.ok(next > clock.wall() && next <= clock.wall() + HOUR)
 })
 
 test('a clock that is set back by a year makes no one wait for a year', async (t) => {
@@ -271,7 +271,7 @@ test('a clock that is set back by a year makes no one wait for a year', async (t
   await run(web)
   clock.jump(-365 * 24 * HOUR)
   await clock.pass(MINUTE)
-  const wait = schedules.get(web).nextRunAtMs - clock.now()
+  const wait = schedules.get(web).nextRunAtMs - clock.wall()
   assert.ok(wait <= HOUR + 5 * MINUTE && wait > HOUR - MINUTE)
   await run(web)
   await run(web)
@@ -295,7 +295,7 @@ test('a run that takes longer than its interval is not followed at once by anoth
   resolve()
   await clock.pass(0)
   assert.equal(snapshots.made.length, 1)
-  const wait = schedules.get(web).nextRunAtMs - clock.now()
+  const wait = schedules.get(web).nextRunAtMs - clock.wall()
   assert.ok(wait > 0 && wait <= MINUTE)
 })
 
@@ -498,7 +498,7 @@ test('whatever becomes of clocks, files, callers and daemons, the last snapshot 
           assert.ok(wholeOnes() > 0 || !hadWhole)
           hadWhole ||= wholeOnes() > 0
           const { nextRunAtMs, lastRunAtMs, lastSnapshotId, lastError } = home.schedules.get(web)
-          if (one.kind === 'pass') assert.ok(nextRunAtMs > home.clock.now() && nextRunAtMs - home.clock.now() <= HOUR + 6 * MINUTE)
+          if (one.kind === 'pass') assert.ok(nextRunAtMs > home.clock.wall() && nextRunAtMs - home.clock.wall() <= HOUR + 6 * MINUTE)
           assert.ok(lastRunAtMs === undefined || lastSnapshotId !== undefined || lastError !== undefined)
           if (lastSnapshotId !== undefined) assert.ok(home.snapshots.made.some(({ id }) => id === lastSnapshotId))
         }

@@ -8,11 +8,11 @@
  */
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Events } from '../events/events.ts'
+import { type Clock, hostClock } from '../host/clock.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
 import type { Logger } from '../log.ts'
 import type { Database } from '../store/database.ts'
 import { type SnapshotSchedule, SnapshotScheduleRows } from '../store/snapshot-schedules.ts'
-import { type Clock, hostClock } from './clock.ts'
 import { anchoredRun, firstRunAt, runAfter } from './next-run.ts'
 import { type RunResult, run, stampOf } from './run.ts'
 import type { FindInstance, ScheduledSnapshots } from './scheduled-snapshots.ts'
@@ -75,7 +75,7 @@ export class Schedules {
 
   /** Sets it, or changes it. Another interval begins anew from now; all else leaves the next run where it is. */
   put(instance: Pick<Instance, 'id' | 'name'>, wanted: SetSchedule): SnapshotSchedule {
-    const nowMs = this.#clock.now()
+    const nowMs = this.#clock.wall()
     const { id } = instance
     const { intervalMs } = wanted
     this.#uses.db.transaction(() => {
@@ -110,7 +110,7 @@ export class Schedules {
 
   #look(): void {
     if (this.#end.signal.aborted) return
-    const nowMs = this.#clock.now()
+    const nowMs = this.#clock.wall()
     try {
       for (const schedule of this.#rows.listFarAhead(nowMs)) this.#anchor(schedule, nowMs)
       for (const schedule of this.#rows.listDue(nowMs)) {
@@ -126,7 +126,7 @@ export class Schedules {
   #arm(): void {
     this.#timer?.[Symbol.dispose]()
     if (this.#end.signal.aborted || this.#rows.isEmpty()) return
-    const nowMs = this.#clock.now()
+    const nowMs = this.#clock.wall()
     // What is due and not begun waits for a run to end, which looks again.
     const next = this.#rows.nextRunAfter(nowMs) ?? Number.POSITIVE_INFINITY
     this.#timer = this.#clock.after(Math.min(next - nowMs, LOOK_EVERY_MS), () => this.#look())
@@ -182,7 +182,7 @@ export class Schedules {
     db.transaction(
       () => {
         if (isOver) return this.#rows.delete(subject)
-        const nowMs = this.#clock.now()
+        const nowMs = this.#clock.wall()
         const settled = this.#record(begun, ({ intervalMs, nextRunAtMs, ...rest }) => ({
           ...rest,
           intervalMs,
