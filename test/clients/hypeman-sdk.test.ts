@@ -10,11 +10,10 @@ import { cpFromInstance, cpToInstance } from '@onkernel/hypeman/lib/cp'
 import WebSocket from 'ws'
 import { configOf } from '../../packages/daemon/src/config/config.ts'
 import { Daemon } from '../../packages/daemon/src/daemon.ts'
-import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
 import { tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
-import { makeBusyboxImage } from '../harness/busybox-image.ts'
+import { importArchive } from '../harness/import-archive.ts'
 
 const IMAGE = 'docker.io/library/sleepy:1'
 
@@ -71,17 +70,7 @@ describe('the published client', { timeout: 120_000 }, () => {
   }
 
   async function importImage(): Promise<void> {
-    const made = join(dir, 'image')
-    await mkdir(made)
-    const layout = await makeBusyboxImage(made, { cmd: ['/bin/sleep', 'infinity'] })
-    const archive = join(dir, 'image.tar')
-    await runCommand(['tar', '-C', layout.path, '-cf', archive, '.'], { step: { signal: AbortSignal.timeout(30_000) } })
-    const answer = await fetch(`${baseURL}/images/import?name=${encodeURIComponent(IMAGE)}`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/x-tar' },
-      body: await readFile(archive),
-    })
-    assert.equal(answer.status, 201, await answer.clone().text())
+    await importArchive(baseURL, apiKey, { dir, name: IMAGE })
     await daemon.images.whenReady(IMAGE, { signal: AbortSignal.timeout(60_000) })
   }
 

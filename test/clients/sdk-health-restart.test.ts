@@ -1,6 +1,6 @@
 /** Health checks, restart policies and times to live, as the published client asks for them, of a whole daemon; only the VMs are made up. */
 import assert from 'node:assert/strict'
-import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { request } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -9,10 +9,9 @@ import Hypeman, { APIError } from '@onkernel/hypeman'
 import { configOf } from '../../packages/daemon/src/config/config.ts'
 import { Daemon } from '../../packages/daemon/src/daemon.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
-import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import { FakeHost, FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
-import { makeBusyboxImage } from '../harness/busybox-image.ts'
+import { importArchive } from '../harness/import-archive.ts'
 
 const IMAGE = 'docker.io/library/sleepy:1'
 const PORT = 8080
@@ -53,17 +52,7 @@ describe('the published client', { timeout: 120_000 }, () => {
   }
 
   async function importImage(baseURL: string, apiKey: string): Promise<void> {
-    const made = join(dir, 'image')
-    await mkdir(made)
-    const layout = await makeBusyboxImage(made, { cmd: ['/bin/sleep', 'infinity'] })
-    const archive = join(dir, 'image.tar')
-    await runCommand(['tar', '-C', layout.path, '-cf', archive, '.'], { step: { signal: AbortSignal.timeout(30_000) } })
-    const answer = await fetch(`${baseURL}/images/import?name=${encodeURIComponent(IMAGE)}`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/x-tar' },
-      body: await readFile(archive),
-    })
-    assert.equal(answer.status, 201, await answer.clone().text())
+    await importArchive(baseURL, apiKey, { dir, name: IMAGE })
     await daemon.images.whenReady(IMAGE, { signal: AbortSignal.timeout(60_000) })
   }
 
