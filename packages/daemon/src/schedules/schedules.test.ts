@@ -283,6 +283,30 @@ test('a clock that is set back by a year makes no one wait for a year', async (t
   )
 })
 
+test('a second that a snapshot has its name from already is left to it', async (t) => {
+  const home = house(t)
+  const web = home.instance('web')
+  home.schedules.put(web, hourly)
+  await home.run(web)
+  /** The clock is looked at every minute; it is set back by as much. */
+  const runInTheSameSecond = async (): Promise<void> => {
+    home.db.prepare('UPDATE snapshot_schedules SET next_run_at_ms = ?').run(home.clock.wall())
+    home.clock.jump(-MINUTE)
+    await home.clock.pass(MINUTE)
+  }
+  await runInTheSameSecond()
+  assert.equal(home.schedules.get(web).lastError, undefined)
+  assert.equal(new Set(home.names()).size, 2)
+  // Nor is one that is cut short taken for the one that is whole.
+  home.snapshots.beforeCreate = async () => {
+    await home.crash()
+    throw new Error('dead')
+  }
+  await assert.rejects(runInTheSameSecond().then(() => home.schedules.get(web)))
+  home.begin()
+  assert.match(home.schedules.get(web).lastError ?? '', /daemon ended before the snapshot was whole/)
+})
+
 test('a run that takes longer than its interval is not followed at once by another', async (t) => {
   const { schedules, clock, snapshots, instance, run } = bound(house(t))
   const web = instance('web')

@@ -15,7 +15,7 @@ import type { Database } from '../store/database.ts'
 import { type SnapshotSchedule, SnapshotScheduleRows } from '../store/snapshot-schedules.ts'
 import { anchoredRun, firstRunAt, runAfter } from './next-run.ts'
 import { type RunResult, run, stampOf } from './run.ts'
-import type { FindInstance, ScheduledSnapshots } from './scheduled-snapshots.ts'
+import type { FindInstance, NamedSnapshot, ScheduledSnapshots } from './scheduled-snapshots.ts'
 
 export type { SnapshotSchedule } from '../store/snapshot-schedules.ts'
 export { scheduledSnapshots } from './scheduled-snapshots.ts'
@@ -54,8 +54,7 @@ export class Schedules {
   recover(): void {
     for (const schedule of this.#rows.listUnderWay()) {
       if (this.#uses.instances.find(schedule.instanceId) === undefined) continue
-      const stamp = stampOf(schedule.lastRunAtMs ?? 0)
-      const made = this.#uses.snapshots.listScheduled(schedule.instanceId).find(({ name }) => name?.endsWith(`-${stamp}`))
+      const made = this.#named(schedule.instanceId, schedule.lastRunAtMs ?? 0)
       if (made === undefined) this.#settle(schedule, { error: 'The daemon ended before the snapshot was whole' })
       else this.#made(schedule, made.id)
     }
@@ -148,12 +147,24 @@ export class Schedules {
     const begun: SnapshotSchedule = {
       ...schedule,
       nextRunAtMs: runAfter(nextRunAtMs, intervalMs, nowMs),
-      lastRunAtMs: nowMs,
+      lastRunAtMs: this.#nameableAt(instanceId, nowMs),
       lastSnapshotId: undefined,
       lastError: undefined,
     }
     this.#uses.db.transaction(() => this.#rows.put(begun))
     this.#runs.set(instanceId, this.#run(begun))
+  }
+
+  /** A snapshot has its name from the second of its run; after a quick restart, or a clock that was set back, that one is another's. */
+  #nameableAt(instanceId: InstanceId, nowMs: number): number {
+    let atMs = nowMs
+    while (this.#named(instanceId, atMs) !== undefined) atMs += 1000
+    return atMs
+  }
+
+  #named(instanceId: InstanceId, atMs: number): NamedSnapshot | undefined {
+    const stamp = `-${stampOf(atMs)}`
+    return this.#uses.snapshots.listScheduled(instanceId).find(({ name }) => name?.endsWith(stamp))
   }
 
   async #run(begun: SnapshotSchedule): Promise<void> {
