@@ -3,6 +3,7 @@
  * daemon answers by it, docs/errors.md and the OpenAPI document are printed from it. Apart from errors.ts, so that a client that
  * only matches codes does not load it.
  */
+import type { Method } from './endpoints.ts'
 import type { ErrorCode } from './errors.ts'
 import type { Route } from './routes.ts'
 
@@ -182,12 +183,15 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
 }
 
 /** Refusals of the request itself, before any route: they carry `invalid_request` with a status of their own. */
-export const BROKEN_REQUESTS: readonly { readonly status: number; readonly when: string }[] = [
+export const BROKEN_REQUESTS: readonly { readonly status: number; readonly when: string; readonly of?: 'body' }[] = [
   { status: 408, when: 'The headers took longer than 20 s to arrive' },
-  { status: 413, when: 'A JSON body is larger than 4 MiB' },
-  { status: 415, when: 'The content type of the body is not one that the route takes' },
+  { status: 413, when: 'A JSON body is larger than 4 MiB', of: 'body' },
+  { status: 415, when: 'The content type of the body is not one that the route takes', of: 'body' },
   { status: 431, when: 'The headers are larger than 16 KiB' },
 ]
+
+/** Those that a request for `route` may be answered with: a body is read where the method has one. */
+export const brokenOn = (method: Method): typeof BROKEN_REQUESTS => BROKEN_REQUESTS.filter(({ of }) => of === undefined || method !== 'GET')
 
 /** What every route may answer, whatever it is about. */
 const ANYWHERE: readonly ErrorCode[] = ['invalid_request', 'internal_error', 'shutting_down']

@@ -1,7 +1,7 @@
 /** The route table, printed as an OpenAPI 3.1 document. Pure: the same table gives the same text. */
 import type { TSchema } from 'typebox'
-import { type ENDPOINTS, endpoint } from './endpoints.ts'
-import { ERRORS, errorsOf, statusOn } from './error-table.ts'
+import { type ENDPOINTS, endpoint, type Method } from './endpoints.ts'
+import { BROKEN_REQUESTS, brokenOn, ERRORS, errorsOf, statusOn } from './error-table.ts'
 import { ERROR_CODES, type ErrorCode } from './errors.ts'
 import { Problem } from './problem.ts'
 import { ROUTE_IDS, type Route, routes } from './routes.ts'
@@ -19,7 +19,7 @@ export function openApiDocument({ version }: OpenApiOptions): Json {
   for (const id of ROUTE_IDS) {
     const { method, path } = endpoint(id)
     paths[path] ??= {}
-    paths[path][method.toLowerCase()] = operation(id, routes[id], refer)
+    paths[path][method.toLowerCase()] = operation(id, method, routes[id], refer)
   }
   return {
     openapi: '3.1.0',
@@ -34,6 +34,7 @@ export function openApiDocument({ version }: OpenApiOptions): Json {
     security: [{ bearer: [] }],
     paths,
     components: {
+      responses: brokenRequests(refer),
       schemas: Object.fromEntries([...schemas].sort(([a], [b]) => (a < b ? -1 : 1))),
       securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
     },
@@ -42,7 +43,7 @@ export function openApiDocument({ version }: OpenApiOptions): Json {
 
 type Refer = (schema: TSchema) => unknown
 
-function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer): Json {
+function operation(id: keyof typeof ENDPOINTS, method: Method, route: Route, refer: Refer): Json {
   const notes = [
     route.later === undefined ? undefined : `Not yet: answers 501 \`not_supported\`. ${route.later}.`,
     route.scope === 'open'
@@ -62,7 +63,7 @@ function operation(id: keyof typeof ENDPOINTS, route: Route, refer: Refer): Json
     ...(route.scope === 'open' && { security: [] }),
     ...parameters(route, refer),
     ...requestBody(route, refer),
-    responses: { [route.status]: answer(route, refer), ...refusals(route, refer) },
+    responses: { [route.status]: answer(route, refer), ...refusals(method, route, refer) },
   }
 }
 
@@ -86,29 +87,56 @@ function requestBody(route: Route, refer: Refer): Json {
     return { requestBody: { required: true, content: Object.fromEntries(route.rawBody.map((type) => [type, raw])) } }
   }
   if (!route.body) return {}
-  return { requestBody: { required: route.bodyOptional !== true, content: { 'application/json': { schema: refer(route.body) } } } }
+  const schema = refer(route.body)
+  // Some clients write null where they have nothing to say.
+  const wanted = route.bodyOptional ? { anyOf: [schema, { type: 'null' }] } : schema
+  return { requestBody: { required: route.bodyOptional !== true, content: { 'application/json': { schema: wanted } } } }
 }
 
 function answer(route: Route, refer: Refer): Json {
   const media = route.stream === 'sse' ? 'text/event-stream' : route.stream === 'text' ? 'text/plain' : 'application/json'
-  const schema = route.answer ? refer(route.answer) : { type: 'string' }
+  const data = route.answer ? refer(route.answer) : { type: 'string' }
+  const schema = route.stream === 'sse' ? eventOf(data) : data
   const hasBody = route.answer !== undefined || route.stream === 'text'
   return { description: route.summary, ...(hasBody && { content: { [media]: { schema } } }) }
 }
 
-function refusals(route: Route, refer: Refer): Json {
+/** One event of a stream, as its fields are once they are read: what is told stands in `data`, as JSON. */
+const eventOf = (told: unknown): Json => ({
+  type: 'object',
+  required: ['data'],
+  properties: {
+    id: { type: 'string' },
+    event: { type: 'string' },
+    data: { type: 'string', contentMediaType: 'application/json', contentSchema: told },
+  },
+})
+
+function refusals(method: Method, route: Route, refer: Refer): Json {
   const byStatus = new Map<number, ErrorCode[]>()
   for (const code of errorsOf(route)) {
     const status = statusOn(route, code)
     byStatus.set(status, [...(byStatus.get(status) ?? []), code])
   }
   const content = { 'application/json': { schema: refer(Problem) } }
-  return Object.fromEntries(
-    [...byStatus]
-      .sort(([a], [b]) => a - b)
-      .map(([status, list]) => [String(status), { description: list.map((code) => `\`${code}\``).join(', '), content }]),
+  const told = [...byStatus].map(
+    ([status, list]) => [status, { description: list.map((code) => `\`${code}\``).join(', '), content }] as const,
   )
+  const broken = brokenOn(method).map(({ status }) => [status, { $ref: `#/components/responses/${brokenName(status)}` }] as const)
+  // By their numbers: an object has its whole numbers in order.
+  return Object.fromEntries([...told, ...broken])
 }
+
+const brokenName = (status: number): string => `BrokenRequest${status}`
+
+/** What is answered before it is looked which route is meant. */
+const brokenRequests = (refer: Refer): Json =>
+  Object.fromEntries(
+    BROKEN_REQUESTS.map(({ status, when }) => [
+      brokenName(status),
+      { description: `\`invalid_request\`: ${when}`, content: { 'application/json': { schema: refer(Problem) } } },
+    ]),
+  )
 
 /** Schemas with a name of their own become components, wherever they stand. */
 function referrer(schemas: Map<string, unknown>): Refer {

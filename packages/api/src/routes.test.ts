@@ -60,8 +60,26 @@ test('the OpenAPI document refers to nothing that it does not hold', () => {
   const text = JSON.stringify(document)
   const names = Object.keys((document.components as { schemas: object }).schemas)
   for (const [, name] of text.matchAll(/"#\/components\/schemas\/(\w+)"/g)) assert.ok(names.includes(name ?? ''), name)
+  const responses = Object.keys((document.components as { responses: object }).responses)
+  for (const [, name] of text.matchAll(/"#\/components\/responses\/(\w+)"/g)) assert.ok(responses.includes(name ?? ''), name)
   assert.ok(!text.includes('"$id"'))
   for (const { id } of table) assert.ok(text.includes(`"operationId":"${id}"`), id)
+})
+
+test('the OpenAPI document tells of each stream what an event of it is, that null is no body, and what is answered to no request', () => {
+  interface Operation {
+    readonly responses: Readonly<Record<string, { content?: Record<string, { schema: { required?: string[] } }> }>>
+    readonly requestBody?: { readonly content: Readonly<Record<string, { schema: unknown }>> }
+  }
+  const { paths } = openApiDocument({ version: '1' }) as { paths: Record<string, Record<string, Operation>> }
+  const nothing = { anyOf: [{ type: 'object', additionalProperties: false, properties: {} }, { type: 'null' }] }
+  for (const { id, method, path, route } of table) {
+    const { responses, requestBody } = paths[path]?.[method.toLowerCase()] ?? { responses: {} }
+    if (route.stream === 'sse') assert.deepEqual(responses[route.status]?.content?.['text/event-stream']?.schema.required, ['data'], id)
+    if (id === 'restoreInstance') assert.partialDeepStrictEqual(requestBody?.content['application/json']?.schema, nothing)
+    const broken = Object.keys(responses).filter((status) => ['408', '413', '415', '431'].includes(status))
+    assert.deepEqual(broken, method === 'GET' ? ['408', '431'] : ['408', '413', '415', '431'], id)
+  }
 })
 
 test('one name is one schema in the OpenAPI document', () => {

@@ -40,6 +40,16 @@ const ask = (port: number, ...lines: string[]) => exchange(port, (socket) => soc
 const isAlive = async (port: number): Promise<void> =>
   assert.match(await ask(port, 'GET /health HTTP/1.1', 'host: a', 'connection: close'), /^HTTP\/1\.1 200 /)
 
+test('a method that HTTP has and no route takes is 405, also one that cannot do without a content type', async (t) => {
+  const { port, bearer } = await house(t)
+  for (const method of ['QUERY', 'PROPFIND', 'LOCK', 'TRACE', 'OPTIONS']) {
+    const answer = await ask(port, `${method} /instances HTTP/1.1`, 'host: a', bearer, 'connection: close')
+    assert.match(answer, /^HTTP\/1\.1 405 /, method)
+    assert.match(answer, /^allow: GET, POST\r$/m, method)
+  }
+  assert.match(await ask(port, 'QUERY /nothing HTTP/1.1', 'host: a', bearer, 'connection: close'), /^HTTP\/1\.1 404 /)
+})
+
 test('headers that never end are cut off, and hold no one else up', async (t) => {
   const { port } = await house(t, { headersMs: 300 })
   const slow = Array.from({ length: 20 }, () => exchange(port, (socket) => socket.write('GET /instances HTTP/1.1\r\nhost: a\r\nx-slow: ')))

@@ -116,7 +116,11 @@ export function createApp(uses: AppUses): FastifyInstance {
     throw wrongMediaType()
   })
 
-  app.setErrorHandler((error, request, reply) => refuse(error, request, reply, uses))
+  app.setErrorHandler((error, request, reply) => {
+    // What Fastify finds wrong with a request that no route takes (a QUERY without a content type) is not what keeps it from an answer.
+    const isBesideThePoint = request.is404 && !(error instanceof AppError)
+    return refuse(isBesideThePoint ? notFound(request) : error, request, reply, uses)
+  })
   app.setNotFoundHandler((request, reply) => refuse(notFound(request), request, reply, uses))
 
   app.register(websocket, {
@@ -445,9 +449,9 @@ function answerBrokenRequest(error: Error & { code?: string }, socket: Socket): 
   if (error.code === 'ECONNRESET' || socket.destroyed) return
   if (!socket.writable) return void socket.destroy()
   const known = refusalOf(error)
-  const { status, body } = known.isFault ? refusalOf(new AppError('invalid_request', 'This is not a valid HTTP request')) : known
+  const { status, headers, body } = known.isFault ? refusalOf(new AppError('invalid_request', 'This is not a valid HTTP request')) : known
   const text = JSON.stringify(body)
-  socket.end(
-    `HTTP/1.1 ${status} Refused\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
-  )
+  const fields = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text), connection: 'close', ...headers }
+  const lines = Object.entries(fields).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.end(`HTTP/1.1 ${status} Refused\r\n${lines.join('')}\r\n${text}`)
 }

@@ -415,7 +415,9 @@ test('what is no HTTP is answered and cut off', async (t) => {
   const { server } = house(t)
   const { socket } = await listening(t, server)
   assert.match(await rawRequest(socket, 'hello\r\n\r\n'), /^HTTP\/1\.1 400 .*invalid_request/s)
-  assert.match(await rawRequest(socket, `GET /health HTTP/1.1\r\nhost: a\r\nx: ${'y'.repeat(70_000)}\r\n\r\n`), /^HTTP\/1\.1 431 /)
+  const tooLong = await rawRequest(socket, `GET /health HTTP/1.1\r\nhost: a\r\nx: ${'y'.repeat(70_000)}\r\n\r\n`)
+  assert.match(tooLong, /^HTTP\/1\.1 431 /)
+  assert.match(tooLong, /^x-should-retry: false\r$/m)
   const smuggled = 'POST /instances HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'
   assert.match(await rawRequest(socket, smuggled), /^HTTP\/1\.1 400 /)
 })
