@@ -321,6 +321,20 @@ for (const state of ['Running', 'Stopped', 'detached'] as const) {
   })
 }
 
+for (const state of ['Running', 'Stopped', 'detached'] as const) {
+  test(`a volume whose writer is ${state} does not begin to grow beyond what the host has, nor beyond what a file can be`, async (t) => {
+    const house = await houseOf(t)
+    const volume = await make(house)
+    const { id } = await run(house, 'web', state === 'detached' ? [] : [writing('data')])
+    if (state === 'Stopped') await house.instances.stop(id)
+    await assert.rejects(house.instances.growVolume('data', 1_000_000 * 2 ** 30), { code: 'insufficient_resources' })
+    assert.equal(house.volumes.resolve('data').bytes, BYTES)
+    if (state === 'Running') assert.equal(machineOf(house, id).sizes.get('volume-0'), undefined)
+    else assert.equal(statSync(house.paths.disk(String(volume.disk[0]))).size, BYTES)
+    await assertInOrder(house)
+  })
+}
+
 test('what readers share does not grow under them', async (t) => {
   const house = await houseOf(t)
   await make(house)

@@ -212,6 +212,8 @@ export class Volumes {
   async growAtRest(volume: Volume, bytes: number): Promise<Volume> {
     const { db, events, disks } = this.#uses
     const judge = await this.#uses.admit(`the volume ${volume.name}`, bytes - volume.bytes)
+    // Before the files as well: they may not be able to become as large as that.
+    judge()
     await this.#reach('volume_grow', 'files')
     const disk = await this.enlarge(volume.disk, bytes, `volume ${volume.id}`)
     const made = disk.filter((layer) => !volume.disk.includes(layer))

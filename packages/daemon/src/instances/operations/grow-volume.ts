@@ -22,6 +22,8 @@ export async function growVolume(
   if (attachment === undefined) throw new AppError('conflict', `The instance ${instance.name} does not write to the volume any more`)
   if (bytes <= attachment.bytes) return assertNotSmaller(bytes, attachment.bytes)
   const admit = await judge(bytes - attachment.bytes)
+  // Before the files as well: they may not be able to become as large as that.
+  admit()
   const step = await work.step('grow', GROW_LIMIT_MS)
   if (live === undefined) {
     const disk = await volumes.enlarge(attachment.disk, bytes, instance.id)
