@@ -33,8 +33,9 @@ test-vm: setup ## the tests with real VMs
 test-kvm: setup-kvm ## stories on real KVM: this host's, or that of an emulated machine (STORIES='test/vm/x.test.ts …' for some)
 	@node test/kvm-lab/lab.ts $(STORIES)
 
-fuzz: setup ## feeds the guest's parsers with nonsense for FUZZ_SECONDS each
+fuzz: setup ## feeds the guest's parsers and the API with nonsense for FUZZ_SECONDS each (FUZZ_SEED=7 repeats what the API was asked)
 	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS_EACH=$(FUZZ_SECONDS)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(TEST) test/fuzz/openapi.test.ts </dev/null
 
 check: setup ## types, lint, import rings, OpenAPI and API page drift, dead code, names, shell, C
 	@node scripts/check.ts

@@ -222,7 +222,7 @@ const UPLOADS: Readonly<Record<NonNullable<Example['upload']>, () => Buffer>> = 
 }
 
 /** A registry that holds one image under every name. */
-async function startRegistry(stack: AsyncDisposableStack): Promise<string> {
+export async function startRegistry(stack: AsyncDisposableStack): Promise<string> {
   const server = createServer((asked, answer) => {
     const blob = IMAGE.blobs.get(/\/blobs\/(sha256:\w+)$/.exec(asked.url ?? '')?.[1] ?? '')
     if (blob) return void answer.writeHead(200, { 'content-length': blob.length }).end(asked.method === 'HEAD' ? '' : blob)

@@ -103,6 +103,7 @@ main() {
   install_packages "${groups[@]}"
   if [ "${1:-all}" = bench ]; then (install_packages bench) || say 'going on without it'; fi
   install_node_packages
+  case " ${groups[*]} " in *' test '*) scripts/setup/schemathesis.sh ;; esac
   scripts/setup/kernel.sh
   build_native
 }
