@@ -221,15 +221,19 @@ const UPLOADS: Readonly<Record<NonNullable<Example['upload']>, () => Buffer>> = 
   'volume-archive': () => gzipSync(tarOf(['etc/', { name: 'etc/motd', content: 'hello\n' }])),
 }
 
-/** A registry that holds one image under every name. */
-export async function startRegistry(stack: AsyncDisposableStack): Promise<string> {
-  const server = createServer((asked, answer) => {
-    const blob = IMAGE.blobs.get(/\/blobs\/(sha256:\w+)$/.exec(asked.url ?? '')?.[1] ?? '')
+/** A registry that holds one image under every name, and gives its layers once it `mayGo`. Where it listens. */
+export async function startRegistry(
+  stack: AsyncDisposableStack,
+  { image = IMAGE, mayGo = Promise.resolve() }: { readonly image?: typeof IMAGE; readonly mayGo?: Promise<void> } = {},
+): Promise<string> {
+  const server = createServer(async (asked, answer) => {
+    const blob = image.blobs.get(/\/blobs\/(sha256:\w+)$/.exec(asked.url ?? '')?.[1] ?? '')
+    if (image.layers.some(({ digest }) => asked.url?.endsWith(digest))) await mayGo
     if (blob) return void answer.writeHead(200, { 'content-length': blob.length }).end(asked.method === 'HEAD' ? '' : blob)
     if (!/\/manifests\/[^/]+$/.test(asked.url ?? '')) return void answer.writeHead(asked.url === '/v2/' ? 200 : 404).end()
-    const { mediaType } = JSON.parse(IMAGE.manifest.toString()) as { mediaType: string }
-    answer.writeHead(200, { 'content-type': mediaType, 'content-length': IMAGE.manifest.length, 'docker-content-digest': IMAGE.digest })
-    answer.end(asked.method === 'HEAD' ? '' : IMAGE.manifest)
+    const { mediaType } = JSON.parse(image.manifest.toString()) as { mediaType: string }
+    answer.writeHead(200, { 'content-type': mediaType, 'content-length': image.manifest.length, 'docker-content-digest': image.digest })
+    answer.end(asked.method === 'HEAD' ? '' : image.manifest)
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   stack.defer(() => {

@@ -7,6 +7,7 @@ import { ERROR_CODES } from '../../packages/api/src/errors.ts'
 import { configOf } from '../../packages/daemon/src/config/config.ts'
 import { Daemon } from '../../packages/daemon/src/daemon.ts'
 import { FakeSysfs } from '../../packages/daemon/src/devices/fake-sysfs.ts'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
 import { createLogger } from '../../packages/daemon/src/log.ts'
 import { startRegistry } from '../../scripts/api-examples-run.ts'
@@ -95,6 +96,10 @@ async function empty(client: ApiClient): Promise<void> {
   }
   await each('/instances', 'id', '?graceful_shutdown=false')
   for (const path of ['/snapshots', '/volumes', '/devices']) await each(path)
+  // What is being pushed cannot be deleted, and a registry that cannot be reached is tried more than once.
+  const isOver = async () =>
+    (await client.get<{ status: string }[]>('/pushes')).every(({ status }) => status === 'pushed' || status === 'failed')
+  await pollUntil('the pushes to be over', isOver, { signal: AbortSignal.timeout(120_000) }, { everyMs: 20, upToMs: 500 })
   await each('/images', 'name')
   await client.post('/prune', { all: true })
 }
