@@ -118,3 +118,69 @@ test('durations are printed as Go prints them', () => {
 test('every duration of whole milliseconds reads back as the same', () => {
   fc.assert(fc.property(fc.integer({ min: -1e12, max: 1e12 }), (ms) => parseDuration(formatDuration(ms)) === ms))
 })
+
+/** Put together of what the readers look for, so that most of it is nearly right. */
+const nearly = fc
+  .array(
+    fc.oneof(
+      fc.constantFrom('', ' ', '.', '-', '+', '/', '/s', 'ps', 'bps', 'b', 'B', 'K', 'kb', 'Mb', 'MB', 'GiB', 'g', 'E', 'EB'),
+      fc.constantFrom('ns', 'us', 'µs', 'ms', 's', 'm', 'h', 'd', 'e', '_', ',', '\0', '\n', '٣', '１', 'Infinity', 'NaN', '0x1'),
+      fc.constantFrom('0', '1', '1.5', '.5', '0.1', '1024', '9007199254740993', '9'.repeat(40), '0'.repeat(40)),
+      fc.nat().map(String),
+    ),
+    { maxLength: 6 },
+  )
+  .map((parts) => parts.join(''))
+
+test('no text makes a reader throw, or give a number that cannot be counted with', () => {
+  const isCount = (value: number | undefined) => value === undefined || (Number.isSafeInteger(value) && value >= 0)
+  fc.assert(
+    fc.property(fc.oneof(nearly, fc.string({ unit: 'binary' })), (text) => {
+      assert.ok([parseSize, parseBandwidth, parseDiskRate].every((read) => isCount(read(text))))
+      const ms = parseDuration(text)
+      assert.ok(ms === undefined || Math.abs(ms) <= 9_223_372_036_854)
+    }),
+    { numRuns: 2000 },
+  )
+})
+
+test('what is read and printed reads as the same, and is printed in the same way again', () => {
+  const forms = [
+    [parseSize, formatSize],
+    [parseBandwidth, formatBandwidth],
+    [parseDiskRate, formatRate],
+  ] as const
+  fc.assert(
+    fc.property(nearly, (text) => {
+      for (const [read, print] of forms) {
+        const value = read(text)
+        if (value === undefined) continue
+        assert.equal(read(print(value)), value, `${text} is ${value}, printed as ${print(value)}`)
+      }
+      const ms = parseDuration(text)
+      if (ms === undefined) return
+      const printed = formatDuration(ms)
+      const again = parseDuration(printed)
+      assert.ok(again !== undefined, `${text} is printed as ${printed}`)
+      assert.equal(formatDuration(again), printed)
+      // To the microsecond, as far as a double goes.
+      assert.ok(Math.abs(again - ms) <= Math.max(1e-3, Math.abs(ms) * 1e-12), `${text} is ${ms}, and then ${again}`)
+    }),
+    { numRuns: 3000 },
+  )
+})
+
+test('every rate reads back as it was printed', () => {
+  fc.assert(fc.property(fc.nat({ max: 2 ** 50 }), (bytes) => parseBandwidth(formatBandwidth(bytes)) === bytes))
+  fc.assert(fc.property(fc.maxSafeNat(), (bytes) => parseDiskRate(formatRate(bytes)) === bytes))
+})
+
+test('a larger size is a larger number', () => {
+  const size = fc.tuple(fc.nat(4000), fc.constantFrom('B', 'KB', 'MB', 'GB', 'TB'))
+  fc.assert(
+    fc.property(size, ([count, unit]) => {
+      const [less, more] = [parseSize(`${count}${unit}`), parseSize(`${count + 1}${unit}`)]
+      assert.ok(less !== undefined && more !== undefined && less < more)
+    }),
+  )
+})

@@ -81,7 +81,7 @@ export function parseDuration(text: string): number | undefined {
   return match[1] === '-' ? -ms : ms
 }
 
-/** A duration as Go prints it: 300000 → `5m0s`, 1500 → `1.5s`, 250 → `250ms`, 0 → `0s`. */
+/** A duration as Go prints it, to the microsecond: 300000 → `5m0s`, 1500 → `1.5s`, 250 → `250ms`, 0 → `0s`. */
 export function formatDuration(ms: number): string {
   if (ms === 0) return '0s'
   if (ms < 0) return `-${formatDuration(-ms)}`

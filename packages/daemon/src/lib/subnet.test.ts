@@ -63,3 +63,59 @@ test('an IPv6 address is one number, however it is spelt', () => {
     }),
   )
 })
+
+test('every subnet that is printed reads back as the same, and its addresses have their numbers', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 8, max: 30 }), fc.nat(2 ** 32 - 1), fc.nat(), (prefix, address, host) => {
+      const base = address - (address % 2 ** (32 - prefix))
+      const subnet = { base, prefix }
+      assert.deepEqual(parseSubnet4(formatSubnet4(subnet)), subnet)
+      const inside = host % 2 ** (32 - prefix)
+      assert.equal(hostOf(subnet, address4(subnet, inside)), inside)
+      // An address within it is no subnet of that size.
+      if (inside !== 0) assert.equal(parseSubnet4(`${address4(subnet, inside)}/${prefix}`), undefined)
+    }),
+  )
+  fc.assert(
+    fc.property(fc.integer({ min: 8, max: 96 }), fc.bigInt({ min: 0n, max: 2n ** 121n - 1n }), fc.nat(65_535), (prefix, bits, host) => {
+      const address = (0x7en << 121n) | bits
+      const base = (address >> BigInt(128 - prefix)) << BigInt(128 - prefix)
+      const subnet = { base, prefix }
+      assert.deepEqual(parseSubnet6(formatSubnet6(subnet)), subnet)
+      assert.equal(toNumber6(address6(subnet, host)), base + BigInt(host))
+    }),
+  )
+})
+
+test('no text makes the readers throw, and what they take is one of their own', () => {
+  const parts = fc.constantFrom(
+    '10.',
+    '0',
+    '0.0.0',
+    '255',
+    '256',
+    '.',
+    '/',
+    '/8',
+    '/16',
+    '/64',
+    '/033',
+    'fd00',
+    '::',
+    ':',
+    'ffff',
+    '%1',
+    ' ',
+    '-1',
+    '٣',
+  )
+  const nearly = fc.array(parts, { maxLength: 8 }).map((found) => found.join(''))
+  fc.assert(
+    fc.property(fc.oneof(nearly, fc.string({ unit: 'binary' })), (text) => {
+      const [in4, in6] = [parseSubnet4(text), parseSubnet6(text)]
+      if (in4) assert.deepEqual(parseSubnet4(formatSubnet4(in4)), in4)
+      if (in6) assert.deepEqual(parseSubnet6(formatSubnet6(in6)), in6)
+    }),
+    { numRuns: 2000 },
+  )
+})
