@@ -70,6 +70,26 @@ test('an overlay grows, twice is harmless, and it never shrinks', async () => {
   await assert.rejects(disks.grow('grown.raw', GIB, { step: step() }), { code: 'invalid_overlay_size' })
 })
 
+test('a disk larger than any file can be is refused as such, and leaves nothing', async (t) => {
+  const bytes = Number.MAX_SAFE_INTEGER
+  await writeFile(join(dir, 'probe'), '')
+  const isTaken = await truncate(join(dir, 'probe'), bytes).then(
+    () => true,
+    () => false,
+  )
+  if (isTaken) return t.skip('this file system takes files of any size')
+  const refusal = { code: 'insufficient_resources', message: /takes no file of/ }
+  await assert.rejects(disks.createOverlay('huge.raw', bytes, { step: step() }), refusal)
+  await disks.createOverlay('small.raw', GIB, { step: step() })
+  await assert.rejects(disks.extend('small.raw', bytes), refusal)
+  await assert.rejects(disks.grow('small.raw', bytes, { step: step() }), refusal)
+  assert.equal((await stat(at('small.raw'))).size, GIB)
+  assert.deepEqual(
+    [...(await readdir(join(dir, 'disks'))), ...(await readdir(join(dir, 'cache/disks')))].filter((name) => /huge|draft/.test(name)),
+    [],
+  )
+})
+
 test('layers that a row names are kept, the others go, and what no one writes any more is counted', async () => {
   for (const name of ['mine.raw', 'shared.raw']) await disks.createOverlay(name, GIB, { step: step() })
   named.all.add('shared.raw')

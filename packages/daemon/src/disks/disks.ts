@@ -11,9 +11,10 @@
  */
 import { randomBytes } from 'node:crypto'
 import { constants, statSync } from 'node:fs'
-import { chown, copyFile, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { chown, copyFile, type FileHandle, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
 import { syncDirectory, syncFile } from '../host/files.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { Step } from '../lib/step.ts'
@@ -66,7 +67,7 @@ export class Disks {
       await using file = await open(path, 'wx', 0o600)
       const { owner } = options
       // In any order: it only ever grows, and closing it waits for what is under way.
-      await Promise.all([file.truncate(bytes), applyTemplate(template, file), owner && file.chown(owner.uid, owner.gid)])
+      await Promise.all([setLength(file, bytes), applyTemplate(template, file), owner && file.chown(owner.uid, owner.gid)])
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') await rm(path, { force: true })
       throw error
@@ -311,7 +312,7 @@ export class Disks {
     try {
       {
         await using file = await open(draft, 'wx', 0o600)
-        await file.truncate(bytes)
+        await setLength(file, bytes)
       }
       // The file is all zeros, so nothing needs to be zeroed, neither now nor by the guest's kernel in the background. Left to
       // itself mkfs writes 4 MiB of tables for a growth to a thousand times the size; room for eight times is some blocks.
@@ -335,6 +336,16 @@ export class Disks {
 
 async function resizeFile(path: string, bytes: number): Promise<void> {
   await using file = await open(path, 'r+')
-  await file.truncate(bytes)
+  await setLength(file, bytes)
   await file.sync()
+}
+
+/** Throws `insufficient_resources` for more than the file system lets a file have, whatever room it has: ext4 takes 16 TiB. */
+async function setLength(file: FileHandle, bytes: number): Promise<void> {
+  try {
+    await file.truncate(bytes)
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'EFBIG') throw cause
+    throw new AppError('insufficient_resources', `The file system of the data directory takes no file of ${formatSize(bytes)}`, { cause })
+  }
 }
