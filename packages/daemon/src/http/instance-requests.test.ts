@@ -59,7 +59,8 @@ test('only platforms that can run are taken', () => {
 test('a host address that is none is refused', () => {
   const ports = (host_ip: string) => ({ network: { ports: [{ host_port: 0, guest_port: 80, host_ip }] } })
   assert.equal(create(ports('127.0.0.1')).network?.ports?.[0]?.hostIp, '127.0.0.1')
-  assert.throws(() => create(ports('localhost; rm -rf /')), { code: 'invalid_request' })
+  for (const text of ['localhost; rm -rf /', '::1%lo', 'fe80::1%eth0', ''])
+    assert.throws(() => create(ports(text)), { code: 'invalid_request' }, text)
 })
 
 test('what is not built yet is refused by name, and its defaults are not', () => {

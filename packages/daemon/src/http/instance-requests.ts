@@ -199,7 +199,8 @@ function platformOf(text: string | undefined): string | undefined {
 }
 
 function toPortRequest(port: PortMapping): PortRequest {
-  if (port.host_ip !== undefined && !isIP(port.host_ip)) {
+  // A zone is of one host's links, and would be left out without a word.
+  if (port.host_ip !== undefined && (!isIP(port.host_ip) || port.host_ip.includes('%'))) {
     throw new AppError('invalid_request', `\`host_ip\` of port ${port.guest_port} is no IP address: ${JSON.stringify(port.host_ip)}`)
   }
   return {

@@ -27,7 +27,7 @@ test('a subnet is read as it is written, and one that guests cannot be in is non
     assert.equal(parseSubnet4(text), undefined, text)
   }
   assert.equal(formatSubnet6(six('fd00:1::/64')), 'fd00:1::/64')
-  for (const text of ['2001:db8::/64', 'fd00::1/64', 'fd00::/112', 'fd00::', 'fe80::/64', '10.0.0.0/16']) {
+  for (const text of ['2001:db8::/64', 'fd00::%1/64', 'fd00::%eth0/64', 'fd00::1/64', 'fd00::/112', 'fd00::', 'fe80::/64', '10.0.0.0/16']) {
     assert.equal(parseSubnet6(text), undefined, text)
   }
 })

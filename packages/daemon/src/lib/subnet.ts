@@ -30,7 +30,8 @@ export function parseSubnet4(text: string): Subnet4 | undefined {
 export function parseSubnet6(text: string): Subnet6 | undefined {
   const [address = '', bits = '', ...rest] = text.split('/')
   const prefix = /^\d{1,3}$/.test(bits) ? Number(bits) : Number.NaN
-  if (rest.length > 0 || !isIPv6(address) || !(prefix >= 8 && prefix <= 96)) return undefined
+  // A zone is of one host's links, and no part of a network.
+  if (rest.length > 0 || !isIPv6(address) || address.includes('%') || !(prefix >= 8 && prefix <= 96)) return undefined
   const base = toNumber6(address)
   const isLocal = base >> 121n === 0xfdn >> 1n
   return isLocal && (base & ((1n << BigInt(128 - prefix)) - 1n)) === 0n ? { base, prefix } : undefined
