@@ -34,6 +34,8 @@ export async function fuzzedDaemon(): Promise<FuzzedDaemon> {
   const settings = {
     ...{ DATA_DIR: join(dir, 'data'), RUN_DIR: join(dir, 'run'), LISTEN: '127.0.0.1:0', HYPERVISOR: 'fake', POOL_SIZE: '0' },
     ...{ REGISTRY_MIRRORS: `docker.io=${registry},registry.example=${registry}`, INSECURE_REGISTRIES: registry },
+    // What is drawn shall not be refused for want of room alone.
+    ...{ CPU_RATIO: '1000', MEMORY_RATIO: '100', DISK_RATIO: '20', NETWORK_RATIO: '100', DISK_IO_RATIO: '100' },
     ...{ ALLOW_PRIVATE_REGISTRIES: 'true', REGISTRY_CREDENTIALS_FILE: 'off', PUBLISH_ADDRESS: '127.0.0.1' },
   }
   const sysfs = undo.use(
