@@ -60,7 +60,12 @@ async function schemathesis(
   const child = spawn(SCHEMATHESIS, args, {
     cwd: ROOT,
     // Sets have the order of their hashes, which follow from chance unless they are told not to.
-    env: { ...process.env, PYTHONHASHSEED: '0' },
+    env: {
+      ...process.env,
+      PYTHONHASHSEED: '0',
+      PYTHONDONTWRITEBYTECODE: '1',
+      HYPOTHESIS_STORAGE_DIRECTORY: join(ROOT, 'build/schemathesis/hypothesis'),
+    },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   t.after(() => child.kill('SIGKILL'))

@@ -190,7 +190,7 @@ export const BROKEN_REQUESTS: readonly { readonly status: number; readonly when:
   { status: 431, when: 'The headers are larger than 16 KiB' },
 ]
 
-/** Those that a request for `route` may be answered with: a body is read where the method has one. */
+/** Those that a request of this method may be answered with: a GET's body is not read. */
 export const brokenOn = (method: Method): typeof BROKEN_REQUESTS => BROKEN_REQUESTS.filter(({ of }) => of === undefined || method !== 'GET')
 
 /** What every route may answer, whatever it is about. */
