@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 DEMO_IMAGE ?=
 FUZZ_SECONDS ?= 30
-TEST := node --test --test-reporter=spec --test-timeout=900000
+TEST := node --import ./test/harness/property-seed.ts --test --test-reporter=spec --test-timeout=900000
 FAST_TESTS := 'packages/**/*.test.ts' 'scripts/*.test.ts' 'bench/*.test.ts'
 # One file at a time: a machine of two cores runs one VM well.
 SLOW_TESTS := 'test/**/*.test.ts'
@@ -33,9 +33,10 @@ test-vm: setup ## the tests with real VMs
 test-kvm: setup-kvm ## stories on real KVM: this host's, or that of an emulated machine (STORIES='test/vm/x.test.ts …' for some)
 	@node test/kvm-lab/lab.ts $(STORIES)
 
-fuzz: setup ## feeds the guest's parsers and the API with nonsense for FUZZ_SECONDS each (FUZZ_SEED=7 repeats what the API was asked)
+fuzz: setup ## feeds the guest's parsers and the API with nonsense for FUZZ_SECONDS each, and tries properties on new values (FUZZ_SEED=7 repeats both)
 	@$(MAKE) -s -C guest fuzz OUT=$(CURDIR)/build/guest SECONDS_EACH=$(FUZZ_SECONDS)
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$${FUZZ_SEED:-$$RANDOM} $(TEST) test/fuzz/openapi.test.ts </dev/null
+	@seed=$${FUZZ_SEED:-$$RANDOM}; echo "fuzz: FUZZ_SEED=$$seed"; \
+	  FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$$seed $(TEST) test/fuzz/openapi.test.ts $$(grep -rl "from 'fast-check'" packages) </dev/null
 
 check: setup ## types, lint, import rings, OpenAPI and API page drift, dead code, names, shell, C
 	@node scripts/check.ts

@@ -58,7 +58,7 @@ for (const [what, { read, code, nearly }] of Object.entries(READERS)) {
           return
         }
         assert.equal(read(kept), kept)
-        assert.ok(!/[\0\n]|\.\.\//.test(kept), kept)
+        assert.ok(!/[\0\n]/.test(kept) && !kept.split('/').includes('..'), kept)
       }),
       { numRuns: 1000 },
     )
