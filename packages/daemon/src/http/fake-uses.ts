@@ -233,9 +233,7 @@ class FakeInstances implements InstancesDoor {
     return { plannedBytes: 0, appliedBytes: dryRun ? 0 : 4096, actions: [] }
   }
 
-  diskBytes(): number {
-    return this.rows.reduce((sum, { overlayBytes }) => sum + overlayBytes, 0)
-  }
+  readonly room = { diskBytes: async () => this.rows.reduce((sum, { overlayBytes }) => sum + overlayBytes, 0) }
   async stats(id: InstanceId) {
     const figures = { cpuSeconds: 1.5, memoryRssBytes: 1024, memoryVmsBytes: 2048, networkRxBytes: 1, networkTxBytes: 2 }
     return { instance: this.get(id), ...figures }

@@ -85,8 +85,10 @@ export interface InstancesDoor {
   stats(id: InstanceId): Promise<InstanceStats>
   /** Throws `conflict` while another one is under way. */
   reclaimMemory(request: ReclaimRequest): Promise<Reclaimed>
-  /** What writable disks take of the host's, each up to its full size. */
-  diskBytes(): number | Promise<number>
+  readonly room: {
+    /** What writable disks take of the host's, each up to its full size. */
+    diskBytes(): Promise<number>
+  }
   /** Lines, in batches. Throws `log_not_found` when there is no such log and none is to come. */
   logs(id: InstanceId, options: LogOptions): Promise<AsyncIterable<LogBatch>>
   /** Throws `invalid_state` unless Running. */

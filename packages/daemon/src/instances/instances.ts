@@ -2,35 +2,32 @@
  * The room's head: makes instances, finds them, and hands every change to the one worker that each has. Reading is straight from
  * the rows, so a list never waits for an operation.
  */
-import { statfs } from 'node:fs/promises'
-import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import { AppError } from '@dormouse/api/errors.ts'
 import { admit, isResting, type Operation, type Subject, type Transition } from '@dormouse/api/instance-states.ts'
 import type { Config } from '../config/config.ts'
-import type { Devices, PlannedDevices } from '../devices/devices.ts'
+import type { Devices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
-import { nameLayer } from '../disks/layer.ts'
 import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
-import { overlaps } from '../host/host-ports.ts'
-import type { BaseRef, Hypervisor, HypervisorName, IgnoredConnections, Inbound, PortForward } from '../hypervisors/hypervisor.ts'
-import type { Images, ReadyImage } from '../images/images.ts'
-import { formatPlatform, parsePlatform } from '../images/platform.ts'
+import type { BaseRef, Hypervisor, HypervisorName, IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
+import type { Images } from '../images/images.ts'
 import type { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
-import { type LinkCapacity, macOf, type Network } from '../network/network.ts'
+import type { LinkCapacity, Network } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
-import { admitDemand, type Demand, DISK_RESERVE, demandOf, NOTHING, takesMemory } from './admission.ts'
+import { demandOf, takesMemory } from './admission.ts'
 import { Consolidations } from './consolidations.ts'
-import { defaultTargetOf, forkOf } from './fork-of.ts'
-import { probeHostPort } from './host-ports.ts'
+import { assertDiskRate, assertHotplug } from './driver-limits.ts'
+import { defaultTargetOf } from './fork-of.ts'
+import { HostRoom } from './host-room.ts'
 import type {
   CreateInstance,
   ForkInstance,
@@ -40,24 +37,22 @@ import type {
   ListInstances,
   LogSource,
   MountRequest,
-  PortRequest,
   UpdateInstance,
   WaitResult,
 } from './instance.ts'
 import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
-import { type CrashPoint, eventDataOf, type InstanceWork, type WorkSettings, type WorkUses } from './instance-work.ts'
+import type { CrashPoint, WorkSettings, WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
-import { bandwidthOf, checkDiskRate, checkEnv, checkHotplug, checkName, checkSizes, DEFAULT_SIZES, portsOf, type Sizes } from './limits.ts'
+import { assertNoNetwork, bandwidthOf } from './limits.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
-import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
-import { admitNetwork, networkDemandOf } from './network-admission.ts'
+import { Newcomers } from './newcomers.ts'
 import { attachVolume } from './operations/attach-volume.ts'
 import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
 import { detachVolume } from './operations/detach-volume.ts'
-import { type AdmitAs, fork, type TargetState } from './operations/fork.ts'
+import { fork, type TargetState } from './operations/fork.ts'
 import { growVolume } from './operations/grow-volume.ts'
 import { hold, startByPolicy, stopToRestart, type WantedRestart } from './operations/restart.ts'
 import { restore } from './operations/restore.ts'
@@ -68,6 +63,7 @@ import { type Admit, type StartOverrides, start } from './operations/start.ts'
 import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
 import { type HeldPoint, Points } from './points.ts'
+import { PublishedPorts } from './published-ports.ts'
 import { type Reconciled, reconcile } from './reconcile.ts'
 import { SharedReads } from './shared-reads.ts'
 import { SleepCompressions } from './sleep-compressions.ts'
@@ -99,7 +95,6 @@ export interface InstancesUses {
 
 /** How much of an id is enough to name an instance. */
 const MIN_PREFIX = 4
-const IMAGE_WAIT_MS = 5000
 const NETWORK_LIMIT_MS = 60_000
 const DEVICES_LIMIT_MS = 60_000
 
@@ -107,6 +102,10 @@ export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
   readonly #rows: InstanceRows
   readonly #snapshots: SnapshotRows
+  /** What of the host is given out, and what is left. */
+  readonly room: HostRoom
+  readonly #ports: PublishedPorts
+  readonly #newcomers: Newcomers
   readonly #points: Points
   readonly #consolidations: Consolidations
   readonly #logReads = new SharedReads()
@@ -114,8 +113,6 @@ export class Instances implements AsyncDisposable {
   readonly #work: WorkUses
   readonly #workers = new Map<InstanceId, InstanceWorker>()
   readonly #end = new AbortController()
-  /** What work that is under way has been admitted to; undefined until it has. */
-  readonly #reserved = new Map<InstanceId, Parameters<AdmitAs>[1] | undefined>()
   /** Those that sleep for a moment, to give memory back. */
   readonly #naps = new Map<InstanceId, Promise<void>>()
   readonly #idleListeners = new Set<(id: InstanceId) => void>()
@@ -126,6 +123,22 @@ export class Instances implements AsyncDisposable {
     this.#uses = uses
     this.#rows = new InstanceRows(uses.db)
     this.#snapshots = new SnapshotRows(uses.db)
+    const { images, disks, volumes, paths, config, host, linkCapacity, makeRoom } = uses
+    this.room = new HostRoom({
+      ...{ rows: this.#rows, images, disks, volumes, host, linkCapacity },
+      dataDir: paths.dataDir,
+      limits: config.limits,
+      ...(makeRoom === undefined ? {} : { makeRoom }),
+    })
+    this.#ports = new PublishedPorts(this.#rows, config.network.publishAddress)
+    this.#newcomers = new Newcomers({
+      ...uses,
+      rows: this.#rows,
+      room: this.room,
+      ports: this.#ports,
+      hypervisorOf: (name) => this.#hypervisor(name),
+      assertOpen: () => this.#assertOpen(),
+    })
     this.#points = new Points({
       paths: uses.paths,
       request: async (id, story) => this.#workerOf(this.get(id)).request('fork', story),
@@ -252,17 +265,6 @@ export class Instances implements AsyncDisposable {
     return [...this.#workers.values()].some((worker) => worker.isBusy)
   }
 
-  /** What writable disks take of the host's: each up to its full size, and what they share once. */
-  async diskBytes(): Promise<number> {
-    return this.#rows.demand().overlayBytes + (await this.#uses.disks.frozenBytes())
-  }
-
-  /** Memory that is given to no instance, oversubscription included. */
-  memoryRoom(): number {
-    const { host, config } = this.#uses
-    return host.memoryBytes * config.limits.memoryRatio - this.#taken().memoryBytes
-  }
-
   /** True while an instance stands on that image, so that it may not be deleted. */
   isImageInUse(digest: string): boolean {
     return this.#rows.hasImage(digest) || this.#snapshots.hasImage(digest)
@@ -278,27 +280,7 @@ export class Instances implements AsyncDisposable {
   /** Resolves when the VM runs and the instance is Initializing; the guest is then still on its way. */
   async create(request: CreateInstance): Promise<Instance> {
     this.#assertOpen()
-    const asked = this.#checkCreate(request)
-    if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
-    const demand = {
-      ...demandOf(asked),
-      diskBytes: asked.sizes.overlayBytes + sum(asked.mounts.map(({ request: { overlayBytes = 0 } }) => overlayBytes)),
-    }
-    const devices = await this.#planDevices(request, asked.hypervisor)
-    devices.assertFree()
-    const image = this.#uses.images.readyImage(request.image, request.platform) ?? (await this.#pullFor(request, demand))
-    // Until its row says so itself.
-    using _image = this.#uses.images.hold(image.digest)
-    assertPlatform(request.image, image.platform, asked.platform)
-    const ports = await this.#choosePorts(request.network?.ports ?? [])
-    const { disks, volumes } = this.#uses
-    await using mounts = await prepareMounts(asked.mounts, { volumes, release: (layers) => disks.release(layers) })
-    const room = await this.#diskRoom()
-    // From here to the row nothing awaits: who comes first has the name, the ports and the room.
-    this.#assertOpen()
-    this.#admitDemand(request.name, demand, room)
-    this.#admitNetwork(request.name, request.network ?? {})
-    const instance = this.#reserve(request, asked, image, ports, mounts, devices)
+    const instance = await this.#newcomers.make(request)
     await this.#workerOf(instance).perform('create', undefined, create)
     return this.get(instance.id)
   }
@@ -379,7 +361,7 @@ export class Instances implements AsyncDisposable {
   /** Resolves when the agent has answered. */
   async restore(id: InstanceId): Promise<Instance> {
     try {
-      return await this.#request(id, 'restore', (work) => this.#reserving(work, () => restore(work, this.#admitAgain)))
+      return await this.#request(id, 'restore', (work) => this.room.reserving(id, () => restore(work, this.#admitAgain)))
     } catch (error) {
       // It sleeps on, and what the attempt cancelled is still to be done.
       this.#attendSleep(id)
@@ -394,7 +376,7 @@ export class Instances implements AsyncDisposable {
     const target = request.target ?? defaultTargetOf(source.state)
     const admission = admit('fork', this.#subject(source, { isQueued: true }))
     if (admission.answer === 'denied') throw this.#denied(source, 'fork', admission.reason)
-    const child = await this.#reserveFork(source, request, target)
+    const child = await this.#newcomers.makeFork(source, request, target)
     const wanted = { fromRunning: request.fromRunning === true, diskOnly: target === 'Stopped' }
     return this.#goOn(child, target, () => this.#points.take(source, child.id, wanted))
   }
@@ -403,7 +385,7 @@ export class Instances implements AsyncDisposable {
   async forkSnapshot(snapshot: Snapshot, request: ForkInstance): Promise<Instance> {
     this.#assertOpen()
     const target = targetOf(snapshot, request.target)
-    const child = await this.#reserveFork(snapshot.instance, request, target)
+    const child = await this.#newcomers.makeFork(snapshot.instance, request, target)
     const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id, snapshot.generation))
     return this.#goOn(child, target, async () => {
       // What was deleted meanwhile cannot be claimed.
@@ -432,8 +414,8 @@ export class Instances implements AsyncDisposable {
       throw new AppError('invalid_request', `The snapshot ${kept.id} is of another instance, ${kept.instance.name}`)
     const target = targetOf(kept, wanted)
     return this.#request(id, 'restore_snapshot', (work) =>
-      this.#reserving(work, async () => {
-        const judge = await this.#admitAs(work, { ...kept.instance, runs: target === 'Running' })
+      this.room.reserving(id, async () => {
+        const judge = await this.room.admitAs(work, { ...kept.instance, runs: target === 'Running' })
         if (target === 'Running' || kept.instance.overlayBytes > work.instance.overlayBytes) judge()
         await restoreSnapshot(work, kept, target)
       }),
@@ -451,12 +433,15 @@ export class Instances implements AsyncDisposable {
     const { network, ...rest } = patch
     const current = this.get(id)
     if (!current.network.enabled) assertNoNetwork(network ?? {})
-    const ports = network?.ports === undefined ? undefined : await this.#choosePorts(network.ports, current)
-    if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) this.#assertDiskRate(current.hypervisor, rest.diskIoBps)
-    if (rest.hotplugBytes !== undefined) this.#assertHotplug(current.hypervisor, rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes)
+    const ports = network?.ports === undefined ? undefined : await this.#ports.choose(network.ports, current)
+    if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) assertDiskRate(this.#hypervisor(current.hypervisor), rest.diskIoBps)
+    if (rest.hotplugBytes !== undefined) {
+      const { limits } = this.#uses.config
+      assertHotplug(this.#hypervisor(current.hypervisor), rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes, limits)
+    }
     const mayGrow = rest.overlayBytes !== undefined || rest.diskIoBps !== undefined || rest.hotplugBytes !== undefined
     return this.#request(id, 'update', (work) =>
-      this.#reserving(work, async () => {
+      this.room.reserving(id, async () => {
         const { instance } = work
         const then = {
           ...instance,
@@ -464,9 +449,9 @@ export class Instances implements AsyncDisposable {
           hotplugBytes: rest.hotplugBytes ?? instance.hotplugBytes,
           ...diskIoOf(rest.diskIoBps, instance),
         }
-        if (mayGrow && isMore(then, instance)) (await this.#admitAs(work, { ...then, runs: takesMemory(instance) }))()
+        if (mayGrow && isMore(then, instance)) (await this.room.admitAs(work, { ...then, runs: takesMemory(instance) }))()
         const isFaster = network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined
-        if (isFaster && takesMemory(instance)) this.#admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
+        if (isFaster && takesMemory(instance)) this.room.admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
         await update(work, { patch: rest, ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
       }),
     )
@@ -518,22 +503,19 @@ export class Instances implements AsyncDisposable {
 
   /** What it takes of the host is kept for it meanwhile. */
   async #napAndWake(id: InstanceId): Promise<void> {
-    const instance = this.get(id)
-    this.#reserved.set(id, { ...instance, runs: true })
-    try {
+    const sleepAndWake = async (): Promise<void> => {
       await this.standby(id, { compression: 'off', wakes: true })
       await this.#consolidations.settled(id)
       // What fails here for a moment must not leave it asleep.
       await this.restore(id).catch(() => this.restore(id))
-    } finally {
-      this.#reserved.delete(id)
     }
+    await this.room.reserving(id, sleepAndWake, { ...this.get(id), runs: true })
   }
 
   /** Resolves when it is mounted, of an instance that runs, or will be with its next start. */
   async attachVolume(id: InstanceId, mount: MountRequest): Promise<Instance> {
     return this.#request(id, 'attach_volume', (work) =>
-      attachVolume(work, mount, { judge: (bytes) => this.admitDisk(work.instance.name, bytes) }),
+      attachVolume(work, mount, { judge: (bytes) => this.room.admitDisk(work.instance.name, bytes) }),
     )
   }
 
@@ -559,15 +541,9 @@ export class Instances implements AsyncDisposable {
     }
     const { name } = this.get(holder.instanceId)
     await this.#request(holder.instanceId, 'attach_volume', (work) =>
-      growVolume(work, volume.id, bytes, { judge: (more) => this.admitDisk(name, more) }),
+      growVolume(work, volume.id, bytes, { judge: (more) => this.room.admitDisk(name, more) }),
     )
     return volumes.resolve(volume.id)
-  }
-
-  /** Looks at the disk; what it gives judges whether so many bytes more may be given out. Throws `insufficient_resources`. */
-  async admitDisk(what: string, bytes: number): Promise<() => void> {
-    const room = await this.#diskRoom()
-    return () => this.#admitDemand(what, { ...NOTHING, diskBytes: bytes }, room)
   }
 
   /** Begins to delete what has expired. One that is busy is left for the next time. */
@@ -693,29 +669,7 @@ export class Instances implements AsyncDisposable {
   /** For an instance whose disk is counted already, as it is in every state. */
   readonly #admitAgain: Admit = async (work) => {
     await this.#uses.devices.assertReady(work.instance)
-    return this.#admitAs(work, { ...work.instance, runs: true })
-  }
-
-  /** For one that becomes another than its record says: what it takes now makes room for what it will. */
-  readonly #admitAs: AdmitAs = async ({ instance }, then) => {
-    const room = await this.#diskRoom()
-    const diskBytes = Math.max(0, then.overlayBytes - instance.overlayBytes)
-    return () => {
-      this.#admitDemand(instance.name, { ...(then.runs ? demandOf(then) : NOTHING), diskBytes }, room, instance)
-      if (then.runs) this.#admitNetwork(instance.name, instance.network, instance)
-      // Until its row says so itself.
-      if (this.#reserved.has(instance.id)) this.#reserved.set(instance.id, then)
-    }
-  }
-
-  /** What is admitted within `work` counts from then on, although it is recorded later. */
-  async #reserving({ instance: { id } }: InstanceWork, work: () => Promise<void>): Promise<void> {
-    this.#reserved.set(id, this.#reserved.get(id))
-    try {
-      await work()
-    } finally {
-      this.#reserved.delete(id)
-    }
+    return this.room.admitAs(work, { ...work.instance, runs: true })
   }
 
   /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
@@ -750,56 +704,10 @@ export class Instances implements AsyncDisposable {
     }
     await using point = held
     await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) =>
-      fork(work, point.point, { target, admit: this.#admitAs }),
+      fork(work, point.point, { target, admit: this.room.admitAs }),
     )
     this.#compressions.begin(child.id)
     return this.get(child.id)
-  }
-
-  async #reserveFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
-    checkName(request.name)
-    if (target === 'Standby' && source.gpu !== undefined) {
-      throw new AppError('invalid_state', `A fork of ${source.name} has a part of a GPU as well, and cannot be put into standby with it`, {
-        hint: 'Fork it to Running or Stopped',
-      })
-    }
-    if (!source.network.enabled) assertNoNetwork(request)
-    const bandwidth = bandwidthOf(request, source.network)
-    // What has no memory to go on from boots first, also on its way to Standby.
-    const runs = target === 'Running' || (target === 'Standby' && source.state === 'Stopped')
-    const demand = runs ? demandOf(source) : NOTHING
-    const ports = await this.#choosePorts(request.ports ?? [])
-    const room = await this.#diskRoom()
-    this.#assertOpen()
-    // Volumes that it writes to become two.
-    const volumeBytes = sum(source.volumes.map(({ readOnly, bytes, overlayBytes = 0 }) => (readOnly ? overlayBytes : bytes)))
-    this.#admitDemand(request.name, { ...demand, diskBytes: source.overlayBytes + volumeBytes }, room)
-    if (runs) this.#admitNetwork(request.name, bandwidth)
-    const { db, config, host, events } = this.#uses
-    const id = createId() as InstanceId
-    const nowMs = Date.now()
-    return db.transaction(() => {
-      if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
-      this.#assertPortsFree(ports)
-      const uid = this.#takeUid(config, host.isRoot)
-      const instance: Instance = {
-        ...forkOf(source, { id, name: request.name, network: { ports, ...bandwidth }, nowMs }),
-        ...(uid === undefined ? {} : { uid }),
-      }
-      const addressed = this.#insert(instance)
-      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(addressed) })
-      return addressed
-    })
-  }
-
-  /** With the address that is its own until the row goes. */
-  #insert(instance: Instance): Instance {
-    // A lease goes with its row.
-    this.#rows.insert(instance)
-    if (!instance.network.enabled) return instance
-    const addressed = { ...instance, network: { ...instance.network, ip: this.#uses.network.lease(instance.id) } }
-    this.#rows.update(addressed)
-    return addressed
   }
 
   /**
@@ -851,13 +759,6 @@ export class Instances implements AsyncDisposable {
     return new AppError('invalid_state', `The instance ${name} cannot take ${operation} now: ${reason}`, { detail: { state } })
   }
 
-  #takeUid(config: InstancesUses['config'], isRoot: boolean): number | undefined {
-    if (!isRoot) return undefined
-    const uid = this.#rows.findFreeUid(config.instances.uidBase, config.instances.uidCount)
-    if (uid === undefined) throw new AppError('insufficient_resources', 'Every user id of the configured range is taken')
-    return uid
-  }
-
   async #request(id: InstanceId, verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<Instance> {
     this.#assertOpen()
     await this.#workerOf(this.get(id)).request(verb, story, options)
@@ -894,237 +795,6 @@ export class Instances implements AsyncDisposable {
     return worker
   }
 
-  #checkCreate(request: CreateInstance): Asked {
-    checkName(request.name)
-    checkEnv(request.env ?? {})
-    const sizes = {
-      vcpus: request.vcpus ?? DEFAULT_SIZES.vcpus,
-      memoryBytes: request.memoryBytes ?? DEFAULT_SIZES.memoryBytes,
-      overlayBytes: request.overlayBytes ?? DEFAULT_SIZES.overlayBytes,
-    }
-    checkSizes(sizes, this.#uses.config.limits)
-    const hypervisor = request.hypervisor ?? this.#uses.config.hypervisor
-    const slots = this.#hypervisor(hypervisor).volumeSlots
-    const mounts = planMounts(request.volumes ?? [], [], { volumes: this.#uses.volumes, slots })
-    const network = request.network ?? {}
-    if (network.enabled === false) assertNoNetwork(network)
-    bandwidthOf(network)
-    const { hotplugBytes = 0 } = request
-    this.#assertHotplug(hypervisor, hotplugBytes, sizes.memoryBytes)
-    const platform = `linux/${this.#uses.host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
-    if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
-    if (request.diskIoBps !== undefined) this.#assertDiskRate(hypervisor, request.diskIoBps)
-    return { ...sizes, hotplugBytes, ...present('diskIoBps', request.diskIoBps), sizes, hypervisor, platform, mounts }
-  }
-
-  async #pullFor(request: CreateInstance, demand: Demand): Promise<ReadyImage> {
-    const { images } = this.#uses
-    const { image: name, platform } = request
-    // Nothing is pulled for what cannot run.
-    this.#admitDemand(request.name, demand, await this.#diskRoom())
-    this.#admitNetwork(request.name, request.network ?? {})
-    await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
-    try {
-      return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS) })
-    } catch (cause) {
-      const code = errorCodeOf(cause)
-      if (code !== undefined && code !== 'timed_out' && code !== 'image_not_ready') throw cause
-      throw new AppError('image_not_ready', `The image ${name} is still being pulled`, {
-        hint: `Follow it with: dormouse image pull ${name}; then ask again`,
-        retryAfterSeconds: 2,
-        cause,
-      })
-    }
-  }
-
-  /** What is in the way of its devices is told before anything is made. */
-  async #planDevices({ devices, gpuProfile }: CreateInstance, name: HypervisorName): Promise<PlannedDevices> {
-    if (((devices?.length ?? 0) > 0 || gpuProfile !== undefined) && !this.#hypervisor(name).capabilities.has('gpu')) {
-      throw new AppError('not_supported', `The hypervisor ${name} cannot be given devices of the host (no gpu-passthrough)`, {
-        hint: 'Use the hypervisor qemu',
-      })
-    }
-    return this.#uses.devices.plan({ ...present('devices', devices), ...present('profile', gpuProfile) })
-  }
-
-  #reserve(
-    request: CreateInstance,
-    asked: Asked,
-    image: ReadyImage,
-    ports: readonly PortForward[],
-    mounts: Awaited<ReturnType<typeof prepareMounts>>,
-    devices: PlannedDevices,
-  ): Instance {
-    const { images, config, host, events, volumes } = this.#uses
-    const id = createId() as InstanceId
-    const nowMs = Date.now()
-    return this.#uses.db.transaction(() => {
-      if (this.#rows.findByName(request.name)) throw nameConflict(request.name)
-      if (!images.byDigest(image.digest)) throw new AppError('image_not_ready', `The image ${request.image} was deleted meanwhile`)
-      this.#assertPortsFree(ports)
-      const uid = this.#takeUid(config, host.isRoot)
-      const isNetworked = request.network?.enabled !== false
-      const instance: Instance = {
-        id,
-        name: request.name,
-        createdAtMs: nowMs,
-        image: request.image,
-        imageDigest: image.digest,
-        platform: asked.platform,
-        hypervisor: asked.hypervisor,
-        ...asked.sizes,
-        hotplugBytes: asked.hotplugBytes,
-        ...present('diskIoBps', asked.diskIoBps),
-        network: {
-          enabled: isNetworked,
-          ports,
-          ...bandwidthOf(request.network ?? {}),
-          ...(isNetworked ? { mac: macOf(id) } : {}),
-        },
-        env: request.env ?? {},
-        tags: request.tags ?? {},
-        skipGuestAgent: request.skipGuestAgent ?? false,
-        skipKernelHeaders: request.skipKernelHeaders ?? false,
-        state: 'Created',
-        operation: 'create',
-        disk: [nameLayer('raw')],
-        volumes: mounts.attachments,
-        ...(devices.devices.length > 0 ? { devices: devices.devices } : {}),
-        ...(request.gpuProfile === undefined ? {} : { gpu: { profile: request.gpuProfile } }),
-        phases: { current: 'Created', sinceMs: nowMs, durations: {} },
-        ...(request.entrypoint?.length ? { entrypoint: request.entrypoint } : {}),
-        ...(request.cmd?.length ? { cmd: request.cmd } : {}),
-        ...(request.freshBoot ? { freshBoot: true } : {}),
-        ...(request.snapshotPolicy === undefined ? {} : { snapshotPolicy: request.snapshotPolicy }),
-        ...(request.autoStandby === undefined ? {} : { autoStandby: request.autoStandby }),
-        ...(request.expiresAtMs === undefined ? {} : { expiresAtMs: request.expiresAtMs }),
-        ...present('healthCheck', request.healthCheck),
-        ...present('restartPolicy', request.restartPolicy),
-        ...(uid === undefined ? {} : { uid }),
-      }
-      mounts.assertUnchanged()
-      devices.assertFree()
-      followAttachments({ rows: volumes.rows, events }, instance, [], instance.volumes)
-      const addressed = this.#insert(instance)
-      events.record({ kind: 'instance.created', subject: id, data: eventDataOf(addressed) })
-      return addressed
-    })
-  }
-
-  async #choosePorts(requests: readonly PortRequest[], owner?: Instance): Promise<PortForward[]> {
-    const ports = portsOf(requests, this.#uses.config.network.publishAddress)
-    this.#assertPortsFree(ports, owner)
-    const chosen: PortForward[] = []
-    const isGiven = (port: PortForward): boolean =>
-      chosen.some((other) => overlaps(port, other)) || this.#rows.findPortOwner(port) !== undefined
-    for (const port of ports) {
-      // Its own ports are open already while it runs, and make room for those that take their place.
-      const isHeld = owner?.network.ports.some((held) => overlaps(held, port))
-      chosen.push(isHeld ? port : await probeHostPort(port, isGiven))
-    }
-    return chosen
-  }
-
-  #assertPortsFree(ports: readonly PortForward[], owner?: Instance): void {
-    for (const port of ports) {
-      const taken = port.hostPort === 0 ? undefined : this.#rows.findPortOwner(port)
-      if (taken && taken.id !== owner?.id) {
-        throw new AppError('port_in_use', `The host port ${port.hostPort}/${port.protocol} is published by the instance ${taken.name}`, {
-          hint: 'Take another host port, 0 picks a free one',
-          detail: { instance: taken.id },
-        })
-      }
-    }
-  }
-
-  /** `by` is whose demand it is, when its processors and memory may be among those that are taken. */
-  #admitDemand(name: string, demand: Demand, room: DiskRoom, by?: Instance): void {
-    const { limits } = this.#uses.config
-    const { cpus, memoryBytes } = this.#uses.host
-    const taken = this.#taken(by)
-    const own = by !== undefined && takesMemory(by) ? demandOf(by) : NOTHING
-    admitDemand(
-      name,
-      demand,
-      {
-        vcpus: taken.vcpus - own.vcpus,
-        memoryBytes: taken.memoryBytes - own.memoryBytes,
-        diskBytes: taken.overlayBytes + this.#uses.volumes.demandBytes() + room.frozenBytes + room.imagesBytes,
-        diskIoBps: taken.diskIoBps - own.diskIoBps,
-      },
-      {
-        vcpus: { host: cpus, ratio: limits.cpuRatio },
-        memoryBytes: { host: memoryBytes, ratio: limits.memoryRatio },
-        diskBytes: { host: room.totalBytes, ratio: limits.diskRatio },
-        ...(limits.diskIoBps === 0 ? {} : { diskIoBps: { host: limits.diskIoBps, ratio: limits.diskIoRatio } }),
-        diskFreeBytes: room.freeBytes,
-      },
-    )
-  }
-
-  /** What rows say is taken, and beyond it what has been admitted and is not on record yet; but for `by`. */
-  #taken(by?: Instance): ReturnType<InstanceRows['demand']> {
-    let { vcpus, memoryBytes, overlayBytes, diskIoBps } = this.#rows.demand()
-    for (const [id, then] of this.#reserved) {
-      const row = this.#rows.find(id)
-      if (then === undefined || row === undefined || id === by?.id) continue
-      const now = takesMemory(row) ? demandOf(row) : NOTHING
-      const more = then.runs ? demandOf(then) : NOTHING
-      vcpus += Math.max(0, more.vcpus - now.vcpus)
-      memoryBytes += Math.max(0, more.memoryBytes - now.memoryBytes)
-      diskIoBps += Math.max(0, more.diskIoBps - now.diskIoBps)
-      overlayBytes += Math.max(0, then.overlayBytes - row.overlayBytes)
-    }
-    return { vcpus, memoryBytes, overlayBytes, diskIoBps }
-  }
-
-  #assertHotplug(hypervisor: HypervisorName, hotplugBytes: number, memoryBytes: number): void {
-    checkHotplug(hotplugBytes, memoryBytes, this.#uses.config.limits)
-    if (hotplugBytes === 0 || this.#hypervisor(hypervisor).capabilities.has('memory_hotplug')) return
-    throw new AppError('not_supported', `The hypervisor ${hypervisor} cannot add memory to a VM that runs (no hotplug-memory)`, {
-      hint: 'Use the hypervisor qemu, or give it a larger size',
-    })
-  }
-
-  #assertDiskRate(hypervisor: HypervisorName, bytesPerSecond: number): void {
-    checkDiskRate(bytesPerSecond)
-    if (this.#hypervisor(hypervisor).capabilities.has('disk_limit')) return
-    throw new AppError('not_supported', `The hypervisor ${hypervisor} cannot limit how much its disks move`)
-  }
-
-  /** `by` is whose it is, when its share may be among what is taken. */
-  #admitNetwork(name: string, wanted: Pick<Instance['network'], 'bandwidthDownload' | 'bandwidthUpload'>, by?: Instance): void {
-    const { linkCapacity, config } = this.#uses
-    const isTaker = (one: Instance): boolean => takesMemory(one) || this.#reserved.get(one.id)?.runs === true
-    const taken = this.list().filter((one) => one.id !== by?.id && isTaker(one))
-    const { bytesPerSecond } = linkCapacity()
-    admitNetwork(
-      name,
-      networkDemandOf(wanted),
-      taken.reduce((sum, { network }) => sum + networkDemandOf(network), 0),
-      bytesPerSecond === undefined ? undefined : bytesPerSecond * config.limits.networkRatio,
-    )
-  }
-
-  async #diskRoom(): Promise<DiskRoom> {
-    const room = await this.#lookAtDisk()
-    const { makeRoom } = this.#uses
-    if (room.freeBytes >= DISK_RESERVE || makeRoom === undefined) return room
-    // Before anything is refused for want of room.
-    await makeRoom(DISK_RESERVE - room.freeBytes)
-    return this.#lookAtDisk()
-  }
-
-  async #lookAtDisk(): Promise<DiskRoom> {
-    const { images, disks, paths } = this.#uses
-    const [{ blocks, bavail, bsize }, imagesBytes, frozenBytes] = await Promise.all([
-      statfs(paths.dataDir),
-      images.usage(),
-      disks.frozenBytes(),
-    ])
-    return { totalBytes: blocks * bsize, freeBytes: bavail * bsize, imagesBytes, frozenBytes }
-  }
-
   #hypervisor(name: HypervisorName): Hypervisor {
     const hypervisor = this.#uses.hypervisors.get(name)
     if (!hypervisor) {
@@ -1140,30 +810,6 @@ export class Instances implements AsyncDisposable {
   }
 }
 
-/** What the data directory's file system holds, as it was a moment ago. */
-interface DiskRoom {
-  readonly totalBytes: number
-  readonly freeBytes: number
-  readonly imagesBytes: number
-  /** Of layers that are shared or kept: they take what they have, and no more. */
-  readonly frozenBytes: number
-}
-
-/** A create request once it is checked and its defaults are filled in. */
-interface Asked extends Pick<Instance, 'vcpus' | 'memoryBytes' | 'hotplugBytes' | 'diskIoBps'> {
-  readonly sizes: Sizes
-  readonly hypervisor: HypervisorName
-  readonly platform: string
-  readonly mounts: readonly PlannedMount[]
-}
-
-function assertPlatform(image: string, platform: string, own: string): void {
-  if (platform === own) return
-  throw new AppError('platform_not_available', `The image ${image} for ${platform} cannot run on this host`, {
-    hint: `This host runs ${own}: pull the image for it, or leave out the platform`,
-  })
-}
-
 /** Of an update: 0 takes the rate away. */
 const diskIoOf = (asked: number | undefined, { diskIoBps }: Pick<Instance, 'diskIoBps'>): Pick<Instance, 'diskIoBps'> =>
   present('diskIoBps', asked === undefined ? diskIoBps : asked || undefined)
@@ -1173,16 +819,3 @@ const isMore = (then: Instance, now: Instance): boolean =>
 
 const present = <K extends string, V>(key: K, value: V | undefined): { [P in K]?: V } =>
   (value === undefined ? {} : { [key]: value }) as { [P in K]?: V }
-
-const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0)
-
-/** What only an instance with a network can have. */
-function assertNoNetwork({ ports, ...rates }: NonNullable<UpdateInstance['network']>): void {
-  if (ports?.length) throw new AppError('invalid_request', 'Ports can be published only with the network enabled')
-  if (Object.keys(bandwidthOf(rates)).length > 0) {
-    throw new AppError('invalid_request', 'Bandwidth can be limited only with the network enabled')
-  }
-}
-
-const nameConflict = (name: string): AppError =>
-  new AppError('name_conflict', `The name ${name} is taken by another instance`, { hint: `See it with: dormouse inspect ${name}` })

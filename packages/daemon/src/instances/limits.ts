@@ -3,7 +3,7 @@ import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { canonicalAddress, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
-import type { PortRequest } from './instance.ts'
+import type { PortRequest, UpdateInstance } from './instance.ts'
 
 export interface Limits {
   readonly maxVcpus: number
@@ -151,3 +151,11 @@ function checkRate(field: string, code: ErrorCode, rate: number | undefined): nu
 }
 
 const isPort = (port: number): boolean => Number.isInteger(port) && port >= 1 && port <= 65_535
+
+/** What only an instance with a network can have. */
+export function assertNoNetwork({ ports, ...rates }: NonNullable<UpdateInstance['network']>): void {
+  if (ports?.length) throw new AppError('invalid_request', 'Ports can be published only with the network enabled')
+  if (Object.keys(bandwidthOf(rates)).length > 0) {
+    throw new AppError('invalid_request', 'Bandwidth can be limited only with the network enabled')
+  }
+}

@@ -144,7 +144,7 @@ async function resourcesOf({ host, instances, images, volumes, devices }: Server
   const [disk, { layersBytes, rootfsBytes }, overlays, gpu] = await Promise.all([
     host.disk(),
     images.usageByKind(),
-    instances.diskBytes(),
+    instances.room.diskBytes(),
     devices.gpus(),
   ])
   const imagesBytes = rootfsBytes + layersBytes

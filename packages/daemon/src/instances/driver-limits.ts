@@ -1,0 +1,27 @@
+/** What only some drivers can do is refused before anything is made. */
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Hypervisor } from '../hypervisors/hypervisor.ts'
+import { checkDiskRate, checkHotplug, type Limits } from './limits.ts'
+
+type Driver = Pick<Hypervisor, 'name' | 'capabilities'>
+
+export function assertHotplug({ name, capabilities }: Driver, hotplugBytes: number, memoryBytes: number, limits: Limits): void {
+  checkHotplug(hotplugBytes, memoryBytes, limits)
+  if (hotplugBytes === 0 || capabilities.has('memory_hotplug')) return
+  throw new AppError('not_supported', `The hypervisor ${name} cannot add memory to a VM that runs (no hotplug-memory)`, {
+    hint: 'Use the hypervisor qemu, or give it a larger size',
+  })
+}
+
+export function assertDiskRate({ name, capabilities }: Driver, bytesPerSecond: number): void {
+  checkDiskRate(bytesPerSecond)
+  if (capabilities.has('disk_limit')) return
+  throw new AppError('not_supported', `The hypervisor ${name} cannot limit how much its disks move`)
+}
+
+export function assertDevices({ name, capabilities }: Driver): void {
+  if (capabilities.has('gpu')) return
+  throw new AppError('not_supported', `The hypervisor ${name} cannot be given devices of the host (no gpu-passthrough)`, {
+    hint: 'Use the hypervisor qemu',
+  })
+}
