@@ -11,7 +11,10 @@ test('a restart policy has a name, and may have attempts and times', () => {
     backoff: '1m30s',
   })
   assert.deepEqual(restartPolicyOf({ restart: 'always', restartStableAfter: '1d' }), { policy: 'always', stable_after: '24h0m0s' })
-  for (const restart of ['', 'no', 'always:5:6', 'never:1', 'on_failure'])
+  for (const [word, policy] of Object.entries({ no: 'never', on_failure: 'on_failure', 'unless-stopped': 'always' })) {
+    assert.deepEqual(restartPolicyOf({ restart: word }), { policy })
+  }
+  for (const restart of ['', 'yes', 'always:5:6', 'never:1', 'no:1', 'constructor'])
     assert.throws(() => restartPolicyOf({ restart }), /restart policy/)
   assert.throws(() => restartPolicyOf({ restart: 'always:0' }), /whole number/)
   assert.throws(() => restartPolicyOf({ restartBackoff: '1s' }), /need a --restart/)

@@ -17,7 +17,15 @@ export const addRestartOptions = (command: Command): Command =>
     .option('--restart-backoff <duration>', 'after so long (5s when left out)')
     .option('--restart-stable-after <duration>', 'count attempts anew once it has run for so long (10m when left out)')
 
-const POLICIES = { never: 'never', always: 'always', 'on-failure': 'on_failure' } as const
+/** In our words, the API's, and docker's: what is stopped stays stopped here with `always` too. */
+const POLICIES = {
+  never: 'never',
+  no: 'never',
+  always: 'always',
+  'unless-stopped': 'always',
+  'on-failure': 'on_failure',
+  on_failure: 'on_failure',
+} as const
 const isPolicy = (text: string): text is keyof typeof POLICIES => Object.hasOwn(POLICIES, text)
 
 /** Undefined when none of it was given. A policy is given as a whole: what is left out is what it is by default. */
@@ -29,7 +37,7 @@ export function restartPolicyOf({ restart, restartBackoff, restartStableAfter }:
     return undefined
   }
   const [name = '', attempts, ...more] = restart.split(':')
-  if (!isPolicy(name) || more.length > 0 || (name === 'never' && attempts !== undefined)) {
+  if (!isPolicy(name) || more.length > 0 || (POLICIES[name] === 'never' && attempts !== undefined)) {
     throw usageFailure(`${JSON.stringify(restart)} is not a restart policy`, 'Give never, always, on-failure, or on-failure:5')
   }
   return {

@@ -155,9 +155,21 @@ export const checkCgroups: Check = async (config) => {
       what: 'cgroups',
       state: 'poor',
       says: `${version === 'none' ? 'no VM is limited' : `only ${controllers.join(' and ')} of each VM are limited`}${because(reason)}`,
-      mend: 'Run the daemon as root, by its systemd unit: nothing else keeps a VM that was taken over from starving the host',
+      mend: mendOfCgroups(reason, readHostFacts().isRoot),
     },
   ]
+}
+
+/** What keeps VMs from having cgroups, as far as the words say it. Nothing else keeps a VM that was taken over from starving the host. */
+export function mendOfCgroups(reason: string, isRoot: boolean): string {
+  if (/no cgroup file system is mounted/.test(reason)) {
+    return isRoot
+      ? 'Mount it: mkdir -p /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup; in a container, have its engine do it'
+      : 'Have root mount it, and run the daemon as root, by its systemd unit: mount -t cgroup2 none /sys/fs/cgroup'
+  }
+  if (!isRoot) return 'Run the daemon as root, by its systemd unit'
+  if (/EROFS/.test(reason)) return 'In a container: have its engine mount /sys/fs/cgroup so that it can be written'
+  return 'Run the daemon by its systemd unit, which has a cgroup of its own handed to it'
 }
 
 export const checkPool: Check = async ({ pool, golden, assetsDir }) => {

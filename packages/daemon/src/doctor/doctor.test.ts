@@ -3,9 +3,11 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
 import { configOf } from '../config/config.ts'
 import { FakeSysfs } from '../devices/fake-sysfs.ts'
-import { checkAssets, findTools } from './checks.ts'
+import { checkAssets, findTools, mendOfCgroups } from './checks.ts'
+import { examineConntrack } from './conntrack-check.ts'
 import { examineDevices } from './device-checks.ts'
 import { report } from './doctor.ts'
 import { droppingTables } from './network-checks.ts'
@@ -81,6 +83,39 @@ table bridge x {
 `
   assert.deepEqual(droppingTables(listing), ['ip filter'])
   assert.deepEqual(droppingTables(''), [])
+})
+
+test('what is missing of cgroups is what is to be mended: a mount, rights, or the unit', () => {
+  assert.match(mendOfCgroups('no cgroup file system is mounted for cpu, memory, pids', true), /^Mount it: .*mount -t cgroup2/)
+  assert.match(mendOfCgroups('no cgroup file system is mounted for cpu', false), /Have root mount it.*mount -t cgroup2/)
+  assert.match(mendOfCgroups("cpu: EACCES: permission denied, mkdir '/sys/fs/cgroup/dormouse'", false), /^Run the daemon as root/)
+  const readOnly = mendOfCgroups("cpu: EROFS: read-only file system, mkdir '/sys/fs/cgroup/dormouse'", true)
+  assert.match(readOnly, /container/)
+  for (const mend of [readOnly, mendOfCgroups('/sys/fs/cgroup hands no controllers down', true)]) assert.doesNotMatch(mend, /as root/)
+})
+
+test('whether the kernel can say who is connected is told with what is missing', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'dm-netfilter-'))
+  t.after(() => rmSync(dir, { recursive: true }))
+  const set = (name: string, value: number) => writeFileSync(join(dir, name), `${value}\n`)
+  const answered = async () => ({ active: 0 })
+  const refused = async () => {
+    const cause = new Error("error the kernel's connections cannot be followed: Protocol not supported")
+    throw new AppError('not_supported', 'The connections of guests cannot be counted', { cause })
+  }
+  const none = await examineConntrack(refused, dir)
+  assert.match(none.says, /none falls asleep by itself: .*Protocol not supported$/)
+  assert.match(none.mend ?? '', /modprobe -a nf_conntrack nf_conntrack_netlink/)
+  set('nf_conntrack_count', 5)
+  set('nf_conntrack_max', 100)
+  assert.match((await examineConntrack(refused, dir)).mend ?? '', /modprobe nf_conntrack_netlink/)
+  assert.match((await examineConntrack(answered, dir)).mend ?? '', /CONFIG_NF_CONNTRACK_EVENTS/)
+  set('nf_conntrack_events', 0)
+  assert.match((await examineConntrack(answered, dir)).mend ?? '', /nf_conntrack_events=2/)
+  set('nf_conntrack_events', 2)
+  assert.equal((await examineConntrack(answered, dir)).state, 'good')
+  set('nf_conntrack_count', 95)
+  assert.match((await examineConntrack(answered, dir)).says, /nearly full \(95 of 100\)/)
 })
 
 test('of devices it is said whether the host can give any, and what is missing where it offers half of it', async (t) => {

@@ -15,6 +15,7 @@ import {
   checkRunDir,
   checkTools,
 } from './checks.ts'
+import { checkConntrack } from './conntrack-check.ts'
 import { checkDevices } from './device-checks.ts'
 import { checkNetwork } from './network-checks.ts'
 
@@ -50,6 +51,7 @@ async function examine(config: Config): Promise<Finding[]> {
     checkCgroups,
     checkPool,
     checkNetwork,
+    checkConntrack,
     checkDevices,
     checkDataDir,
     checkReflink,

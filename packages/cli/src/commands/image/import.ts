@@ -2,6 +2,7 @@ import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Command } from 'commander'
+import { cannotRead } from '../../copy/cannot-read.ts'
 import { packedSize, packTree } from '../../copy/pack-tree.ts'
 import { connect, type HostOption } from '../../daemon.ts'
 import { Failure } from '../../failure.ts'
@@ -53,8 +54,8 @@ interface Source {
 
 async function open(path: string): Promise<Source> {
   if (path === '-') return { bytes: process.stdin }
-  const found = await stat(path).catch((cause: Error) => {
-    throw new Failure(`Cannot read ${path}: ${cause.message}`, { cause })
+  const found = await stat(path).catch((cause: NodeJS.ErrnoException) => {
+    throw cannotRead(path, cause)
   })
   if (!found.isDirectory()) return { bytes: createReadStream(path), size: found.size }
   const isLayout = await stat(join(path, 'index.json')).then(

@@ -1,9 +1,9 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import type { Command } from 'commander'
+import { cannotRead } from '../../copy/cannot-read.ts'
 import { packedSize, packTree } from '../../copy/pack-tree.ts'
 import { connect, type HostOption } from '../../daemon.ts'
-import { Failure } from '../../failure.ts'
 import { print, printJson } from '../../output/print.ts'
 import { counted, showProgress } from '../../output/progress.ts'
 import { collect, parseGigabytes, parseTags } from '../../parse/values.ts'
@@ -48,8 +48,8 @@ async function importVolume(path: string, name: string, options: Options): Promi
 
 async function open(path: string): Promise<{ readonly bytes: AsyncIterable<Uint8Array>; readonly size?: number }> {
   if (path === '-') return { bytes: process.stdin }
-  const found = await stat(path).catch((cause: Error) => {
-    throw new Failure(`Cannot read ${path}: ${cause.message}`, { cause })
+  const found = await stat(path).catch((cause: NodeJS.ErrnoException) => {
+    throw cannotRead(path, cause)
   })
   if (!found.isDirectory()) return { bytes: createReadStream(path), size: found.size }
   return { bytes: packTree(path), size: await packedSize(path) }
