@@ -21,7 +21,7 @@ export const AuditEntry = Type.Object(
     resource_id: nullable(Type.String({ description: 'Id or name of what the answer is about: that of a new instance, say' })),
     result: AuditResult,
     status: nullable(Type.Integer()),
-    code: nullable(Type.String({ description: 'Of the error' })),
+    code: nullable(Type.String({ description: 'Of the error; at /v2 that of its specification where we have none' })),
     duration_ms: nullable(Type.Integer()),
     request_id: Type.String(),
     skipped: Type.Integer({ description: 'So many refused requests before this one were not written down: there were too many' }),

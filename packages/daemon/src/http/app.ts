@@ -15,6 +15,7 @@ import type { Logger } from '../log.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
 import type { Asked, Handlers } from './handler.ts'
+import { whileTokenHolds } from './held-transfer.ts'
 import { type BodyLimits, readJsonBody } from './json-body.ts'
 import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
@@ -33,6 +34,8 @@ declare module 'fastify' {
     caller: Caller | undefined
     /** Of a request that changes something. */
     audited: AuditedRequest | undefined
+    /** What a route that asks on its own has refused it with, in our codes where there is one. */
+    failedWith: string | undefined
   }
   interface FastifyContextConfig {
     routeId?: RouteId
@@ -99,6 +102,7 @@ export function createApp(uses: AppUses): FastifyInstance {
 
   app.decorateRequest('caller', undefined)
   app.decorateRequest('audited', undefined)
+  app.decorateRequest('failedWith', undefined)
   // No door without a lock, whoever adds it.
   app.addHook('onRoute', ({ method, url, config }) => {
     if (config?.access !== undefined) return
@@ -224,12 +228,13 @@ function isChange({ method, routeOptions: { config } }: FastifyRequest): boolean
 function auditItself(request: FastifyRequest, { statusCode: status }: FastifyReply, uses: AppUses): void {
   if (request.caller === undefined) return
   const facts = auditFacts(request, uses)
-  if (status === 403) {
-    if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code: 'forbidden' })
+  const code = request.failedWith ?? (status === 403 ? 'forbidden' : undefined)
+  if (code === 'forbidden' || code === 'unauthorized') {
+    if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code })
     else uses.audit.skip()
     // A POST begins an upload, unless it is the whole of one.
   } else if (request.method === 'PUT' || request.method === 'DELETE' || (request.method === 'POST' && status === 201)) {
-    uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status })
+    uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status, ...(code !== undefined && { code }) })
   }
 }
 
@@ -322,7 +327,11 @@ function asked(route: Route, request: FastifyRequest, reply: FastifyReply, uses:
     upload: request.body,
     // Made for who waits: most do not.
     get signal() {
-      signal ??= AbortSignal.any([uses.closing, whenGone(reply), ...(route.stream === 'sse' ? [whenTokenEnds(request, reply, uses)] : [])])
+      signal ??= AbortSignal.any([
+        uses.closing,
+        whenGone(reply),
+        ...(route.stream === 'sse' ? [whileTokenHolds(uses.authority, request.caller ?? hostCaller, reply)] : []),
+      ])
       return signal
     },
     caller: request.caller,
@@ -352,14 +361,6 @@ function whenGone(reply: FastifyReply): AbortSignal {
     if (!reply.raw.writableFinished) gone.abort()
   })
   return gone.signal
-}
-
-/** Fires when the caller's token expires or is revoked: a stream that it has opened ends with it. */
-function whenTokenEnds(request: FastifyRequest, reply: FastifyReply, { authority }: AppUses): AbortSignal {
-  const watch = authority.watch(request.caller ?? hostCaller)
-  if (reply.raw.destroyed) watch[Symbol.dispose]()
-  else reply.raw.once('close', () => watch[Symbol.dispose]())
-  return watch.signal
 }
 
 function send(route: Route, answer: unknown, reply: FastifyReply, given: Asked<RouteId>): unknown {

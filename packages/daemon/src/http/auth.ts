@@ -128,7 +128,7 @@ export class Authority {
   }
 
   /** For streams: `signal` fires when the token of `caller` ends, by its time or by revocation. */
-  watch(caller: Caller): { readonly signal: AbortSignal } & Disposable {
+  watch(caller: Pick<Caller, 'subject' | 'token'>): { readonly signal: AbortSignal } & Disposable {
     const ended = new AbortController()
     const { token } = caller
     let timer: NodeJS.Timeout | undefined

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import type { AuditEntry } from '@dormouse/api/audit.ts'
+import { AppError } from '@dormouse/api/errors.ts'
 import type { InjectOptions } from 'fastify'
 import { type FakeUses, fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
@@ -43,6 +44,27 @@ test('what is changed at the registry is in the audit log, and who was refused',
   assert.deepEqual(told, [
     ['ann', id, 'PUT /v2/*', 'team/app/manifests/1', 'refused', 403],
     ['ann', id, 'DELETE /v2/*', `team/app/manifests/${DIGEST}`, 'failed', 404],
+  ])
+})
+
+test('what is in use is no refusal of who asked: the audit log has what it was', async (t) => {
+  const codes = ['in_use', 'conflict', 'insufficient_resources'] as const
+  const asked = codes.values()
+  const { server, ask, list } = house(t, {
+    deleteManifest: async () => {
+      throw new AppError(asked.next().value ?? 'internal_error', 'It is needed')
+    },
+  })
+  const { token } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  for (const _ of codes) {
+    const answer = await ask(basic(token), 'DELETE', `/v2/team/app/manifests/${DIGEST}`)
+    assert.deepEqual([answer.statusCode, answer.json().errors[0].code], [409, 'DENIED'])
+  }
+  const told = (await list()).map(({ result, status, code }) => [result, status, code])
+  assert.deepEqual(told, [
+    ['failed', 409, 'insufficient_resources'],
+    ['failed', 409, 'conflict'],
+    ['failed', 409, 'in_use'],
   ])
 })
 

@@ -28,6 +28,8 @@ export interface RegistryRefusal {
   readonly status: number
   readonly headers: Readonly<Record<string, string>>
   readonly body: { readonly errors: readonly { readonly code: RegistryCode; readonly message: string; readonly detail?: unknown }[] }
+  /** For the audit log: our own code, which tells who may not from what cannot be, and where there is none that of the answer. */
+  readonly auditCode: string
   /** It is our fault: the log should have it, with its stack. */
   readonly isFault: boolean
 }
@@ -38,7 +40,7 @@ export function registryRefusalOf(error: unknown): RegistryRefusal {
     const { code, message, detail } = error
     const headers: Record<string, string> = code === 'TOOMANYREQUESTS' ? { 'retry-after': '10' } : {}
     const body = { errors: [{ code, message, ...(detail === undefined ? {} : { detail }) }] }
-    return { status: STATUS[code], headers, body, isFault: false }
+    return { status: STATUS[code], headers, body, auditCode: code === 'DENIED' ? 'forbidden' : code, isFault: false }
   }
   const { status, headers, body, isFault } = refusalOf(error)
   const code = codeOf(error, status)
@@ -48,6 +50,7 @@ export function registryRefusalOf(error: unknown): RegistryRefusal {
     // What every client knows: a login for the host, sent with each request.
     headers: code === 'UNAUTHORIZED' ? { ...others, 'www-authenticate': 'Basic realm="dormouse", charset="UTF-8"' } : others,
     body: { errors: [{ code, message: body.hint === undefined ? body.message : `${body.message}. ${body.hint}` }] },
+    auditCode: body.code,
     isFault,
   }
 }

@@ -3,6 +3,7 @@
  * table, since nothing of it is ours to decide: paths, headers, statuses and errors are the specification's.
  */
 import type { IncomingMessage } from 'node:http'
+import type { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { isManifestType } from '../images/manifest.ts'
@@ -12,6 +13,7 @@ import { RegistryError } from '../images/registry/registry-error.ts'
 import type { Upload, UploadPart } from '../images/registry/uploads.ts'
 import type { Logger } from '../log.ts'
 import { type Authority, hostCaller } from './auth.ts'
+import { cutWith, heldBy, whileTokenHolds } from './held-transfer.ts'
 import { bytesOf } from './json-body.ts'
 import { provenRegistryCaller, type RegistryAction, type RegistryCaller, registryCallerOf } from './registry-caller.ts'
 import { registryRefusalOf } from './registry-problems.ts'
@@ -45,7 +47,7 @@ export function registryRoutes(uses: RegistryRouteUses): (app: FastifyInstance) 
           reply.header('docker-distribution-api-version', 'registry/2.0')
           const caller = uses.isTrusted ? registryCallerOf(hostCaller) : await callerOf(request, uses)
           request.caller = { subject: caller.subject, token: caller.token, scopes: undefined }
-          return await answer(new Asked(request, reply, caller, uses.registry))
+          return await answer(new Asked(request, reply, caller, uses))
         },
       })
     }
@@ -147,12 +149,12 @@ async function answerBlob(asked: Asked, repository: string, digest: string): Pro
       })
       if (asked.method === 'HEAD') return reply.header('content-length', blob.size).send()
       const range = rangeOf(asked.header('range'), blob.size)
-      if (range === undefined) return reply.header('content-length', blob.size).send(blob.size === 0 ? '' : blob.open())
+      if (range === undefined) return reply.header('content-length', blob.size).send(blob.size === 0 ? '' : asked.held(blob.open()))
       reply.code(206).headers({
         'content-range': `bytes ${range.start}-${range.end}/${blob.size}`,
         'content-length': range.end - range.start + 1,
       })
-      return reply.send(blob.open(range))
+      return reply.send(asked.held(blob.open(range)))
     }
     case 'DELETE':
       asked.admit('delete', repository)
@@ -256,12 +258,14 @@ class Asked {
   readonly caller: RegistryCaller
   readonly registry: RegistryDoor
   readonly #request: FastifyRequest
+  readonly #authority: Authority
 
-  constructor(request: FastifyRequest, reply: FastifyReply, caller: RegistryCaller, registry: RegistryDoor) {
+  constructor(request: FastifyRequest, reply: FastifyReply, caller: RegistryCaller, { registry, authority }: RegistryRouteUses) {
     this.reply = reply
     this.caller = caller
     this.registry = registry
     this.#request = request
+    this.#authority = authority
     this.method = request.method
     this.path = (request.params as { '*'?: string })['*'] ?? ''
     this.query = new URL(request.url, 'http://any').searchParams
@@ -295,9 +299,18 @@ class Asked {
 
   part(): UploadPart {
     // Kept when it is given up, so that the refusal still gets through.
-    const source = this.body.iterator({ destroyOnReturn: false })
+    const source = heldBy(this.#tokenHolds(), this.body.iterator({ destroyOnReturn: false }))
     const bytes = Number(this.header('content-length') ?? 0)
     return { source, bytes, range: contentRangeOf(this.header('content-range')), cut: () => void this.body.destroy() }
+  }
+
+  /** What is sent for as long as the caller's token holds. */
+  held(stream: Readable): Readable {
+    return cutWith(this.#tokenHolds(), stream)
+  }
+
+  #tokenHolds(): AbortSignal {
+    return whileTokenHolds(this.#authority, this.caller, this.reply)
   }
 
   json(value: object): FastifyReply {
@@ -345,7 +358,8 @@ function rangeOf(header: string | undefined, size: number): { start: number; end
 
 function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Logger): FastifyReply {
   const isGone = request.raw.destroyed && !request.raw.complete
-  const { status, headers, body, isFault } = registryRefusalOf(isGone && !(error instanceof AppError) ? brokeOff(error) : error)
+  const { status, headers, body, auditCode, isFault } = registryRefusalOf(isGone && !(error instanceof AppError) ? brokeOff(error) : error)
+  request.failedWith = auditCode
   if (isFault) log.error({ err: error, requestId: request.id, route: 'registry' }, 'request failed')
   reply.code(status).headers(headers).type('application/json; charset=utf-8')
   // What is left of a refused upload is not read: the connection ends with the answer.

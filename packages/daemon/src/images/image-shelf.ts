@@ -197,10 +197,10 @@ export class ImageShelf {
     }
   }
 
-  /** Throws `in_use` or `conflict` where `row` is the last name of an image that someone needs. */
-  refuseBusy(row: ImageNameRow): void {
+  /** Throws `in_use` or `conflict` where `row` leads to an image that someone needs and no name but those of `going` leads to. */
+  refuseBusy(row: ImageNameRow, going: ReadonlySet<string> = new Set([row.name])): void {
     for (const digest of [row.digest, row.nextDigest]) {
-      if (digest === undefined || this.#rows.namesLeadingTo(digest).length > 1) continue
+      if (digest === undefined || !this.#rows.namesLeadingTo(digest).every(({ name }) => going.has(name))) continue
       if (this.#isInUse(digest) || this.#holders.has(digest)) {
         throw new AppError('in_use', `The image ${row.name} is in use by an instance`, {
           hint: 'Delete its instances first: dormouse ps -a',

@@ -259,13 +259,13 @@ export class Registry implements AsyncDisposable {
 
   // Removing
 
-  /** Takes tags away, and with a digest the manifest. Throws MANIFEST_UNKNOWN, and DENIED while it is needed. */
+  /** Takes tags away, and with a digest the manifest. Throws MANIFEST_UNKNOWN, and `in_use` or `conflict` while it is needed. */
   async deleteManifest(repository: string, reference: string): Promise<void> {
     await this.#uses.recover()
     const { db, pushed, rows, shelf, removeName } = this.#uses
     const { digest } = this.manifest(repository, reference)
     if (!isDigest(reference)) return await removeName(nameOf(repository, reference))
-    if (pushed.isReferenced(repository, digest)) throw new RegistryError('DENIED', 'An index of this repository stands on the manifest')
+    if (pushed.isReferenced(repository, digest)) throw new AppError('in_use', 'An index of this repository stands on the manifest')
     const leading = rows.namesIn(repository).filter((row) => row.digest === digest || row.nextDigest === digest)
     const names = new Set([...pushed.namesTagged(repository, digest), ...leading.map((row) => row.name)])
     this.#refuseBusy(names)
@@ -277,22 +277,15 @@ export class Registry implements AsyncDisposable {
   /** All of the names go, or none. */
   #refuseBusy(names: ReadonlySet<string>): void {
     const { rows, shelf } = this.#uses
-    for (const row of [...names].flatMap((name) => rows.namesCalled(name))) {
-      for (const digest of [row.digest, row.nextDigest]) {
-        const isLast = digest !== undefined && rows.namesLeadingTo(digest).every(({ name }) => names.has(name))
-        if (isLast && shelf.isBusy(digest)) {
-          throw new RegistryError('DENIED', 'An instance stands on the image, or it is being converted or pushed to another registry')
-        }
-      }
-    }
+    for (const row of [...names].flatMap((name) => rows.namesCalled(name))) shelf.refuseBusy(row, names)
   }
 
-  /** The repository no longer has the blob. Throws BLOB_UNKNOWN, and DENIED while a manifest or an image stands on it. */
+  /** The repository no longer has the blob. Throws BLOB_UNKNOWN, and `in_use` while a manifest or an image stands on it. */
   async deleteBlob(repository: string, digest: string): Promise<void> {
     const { db, pushed, shelf } = this.#uses
     if ((await this.findBlob(repository, digest)) === undefined) throw blobUnknown(digest)
     if (pushed.isReferenced(repository, digest) || !pushed.hasBlob(repository, digest)) {
-      throw new RegistryError('DENIED', 'A manifest of this repository stands on the blob')
+      throw new AppError('in_use', 'A manifest of this repository stands on the blob')
     }
     db.transaction(() => pushed.deleteBlob(repository, digest), { evenWhenFull: true })
     await shelf.sweep()
