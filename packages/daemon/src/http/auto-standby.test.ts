@@ -122,3 +122,46 @@ test('a command that runs, and a copy, are sessions for as long as they are open
   while (open(web.id) > 0) await new Promise((resolve) => setImmediate(resolve))
   assert.equal(open(web.id), 0)
 })
+
+test('who asks for a command keeps an instance awake from the request on, and no longer than they stay', async (t) => {
+  const { uses, server, web } = house(t)
+  const open = (): number => uses.autoStandby.sessions.get(web.id) ?? 0
+  const over = async (): Promise<void> => {
+    while (open() > 0) await new Promise((resolve) => setImmediate(resolve))
+  }
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  await server.listen({ socket: { path: join(dir, 's'), mode: 0o600 } })
+  // Each is looked at while it is on its way to the guest: before any upgrade.
+  let [arrived, answer] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  const guest = uses.instances.guest.bind(uses.instances)
+  uses.instances.guest = async (id) => {
+    assert.equal(open(), 1)
+    arrived.resolve()
+    await answer.promise
+    return await guest(id)
+  }
+  const ask = async () => {
+    ;[arrived, answer] = [Promise.withResolvers(), Promise.withResolvers()]
+    const socket = new WebSocket(`ws+unix:${join(dir, 's')}:/instances/${web.id}/exec`)
+    const ended = new Promise((resolve) => socket.once('error', resolve).once('close', resolve))
+    await arrived.promise
+    return { socket, ended }
+  }
+  const refused = await ask()
+  answer.reject(new AppError('guest_unavailable', 'It does not answer'))
+  await refused.ended
+  await over()
+  // Its caller leaves before it is known whether he may.
+  const gone = await ask()
+  gone.socket.terminate()
+  await gone.ended
+  answer.resolve()
+  await over()
+  const served = await ask()
+  answer.resolve()
+  await new Promise((resolve) => served.socket.once('open', resolve))
+  assert.equal(open(), 1)
+  served.socket.terminate()
+  await over()
+})

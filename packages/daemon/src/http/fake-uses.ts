@@ -410,7 +410,13 @@ class FakeAutoStandby implements AutoStandbyDoor {
   beginSession(id: string): Disposable {
     const change = (by: number): void => void this.sessions.set(id, (this.sessions.get(id) ?? 0) + by)
     change(1)
-    return { [Symbol.dispose]: () => change(-1) }
+    let isOver = false
+    return {
+      [Symbol.dispose]: () => {
+        if (!isOver) change(-1)
+        isOver = true
+      },
+    }
   }
 }
 

@@ -20,7 +20,7 @@ export class WebSocketGate {
   readonly #uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>
   readonly #authority: Pick<Authority, 'watch'>
   readonly #closing: AbortSignal
-  readonly #guests = new WeakMap<FastifyRequest, { readonly guest: GuestDoor; readonly instance: InstanceId }>()
+  readonly #guests = new WeakMap<FastifyRequest, { readonly guest: GuestDoor; readonly awake: Disposable | undefined }>()
   readonly #open = new Map<InstanceId, number>()
 
   constructor(uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
@@ -34,11 +34,20 @@ export class WebSocketGate {
     const log = this.#logOf(request)
     const instance = instances.resolve((request.params as { id: string }).id)
     this.#checkRoom(instance)
-    // Counted from here on: the others who are on their way would not be seen otherwise.
+    // Counted from here on: the others who are on their way would not be seen otherwise. So is who keeps it awake: between this and the
+    // upgrade it must not be put to sleep under a caller who was told that he may.
     if (request.ws) this.#count(instance.id, request)
     const signal = AbortSignal.any([this.#closing, AbortSignal.timeout(CONNECT_LIMIT_MS)])
     const operation = id === 'execInstance' ? 'exec' : 'copy'
-    this.#guests.set(request, { guest: await instances.guest(instance.id, { signal, log }, operation), instance: instance.id })
+    const awake = request.ws ? this.#keepAwake(instance.id, request) : undefined
+    try {
+      const guest = await instances.guest(instance.id, { signal, log }, operation)
+      this.#guests.set(request, { guest, awake })
+    } catch (error) {
+      // Refused, it is no one's.
+      awake?.[Symbol.dispose]()
+      throw error
+    }
     if (request.ws) log.debug({ instance: instance.id, route: id }, 'websocket opened')
   }
 
@@ -47,10 +56,10 @@ export class WebSocketGate {
     const peer = new WebSocketPeer(socket)
     const admitted = this.#guests.get(request)
     if (!admitted) return peer.close(1011, 'not admitted')
-    const { guest, instance } = admitted
+    const { guest, awake } = admitted
+    using _ = awake
     // What a token has opened ends with it.
     using token = this.#authority.watch(request.caller ?? hostCaller)
-    using _awake = this.#uses.autoStandby.beginSession(instance)
     const uses = { guest, log: this.#logOf(request), closing: AbortSignal.any([this.#closing, token.signal]) }
     await (id === 'execInstance' ? runExec(peer, uses) : copyFiles(peer, uses))
   }
@@ -68,14 +77,27 @@ export class WebSocketGate {
   /** Until its connection closes, whatever becomes of the request. */
   #count(id: InstanceId, request: FastifyRequest): void {
     this.#open.set(id, (this.#open.get(id) ?? 0) + 1)
-    request.raw.socket.once('close', () => {
+    whenClosed(request, () => {
       const left = (this.#open.get(id) ?? 1) - 1
       if (left > 0) this.#open.set(id, left)
       else this.#open.delete(id)
     })
   }
 
+  /** Until it is disposed of, or its connection closes: who hangs up before the upgrade is never served. */
+  #keepAwake(id: InstanceId, request: FastifyRequest): Disposable {
+    const awake = this.#uses.autoStandby.beginSession(id)
+    whenClosed(request, () => awake[Symbol.dispose]())
+    return awake
+  }
+
   #logOf(request: FastifyRequest): ServerUses['log'] {
     return this.#uses.log.child({ requestId: request.id })
   }
+}
+
+/** At once where the caller has hung up while it was looked at who asks. */
+function whenClosed({ raw: { socket } }: FastifyRequest, then: () => void): void {
+  if (socket.closed) then()
+  else socket.once('close', then)
 }
