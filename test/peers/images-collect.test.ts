@@ -8,10 +8,11 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { test } from 'node:test'
 import { digestOf } from '../../packages/daemon/src/images/digest.ts'
-import { imageOf, layoutOf, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
+import { imageOf, layoutOf, sha256, tarOf } from '../../packages/daemon/src/images/tar-fixtures.ts'
 import { scratchDir } from '../harness/scratch.ts'
 import { pushFixture, startRegistry } from './images-registry.ts'
 import { assertNothingLeft, filesOf, openRoom, pullReady, type Room, step, writeFiles } from './images-room.ts'
+import { refusalOf, serveRegistry } from './served-registry.ts'
 
 const DAY = 24 * 3_600_000
 const large = () => imageOf([tarOf([{ name: 'a', content: randomBytes(300_000) }])])
@@ -187,6 +188,23 @@ test('pulls that were let in at the same time count together', async (t) => {
   const room = await openRoom(t, { maxStorageShare: await shareOf(500_000) })
   const pulls = await Promise.allSettled(['one', 'two'].map((name) => room.images.pull({ name: `${registry}/lib/${name}:v1` })))
   assert.deepEqual(pulls.map(({ status }) => status).sort(), ['fulfilled', 'rejected'])
+})
+
+test('an upload that would take more than the images’ share is refused as registries refuse, and nothing of it is left', async (t) => {
+  const served = await serveRegistry(t, { maxStorageShare: await shareOf(500_000) })
+  const blob = Buffer.alloc(400_000, 'a')
+  const put = (body: Uint8Array) => served.ask('POST', `x/blobs/uploads/?digest=${sha256(body)}`, { body })
+  assert.equal((await put(blob)).status, 201)
+  const place = (await served.ask('POST', 'x/blobs/uploads/')).headers.get('location')?.replace('/v2/', '') ?? ''
+  const whole = await refusalOf(await put(Buffer.alloc(400_000, 'b')))
+  assert.deepEqual([whole.status, whole.code], [409, 'DENIED'])
+  assert.match(whole.message, /^The upload is not taken: with 1MB more, images would take 1MB and may take 1MB, .*dormouse prune --all$/)
+  const part = await refusalOf(await served.ask('PATCH', place, { body: Buffer.alloc(300_000, 'c') }))
+  assert.deepEqual([part.status, part.code], [409, 'DENIED'])
+  assert.equal((await refusalOf(await served.ask('GET', place))).code, 'BLOB_UPLOAD_UNKNOWN')
+  assert.equal((await put(Buffer.alloc(50_000, 'd'))).status, 201)
+  const { drafts, layers } = await filesOf(served.room)
+  assert.deepEqual([drafts, layers.length], [[], 2])
 })
 
 /** So many bytes, as a share of the disk that tests are on. */

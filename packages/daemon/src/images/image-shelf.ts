@@ -7,6 +7,7 @@ import type { ImageNameRow, ImageRows } from '../store/images.ts'
 import type { RegistryRows } from '../store/registry.ts'
 import type { BlobStore } from './blob-store.ts'
 import type { Descriptor } from './manifest.ts'
+import type { Arriving } from './registry/uploads.ts'
 
 const SPARE_DISK_BYTES = 256 * 1024 ** 2
 const CLOCK_SLACK_MS = 1000
@@ -14,7 +15,7 @@ const CLOCK_SLACK_MS = 1000
 const BLOB_HOLD_MS = 3_600_000
 const MAX_HELD_BLOBS = 10_000
 
-/** Of what is pulled. */
+/** Of what is pulled or pushed to us. */
 interface StorageLimits {
   /** Of the file system, for layers and root file systems together. */
   readonly maxShare: number
@@ -234,13 +235,15 @@ export class ImageShelf {
     return { layers: layers.map(digestOf), rootfs: rootfs.map((file) => digestOf(file.replace(/\.squashfs$/, ''))) }
   }
 
-  /** Why `coming` layers may not be fetched; undefined when they may. */
-  async shortageOf(coming: readonly Descriptor[], limits: StorageLimits): Promise<Shortage | undefined> {
+  /** Why `coming` layers may not be fetched, or what is `arriving` not taken; undefined when they may. */
+  async shortageOf(coming: readonly Descriptor[], arriving: Arriving, limits: StorageLimits): Promise<Shortage | undefined> {
     const distinct = new Map(coming.map((layer) => [layer.digest, layer.size]))
     let missing = 0
     for (const [digest, size] of distinct) if ((await this.#store.sizeOf(digest)) === undefined) missing += size
     const [used, { blocks, bavail, bsize }] = await Promise.all([this.usage(), statfs(this.#paths.imagesDir)])
     const most = limits.maxShare * blocks * bsize
+    const unwritten = missing + arriving.unwrittenBytes
+    missing += arriving.bytes
     if (used + missing > most) {
       const share = `${mib(most)}, which is ${limits.maxShare} of the disk`
       return {
@@ -250,9 +253,9 @@ export class ImageShelf {
       }
     }
     const free = bavail * bsize
-    if (free - missing >= limits.minFreeBytes) return undefined
-    const why = `its layers take ${mib(missing)} of the ${mib(free)} that are free, and ${mib(limits.minFreeBytes)} are to stay free`
-    return { why, of: 'disk', bytes: limits.minFreeBytes + missing - free }
+    if (free - unwritten >= limits.minFreeBytes) return undefined
+    const why = `what is on its way takes ${mib(unwritten)} of the ${mib(free)} that are free, and ${mib(limits.minFreeBytes)} are to stay free`
+    return { why, of: 'disk', bytes: limits.minFreeBytes + unwritten - free }
   }
 
   /** Throws `insufficient_resources` when the layers that are not here would fill the disk. */

@@ -27,6 +27,7 @@ import { type ImageUsage, imageUsage } from './image-usage.ts'
 import { ImageWork } from './image-work.ts'
 import { type Credentials, credentialsFromFile } from './keychain.ts'
 import { DEFAULT_LIMITS, type ImageLimits } from './limits.ts'
+import type { Descriptor } from './manifest.ts'
 import { formatPlatform, hostPlatform, type Platform, parsePlatform } from './platform.ts'
 import { Pushes } from './push/pushes.ts'
 import { recoverImages } from './recover-images.ts'
@@ -100,6 +101,7 @@ export class Images implements AsyncDisposable {
       shelf: this.#shelf,
       work: this.#work,
       removeName: (name) => this.remove(name),
+      checkShare: () => this.#admissions.run({}, () => this.#assertShare('The upload is not taken', [])),
     })
     this.#pushes = new Pushes({ ...uses, recover, pushes, getReady: (name) => this.#getReady(name) })
     this.#names = new ImageNames({ ...uses, positionOf: (digest) => this.#work.positionOf(digest) })
@@ -345,16 +347,21 @@ export class Images implements AsyncDisposable {
 
   /** Throws `insufficient_resources` where the layers that are still to come would fill the disk, or their share of it. */
   async #assertRoom(name: string, { digest, layers }: Pick<FoundImage, 'digest' | 'layers'>): Promise<void> {
-    const { config, rows, makeRoom } = this.#uses
-    if (rows.find(digest)?.status === 'ready' || this.#work.isUnderWay(digest)) return
+    if (this.#uses.rows.find(digest)?.status === 'ready' || this.#work.isUnderWay(digest)) return
+    await this.#assertShare(`The image ${name} is not pulled`, layers)
+  }
+
+  /** Counts what is on its way with `layers`, by pulls and by uploads. */
+  async #assertShare(refusal: string, layers: readonly Descriptor[]): Promise<void> {
+    const { config, makeRoom } = this.#uses
     const limits = { maxShare: config.maxStorageShare, minFreeBytes: config.minFreeBytes }
     const coming = [...this.#work.layersUnderWay(), ...layers]
-    const shortage = await this.#shelf.shortageOf(coming, limits)
+    const shortage = await this.#shelf.shortageOf(coming, this.registry.arriving, limits)
     if (shortage === undefined) return
     await makeRoom?.(shortage.bytes, shortage.of)
-    const left = makeRoom === undefined ? shortage : await this.#shelf.shortageOf(coming, limits)
+    const left = makeRoom === undefined ? shortage : await this.#shelf.shortageOf(coming, this.registry.arriving, limits)
     if (left === undefined) return
-    throw new AppError('insufficient_resources', `The image ${name} is not pulled: ${left.why}`, {
+    throw new AppError('insufficient_resources', `${refusal}: ${left.why}`, {
       hint: 'Free space with: dormouse prune --all',
       detail: { resource: 'imageBytes', missing: left.bytes },
     })

@@ -23,7 +23,7 @@ import { type Descriptor, type Index, isManifestType, type Manifest, mediaTypeOf
 import { formatPlatform, hostPlatform, type Platform, parsePlatform, SUPPORTED_PLATFORMS } from '../platform.ts'
 import { isDigest, isTag, parseReference } from '../reference.ts'
 import { RegistryError } from './registry-error.ts'
-import { type Upload, Uploads } from './uploads.ts'
+import { type Arriving, type Upload, Uploads } from './uploads.ts'
 
 export interface RegistryUses {
   readonly db: Database
@@ -39,6 +39,8 @@ export interface RegistryUses {
   readonly recover: () => Promise<void>
   /** Takes a name away, as a user does. */
   readonly removeName: (name: string) => Promise<void>
+  /** Throws `insufficient_resources` when images would take more of the disk than they may with what is `arriving`. */
+  readonly checkShare: () => Promise<void>
   readonly crashPoint?: (operation: string, step: string) => Promise<void>
 }
 
@@ -78,7 +80,10 @@ export class Registry implements AsyncDisposable {
     this.#uploads = new Uploads({
       store: uses.store,
       limits: { ...UPLOAD_LIMITS, maxBlobBytes: uses.limits.maxImageBytes },
-      checkRoom: (bytes) => uses.shelf.checkRoom(bytes),
+      checkRoom: async (bytes) => {
+        await uses.shelf.checkRoom(bytes)
+        await uses.checkShare()
+      },
       onVerified: async (repository, digest) => {
         // The row first: a file that no row speaks of is swept at any time.
         this.#take(repository, digest)
@@ -149,6 +154,11 @@ export class Registry implements AsyncDisposable {
   async beginUpload(repository: string, options: Parameters<Uploads['begin']>[1]): Promise<Upload> {
     await this.#uses.recover()
     return await this.#uploads.begin(repository, options)
+  }
+
+  /** What uploads bring. */
+  get arriving(): Arriving {
+    return this.#uploads.arriving
   }
 
   /** Throws BLOB_UPLOAD_UNKNOWN. */

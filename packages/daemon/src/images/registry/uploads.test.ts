@@ -161,3 +161,47 @@ test('where the disk has no room nothing is begun', async (t) => {
   await assert.rejects(uploads.begin('r'), full)
   assert.deepEqual([uploads.count, drafts()], [0, []])
 })
+
+test('what is on its way is counted before it has come, and no longer than it is on its way', async (t) => {
+  const told: (readonly [bytes: number, arriving: object])[] = []
+  const { uploads } = await desk(t, {}, async (bytes) => void told.push([bytes, uploads.arriving]))
+  const [one, two] = [await uploads.begin('r'), await uploads.begin('r', { expectedBytes: 100 })]
+  await one.append(part('12345'))
+  const source = new PassThrough()
+  const writing = one.append({ source, bytes: 10, cut: () => void source.destroy(new Error('gone')) })
+  source.write('678')
+  while (one.size < 8) await new Promise((resolve) => setImmediate(resolve))
+  assert.deepEqual(uploads.arriving, { bytes: 115, unwrittenBytes: 107 })
+  source.destroy(new Error('gone'))
+  await assert.rejects(writing, /gone/)
+  assert.deepEqual(uploads.arriving, { bytes: 108, unwrittenBytes: 100 })
+  await two.cancel()
+  await one.finish(digestOf(Buffer.from('12345678')), nothing)
+  assert.deepEqual(uploads.arriving, { bytes: 0, unwrittenBytes: 0 })
+  assert.deepEqual(told, [
+    [0, { bytes: 0, unwrittenBytes: 0 }],
+    [100, { bytes: 100, unwrittenBytes: 100 }],
+    // Of a part that does not say how long it is, when it has come.
+    [0, { bytes: 105, unwrittenBytes: 100 }],
+    [10, { bytes: 115, unwrittenBytes: 110 }],
+  ])
+})
+
+test('of two uploads at once that one has room for, one is refused and nothing of it is left', async (t) => {
+  const full = new AppError('insufficient_resources', 'There is no room')
+  const { uploads, drafts } = await desk(t, {}, async () => {
+    // As rooms do that look at a disk.
+    await new Promise((resolve) => setImmediate(resolve))
+    if (uploads.arriving.bytes > 100) throw full
+  })
+  const [one, two] = [await uploads.begin('r'), await uploads.begin('r')]
+  const text = 'x'.repeat(60)
+  const ends = await Promise.allSettled([one, two].map((upload) => upload.append({ ...part(text), bytes: text.length })))
+  assert.deepEqual(
+    ends.map(({ status }) => status),
+    ['fulfilled', 'rejected'],
+  )
+  assert.deepEqual([uploads.count, drafts().length, uploads.arriving.bytes], [1, 1, 60])
+  await assert.rejects(one.append(part('x'.repeat(50))), full)
+  assert.deepEqual([uploads.count, drafts().length, uploads.arriving.bytes], [0, 0, 0])
+})

@@ -33,17 +33,27 @@ export interface UploadPart {
 interface UploadUses {
   readonly store: BlobStore
   readonly limits: UploadLimits
-  /** Throws when the disk has no room for so many bytes more. */
+  /** Throws when there is no room for so many bytes more of an upload. `arriving` has them already. One after the other. */
   readonly checkRoom: (bytes: number) => Promise<void>
   /** The repository has the blob. Comes when it is verified and before it has its place. */
   readonly onVerified: (repository: string, digest: string) => Promise<void>
 }
 
-const CHECK_ROOM_EVERY = 64 * 1024 ** 2
+/** What is on its way, in drafts: no file of the store is of it yet. */
+export interface Arriving {
+  /** As long as the uploads will be, as far as that is known. */
+  readonly bytes: number
+  /** Of them, what is not on the disk yet. */
+  readonly unwrittenBytes: number
+}
+
+/** Of a part whose length is not known, so much may come before it is asked again whether there is room. */
+const CHECK_ROOM_EVERY = 16 * 1024 ** 2
 
 export class Uploads implements AsyncDisposable {
   readonly #uses: UploadUses
   readonly #open = new Map<string, Upload>()
+  #judging: Promise<unknown> = Promise.resolve()
 
   constructor(uses: UploadUses) {
     this.#uses = uses
@@ -54,17 +64,21 @@ export class Uploads implements AsyncDisposable {
     repository: string,
     options: { algorithm?: Algorithm | undefined; expectedBytes?: number | undefined } = {},
   ): Promise<Upload> {
-    const { store, limits, checkRoom } = this.#uses
+    const { store, limits } = this.#uses
     if (this.#open.size >= limits.maxUploads) {
       throw new RegistryError('TOOMANYREQUESTS', `${limits.maxUploads} uploads are under way, which is the limit: try again later`)
     }
     const id = randomBytes(16).toString('hex')
     const { algorithm = 'sha256', expectedBytes = 0 } = options
     // Its place is taken before anything is waited for.
-    const upload = new Upload({ id, repository, algorithm, uses: this.#uses, forget: () => this.#open.delete(id) })
+    const upload = new Upload({
+      ...{ id, repository, algorithm, uses: this.#uses },
+      forget: () => this.#open.delete(id),
+      admit: (one, bytes) => this.#admit(one, bytes),
+    })
     this.#open.set(id, upload)
     try {
-      await checkRoom(expectedBytes)
+      await this.#admit(upload, expectedBytes)
       upload.draft = await store.beginDraft(algorithm)
       return upload
     } catch (error) {
@@ -84,6 +98,31 @@ export class Uploads implements AsyncDisposable {
     return this.#open.size
   }
 
+  get arriving(): Arriving {
+    let [bytes, unwrittenBytes] = [0, 0]
+    for (const { size, claimedBytes } of this.#open.values()) {
+      bytes += Math.max(size, claimedBytes)
+      unwrittenBytes += Math.max(0, claimedBytes - size)
+    }
+    return { bytes, unwrittenBytes }
+  }
+
+  /** The upload may come to have so many bytes. One after the other, so that two of which one has room are not both refused, or both let in. */
+  async #admit(upload: Upload, bytes: number): Promise<void> {
+    const judged = this.#judging.then(async () => {
+      const before = upload.claimedBytes
+      upload.claimedBytes = bytes
+      try {
+        await this.#uses.checkRoom(Math.max(0, bytes - upload.size))
+      } catch (error) {
+        upload.claimedBytes = before
+        throw error
+      }
+    })
+    this.#judging = judged.catch(() => undefined)
+    await judged
+  }
+
   /** Gives up what no one has come for. */
   async collect(nowMs: number): Promise<void> {
     for (const upload of [...this.#open.values()]) {
@@ -101,20 +140,30 @@ export class Upload {
   readonly repository: string
   draft: BlobDraft | undefined
   touchedAtMs = Date.now()
+  /** How long it will be, as far as its part says; what it may come to have. */
+  claimedBytes = 0
   #algorithm: Algorithm
   readonly #uses: UploadUses
   readonly #forget: () => void
   /** Who has it now, and what settles when they are done. */
   #holder: { cut: () => void } | undefined
   #turn: Promise<void> = Promise.resolve()
-  #roomCheckedAt = 0
+  readonly #admit: (upload: Upload, bytes: number) => Promise<void>
 
-  constructor(given: { id: string; repository: string; algorithm: Algorithm; uses: UploadUses; forget: () => void }) {
+  constructor(given: {
+    id: string
+    repository: string
+    algorithm: Algorithm
+    uses: UploadUses
+    forget: () => void
+    admit: (upload: Upload, bytes: number) => Promise<void>
+  }) {
     this.id = given.id
     this.repository = given.repository
     this.#algorithm = given.algorithm
     this.#uses = given.uses
     this.#forget = given.forget
+    this.#admit = given.admit
   }
 
   /** How much has come: where the next part begins. */
@@ -159,7 +208,7 @@ export class Upload {
 
   async #take({ source, range, bytes = 0 }: UploadPart): Promise<void> {
     const draft = this.#draft()
-    const { limits, checkRoom } = this.#uses
+    const { limits } = this.#uses
     if (range && range.from !== draft.size) {
       throw new RegistryError('RANGE_INVALID', `The part begins at ${range.from}, but the upload ends at ${draft.size}`)
     }
@@ -167,26 +216,27 @@ export class Upload {
     let isSpoiled = false
     try {
       if (draft.size + bytes > limits.maxBlobBytes) throw tooLarge(limits)
-      if (bytes > CHECK_ROOM_EVERY) await checkRoom(bytes)
+      if (bytes > 0) await this.#admit(this, draft.size + bytes)
       for await (const chunk of withIdleLimit(source, limits.idleLimitMs)) {
         const size = draft.size + chunk.length
         if (size > limits.maxBlobBytes) throw tooLarge(limits)
         if (end !== undefined && size > end) throw new RegistryError('SIZE_INVALID', 'The part is longer than its Content-Range says')
-        if (size - this.#roomCheckedAt > CHECK_ROOM_EVERY) {
-          await checkRoom(CHECK_ROOM_EVERY)
-          this.#roomCheckedAt = size
-        }
+        if (size > this.claimedBytes + CHECK_ROOM_EVERY) await this.#admit(this, size)
         isSpoiled = true
         await draft.write(chunk as Buffer)
         isSpoiled = false
       }
       if (end !== undefined && draft.size !== end)
         throw new RegistryError('SIZE_INVALID', 'The part is shorter than its Content-Range says')
+      if (draft.size > this.claimedBytes) await this.#admit(this, draft.size)
     } catch (error) {
       // A connection that broke or stalled: the client may come back. After anything else the draft is not to be relied on.
       const isStalled = error instanceof AppError && error.code === 'timed_out'
       if (isSpoiled || error instanceof RegistryError || (error instanceof AppError && !isStalled)) await this.#discard()
       throw isStalled ? new RegistryError('BLOB_UPLOAD_INVALID', error.message, { cause: error }) : error
+    } finally {
+      // What was announced and did not come takes no one's room.
+      this.claimedBytes = this.size
     }
   }
 
