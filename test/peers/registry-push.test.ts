@@ -64,6 +64,20 @@ test('skopeo logs in with the token as password or as user name, and not without
   await assert.rejects(login('anyone', 'wrong'), /unauthorized|401|invalid username\/password/i)
 })
 
+test('skopeo pushes to one repository and pulls from it with a token for that alone, and to no other', { timeout: 120_000 }, async (t) => {
+  const served = await serveRegistry(t)
+  const { token } = await served.server.authority.mint({ subject: 'ci', scopes: ['registry:push:team/app'], ttlMs: 3_600_000 })
+  const alone = { ...served, token }
+  const dir = await layoutDir(served, HELLO)
+  const push = (repository: string) =>
+    command(['skopeo', 'copy', ...to(alone), `oci:${dir}:latest`, `docker://${served.host}/${repository}:1`])
+  await push('team/app')
+  const back = join(served.room.dir, 'back')
+  await command(['skopeo', 'copy', ...from(alone), `docker://${served.host}/team/app:1`, `oci:${back}:latest`])
+  await assert.rejects(push('team/other'), /403 \(Forbidden\)|does not allow/)
+  await served.room.images.whenReady('team/app:1', step())
+})
+
 test('an index is kept as a whole, and the image of this host in it is ready to run', { timeout: 120_000 }, async (t) => {
   const served = await serveRegistry(t)
   const { host, room } = served

@@ -5,15 +5,29 @@ import { DateTime, nullable } from './names.ts'
 const NOUNS = ['instance', 'image', 'volume', 'snapshot', 'build', 'device', 'ingress'] as const
 const VERBS = ['read', 'write', 'delete'] as const
 
-export type Scope = `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}` | 'resource:read' | 'resource:write' | 'audit:read'
+/** At /v2, and nowhere else; to push is to pull as well. With a repository behind it, as it is pushed to, there alone. */
+type RegistryScope = 'registry:pull' | 'registry:push'
+export type Scope =
+  | `${(typeof NOUNS)[number]}:${(typeof VERBS)[number]}`
+  | 'resource:read'
+  | 'resource:write'
+  | 'audit:read'
+  | RegistryScope
 export const SCOPES: readonly Scope[] = [
   ...NOUNS.flatMap((noun) => VERBS.map((verb) => `${noun}:${verb}` as const)),
   'resource:read',
   'resource:write',
   'audit:read',
+  'registry:pull',
+  'registry:push',
 ]
 
-export const isScope = (text: string): text is Scope => (SCOPES as readonly string[]).includes(text)
+const REPOSITORY_SCOPE = '^registry:(?:pull|push):[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*$'
+const REPOSITORY_SCOPE_MAX = 240
+const repositoryScope = new RegExp(REPOSITORY_SCOPE)
+
+export const isScope = (text: string): boolean =>
+  (SCOPES as readonly string[]).includes(text) || (text.length <= REPOSITORY_SCOPE_MAX && repositoryScope.test(text))
 
 export const CreateTokenRequest = Type.Object(
   {
@@ -21,7 +35,17 @@ export const CreateTokenRequest = Type.Object(
       Type.String({ minLength: 1, maxLength: 128, default: 'operator', description: 'Who it is for; shown in the log' }),
     ),
     scopes: Type.Optional(
-      Type.Array(Type.Enum([...SCOPES, '*']), { description: 'What it allows; everything when left out', maxItems: 64 }),
+      Type.Array(
+        Type.Union([
+          Type.Enum([...SCOPES, '*']),
+          Type.String({
+            pattern: REPOSITORY_SCOPE,
+            maxLength: REPOSITORY_SCOPE_MAX,
+            description: 'registry:pull or registry:push of one repository: registry:push:team/app',
+          }),
+        ]),
+        { description: 'What it allows; everything when left out', maxItems: 64 },
+      ),
     ),
     ttl: Type.Optional(Type.String({ maxLength: 64, default: '24h', description: 'How long it holds, such as 24h' })),
   },

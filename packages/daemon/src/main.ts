@@ -77,7 +77,10 @@ async function token(args: readonly string[]): Promise<number> {
   const ttlMs = parseDuration(values.ttl)
   if (ttlMs === undefined || ttlMs <= 0) throw new AppError('invalid_request', `${values.ttl} is no duration such as 24h`)
   const unknown = values.scope?.find((scope) => scope !== '*' && !isScope(scope))
-  if (unknown !== undefined) throw new AppError('invalid_request', `There is no scope ${unknown}`, { hint: `Scopes: ${SCOPES.join(' ')}` })
+  if (unknown !== undefined)
+    throw new AppError('invalid_request', `There is no scope ${unknown}`, {
+      hint: `Scopes: ${SCOPES.join(' ')}, and registry:push:REPOSITORY`,
+    })
   const [{ signToken }, { loadOrCreateSecret }, { createLogger }] = await Promise.all([
     import('./http/auth.ts'),
     import('./http/secret.ts'),

@@ -1,7 +1,8 @@
 /**
  * Who may do what with the registry. Programs that push know two ways to say who they are: a bearer token, or a user name and a
- * password, one of which is the token then. Beside tokens of the API, whose scopes for images count, there are tokens for the registry
- * alone: `repos` names repositories, `scope` says `pull` or `push`.
+ * password, one of which is the token then. Of tokens of the API the scopes for images count, and those for the registry alone:
+ * `registry:pull`, `registry:push`, also of one repository. Beside them there are tokens that others make for the registry alone: `repos`
+ * names repositories, `scope` says `pull` or `push`.
  */
 import type { JWTPayload } from 'jose'
 import { parseRepository } from '../images/registry/registry.ts'
@@ -18,7 +19,28 @@ export interface RegistryCaller extends Pick<Caller, 'subject' | 'token'> {
 const SCOPE_OF = { pull: 'image:read', push: 'image:write', delete: 'image:delete' } as const
 
 export function registryCallerOf({ subject, token, scopes }: Caller): RegistryCaller {
-  return { subject, token, may: (action) => scopes === undefined || scopes.has(SCOPE_OF[action]) }
+  const places = placesOf(scopes ?? new Set())
+  const may = (action: RegistryAction, repository?: string): boolean =>
+    scopes === undefined ||
+    scopes.has(SCOPE_OF[action]) ||
+    places.some((place) => place.actions.includes(action) && (place.repository === undefined || place.repository === repository))
+  return { subject, token, may }
+}
+
+interface Place {
+  readonly actions: readonly RegistryAction[]
+  /** Undefined: every one. */
+  readonly repository: string | undefined
+}
+
+/** Where scopes of the registry allow what. One that names what is no repository allows nothing. */
+function placesOf(scopes: ReadonlySet<string>): Place[] {
+  return [...scopes].flatMap((scope): Place[] => {
+    const [, verb, path] = /^registry:(pull|push)(?::(.+))?$/.exec(scope) ?? []
+    if (verb === undefined) return []
+    const actions: RegistryAction[] = verb === 'push' ? ['pull', 'push'] : ['pull']
+    return (path === undefined ? [undefined] : repositoryIn(path)).map((repository) => ({ actions, repository }))
+  })
 }
 
 /** The caller that an `Authorization` header proves. Throws `unauthorized`. */

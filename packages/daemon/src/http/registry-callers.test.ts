@@ -32,6 +32,39 @@ test('a token that was revoked is none at the registry either, as a password too
   assert.deepEqual(await statuses(), [401, 401])
 })
 
+test('a token for the registry alone may push or pull, everywhere or in one repository, and nothing else', async (t) => {
+  const { server, ask } = house(t)
+  const mint = async (...scopes: string[]) => {
+    const made = (await server.host.inject({ method: 'POST', url: '/tokens', payload: { scopes } })).json()
+    return basic(made.token)
+  }
+  // What may not be done is 403; what may be done finds that nothing is there, or is not built here.
+  const can = async (token: string, repository = 'team/app'): Promise<string> => {
+    const asked = [
+      ['GET', `/v2/${repository}/manifests/1`],
+      ['POST', `/v2/${repository}/blobs/uploads/`],
+      ['DELETE', `/v2/${repository}/manifests/1`],
+    ] as const
+    const statuses = await Promise.all(asked.map(async ([method, url]) => (await ask(token, method, url)).statusCode))
+    return statuses.map((status) => (status === 403 ? 'no' : 'yes')).join(' ')
+  }
+  assert.equal(await can(await mint('registry:pull')), 'yes no no')
+  assert.equal(await can(await mint('registry:push')), 'yes yes no')
+  const one = await mint('registry:push:team/app', 'registry:pull:base')
+  assert.equal(await can(one), 'yes yes no')
+  // As images are called, so are repositories.
+  assert.equal(await can(one, 'docker.io/team/app'), 'yes yes no')
+  assert.equal(await can(one, 'base'), 'yes no no')
+  assert.equal(await can(one, 'team/app2'), 'no no no')
+  assert.equal(await can(await mint('registry:push:team/app', 'image:delete'), 'team/other'), 'no no yes')
+  const { token } = (await server.host.inject({ method: 'POST', url: '/tokens', payload: { scopes: ['registry:push'] } })).json()
+  assert.equal((await ask(`Bearer ${token}`, 'GET', '/images')).statusCode, 403)
+  for (const wrong of ['registry:delete', 'registry:push:', 'registry:push:Team', 'registry:push:a//b', 'registry:push:a:1', 'registry']) {
+    const refused = await server.host.inject({ method: 'POST', url: '/tokens', payload: { scopes: [wrong] } })
+    assert.equal(refused.statusCode, 400, wrong)
+  }
+})
+
 test('what is changed at the registry is in the audit log, and who was refused', async (t) => {
   const { server, ask, list } = house(t)
   const { token, id } = await server.authority.mint({ subject: 'ann', scopes: ['image:delete'], ttlMs: 60_000 })

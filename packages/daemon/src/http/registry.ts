@@ -274,7 +274,11 @@ class Asked {
   /** Throws DENIED. */
   admit(action: RegistryAction, repository: string): void {
     if (this.caller.may(action, repository)) return
-    throw new RegistryError('DENIED', `The token does not allow to ${action} here`)
+    const scope = action === 'delete' ? 'image:delete' : `registry:${action}`
+    throw new RegistryError(
+      'DENIED',
+      `The token does not allow to ${action} here. Make one that does: dormouse token create --scope ${scope}`,
+    )
   }
 
   /** Who pushes asks with HEAD what is there. Throws DENIED. */

@@ -19,21 +19,26 @@ export function define(command: Command): void {
     .option('--json', 'for programs')
     .addHelpText(
       'after',
-      '\nWorks on the daemon’s own host, over its unix socket. Scopes: {instance,image,volume,snapshot,build,device,ingress}:{read,write,delete}, resource:{read,write}, audit:read, *.',
+      '\nWorks on the daemon’s own host, over its unix socket. Scopes: {instance,image,volume,snapshot,build,device,ingress}:{read,write,delete}, resource:{read,write}, audit:read, registry:{pull,push}, registry:{pull,push}:REPOSITORY, *.\nOne that may do nothing but push images to one repository:\n  dormouse token create --scope registry:push:team/app --ttl 8h | docker login -u token --password-stdin 127.0.0.1:4973',
     )
     .action(() => create(command.optsWithGlobals()))
 }
 
 async function create(options: Options): Promise<void> {
+  const scopes = options.scope?.flatMap((list) => list.split(','))
   const made = await connect(options).call('createToken', {
     body: {
       ...(options.subject !== undefined && { subject: options.subject }),
       // The daemon knows the scopes and names a wrong one.
-      ...(options.scope !== undefined && { scopes: options.scope.flatMap((list) => list.split(',')) as never }),
+      ...(scopes !== undefined && { scopes: scopes as never }),
       ...(options.ttl !== undefined && { ttl: formatDuration(parseDurationOption(options.ttl)) }),
     },
   })
   if (options.json) return printJson(made)
   print(made.token)
-  remark(`It holds until ${made.expires_at}; its id is ${made.id}. Use it as: DORMOUSE_TOKEN=… DORMOUSE_HOST=http://host:4973 dormouse ps`)
+  const isForRegistry = scopes?.every((scope) => scope.startsWith('registry:'))
+  const use = isForRegistry
+    ? 'docker login -u token --password-stdin HOST:4973'
+    : 'DORMOUSE_TOKEN=… DORMOUSE_HOST=http://host:4973 dormouse ps'
+  remark(`It holds until ${made.expires_at}; its id is ${made.id}. Use it as: ${use}`)
 }
