@@ -95,10 +95,10 @@ describe('the SDK', { timeout: 120_000 }, () => {
       for (; written < total; written += piece.length) await cat.write(piece)
       cat.endInput()
     })()
-    // Until no more is taken: windows, sockets, and nothing else.
+    // Until no more is taken while others are answered: windows, sockets, and nothing else.
     for (let before = -1; before !== written; ) {
       before = written
-      await new Promise((resolve) => setTimeout(resolve, 200))
+      for (let n = 0; n < 50; n++) await dormouse.run('commanded', ['true'])
     }
     assert.ok(written < total, 'the command was not held back')
     let got = 0

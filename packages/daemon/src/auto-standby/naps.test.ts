@@ -27,7 +27,7 @@ async function begin(t: TestContext, house: TestHouse) {
 
 async function running(instances: Instances, name = 'a'): Promise<Instance> {
   const { id } = await instances.create({ name, image: 'test', overlayBytes: TEST_OVERLAY, autoStandby })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return instances.get(id)
 }
 
@@ -71,7 +71,7 @@ test('checks of its health keep no one awake, and whoever sleeps is neither unhe
     },
     restartPolicy: { policy: 'always', backoffMs: 1, maxAttempts: 0, stableAfterMs: 3_600_000 },
   })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const attention = () => supervision.of(instances.get(id), Date.now())
   const health = (wanted: string) =>
     pollUntil(`it to be ${wanted}`, () => attention().health?.status === wanted, { signal: AbortSignal.timeout(20_000) })

@@ -49,7 +49,7 @@ function garbageOf(house: TestHouse, changes: Partial<GarbageUses> = {}, setting
 
 async function running(instances: Instances, name = 'a'): Promise<InstanceId> {
   const { id } = await instances.create({ name, image: 'test', overlayBytes: TEST_OVERLAY })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return id
 }
 

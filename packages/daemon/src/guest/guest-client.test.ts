@@ -246,9 +246,10 @@ test('a wake that lies about on a busy host is said once more, so that the clock
     delayMs = 0
   })
   const woken = await GuestClient.connect(ours, step())
-  delayMs = 300
+  delayMs = 1000
   const { closedConnections } = await woken.wake({ closeConnections: true, token: 'late' }, step())
-  assert.ok(Math.abs(copy.clockMs - Date.now()) < 100, `${copy.clockMs - Date.now()} ms off`)
+  // By as much as the first words lay about it would be late without the second.
+  assert.ok(Math.abs(copy.clockMs - Date.now()) < 900, `${copy.clockMs - Date.now()} ms off`)
   assert.equal(closedConnections, 2)
 })
 
@@ -259,7 +260,7 @@ test('a guest is told the time as the host has it now, also when that was set af
   const now = Date.now
   t.mock.method(Date, 'now', () => now() + 3_600_000)
   await woken.wake({}, step())
-  assert.ok(Math.abs(copy.clockMs - Date.now()) < 1000, `${copy.clockMs - Date.now()} ms off`)
+  assert.ok(Math.abs(copy.clockMs - Date.now()) < 60_000, `${copy.clockMs - Date.now()} ms off`)
 })
 
 test('a guest that wakes as another is another machine, once', async () => {

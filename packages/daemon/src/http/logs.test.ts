@@ -195,6 +195,6 @@ async function asked(server: HttpServer, dir: string, path: string): Promise<Inc
 
 async function running(instances: Instances): Promise<Instance> {
   const { id } = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return instances.get(id)
 }

@@ -377,7 +377,7 @@ test('a close ends followed logs, events and waits, and lets answers out', async
   const began = performance.now()
   await server.close()
   assert.equal((await wait).statusCode, 200)
-  assert.ok(performance.now() - began < 3000)
+  assert.ok(performance.now() - began < 30_000)
 })
 
 test('a reader who hangs up ends the following', async (t) => {

@@ -23,12 +23,12 @@ function makeHouse(settings: Record<string, string> = {}): TestHouse {
 
 async function running(instances: Instances, more: object = {}): Promise<Instance> {
   const { id } = await instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, ...more })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return instances.get(id)
 }
 
 const until = <T>(what: string, look: () => T | Promise<T>) =>
-  pollUntil(what, look, { signal: AbortSignal.timeout(5000) }, { everyMs: 1, upToMs: 5 })
+  pollUntil(what, look, { signal: AbortSignal.timeout(60_000) }, { everyMs: 1, upToMs: 5 })
 
 /** How its sleeping state is compressed; undefined when it is not, or not yet. */
 async function compressionOf(house: TestHouse, id: Instance['id']) {
@@ -187,7 +187,7 @@ test('a snapshot is compressed after it was taken, and says so; what goes on fro
   assert.deepEqual([compressionState, compressedBytes, uncompressedBytes], ['compressed', 1, DELTA_BYTES])
   await until('what there was to be gone', () => readdirSync(house.paths.snapshotsDir).length === 1)
   assert.deepEqual(readdirSync(house.paths.snapshotsDir), [`${taken.id}.${generation}`])
-  await house.snapshots.verify(taken.id, { signal: AbortSignal.timeout(5000), log: house.log })
+  await house.snapshots.verify(taken.id, { signal: AbortSignal.timeout(60_000), log: house.log })
   const fork = await instances.forkSnapshot(house.snapshots.get(taken.id), { name: 'b' })
   assert.equal(house.host.running().find(({ spec }) => spec.id === fork.id)?.guest.counter, 9)
   await house.snapshots.delete(taken.id)

@@ -82,7 +82,7 @@ for (const { at, before, deed, ends } of CASES) {
     const first = await house.begin()
     if (before !== 'nothing') {
       const { id } = (await (before === 'roomy' ? makeRoomy : make)(first)) as { id: ReturnType<Instances['resolve']>['id'] }
-      await first.wait(id, { state: 'Running', timeoutMs: 5000 })
+      await first.wait(id, { state: 'Running', timeoutMs: 60_000 })
       if (before === 'stopped') await first.stop(id)
     }
     await house.end()
@@ -98,7 +98,7 @@ for (const { at, before, deed, ends } of CASES) {
     // And it can be worked with as if nothing had been.
     if (a) {
       if (a.state === 'Stopped') await instances.start(a.id)
-      await instances.wait(a.id, { state: 'Running', timeoutMs: 5000 })
+      await instances.wait(a.id, { state: 'Running', timeoutMs: 60_000 })
       await instances.delete(a.id)
     } else await make(instances)
     await assertInOrder(house)
@@ -114,7 +114,7 @@ for (const at of ['exit:collect', 'exit:settle', 'exit:sweep']) {
       at,
       async (instances) => {
         const { id } = (await make(instances)) as { id: ReturnType<Instances['resolve']>['id'] }
-        await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+        await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
         house.host.running()[0]?.guest.exitWorkload(3, 'it had enough')
       },
       'continue',
@@ -132,9 +132,9 @@ test('a daemon that dies while it starts an instance again still knows how that 
   const first = await house.begin()
   await make(first)
   const { id } = first.resolve('a')
-  await first.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await first.wait(id, { state: 'Running', timeoutMs: 60_000 })
   house.host.running()[0]?.guest.exitWorkload(3, 'it had enough')
-  await first.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await first.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   await dieAt(house, 'start:spawn', (instances) => instances.start(id), 'continue')
   const instances = await house.begin()
   await settled(instances)
@@ -334,7 +334,7 @@ async function asleepOrAwake(house: TestHouse, state: SleepCase['before']): Prom
   const instances = await house.begin()
   await make(instances)
   const { id } = instances.resolve('a')
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   machineNamed(house, 'a').guest.counter = BEFORE
   if (state === 'Standby') await instances.standby(id)
   if (state === 'Stopped') await instances.stop(id)
@@ -371,7 +371,7 @@ async function dieAt(house: TestHouse, at: string, deed: Deed, how: 'begin' | 'c
   void begun.then((instances) => deed(instances)).catch(() => undefined)
   await Promise.race([
     died.promise,
-    new Promise((_, reject) => setTimeout(() => reject(new Error(`The daemon never came to ${at}`)), 5000).unref()),
+    new Promise((_, reject) => setTimeout(() => reject(new Error(`The daemon never came to ${at}`)), 60_000).unref()),
   ])
   house.crash()
 }

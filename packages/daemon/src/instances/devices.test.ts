@@ -161,7 +161,7 @@ test('a VM that dies gives its devices back', async (t) => {
   const { id } = await run(house, 'a', { devices: ['big'], gpuProfile: 'L40S-1Q' })
   const machine = house.host.running()[0]
   await machine?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
-  await house.instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await house.instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   await settled(house.instances)
   assert.deepEqual([driverOf(house, GPU), house.sysfs.mdevs], ['nvidia', []])
   await assertInOrder(house)

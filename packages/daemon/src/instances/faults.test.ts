@@ -9,7 +9,7 @@ const request = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY }
 
 async function running(house: TestHouse, more: object = {}): Promise<Instance> {
   const { id } = await house.instances.create({ ...request, ...more })
-  await house.instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await house.instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return house.instances.get(id)
 }
 
@@ -29,7 +29,7 @@ test('a start whose VM does not start leaves the instance Stopped, with the end 
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await running(house, { cmd: ['exit', '4'] })
-  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   house.host.injectFault('start')
   await assert.rejects(instances.start(id), { code: 'internal_error' })
   assert.deepEqual([instances.get(id).state, instances.get(id).exitCode], ['Stopped', 4])
@@ -59,7 +59,7 @@ test('a workload that cannot be started is Stopped with 127 and words, and its w
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, cmd: ['missing'] })
-  const result = await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  const result = await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   assert.equal(result.state, 'Stopped')
   assert.match(result.reason ?? '', /ended with code 127, command not found: missing/)
   assert.equal(instances.get(id).exitCode, 127)
@@ -129,7 +129,7 @@ test('a VM that dies under a running instance leaves it Stopped, its disk kept, 
   const instances = await house.begin()
   const { id } = await running(house)
   await house.host.running()[0]?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
-  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   assert.deepEqual(
     [instances.get(id).exitCode, instances.get(id).exitMessage],
     [undefined, 'the VM was killed by SIGSEGV: see its vmm log'],

@@ -18,7 +18,7 @@ const request = (name: string, more: Partial<CreateInstance> = {}): CreateInstan
 
 async function running(house: TestHouse, name = 'a', more: Partial<CreateInstance> = {}): Promise<Instance> {
   const { id } = await house.instances.create(request(name, more))
-  await house.instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await house.instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return house.instances.get(id)
 }
 
@@ -28,7 +28,7 @@ test('a create answers when the VM runs; the guest confirms soon after', async (
   const created = await instances.create(request('a', { tags: { team: 'x' }, env: { A: '1' } }))
   assert.equal(created.state, 'Initializing')
   assert.ok(created.vm)
-  const result = await instances.wait(created.id, { state: 'Running', timeoutMs: 5000 })
+  const result = await instances.wait(created.id, { state: 'Running', timeoutMs: 60_000 })
   assert.deepEqual(result, { state: 'Running', timedOut: false })
   const { phases, startedAtMs, network } = instances.get(created.id)
   assert.equal(phases.current, 'Running')
@@ -165,7 +165,7 @@ test('after a delete was accepted nothing else is, but another delete joins it',
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await running(house)
-  const waiting = instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  const waiting = instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   const deleting = instances.delete(id)
   await assert.rejects(instances.start(id), { code: 'invalid_state', message: /it is being deleted/ })
   await Promise.all([deleting, instances.delete(id)])
@@ -213,7 +213,7 @@ test('a wait that begins before a start was asked for sees it through', async ()
   const { id } = await running(house)
   await instances.stop(id)
   const starting = instances.start(id)
-  assert.equal((await instances.wait(id, { state: 'Running', timeoutMs: 5000 })).state, 'Running')
+  assert.equal((await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })).state, 'Running')
   await starting
 })
 
@@ -385,9 +385,9 @@ test('what a start is given in place of the command is kept for the next', async
   const { id } = await running(house)
   await instances.stop(id)
   await instances.start(id, { cmd: ['exit', '5'] })
-  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   await instances.start(id, { cmd: [] })
-  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   assert.deepEqual([instances.get(id).cmd, instances.get(id).exitCode], [['exit', '5'], 5])
 })
 
@@ -465,7 +465,7 @@ test('the guest can be reached while Running only, and says why not otherwise', 
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await running(house)
-  const step = { signal: AbortSignal.timeout(5000), log: house.log }
+  const step = { signal: AbortSignal.timeout(60_000), log: house.log }
   const guest = await instances.guest(id, step)
   assert.equal(guest.hello.phase, 'parked')
   assert.ok((await instances.stats(id)).memoryVmsBytes > 0)
@@ -487,7 +487,7 @@ test('the daemon’s own lines about an instance are among its logs', async () =
   await using house = new TestHouse({ logLevel: 'info' })
   const instances = await house.begin()
   const { id } = await running(house, 'a', { cmd: ['echo', 'hello'] })
-  await instances.wait(id, { state: 'Stopped', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Stopped', timeoutMs: 60_000 })
   const lines = (await Array.fromAsync(await instances.logs(id, { source: 'daemon' }))).flatMap((batch) => batch.lines)
   assert.ok(lines.some((line) => JSON.parse(line).msg === 'instance changed'))
   const app = (await Array.fromAsync(await instances.logs(id, { source: 'app', follow: true, untilStopped: true }))).flatMap(
@@ -523,7 +523,7 @@ const deaf = (house: TestHouse, name = 'a'): Promise<Instance> => running(house,
 /** Resolves when a stop has been recorded and its guest is asked. */
 async function waitingForExit(house: TestHouse): Promise<void> {
   const isAsked = () => house.instances.list().some(({ state }) => state === 'Shutdown')
-  await pollUntil('the stop to begin', isAsked, { signal: AbortSignal.timeout(5000) }, { everyMs: 1, upToMs: 5 })
+  await pollUntil('the stop to begin', isAsked, { signal: AbortSignal.timeout(60_000) }, { everyMs: 1, upToMs: 5 })
 }
 
 test('a stop that is forced while another waits for the workload kills it at once', { timeout: 20_000 }, async () => {

@@ -179,7 +179,7 @@ async function take(world: World, one: Move): Promise<void> {
       else await machine?.end({ kind: 'signaled', signal: 'SIGSEGV', atMs: Date.now() })
       model.set(one.name, new Set([...before(one.name)].flatMap(afterExit)))
       await house.instances
-        .wait(idOf(house.instances, one.name) ?? ('' as never), { state: 'Stopped', timeoutMs: 5000 })
+        .wait(idOf(house.instances, one.name) ?? ('' as never), { state: 'Stopped', timeoutMs: 60_000 })
         .catch(() => undefined)
       if (machine && one.kind === 'guest_exits' && before(one.name).has('Running')) {
         assert.equal(house.instances.resolve(one.name).exitCode, one.code)
@@ -411,7 +411,7 @@ async function attempt(house: TestHouse, verb: Verb, name: string): Promise<unkn
         network: { ports: [{ hostPort: 0, guestPort: 80 }] },
         env: { ...portEnv(80), ...diskEnv(TEST_OVERLAY) },
       })
-      await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+      await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
       return undefined
     }
     if (verb === 'forget') return void (await snapshots.delete(newestOf(house)?.id ?? ''))
@@ -427,7 +427,7 @@ async function attempt(house: TestHouse, verb: Verb, name: string): Promise<unkn
         env: portEnv(guestPort + 1),
       })
     if (verb === 'grow') await instances.update(id, { overlayBytes: overlayBytes + GROWTH, env: diskEnv(overlayBytes + GROWTH) })
-    if (verb === 'start') await instances.start(id).then(() => instances.wait(id, { state: 'Running', timeoutMs: 5000 }))
+    if (verb === 'start') await instances.start(id).then(() => instances.wait(id, { state: 'Running', timeoutMs: 60_000 }))
     if (verb === 'stop') await instances.stop(id)
     if (verb === 'kill') await instances.stop(id, { force: true })
     if (verb === 'delete') await instances.delete(id)

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { test } from 'node:test'
-import { setImmediate, setTimeout } from 'node:timers/promises'
+import { setImmediate } from 'node:timers/promises'
 import { readQcow2Size } from '../disks/qcow2.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
@@ -17,7 +17,7 @@ const request = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY }
 
 async function running(instances: Instances): Promise<Instance> {
   const { id } = await instances.create(request)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   return instances.get(id)
 }
 
@@ -73,7 +73,7 @@ test('when it was started and stopped, and how it ended, is told through naps, s
   assert.deepEqual({ ...discarded, stoppedAtMs: undefined }, born)
 
   await instances.start(id)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const again = timesOf(instances.get(id))
   assert.ok(again.startedAtMs !== undefined && again.startedAtMs >= discardedAtMs)
   await instances.stop(id, { force: true })
@@ -108,7 +108,7 @@ test('one that is woken is Paused from the record of its VM to the answer of its
   await instances.standby(id)
   house.host.muteGuests = true
   const waking = instances.restore(id)
-  await pollUntil('it to be Paused', () => instances.get(id).state === 'Paused', { signal: AbortSignal.timeout(5000) }, { everyMs: 1 })
+  await pollUntil('it to be Paused', () => instances.get(id).state === 'Paused', { signal: AbortSignal.timeout(60_000) }, { everyMs: 1 })
   const { operation, sleep, vm } = instances.get(id)
   assert.deepEqual([operation, sleep, vm === undefined], ['restore', undefined, false])
   await assert.rejects(instances.fork(id, { name: 'b', fromRunning: true }), { code: 'invalid_state' })
@@ -142,7 +142,7 @@ test('a stop of a sleeper gives up its memory and keeps its disk', async () => {
   assert.deepEqual([stopped.state, stopped.sleep, stopped.disk], ['Stopped', undefined, disk])
   assert.deepEqual(readdirSync(house.paths.instanceSleepDir(id)), [])
   await instances.start(id)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await assertInOrder(house)
 })
 
@@ -200,11 +200,12 @@ test('forks that come while others are gathered share their pause', async () => 
   const forks = [fork('first'), fork('second')]
   // As they come over many connections: one after the other, while the source makes ready.
   for (let late = 0; late < 5; late += 1) {
-    await setTimeout(2)
+    await setImmediate()
     forks.push(fork(`late-${late}`))
   }
   await Promise.all(forks)
-  assert.equal(instances.get(source.id).disk.length, 2)
+  // One pause of seven, or two on a host that held this process up for longer than is waited for the next.
+  assert.ok(instances.get(source.id).disk.length <= 3, `${instances.get(source.id).disk.length - 1} pauses`)
   await assertInOrder(house)
 })
 
@@ -289,7 +290,7 @@ test('a fork that is asked something before it has its disk keeps what it stands
   const growing = instances.update(id, { overlayBytes: 2 * TEST_OVERLAY })
   const forking = instances.fork(id, { name: 'b' })
   const isReserved = () => instances.list().some(({ name }) => name === 'b')
-  await pollUntil('the row of the fork', isReserved, { signal: AbortSignal.timeout(5000) }, { everyMs: 1, upToMs: 1 })
+  await pollUntil('the row of the fork', isReserved, { signal: AbortSignal.timeout(60_000) }, { everyMs: 1, upToMs: 1 })
   await instances.update(instances.resolve('b').id, { tags: { asked: 'early' } })
   house.db
     .prepare(
@@ -308,7 +309,7 @@ test('what a fork or a snapshot will take is judged by what it will be', async (
   await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, vcpus: 2 })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
   await instances.stop(id)
   const other = await instances.create({ ...request, name: 'other', vcpus: 1 })
@@ -327,7 +328,7 @@ test('a fork that outgrew the host while it waited is refused, and leaves nothin
   await using house = new TestHouse({ settings: { CPU_RATIO: '1' } })
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, vcpus: 1 })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await instances.stop(id)
   await instances.create({ ...request, name: 'other', vcpus: 1 })
   const outcomes = await Promise.allSettled([instances.update(id, { vcpus: 2 }), instances.fork(id, { name: 'b', target: 'Running' })])
@@ -344,7 +345,7 @@ test('a fork of one that was given more memory while it waited is judged by that
   await using house = new TestHouse({ settings: { MEMORY_RATIO: '0.25' } })
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, memoryBytes: 2 ** 30 })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await instances.stop(id)
   const outcomes = await Promise.allSettled([
     instances.update(id, { hotplugBytes: 2 ** 32 }),
@@ -398,7 +399,7 @@ test('one that wants fresh boots has one at every start, to another daemon too, 
   let instances = await house.begin()
   const { id } = await instances.create({ ...request, freshBoot: true })
   const wake = async (one: InstanceId): Promise<boolean | undefined> => {
-    await instances.wait(one, { state: 'Running', timeoutMs: 5000 })
+    await instances.wait(one, { state: 'Running', timeoutMs: 60_000 })
     return machineOf(house, one).spec.freshBoot
   }
   assert.equal(await wake(id), true)
@@ -608,7 +609,7 @@ test('memory is given back by a nap: who ran goes on, and has its place on the h
   await using house = new TestHouse({ settings: { CPU_RATIO: '1', CONSOLIDATION_RATE: '64MB/s' } })
   const instances = await house.begin()
   const { id } = await instances.create({ ...request, vcpus: 2 })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   house.host.deltaBytes = 100 << 20
   const wanted = { bytes: 2 ** 20, holdMs: 0, dryRun: false }
   const planned = await instances.reclaimMemory({ ...wanted, dryRun: true })
@@ -618,7 +619,7 @@ test('memory is given back by a nap: who ran goes on, and has its place on the h
   using _seen = house.events.listen(({ subject, data }) => subject === id && seen.push(String((data as { state?: string }).state)))
   const reclaiming = instances.reclaimMemory(wanted)
   await assert.rejects(instances.reclaimMemory(wanted), { code: 'conflict' })
-  await instances.wait(id, { state: 'Standby', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Standby', timeoutMs: 60_000 })
   await assert.rejects(instances.create({ ...request, name: 'b', vcpus: 1 }), { code: 'insufficient_resources' })
   const { appliedBytes, actions } = await reclaiming
   assert.deepEqual(
@@ -647,9 +648,9 @@ test('who is put to sleep in the middle of a nap sleeps on', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()
   const { id } = await instances.create(request)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const reclaiming = instances.reclaimMemory({ bytes: 2 ** 20, holdMs: 0, dryRun: false })
-  await instances.wait(id, { state: 'Standby', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Standby', timeoutMs: 60_000 })
   await Promise.all([instances.standby(id), reclaiming])
   assert.equal(instances.get(id).state, 'Standby')
   assert.equal(instances.get(id).sleep?.wakes, undefined)
@@ -661,7 +662,7 @@ test('a nap that fails leaves it running, and one that no daemon lived to end is
   await using house = new TestHouse()
   let instances = await house.begin()
   const { id } = await instances.create(request)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const wanted = { bytes: 2 ** 20, holdMs: 0, dryRun: false }
   house.host.injectFault('capture')
   const failed = await instances.reclaimMemory(wanted)
@@ -678,7 +679,7 @@ test('a nap that fails leaves it running, and one that no daemon lived to end is
   )
   await instances.stop(id)
   await instances.start(id)
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await house.end()
   const { promise: died, resolve: onCrash } = Promise.withResolvers<void>()
   instances = await house.begin({ crashAt: 'restore:load', onCrash })
@@ -686,7 +687,7 @@ test('a nap that fails leaves it running, and one that no daemon lived to end is
   await died
   house.crash()
   instances = await house.begin()
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await settled(instances)
   assert.equal(instances.get(id).state, 'Running')
   await assertInOrder(house)

@@ -374,7 +374,7 @@ async function assertAwake(house: TestHouse, live: readonly Instance[]): Promise
     const machine = house.host.running().find(({ spec }) => spec.id === id)
     assert.equal(machine?.isPaused, false, `the VM of ${name} is paused`)
     // A guest that a dead daemon left frozen is thawed as soon as it is met.
-    await pollUntil(`the workload of ${name} to run`, () => machine?.guest.isFrozen === false, { signal: AbortSignal.timeout(3000) })
+    await pollUntil(`the workload of ${name} to run`, () => machine?.guest.isFrozen === false, { signal: AbortSignal.timeout(60_000) })
     assert.equal(machine?.diskIoBps, diskRateOf(instance, HOUSE_DISK_IO), `the disks of ${name} move another rate than is on record`)
     const unlimited = [...(machine?.chains.keys() ?? [])].filter((role) => !machine?.budgeted.has(role))
     assert.deepEqual(unlimited, [], `disks of ${name} that no rate limits`)

@@ -110,7 +110,7 @@ async function attempt(house: TestHouse, { deed, name, volume }: Move): Promise<
         return void (await instances.growVolume(volume, volumes.resolve(volume).bytes + 2 ** 20))
       case 'run_with': {
         const { id } = await instances.create({ name, image: 'test', overlayBytes: TEST_OVERLAY, volumes: [mount] })
-        return void (await instances.wait(id, { state: 'Running', timeoutMs: 5000 }))
+        return void (await instances.wait(id, { state: 'Running', timeoutMs: 60_000 }))
       }
       case 'forget':
         return void (await snapshots.delete(snapshots.list()[0]?.id ?? ''))
@@ -130,7 +130,7 @@ async function attempt(house: TestHouse, { deed, name, volume }: Move): Promise<
         return void (await instances.detachVolume(id, volume))
       case 'start':
         await instances.start(id)
-        return void (await instances.wait(id, { state: 'Running', timeoutMs: 5000 }))
+        return void (await instances.wait(id, { state: 'Running', timeoutMs: 60_000 }))
       case 'stop':
         return void (await instances.stop(id))
       case 'delete':

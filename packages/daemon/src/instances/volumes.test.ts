@@ -78,7 +78,7 @@ test('a detach of which it is not known how far it came is finished by the next 
   await house.begin()
   await settled(house.instances)
   assert.deepEqual(house.instances.get(id).volumes, [])
-  await house.instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await house.instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   await assertInOrder(house)
   await house.volumes.delete('data')
 })

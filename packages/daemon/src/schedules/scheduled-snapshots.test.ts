@@ -18,7 +18,7 @@ test('scheduled snapshots are of the kind that the state allows, counted apart f
   const instances = await house.begin()
   const { snapshots } = house
   const { id } = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   const door = scheduledSnapshots(instances, snapshots)
   const step = { signal: AbortSignal.timeout(10_000), log: silentLogger }
   await instances.snapshot(id, { kind: 'Standby', name: 'by-hand', tags: {}, isScheduled: false })
@@ -84,7 +84,7 @@ test('a schedule keeps so many snapshots of a VM, others that were taken by hand
     clock,
   })
   const web = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
-  await instances.wait(web.id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(web.id, { state: 'Running', timeoutMs: 60_000 })
   const byHand = await instances.snapshot(web.id, { kind: 'Standby', name: 'by-hand', tags: {}, isScheduled: false })
   schedules.put(web, { intervalMs: HOUR, retention: { maxCount: 2, maxAgeMs: 100 * HOUR }, namePrefix: 'nightly', metadata: { team: 'a' } })
   for (let n = 0; n < 4; n++) {

@@ -29,7 +29,7 @@ test('an image is used when it is named, taken by an instance, and left by an in
   assert.ok(await isUsedBy(() => rows.putName({ ...name, tags: { a: 'b' } })))
   assert.ok(await isUsedBy(() => instances.create({ name: 'i', image: 'test', overlayBytes: TEST_OVERLAY })))
   const { id } = instances.resolve('i')
-  await instances.wait(id, { state: 'Running', timeoutMs: 5000 })
+  await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
   let snapshot = ''
   const take = async (): Promise<void> => {
     snapshot = (await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })).id

@@ -41,7 +41,7 @@ test('a VM that cannot become an instance’s says so once, whatever fails first
     disks: [{ role: 'rootfs', path: '/image', format: 'raw', readOnly: true }],
     logs: { app: 'a', vmm: 'v', journal: 'j', maxBytes: 1 },
   } as unknown as VmSpec
-  const step = { signal: AbortSignal.timeout(5000), log: silentLogger }
+  const step = { signal: AbortSignal.timeout(60_000), log: silentLogger }
   // A rejection that no one handles ends the daemon, and this test.
   await assert.rejects(machine.become(spec, step), { message: 'no log can be opened' })
   await setImmediate()
