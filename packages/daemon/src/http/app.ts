@@ -12,6 +12,7 @@ import websocket from '@fastify/websocket'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, LogController } from 'fastify'
 import type { AuditedRequest, AuditFacts } from '../audit/audit.ts'
 import type { Logger } from '../log.ts'
+import { API_PAGE_HEADERS, apiPage } from './api-page.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
 import type { Asked, Handlers } from './handler.ts'
@@ -64,6 +65,8 @@ export interface AppUses {
   readonly closing: AbortSignal
   /** Served at /openapi.json and /spec.json. */
   readonly openApi: () => string
+  /** Of the daemon. */
+  readonly version: string
   /** What /v2 is about. */
   readonly registry: RegistryDoor
   /** Everyone who gets through to this listener may do everything. */
@@ -142,6 +145,7 @@ export function createApp(uses: AppUses): FastifyInstance {
     for (const [path, type] of OPENAPI_AT) {
       routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type(`${type}; charset=utf-8`).send(uses.openApi()))
     }
+    routed.get('/swagger', { config: { access: 'open' } }, (_, reply) => reply.headers(API_PAGE_HEADERS).send(apiPage(uses.version)))
   })
   return app
 }

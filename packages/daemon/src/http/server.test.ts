@@ -315,6 +315,10 @@ test('over TCP everything needs a token but health and the OpenAPI document', as
     if (answer.statusCode === 401) assert.equal(answer.headers['www-authenticate'], 'Bearer', id)
   }
   for (const url of ['/openapi.json', '/spec.json', '/spec.yaml']) assert.equal((await server.tcp.inject(url)).json().openapi, '3.1.0')
+  const page = await server.tcp.inject('/swagger')
+  assert.deepEqual([page.statusCode, page.headers['content-type']], [200, 'text/html; charset=utf-8'])
+  for (const id of ROUTE_IDS) assert.ok(page.body.includes(`<tr id="${id}">`), id)
+  assert.doesNotMatch(page.body, /<script/)
 })
 
 test('a token opens what its scopes name, route by route', async (t) => {

@@ -88,6 +88,7 @@ export class HttpServer implements AsyncDisposable {
       bodyLimits: options.bodyLimits ?? BODY_LIMITS,
       headersMs: options.headersMs ?? HEADERS_MAX_MS,
       closing: this.#closing.signal,
+      version: uses.version,
       openApi: () => {
         openApi ??= JSON.stringify(openApiDocument({ version: uses.version }))
         return openApi
