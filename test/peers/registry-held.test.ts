@@ -34,6 +34,14 @@ test('an upload ends with its token, in words, and nothing of it is left', limit
   assert.match(text, /"code":"UNAUTHORIZED","message":"The token has been revoked/)
   assert.equal((await served.ask('GET', place.replace('/v2/', ''))).status, 404)
   assert.deepEqual(await filesOf(served.room), { drafts: [], layers: [], rootfs: [] })
+  const refused = async () => (await served.server.host.inject('/audit?result=refused')).json()
+  // Once the answer is out: who was answered may be quicker.
+  await pollUntil('it to be written down', async () => (await refused()).length > 0, { signal: AbortSignal.timeout(30_000) })
+  const told = await refused()
+  assert.deepEqual(
+    told.map(({ caller, operation, status, code }: Record<string, unknown>) => [caller, operation, status, code]),
+    [['ann', 'PATCH /v2/*', 401, 'unauthorized']],
+  )
 })
 
 test('a download breaks off with its token', limit, async (t) => {
