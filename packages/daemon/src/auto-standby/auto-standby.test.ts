@@ -339,6 +339,21 @@ test('a command by way of the API keeps it awake as long as it runs, and counts 
   assert.deepEqual(sleepers.napped, ['web'])
 })
 
+test('a command that is asked for while it falls asleep breaks that off, also when it is refused', async (t) => {
+  const { sleepers, clock, begin } = house(t)
+  const auto = begin()
+  const web = sleepers.add('web')
+  sleepers.during = (_id, look) => {
+    if (look === 2) auto.beginSession(web.id)[Symbol.dispose]()
+    return undefined
+  }
+  await clock.pass(10 * M)
+  assert.deepEqual(sleepers.napped, [])
+  sleepers.during = () => undefined
+  await clock.pass(10 * M)
+  assert.deepEqual(sleepers.napped, ['web'])
+})
+
 test('when a command ended is on record, also for a daemon that is killed', async (t) => {
   const { sleepers, clock, begin } = house(t)
   let auto = begin()
