@@ -175,17 +175,16 @@ for (const [name, deed] of DEEDS) {
   })
 }
 
-test('an image is held by a create from its look-up on, and let go however that ends', async () => {
+test('an image is held by a create until its row says so itself, and let go however that ends', async () => {
   await using house = new TestHouse()
+  const instances = await house.begin()
   const held: string[][] = []
-  const instances = await house.begin({
-    atStep: async (operation) => {
-      if (operation === 'create') held.push([...house.heldImages])
-    },
+  // In the tick in which there is a row.
+  using _ = house.events.listen(({ kind }) => {
+    if (kind === 'instance.created') held.push([...house.heldImages])
   })
-  // Before there is a row it is looked for ports and room, which a test cannot stop at: the first step is right behind them.
-  await running(instances)
-  assert.ok(held.length > 0 && held.every((digests) => digests.length === 1))
+  const id = await running(instances)
+  assert.deepEqual(held, [[instances.get(id).imageDigest]])
   assert.deepEqual(house.heldImages, [])
   await assert.rejects(instances.create({ name: 'b', image: 'test', platform: 'linux/arm64' }))
   assert.deepEqual(house.heldImages, [])
