@@ -92,7 +92,7 @@ test('output is merged by default, and the exit code is the last frame before a 
   const line = dial()
   say(line, start({ command: ['make', 'it so'], env: { A: 'b' }, cwd: '/tmp', user: 'nobody' }))
   const { frames, code } = await line.all
-  assert.deepEqual(frames.map(String).sort(), ['err', 'out', '{"exitCode":3,"message":""}'])
+  assert.deepEqual(frames.map(String).sort(), ['err', 'out', '{"exitCode":3}'])
   assert.equal(code, 1000)
   assert.deepEqual(uses.instances.oneGuest.execs[0]?.asked, {
     command: ['make', 'it so'],
@@ -101,6 +101,23 @@ test('output is merged by default, and the exit code is the last frame before a 
     cwd: '/tmp',
     user: 'nobody',
   })
+})
+
+test('only clients that ask get words beside the exit code: one of the published ones takes nothing else there', async (t) => {
+  const { dial, run } = await house(t)
+  const last = async (more: ExecStart) => {
+    const line = dial()
+    say(line, start(more))
+    return (await line.all).frames.at(-1)
+  }
+  for (const [end, code, message] of [
+    [(exec: FakeExec) => exec.end(137, 'killed by signal 9 (SIGKILL)'), 137, 'killed by signal 9 (SIGKILL)'],
+    [() => undefined, 124, 'killed after 0.01 s'],
+  ] as const) {
+    run(end)
+    assert.equal(await last({ timeout: 0.01 }), JSON.stringify({ exitCode: code }))
+    assert.equal(await last({ timeout: 0.01, separate_streams: true }), JSON.stringify({ exitCode: code, message }))
+  }
 })
 
 test('clients that ask get stdout and stderr apart, with their channel', async (t) => {
@@ -253,10 +270,7 @@ test('a guest that cannot run a command says why as output, one whose program an
   run((exec) => exec.end(126, 'permission denied: /etc/passwd'))
   const line = dial()
   say(line, start())
-  assert.deepEqual((await line.all).frames.map(String), [
-    'Error: permission denied: /etc/passwd\r\n',
-    '{"exitCode":126,"message":"permission denied: /etc/passwd"}',
-  ])
+  assert.deepEqual((await line.all).frames.map(String), ['Error: permission denied: /etc/passwd\r\n', '{"exitCode":126}'])
   run((exec) => exec.end(127, 'exited with code 127'))
   const second = dial()
   say(second, start())
@@ -369,7 +383,7 @@ test('what a slow reader has yet to take is not cut off by the end of the comman
     frames.filter(Buffer.isBuffer).reduce((sum, frame) => sum + frame.length, 0),
     total,
   )
-  assert.equal(frames.at(-1), '{"exitCode":0,"message":""}')
+  assert.equal(frames.at(-1), '{"exitCode":0}')
 })
 
 test('a caller with a window is sent no more than that of each output until he has taken it', async (t) => {

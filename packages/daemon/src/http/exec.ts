@@ -100,9 +100,16 @@ async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown):
   if (!(error instanceof AppError && NOT_RUN.has(error.code))) return failExec(peer, error)
   const { code, message } = error
   const exitCode = code === 'invalid_path' || /permission denied/i.test(message) ? EXIT.notExecutable : EXIT.notFound
-  await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${message}\r\n`)))
-  await peer.sendJson({ exitCode, message })
+  await peer.send(framed(start, 'stderr', errorText(message)))
+  await tellExit(peer, start, exitCode, message)
 }
+
+/** The last frame. One of the published clients takes nothing beside the code; words are for who can tell them from output. */
+function tellExit(peer: WebSocketPeer, start: ExecStart, exitCode: number, message: string): Promise<void> {
+  return peer.sendJson(start.separate_streams === true ? { exitCode, message } : { exitCode })
+}
+
+const errorText = (message: string): Buffer => Buffer.from(`Error: ${message}\r\n`)
 
 /** The guest was lost, or the daemon closes: how the command ends is not known. */
 async function failExec(peer: WebSocketPeer, error: unknown): Promise<void> {
@@ -136,12 +143,9 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
     const exit = await Promise.race([exec.exit, killed])
     // Of a command whose end the guest has told, all output is here: its reader takes the time that he needs.
     await (exit === KILLED ? within(DRAIN_MS, output) : output.catch(() => undefined))
-    if (couldNotRun(exit)) await peer.send(framed(start, 'stderr', Buffer.from(`Error: ${exit.message}\r\n`)))
-    await peer.sendJson(
-      limit?.aborted === true && !signal.aborted
-        ? { exitCode: EXIT.timedOut, message: `killed after ${start.timeout} s` }
-        : { exitCode: exit.code, message: exit.message },
-    )
+    if (couldNotRun(exit)) await peer.send(framed(start, 'stderr', errorText(exit.message)))
+    if (limit?.aborted === true && !signal.aborted) await tellExit(peer, start, EXIT.timedOut, `killed after ${start.timeout} s`)
+    else await tellExit(peer, start, exit.code, exit.message)
   } catch (error) {
     log.debug({ err: error }, 'exec was cut off')
     await failExec(peer, error)
