@@ -57,7 +57,7 @@ const sha256 = (...parts: Buffer[]): string => createHash('sha256').update(Buffe
 async function openAll(name: string): Promise<{ exec: Stream; into: Stream; outOf: Stream; bigSum: string } & Disposable> {
   const told = await story.sh(name, `head -c ${BIG_BYTES} /dev/urandom > /tmp/big; sha256sum /tmp/big`)
   const command = ['/bin/sh', '-c', 'while :; do echo tick; sleep 0.1; done # ticker']
-  const exec = await Stream.open('exec', name, { command })
+  const exec = await Stream.open('exec', name, { command, separate_streams: true })
   const into = await Stream.open('cp', name, { direction: 'to', guest_path: '/tmp/in/file' })
   into.socket.send(half)
   const outOf = await Stream.open('cp', name, { direction: 'from', guest_path: '/tmp/big' })

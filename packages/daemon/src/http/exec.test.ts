@@ -219,10 +219,17 @@ test('a first frame that is none is told, and nothing is run', async (t) => {
     const line = dial()
     say(line, frame)
     const { frames, code } = await line.all
-    assert.equal(frames.length, 1, String(frame))
-    assert.ok(JSON.parse(String(frames[0])).error, String(frame))
+    const { error } = JSON.parse(String(frames[0]))
+    // Once as the contract has it, and once for who knows nothing but exit codes.
+    assert.deepEqual(frames.slice(1).map(String), [`Error: ${error}\r\n`, '{"exitCode":127}'], String(frame))
     assert.equal(code, 1000)
   }
+  const apart = dial()
+  say(apart, { separate_streams: true, timeout: -1 })
+  assert.deepEqual(
+    (await apart.all).frames.map((frame) => JSON.parse(String(frame)).code),
+    ['invalid_request'],
+  )
   assert.equal(uses.instances.oneGuest.execs.length, 0)
 })
 
@@ -235,19 +242,40 @@ test('a command that is not there is output and exit code 127', async (t) => {
   assert.equal(JSON.parse(String(frames[1])).exitCode, 127)
 })
 
-test('a command that was not started because the guest was lost has no exit code', async (t) => {
+test('a command that was not started because the guest was lost has no exit code of its own', async (t) => {
   const { dial, uses } = await house(t)
-  const told = async (error: Error) => {
+  const told = async (error: Error, more: ExecStart = {}) => {
     uses.instances.oneGuest.startError = error
     const line = dial()
-    say(line, start())
+    say(line, start(more))
     return (await line.all).frames.map(String)
   }
+  const apart = { separate_streams: true }
   for (const code of ['guest_unavailable', 'timed_out', 'internal_error'] as const) {
-    assert.deepEqual(await told(new AppError(code, 'It is gone')), [`{"error":"It is gone","code":"${code}"}`])
+    const error = new AppError(code, 'It is gone')
+    assert.deepEqual(await told(error, apart), [`{"error":"It is gone","code":"${code}"}`])
+    assert.deepEqual(await told(error), ['Error: It is gone\r\n', '{"exitCode":127}'])
   }
-  assert.deepEqual(await told(new Error('/secret')), ['{"error":"The guest did not answer","code":"guest_unavailable"}'])
+  const secret = new Error('/secret')
+  assert.deepEqual(await told(secret, apart), ['{"error":"The guest did not answer","code":"guest_unavailable"}'])
+  assert.deepEqual(await told(secret), ['Error: The guest did not answer\r\n', '{"exitCode":127}'])
   assert.equal(JSON.parse((await told(new AppError('invalid_path', 'Denied')))[1] ?? '').exitCode, 126)
+})
+
+test('a guest that is lost while its command runs is no success to any client', async (t) => {
+  const { dial, run } = await house(t)
+  run((exec) => {
+    exec.stdout.write('half')
+    exec.lose(new AppError('guest_unavailable', 'The instance web was stopped'))
+  })
+  const told = async (more: ExecStart) => {
+    const line = dial()
+    say(line, start(more))
+    const { frames } = await line.all
+    return frames.map(String).filter((frame) => !frame.endsWith('half'))
+  }
+  assert.deepEqual(await told({}), ['Error: The instance web was stopped\r\n', '{"exitCode":127}'])
+  assert.deepEqual(await told({ separate_streams: true }), ['{"error":"The instance web was stopped","code":"guest_unavailable"}'])
 })
 
 test('the longest timeout, and one of a part of a millisecond, are as long as they say', async (t) => {

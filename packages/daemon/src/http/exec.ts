@@ -70,10 +70,13 @@ export interface ExecUses {
 export async function runExec(peer: WebSocketPeer, { guest, log, closing }: ExecUses): Promise<void> {
   using _ = peer
   let start: ExecStart
+  const first = await peer.next(FIRST_FRAME_MS)
   try {
-    start = readStart(await peer.next(FIRST_FRAME_MS))
+    start = readStart(first)
   } catch (error) {
     await peer.sendJson({ error: sentenceOf(error), code: 'invalid_request' })
+    // The contract's word for it is the one above. Who knows only exit codes would take the close that follows for a success.
+    if (!asksForSeparateStreams(first)) await failMerged(peer, error)
     return
   }
   const step: Step = { signal: AbortSignal.any([peer.gone, closing]), log }
@@ -97,11 +100,23 @@ const NOT_RUN: ReadonlySet<ErrorCode> = new Set(['not_found', 'path_not_found', 
 
 /** The published clients hear of a program that could not be run by output and an exit code, and know no other way. */
 async function failStart(peer: WebSocketPeer, start: ExecStart, error: unknown): Promise<void> {
-  if (!(error instanceof AppError && NOT_RUN.has(error.code))) return failExec(peer, error)
+  if (!(error instanceof AppError && NOT_RUN.has(error.code))) return failExec(peer, start, error)
   const { code, message } = error
   const exitCode = code === 'invalid_path' || /permission denied/i.test(message) ? EXIT.notExecutable : EXIT.notFound
   await peer.send(framed(start, 'stderr', errorText(message)))
   await tellExit(peer, start, exitCode, message)
+}
+
+/** The guest was lost, or the daemon closes: how the command ends is not known. */
+async function failExec(peer: WebSocketPeer, start: ExecStart, error: unknown): Promise<void> {
+  if (start.separate_streams !== true) return failMerged(peer, error)
+  await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
+}
+
+/** As the published clients hear of anything that goes wrong: they pass over any other text, and take a clean close for exit code 0. */
+async function failMerged(peer: WebSocketPeer, error: unknown): Promise<void> {
+  await peer.send(errorText(sentenceOf(error)))
+  await peer.sendJson({ exitCode: EXIT.notFound })
 }
 
 /** The last frame. One of the published clients takes nothing beside the code; words are for who can tell them from output. */
@@ -110,11 +125,6 @@ function tellExit(peer: WebSocketPeer, start: ExecStart, exitCode: number, messa
 }
 
 const errorText = (message: string): Buffer => Buffer.from(`Error: ${message}\r\n`)
-
-/** The guest was lost, or the daemon closes: how the command ends is not known. */
-async function failExec(peer: WebSocketPeer, error: unknown): Promise<void> {
-  await peer.sendJson({ error: sentenceOf(error), code: error instanceof AppError ? error.code : 'guest_unavailable' })
-}
 
 /** A command that runs, and who asked for it. */
 interface Session {
@@ -148,7 +158,7 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
     else await tellExit(peer, start, exit.code, exit.message)
   } catch (error) {
     log.debug({ err: error }, 'exec was cut off')
-    await failExec(peer, error)
+    await failExec(peer, start, error)
   } finally {
     exec.kill()
   }
@@ -288,6 +298,11 @@ function readStart(frame: Frame | undefined): ExecStart {
     throw new AppError('invalid_request', 'A `window` needs `separate_streams`: without them there are no frames to say what was taken')
   }
   return start
+}
+
+function asksForSeparateStreams(first: Frame | undefined): boolean {
+  const value = first?.isText === true ? parse(first) : undefined
+  return isObjectWith(value, 'separate_streams') && (value as ExecStart).separate_streams === true
 }
 
 function requestOf(start: ExecStart) {

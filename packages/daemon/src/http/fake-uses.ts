@@ -44,12 +44,15 @@ export class FakeExec implements GuestExecDoor {
   readonly heard: string[] = []
   readonly exit: Promise<{ code: number; message: string }>
   readonly #end: (exit: { code: number; message: string }) => void
+  /** The guest is lost: how the command ends is not known. */
+  readonly lose: (why: Error) => void
 
   constructor(asked: ExecAsked) {
     this.asked = asked
-    const { promise, resolve } = Promise.withResolvers<{ code: number; message: string }>()
+    const { promise, resolve, reject } = Promise.withResolvers<{ code: number; message: string }>()
     this.exit = promise
     this.#end = resolve
+    this.lose = reject
   }
 
   resize(rows: number, cols: number): void {
