@@ -45,11 +45,12 @@ test('output frames tell their channel, and other frames are none', () => {
 })
 
 test('places and the end are told to those who ask for them, and to no one else', async () => {
-  const wire = new TextEncoder().encode(`: \n\nid: a\n\ndata: 1\n\nid: b\ndata: 2\n\n${SSE_END}`)
+  const wire = new TextEncoder().encode(`: \n\nid: a\n\ndata: 1\n\nid: b\ndata: 2\n\n${encodeSse({ place: 'c' })}${SSE_END}`)
   assert.deepEqual(await Array.fromAsync(decodePlaces(pieces(wire, [3, 5, 7]))), [
     { id: 'a' },
     { data: '1', id: 'a' },
     { data: '2', id: 'b' },
+    { id: 'c' },
     { isEnd: true },
   ])
   assert.deepEqual(

@@ -14,21 +14,30 @@ export interface SseMessage {
   readonly isEnd?: true
 }
 
+/** The id to go on from, told in a comment: no reader takes it for a message, and only ours knows what it says. */
+export interface SsePlace {
+  readonly place: string
+}
+
 /** One message. `data` must hold no line break: JSON never does. */
-export function encodeSse(message: SseMessage): string {
+export function encodeSse(message: SseMessage | SsePlace): string {
+  if ('place' in message) return `${PLACE_LINE}${message.place}\n`
   const id = message.id === undefined ? '' : `id: ${message.id}\n`
   const event = message.event === undefined ? '' : `event: ${message.event}\n`
   const data = message.data === undefined ? '' : `data: ${message.data}\n`
   return `${id}${event}${data}\n`
 }
 
+// Comments end with their line: some of the published clients take each blank line for the end of a message, and have none.
+
 /** The last that a stream says when it has come to its end by itself. Readers who do not know it skip it, as any comment. */
-export const SSE_END = ': end\n\n'
+export const SSE_END = ': end\n'
 
 /** A line that readers skip; keeps idle connections open and shows who has gone. */
-export const SSE_HEARTBEAT = ': \n\n'
+export const SSE_HEARTBEAT = ':\n'
 
 const END_LINE = SSE_END.trimEnd()
+const PLACE_LINE = ': at '
 
 /** Longest line that a reader takes. The daemon cuts log lines far below it. */
 const SSE_LINE_MAX = 4 * 1024 * 1024
@@ -41,7 +50,7 @@ export async function* decodeSse(bytes: AsyncIterable<Uint8Array>): AsyncGenerat
   for await (const message of decodePlaces(bytes)) if (message.data !== undefined) yield message as typeof message & { data: string }
 }
 
-/** The same with what only says where the stream stands: ids without a message, and its end. */
+/** The same with what only says where the stream stands: ids without a message, in comments too, and its end. */
 export async function* decodePlaces(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<SseMessage> {
   let data: string[] = []
   let id: string | undefined
@@ -57,6 +66,10 @@ export async function* decodePlaces(bytes: AsyncIterable<Uint8Array>): AsyncGene
       continue
     }
     if (line === END_LINE) yield { isEnd: true }
+    if (line.startsWith(PLACE_LINE)) {
+      id = line.slice(PLACE_LINE.length)
+      yield { id }
+    }
     const colon = line.indexOf(':')
     if (colon === 0) continue
     const field = colon < 0 ? line : line.slice(0, colon)

@@ -123,7 +123,36 @@ test('a reader who stops reading stops the reading of the log', async () => {
 })
 
 /** Without the places to go on from. */
-const said = (text: string): string => text.replace(/^id: \S+\n\n?/gm, '')
+const said = (text: string): string => text.replace(/^(id:|: at) \S+\n/gm, '')
+
+test('every blank line ends a message that has a value, as the published clients take it', async (t) => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using server = new HttpServer({ ...fakeUses(), instances })
+  const { id } = await running(instances)
+  const log = house.paths.instanceLogs(id).app
+  const blocks = (text: string) => text.split('\n\n').slice(0, -1)
+  assert.deepEqual(blocks((await server.host.inject('/instances/web/logs')).body), [])
+  t.mock.timers.enable({ apis: ['setInterval'] })
+  const answer = await asked(server, house.dir, '/instances/web/logs?follow=true')
+  const chunks = answer[Symbol.asyncIterator]()
+  let text = ''
+  const until = async (what: string) => {
+    while (!text.includes(what)) text += (await chunks.next()).value
+  }
+  await until('at ')
+  t.mock.timers.tick(60_000)
+  t.mock.timers.reset()
+  await until('\n:\n')
+  appendFileSync(log, 'one\n\ntwo\n')
+  await until('two')
+  answer.destroy()
+  const { body } = await server.host.inject('/instances/web/logs')
+  for (const whole of [text, body]) {
+    const values = blocks(whole).map((block) => block.split('\n').find((line) => line.startsWith('data: ')))
+    assert.deepEqual(values, ['data: "one"', 'data: ""', 'data: "two"'])
+  }
+})
 
 test('whoever comes back with the id that he had last is given every line since, once', async () => {
   await using house = new TestHouse()

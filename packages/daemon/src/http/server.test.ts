@@ -301,7 +301,7 @@ test('logs are lines of JSON after a comment', async (t) => {
   assert.equal(told.headers['content-type'], 'text/event-stream')
   assert.equal(told.headers['x-accel-buffering'], 'no')
   const [two, quoted] = ['two\r\nthree', '\u2028 "quoted"'].map((line) => JSON.stringify(line))
-  assert.equal(told.text, `: \n\ndata: ${two}\n\nid: log-0\ndata: ${quoted}\n\n: end\n\n`)
+  assert.equal(told.text, `:\ndata: ${two}\n\nid: log-0\ndata: ${quoted}\n\n: end\n`)
   assert.equal((await ask('GET', '/instances/web/logs?source=hypeman')).status, 200)
 })
 
@@ -411,7 +411,7 @@ test('events go on after the one that was seen last', async (t) => {
   })
   assert.match(
     text,
-    /^: \n\nid: 1\n\nid: 3\ndata: \{"id":3,"kind":"instance\.changed","at":"1970-01-01T00:00:00\.000Z","subject":"a","data":\{"n":3\}\}/,
+    /^:\nid: 1\n\nid: 3\ndata: \{"id":3,"kind":"instance\.changed","at":"1970-01-01T00:00:00\.000Z","subject":"a","data":\{"n":3\}\}/,
   )
 })
 

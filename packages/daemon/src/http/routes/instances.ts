@@ -1,6 +1,6 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Instance as Shown } from '@dormouse/api/instances.ts'
-import type { SseMessage } from '@dormouse/api/streams.ts'
+import type { SseMessage, SsePlace } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { LogBatch } from '../../instances/log-lines.ts'
 import type { Handlers } from '../handler.ts'
@@ -165,9 +165,9 @@ async function* asMessages(batches: AsyncIterable<LogBatch>): AsyncGenerator<Sse
   }
 }
 
-/** The last of them carries the id to go on from. Without lines the id comes alone. */
-function messagesOf({ lines, place }: LogBatch): SseMessage[] {
-  if (lines.length === 0) return [{ id: place }]
+/** The last of them carries the id to go on from. Without lines a comment tells it: the published clients expect a value in every message. */
+function messagesOf({ lines, place }: LogBatch): (SseMessage | SsePlace)[] {
+  if (lines.length === 0) return [{ place }]
   return lines.map((line, at) => (at < lines.length - 1 ? { data: JSON.stringify(line) } : { id: place, data: JSON.stringify(line) }))
 }
 

@@ -4,7 +4,7 @@ import type { Readable } from 'node:stream'
 import { test } from 'node:test'
 import { encodeBatch, type SseBatch, sseStream } from './sse.ts'
 
-const END = ': end\n\n'
+const END = ': end\n'
 
 /** What is given as bytes, as text. */
 const texts = async (stream: Readable): Promise<string[]> => (await stream.toArray()).map(String)
@@ -26,17 +26,17 @@ test('a stream begins with a comment once its source has found its place, before
   for (let n = 0; n < 10; n++) await new Promise(setImmediate)
   assert.equal(stream.readableDidRead, false)
   found.resolve()
-  assert.deepEqual(await head, [': \n\n'])
+  assert.deepEqual(await head, [':\n'])
   happened.resolve()
   await once(stream, 'end')
 })
 
 test('messages follow the comment', async () => {
-  assert.deepEqual(await texts(sseStream(batches(['1'], ['2']))), [': \n\n', 'data: 1\n\n', 'data: 2\n\n', END])
+  assert.deepEqual(await texts(sseStream(batches(['1'], ['2']))), [':\n', 'data: 1\n\n', 'data: 2\n\n', END])
 })
 
 test('what is there together goes out together, and nothing goes out for nothing', async () => {
-  assert.deepEqual(await texts(sseStream(batches([], ['1', '2'], [], []))), [': \n\n', 'data: 1\n\ndata: 2\n\n', END])
+  assert.deepEqual(await texts(sseStream(batches([], ['1', '2'], [], []))), [':\n', 'data: 1\n\ndata: 2\n\n', END])
 })
 
 test('what was written already goes out as it is', async () => {
@@ -50,7 +50,7 @@ test('what was written already goes out as it is', async () => {
 })
 
 test('a source that was cut off is not told to be at its end', async () => {
-  assert.deepEqual(await texts(sseStream(batches(['1']), { isCutOff: () => true })), [': \n\n', 'data: 1\n\n'])
+  assert.deepEqual(await texts(sseStream(batches(['1']), { isCutOff: () => true })), [':\n', 'data: 1\n\n'])
 })
 
 test('a comment comes whenever nothing else did for a while', async () => {
@@ -64,7 +64,7 @@ test('a comment comes whenever nothing else did for a while', async () => {
     seen.push(String(text))
     if (seen.length === 4) more.resolve()
   }
-  assert.deepEqual(seen.slice(0, 4), Array(4).fill(': \n\n'))
+  assert.deepEqual(seen.slice(0, 4), Array(4).fill(':\n'))
   assert.deepEqual(seen.slice(-2), ['data: 1\n\n', END])
 })
 
@@ -105,7 +105,7 @@ test('no comment comes after the end, however late it is taken', async (t) => {
   const stream = sseStream(batches())
   stream.read()
   for (let n = 0; n < 10; n++) await new Promise(setImmediate)
-  assert.equal(stream.read(), ': \n\n')
+  assert.equal(stream.read(), ':\n')
   t.mock.timers.tick(3_600_000)
   assert.deepEqual(await texts(stream), [END])
 })

@@ -1,5 +1,5 @@
 import { Readable } from 'node:stream'
-import { encodeSse, SSE_END, SSE_HEARTBEAT, type SseMessage } from '@dormouse/api/streams.ts'
+import { encodeSse, SSE_END, SSE_HEARTBEAT, type SseMessage, type SsePlace } from '@dormouse/api/streams.ts'
 
 const HEARTBEAT_MS = 15_000
 
@@ -7,9 +7,9 @@ const HEARTBEAT_MS = 15_000
  * What was there together, and goes out in one write; as bytes where it was written already. Whoever gives a batch bounds it. The first
  * one, which may be empty as any may, says that the source has found its place: what comes into being from then on will be told.
  */
-export type SseBatch = readonly SseMessage[] | Uint8Array
+export type SseBatch = readonly (SseMessage | SsePlace)[] | Uint8Array
 
-export const encodeBatch = (messages: readonly SseMessage[]): Uint8Array => Buffer.from(messages.map(encodeSse).join(''))
+export const encodeBatch = (messages: readonly (SseMessage | SsePlace)[]): Uint8Array => Buffer.from(messages.map(encodeSse).join(''))
 
 export interface SseOptions {
   readonly heartbeatMs?: number
