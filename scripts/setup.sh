@@ -103,7 +103,11 @@ main() {
   install_packages "${groups[@]}"
   if [ "${1:-all}" = bench ]; then (install_packages bench) || say 'going on without it'; fi
   install_node_packages
-  case " ${groups[*]} " in *' test '*) scripts/setup/schemathesis.sh ;; esac
+  case " ${groups[*]} " in *' test '*)
+    scripts/setup/from-pypi.sh schemathesis test/fuzz
+    scripts/setup/from-pypi.sh hypeman-python test/clients/hypeman-python.test.ts
+    ;;
+  esac
   scripts/setup/kernel.sh
   build_native
 }

@@ -117,6 +117,8 @@ class FakeExec implements FakeStream {
   #timer: NodeJS.Timeout | undefined
   #hasEnded = false
   #owed = 0
+  /** What `head -c` has yet to read. */
+  #left: number
 
   constructor(guest: FakeGuestSide, id: number, fields: FieldReader) {
     this.#guest = guest
@@ -124,6 +126,7 @@ class FakeExec implements FakeStream {
     this.#out = new Outgoing(guest, id, fields.number(TAG.WINDOW) ?? 0)
     const argv = [...fields.all()].filter(({ tag }) => tag === TAG.ARG).map(({ value }) => value.toString())
     this.#program = basename(argv[0] ?? '')
+    this.#left = this.#program === 'head' ? Number(argv[2] ?? 0) : 0
     guest.send(FRAME.REPLY, 0, id, new FieldWriter().number(TAG.STATUS, STATUS.OK).number(TAG.WINDOW, WINDOW_GUEST).finish())
     const timeoutMs = fields.number(TAG.TIMEOUT_MS)
     const limit = timeoutMs === undefined ? undefined : setTimeout(() => this.#end(124, 'timed out'), timeoutMs)
@@ -133,7 +136,7 @@ class FakeExec implements FakeStream {
     if (told !== undefined) this.#out.data(Buffer.from(`${told}\n`), CHANNEL.STDOUT)
     if (this.#program === 'sleep') this.#timer = setTimeout(() => this.#end(0, wordsFor(0)), Number(argv[1] ?? 0) * 1000).unref()
     else if (code !== undefined || told !== undefined) this.#end(code ?? 0, wordsFor(code ?? 0))
-    else if (this.#program !== 'cat') this.#end(127, `command not found: ${argv[0]}`)
+    else if (this.#program !== 'cat' && this.#left === 0) this.#end(127, `command not found: ${argv[0]}`)
   }
 
   get isOver(): boolean {
@@ -150,6 +153,12 @@ class FakeExec implements FakeStream {
     if (frame.type === FRAME.CONTROL) this.#control(new FieldReader(frame.payload))
     if (frame.type !== FRAME.DATA || this.#hasEnded) return
     if (frame.payload.length > 0 && this.#program === 'cat') this.#out.data(frame.payload, CHANNEL.STDOUT)
+    if (this.#left > 0) {
+      this.#out.data(frame.payload.subarray(0, this.#left), CHANNEL.STDOUT)
+      this.#left = Math.max(0, this.#left - frame.payload.length)
+      if (this.#left === 0) this.#end(0, wordsFor(0))
+    }
+    if (this.#hasEnded) return
     if (frame.flags & FLAG.EOF) {
       if (this.#program === 'cat') this.#end(0, wordsFor(0))
       return
