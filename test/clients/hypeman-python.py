@@ -69,6 +69,9 @@ def commands():
 def stdin():
     running("fed")
     same(exec(client, "fed", ["head", "-c", "5"], stdin=b"hello").output, b"hello")
+    # All of it is one frame.
+    large = bytes(range(256)) * 12_000
+    same(exec(client, "fed", ["head", "-c", str(len(large))], stdin=large).output, large)
     pieces = (bytes([n]) * 40_000 for n in range(8))
     same(exec(client, "fed", ["head", "-c", "320000"], stdin=pieces).output, b"".join(bytes([n]) * 40_000 for n in range(8)))
 

@@ -15,6 +15,7 @@ import type { Logger } from '../log.ts'
 import { API_PAGE_HEADERS, apiPage } from './api-page.ts'
 import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
+import { BINARY_FRAME_MAX } from './frame-room.ts'
 import type { Asked, Handlers } from './handler.ts'
 import { whileTokenHolds } from './held-transfer.ts'
 import { type BodyLimits, readJsonBody } from './json-body.ts'
@@ -77,7 +78,6 @@ export interface AppUses {
 const PATH_PART_MAX = 4096
 // How often Node looks for headers that take too long, at least.
 const CHECK_MS = 5_000
-const FRAME_MAX_BYTES = 1024 * 1024
 
 export function createApp(uses: AppUses): FastifyInstance {
   const app = fastify({
@@ -132,7 +132,7 @@ export function createApp(uses: AppUses): FastifyInstance {
 
   app.register(websocket, {
     // Pings are answered by WebSocketPeer, which looks first at how much waits already.
-    options: { maxPayload: FRAME_MAX_BYTES, autoPong: false },
+    options: { maxPayload: BINARY_FRAME_MAX, autoPong: false },
     // The peer's own doing: too large a frame, a broken connection. Streams are ended by `closing`, not by the plugin.
     errorHandler: (_, socket) => socket.terminate(),
     preClose: (done) => done(),

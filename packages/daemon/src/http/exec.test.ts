@@ -576,9 +576,57 @@ test('who asks without an upgrade hears why it would be refused', async (t) => {
 test('a frame that is too large ends the connection, and nothing else', async (t) => {
   const { dial, run } = await house(t)
   run((exec) => exec.stdin.resume())
+  const text = dial()
+  say(text, start(), 'x'.repeat(1024 * 1024 + 1))
+  assert.equal((await text.all).code, 1009)
+  const binary = dial()
+  say(binary, start(), Buffer.alloc(32 * 1024 * 1024 + 1))
+  await cutOff(binary)
+})
+
+/** Of a peer that is cut off while it sends it is chance whether it reads why, or only finds that it cannot write. */
+async function cutOff({ socket }: Line): Promise<void> {
+  const code = await new Promise<number>((resolve) => socket.on('close', resolve))
+  assert.ok([1006, 1009, 1013].includes(code), String(code))
+}
+
+test('input of many megabytes may be one frame, as one of the published clients sends it', async (t) => {
+  const { dial, run } = await house(t)
+  const total = 32 * 1024 * 1024
+  run((exec) => {
+    let left = total
+    exec.stdin.on('data', (chunk: Buffer) => {
+      left -= chunk.length
+      if (left === 0) exec.end(0)
+    })
+  })
   const line = dial()
-  say(line, start(), Buffer.alloc(2 * 1024 * 1024))
-  assert.equal((await line.all).code, 1009)
+  say(line, start(), Buffer.alloc(total, 'i'))
+  assert.deepEqual(await line.all, { frames: ['{"exitCode":0}'], code: 1000 })
+})
+
+test('large frames of one instance have room for so much, whether they wait or are on their way', async (t) => {
+  const { dial, run, uses, server } = await house(t)
+  uses.instances.add({ name: 'other' })
+  run(() => undefined)
+  const frame = Buffer.alloc(24 * 1024 * 1024)
+  const begin = async (command: string, path?: string) => {
+    say(dial(path), start({ command: [command] }), frame)
+    for (;;) {
+      const exec = uses.instances.oneGuest.execs.find(({ asked }) => asked.command[0] === command)
+      // It waits for a program that reads nothing.
+      if (exec && exec.stdin.writableLength + exec.stdin.readableLength >= frame.length) return exec
+      await new Promise(setImmediate)
+    }
+  }
+  const held = [await begin('first'), await begin('second')]
+  const third = dial()
+  say(third, start({ command: ['third'] }), frame)
+  await cutOff(third)
+  await begin('fourth', '/instances/other/exec')
+  for (const exec of held) exec.end(0)
+  while (server.host.websocketServer.clients.size > 1) await new Promise(setImmediate)
+  await begin('fifth')
 })
 
 test('an instance that does not run refuses before the upgrade, as does a bad token', async (t) => {

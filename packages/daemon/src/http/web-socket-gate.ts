@@ -5,6 +5,7 @@ import type { Instance, InstanceId } from '../instances/instance.ts'
 import { type Authority, hostCaller } from './auth.ts'
 import { copyFiles } from './cp.ts'
 import { runExec } from './exec.ts'
+import { FrameRoom } from './frame-room.ts'
 import type { GuestDoor, ServerUses } from './uses.ts'
 import { WebSocketPeer } from './web-socket-peer.ts'
 
@@ -13,6 +14,12 @@ const CONNECTIONS_MAX = 512
 const INSTANCE_CONNECTIONS_MAX = 64
 const CONNECT_LIMIT_MS = 15_000
 
+interface Admitted {
+  readonly guest: GuestDoor
+  readonly instance: InstanceId
+  readonly awake: Disposable | undefined
+}
+
 export type WebSocketRouteId = 'execInstance' | 'copyInstanceFiles'
 
 /** The way to exec and cp. Everything that can be refused is refused before the upgrade, as an answer with a status. */
@@ -20,8 +27,9 @@ export class WebSocketGate {
   readonly #uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>
   readonly #authority: Pick<Authority, 'watch'>
   readonly #closing: AbortSignal
-  readonly #guests = new WeakMap<FastifyRequest, { readonly guest: GuestDoor; readonly awake: Disposable | undefined }>()
+  readonly #guests = new WeakMap<FastifyRequest, Admitted>()
   readonly #open = new Map<InstanceId, number>()
+  readonly #room = new FrameRoom()
 
   constructor(uses: Pick<ServerUses, 'instances' | 'autoStandby' | 'log'>, authority: Pick<Authority, 'watch'>, closing: AbortSignal) {
     this.#uses = uses
@@ -42,7 +50,7 @@ export class WebSocketGate {
     const awake = request.ws ? this.#keepAwake(instance.id, request) : undefined
     try {
       const guest = await instances.guest(instance.id, { signal, log }, operation)
-      this.#guests.set(request, { guest, awake })
+      this.#guests.set(request, { guest, instance: instance.id, awake })
     } catch (error) {
       // Refused, it is no one's.
       awake?.[Symbol.dispose]()
@@ -52,11 +60,11 @@ export class WebSocketGate {
   }
 
   async serve(socket: WebSocket, request: FastifyRequest, id: WebSocketRouteId): Promise<void> {
-    // Before anything is awaited: a first frame may be here already.
-    const peer = new WebSocketPeer(socket)
     const admitted = this.#guests.get(request)
-    if (!admitted) return peer.close(1011, 'not admitted')
-    const { guest, awake } = admitted
+    if (!admitted) return socket.close(1011, 'not admitted')
+    const { guest, instance, awake } = admitted
+    // Before anything is awaited: a first frame may be here already.
+    const peer = new WebSocketPeer(socket, { transport: request.raw.socket, room: this.#room.shareOf(instance) })
     using _ = awake
     // What a token has opened ends with it.
     using token = this.#authority.watch(request.caller ?? hostCaller)

@@ -1,4 +1,6 @@
+import type { EventEmitter } from 'node:events'
 import type { WebSocket } from '@fastify/websocket'
+import { type FrameShare, TEXT_FRAME_MAX } from './frame-room.ts'
 
 export interface Frame {
   readonly isText: boolean
@@ -9,11 +11,20 @@ export interface Frame {
 const INBOX_MAX = 256 * 1024
 /** What holding a frame costs beside its bytes: those without any are not for nothing. */
 const FRAME_COST = 512
+/** Bytes that a socket may hold of frames without asking for room: those that wait, and what is read with them. */
+const HELD_FREELY = 512 * 1024
 /** Bytes that may wait for the peer; beyond it `send` waits. */
 const OUTBOX_MAX = 256 * 1024
 const PING_MS = 20_000
 /** An hour: so long a peer may leave unread what was sent to it, who then cannot see the pings that lie behind it. */
 const STALLED_TURNS_MAX = 180
+
+export interface PeerOptions {
+  readonly pingMs?: number
+  /** What the socket reads from: tells of bytes that are no whole frame yet. */
+  readonly transport?: EventEmitter
+  readonly room?: FrameShare
+}
 
 /**
  * One WebSocket with backpressure both ways: frames are read as fast as `frames()` is, and `send` waits for a slow peer. A peer
@@ -25,7 +36,12 @@ export class WebSocketPeer implements Disposable {
   readonly #gone = new AbortController()
   readonly #inbox: Frame[] = []
   readonly #ping: NodeJS.Timeout
+  readonly #room: FrameShare | undefined
   #inboxBytes = 0
+  /** Of a frame that is not whole. */
+  #arrivingBytes = 0
+  /** Of the frame that was taken last, which is passed on until the next is asked for. */
+  #inHandBytes = 0
   #isPaused = false
   /** Turns of the ping in which nothing was heard of the peer. */
   #quietTurns = 0
@@ -34,8 +50,10 @@ export class WebSocketPeer implements Disposable {
   #mayBeBehind = false
   #wake: (() => void) | undefined
 
-  constructor(socket: WebSocket, options: { pingMs?: number } = {}) {
+  constructor(socket: WebSocket, options: PeerOptions = {}) {
     this.#socket = socket
+    this.#room = options.room
+    options.transport?.on('data', (bytes: Buffer) => this.#noteArrival(bytes.length))
     socket.on('message', (data: Buffer, isBinary: boolean) => this.#receive({ isText: !isBinary, data }))
     socket.on('pong', () => {
       this.#hear()
@@ -51,6 +69,7 @@ export class WebSocketPeer implements Disposable {
     socket.on('error', () => socket.terminate())
     socket.on('close', () => {
       clearInterval(this.#ping)
+      this.#room?.hold(0)
       this.#gone.abort()
       this.#wake?.()
     })
@@ -64,6 +83,8 @@ export class WebSocketPeer implements Disposable {
 
   /** The next frame; undefined once the peer has gone, or after `withinMs`. */
   async next(withinMs?: number): Promise<Frame | undefined> {
+    this.#inHandBytes = 0
+    this.#holdRoom()
     const deadline = withinMs === undefined ? undefined : setTimeout(() => this.#wake?.(), withinMs)
     try {
       if (this.#inbox.length === 0 && !this.gone.aborted) {
@@ -117,6 +138,11 @@ export class WebSocketPeer implements Disposable {
 
   #receive(frame: Frame): void {
     this.#hear()
+    this.#arrivingBytes = 0
+    if (frame.isText && frame.data.length > TEXT_FRAME_MAX) {
+      this.#refuse(1009, 'this text frame is too large')
+      return
+    }
     this.#inbox.push(frame)
     this.#inboxBytes += frame.data.length + FRAME_COST
     if (this.#inboxBytes > INBOX_MAX && !this.#isPaused) {
@@ -128,9 +154,31 @@ export class WebSocketPeer implements Disposable {
 
   #take(): Frame | undefined {
     const frame = this.#inbox.shift()
-    if (frame) this.#inboxBytes -= frame.data.length + FRAME_COST
+    if (frame) {
+      this.#inboxBytes -= frame.data.length + FRAME_COST
+      this.#inHandBytes = frame.data.length
+    }
     if (this.#inboxBytes <= INBOX_MAX / 2) this.#resume()
     return frame
+  }
+
+  /** Between the pieces of a frame no pong can come: they show as well that the peer is there. */
+  #noteArrival(bytes: number): void {
+    this.#hear()
+    this.#arrivingBytes += bytes
+    if (!this.#holdRoom()) this.#refuse(1013, 'too much of large frames is on its way; try again later')
+  }
+
+  #holdRoom(): boolean {
+    if (this.#room === undefined || this.gone.aborted) return true
+    const held = this.#arrivingBytes + this.#inboxBytes + this.#inHandBytes
+    return this.#room.hold(Math.max(0, held - HELD_FREELY))
+  }
+
+  /** What else is on its way is not read: it would take memory until the peer has hung up. */
+  #refuse(code: number, reason: string): void {
+    this.#socket.close(code, reason)
+    this.#socket.terminate()
   }
 
   #resume(): void {
