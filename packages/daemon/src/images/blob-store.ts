@@ -10,6 +10,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { syncDirectory } from '../host/files.ts'
 import type { Paths } from '../paths.ts'
 import { buffersPass } from './buffer-collector.ts'
+import { algorithmOf } from './digest.ts'
 import { FileTail } from './file-tail.ts'
 import type { LayerFile } from './merged-tar.ts'
 import { invalidImage } from './tar-entry.ts'
@@ -56,6 +57,20 @@ export class BlobStore {
   async beginDraft(algorithm: 'sha256' | 'sha512' = 'sha256'): Promise<BlobDraft> {
     const path = join(this.#paths.imageDraftsDir, `${this.#draftPrefix}blob-${randomBytes(8).toString('hex')}`)
     return new BlobDraft(path, await open(path, 'wx', 0o600), algorithm, this.#paths)
+  }
+
+  /** Reads it and hashes it anew. One that is no longer what its name says is removed; one that is stays. */
+  async removeIfDamaged(digest: string): Promise<void> {
+    const hash = createHash(algorithmOf(digest))
+    try {
+      for await (const chunk of this.read(digest)) hash.update(chunk as Buffer)
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (code === 'ENOENT') return
+      // A disk that cannot give it has lost it.
+      if (code !== 'EIO') throw error
+    }
+    if (`${algorithmOf(digest)}:${hash.digest('hex')}` !== digest) await this.remove(digest)
   }
 
   /** Repeat is harmless. */

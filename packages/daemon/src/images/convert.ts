@@ -93,8 +93,8 @@ async function orDamage<T>(arrivals: Arrivals, layer: Descriptor, work: Promise<
 
 async function checkDiffId(store: BlobStore, layer: Descriptor, diffId: string | undefined, expected: string | undefined): Promise<void> {
   if (diffId === expected) return
-  // A stored copy may have rotted: without it the next pull gets a fresh one.
-  await store.remove(layer.digest)
+  // A stored copy may have rotted: without it the next pull gets a fresh one. Where the configuration lies, others' images stand on it.
+  await store.removeIfDamaged(layer.digest)
   throw invalidImage(`The layer ${layer.digest} unpacks to ${diffId}, but the image's configuration says ${expected}`)
 }
 
