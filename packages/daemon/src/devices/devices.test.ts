@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { writeFileSync } from 'node:fs'
+import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -109,6 +109,48 @@ test('a device is registered, found by id and by name, and deleted; nothing of t
     ['device.created', 'device.created', 'device.deleted'],
   )
   assert.deepEqual(sysfs.writes, [])
+})
+
+const DISK: FakeFunction = { ...CARD, address: '0000:19:00.0', group: 5, classCode: '010802', driver: 'nvme' }
+
+for (const [what, use, says] of [
+  ['has a made-up number and a source, as of btrfs,', { mountinfo: '22 1 0:31 /@ / rw - btrfs /dev/nvme0n1p2 rw' }, '/ is on it'],
+  ['is of the device mapper, named as a source,', { mountinfo: '22 1 0:31 /@ /srv rw - btrfs /dev/mapper/a\\040b rw' }, '/srv is on it'],
+  ['is swapped to', { swaps: 'Filename\tType\n/dev/nvme0n1p2   partition\t1 0 -2' }, 'it is swapped to'],
+  ['a pool holds', { claimed: 'nvme0n1p2' }, 'the kernel holds /dev/nvme0n1p2, as a part of a pool or of a volume'],
+] as const)
+  for (const isMultipath of [false, true])
+    test(`a disk that ${what} is the host's own${isMultipath ? ', also with several paths' : ''}`, async (t) => {
+      const { devices, sysfs } = room(t, [DISK])
+      const at = 'devices/virtual/nvme-subsystem/nvme-subsys0'
+      if (isMultipath) sysfs.addDisk(DISK.address, 'nvme0c0n1')
+      sysfs.addDisk(DISK.address, 'nvme0n1', isMultipath ? at : undefined)
+      const part = sysfs.addDisk(DISK.address, 'nvme0n1p2', isMultipath ? `${at}/nvme0n1` : undefined)
+      const slaves = join(sysfs.addDisk(DISK.address, 'dm-0', 'devices/virtual/block'), 'slaves')
+      mkdirSync(slaves)
+      symlinkSync(part, join(slaves, 'nvme0n1p2'))
+      mkdirSync(join(sysfs.dev, 'mapper'))
+      symlinkSync('../dm-0', join(sysfs.dev, 'mapper/a b'))
+      const { mountinfo = '', swaps = '', claimed } = { claimed: undefined, ...use } as Record<'mountinfo' | 'swaps' | 'claimed', string>
+      writeFileSync(join(sysfs.proc, 'self/mountinfo'), `${mountinfo}\n21 1 0:21 / /proc rw - proc proc rw\n`)
+      writeFileSync(join(sysfs.proc, 'swaps'), swaps)
+      if (claimed) sysfs.claimed.add(claimed)
+      assert.equal(
+        await code(devices.register({ pciAddress: DISK.address })),
+        `conflict: The host uses the device ${DISK.address}: ${says}`,
+      )
+    })
+
+test('a disk that no one uses can be given away', async (t) => {
+  const { devices, sysfs } = room(t, [DISK])
+  sysfs.addDisk(DISK.address, 'nvme0n1')
+  sysfs.addDisk(DISK.address, 'vda', 'devices/pci0000:00/0000:00:05.0/virtio1/block')
+  writeFileSync(
+    join(sysfs.proc, 'self/mountinfo'),
+    '22 1 0:31 /@ / rw - btrfs /dev/vda rw\n23 1 0:32 / /mnt rw - nfs host:/dev/nvme0n1 rw\n',
+  )
+  sysfs.claimed.add('vda')
+  assert.equal(await code(devices.register({ pciAddress: DISK.address })), 'done')
 })
 
 test('what cannot be registered is refused with what is in the way', async (t) => {

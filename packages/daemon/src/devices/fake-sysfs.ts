@@ -37,6 +37,8 @@ export class FakeSysfs implements Sysfs, Disposable {
   /** Who owns which device node, by its IOMMU group. */
   readonly owners = new Map<string, number>()
   readonly violations: string[] = []
+  /** Names of disks that something in the kernel holds. */
+  readonly claimed = new Set<string>()
   /** What was written, in order: the end of the path, and the text. */
   readonly writes: string[] = []
   /** Does a VMM have it open? An address, or the UUID of a mediated device. */
@@ -114,11 +116,24 @@ export class FakeSysfs implements Sysfs, Disposable {
   }
 
   mount(deviceNumber: string, where: string, below: string): void {
-    const disk = join(this.#dirOf(below), 'nvme/nvme0/nvme0n1')
-    mkdirSync(disk, { recursive: true })
+    const disk = this.addDisk(below, 'nvme0n1')
     mkdirSync(join(this.root, 'dev/block'), { recursive: true })
     link(disk, join(this.root, 'dev/block', deviceNumber))
     writeFileSync(join(this.proc, 'self/mountinfo'), `22 1 ${deviceNumber} / ${where} rw,relatime - ext4 /dev/nvme0n1 rw\n`)
+  }
+
+  /** A disk of the device, with its node; `at` says where in sysfs when it is not below the device. Gives its directory. */
+  addDisk(below: string, name: string, at?: string): string {
+    const disk = at === undefined ? join(this.#dirOf(below), 'nvme/nvme0', name) : join(this.root, at, name)
+    mkdirSync(disk, { recursive: true })
+    mkdirSync(join(this.root, 'class/block'), { recursive: true })
+    link(disk, join(this.root, 'class/block', name))
+    writeFileSync(join(this.dev, name), '')
+    return disk
+  }
+
+  async isClaimed(node: string): Promise<boolean> {
+    return this.claimed.has(basename(node))
   }
 
   driverOf(address: string): string | undefined {

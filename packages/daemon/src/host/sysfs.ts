@@ -2,7 +2,8 @@
  * What the kernel shows of its devices, and how it is told to do something with them. A write may hang for as long as a driver likes, out
  * of reach of every signal, so it is done in a process of its own and waited for no longer than its step.
  */
-import { chown, lstat, readdir, readFile, readlink } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { chown, lstat, open, readdir, readFile, readlink } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../lib/step.ts'
@@ -19,6 +20,8 @@ export interface Sysfs {
   write(file: string, text: string, step: Pick<Step, 'signal'>): Promise<void>
   /** Gives a device node to a user. */
   own(file: string, user: { readonly uid: number; readonly gid: number }): Promise<void>
+  /** Is the block device of this node held by something in the kernel: a mount, swap, a pool of btrfs or ZFS, RAID, LVM? */
+  isClaimed(node: string): Promise<boolean>
   /** Repeat is harmless. */
   loadModule(name: string, step: Pick<Step, 'signal'>): Promise<void>
 }
@@ -31,6 +34,15 @@ export const hostSysfs: Sysfs = {
     await untilAborted(runCommand(['tee', file], { step, input: text }), step.signal)
   },
   own: (file, { uid, gid }) => chown(file, uid, gid),
+  isClaimed: async (node) => {
+    try {
+      // For a block device O_EXCL asks for a claim of one's own (open(2)); O_NONBLOCK waits for no medium.
+      await (await open(node, constants.O_RDONLY | constants.O_EXCL | constants.O_NONBLOCK)).close()
+      return false
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code === 'EBUSY'
+    }
+  },
   loadModule: async (name, step) => {
     await untilAborted(runCommand(['modprobe', name], { step }), step.signal)
   },
