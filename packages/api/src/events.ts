@@ -1,6 +1,25 @@
 /** The feed of what happened: each event is a row, written in the same transaction as the change it tells of. */
 import { type Static, Type } from 'typebox'
 import { DateTime } from './names.ts'
+import type { Scope } from './tokens.ts'
+
+/** What a token must allow to be told of events of these kinds, by the noun that they begin with. */
+export const EVENT_SCOPES = {
+  instance: 'instance:read',
+  auto_standby: 'instance:read',
+  schedule: 'snapshot:read',
+  snapshot: 'snapshot:read',
+  image: 'image:read',
+  push: 'image:read',
+  volume: 'volume:read',
+  device: 'device:read',
+} as const satisfies Readonly<Record<string, Scope>>
+
+export type EventKind = `${keyof typeof EVENT_SCOPES}.${string}`
+
+/** Undefined for a kind that no one has thought of: only who may do everything is told. */
+export const scopeOfEvent = (kind: string): Scope | undefined =>
+  (EVENT_SCOPES as Readonly<Record<string, Scope>>)[kind.slice(0, Math.max(0, kind.indexOf('.')))]
 
 /** What a reader can follow with `Last-Event-ID`: ids only grow. Kinds are `noun.past`, such as `instance.changed`. */
 export const Event = Type.Object(

@@ -954,8 +954,8 @@ export const routes = {
   },
   followEvents: {
     tag: 'server',
-    summary: 'Follow what happens; goes on after the event named in Last-Event-ID',
-    scope: 'instance:read',
+    summary: 'Follow what happens to all that the token may read; goes on after the event named in Last-Event-ID',
+    scope: 'any',
     query: Type.Object(
       {
         after: Type.Optional(Type.Integer({ minimum: 0, description: 'Begin after this event; without it, with the next one' })),

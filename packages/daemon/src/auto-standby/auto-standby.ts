@@ -12,6 +12,7 @@
  */
 import { isDeepStrictEqual } from 'node:util'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import type { EventKind } from '@dormouse/api/events.ts'
 import type { Events } from '../events/events.ts'
 import { type Clock, hostClock } from '../host/clock.ts'
 import type { IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
@@ -513,7 +514,7 @@ export class AutoStandby {
     })
   }
 
-  #tell(kind: string, subject: InstanceId, data: Readonly<Record<string, unknown>>): void {
+  #tell(kind: EventKind, subject: InstanceId, data: Readonly<Record<string, unknown>>): void {
     try {
       this.#uses.db.transaction(() => this.#uses.events.record({ kind, subject, data }))
     } catch (err) {

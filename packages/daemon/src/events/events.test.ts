@@ -7,7 +7,7 @@ import { Events } from './events.ts'
 function house(config: { keep?: number; liveBuffer?: number } = {}) {
   const db = Database.open(':memory:')
   const events = new Events({ db, config })
-  const record = (n: number) => db.transaction(() => events.record({ kind: 'thing.changed', subject: 'x', data: { n } }))
+  const record = (n: number) => db.transaction(() => events.record({ kind: 'instance.changed', subject: 'x', data: { n } }))
   return { db, events, record, [Symbol.dispose]: () => db.close() }
 }
 
@@ -94,7 +94,7 @@ test('an event of a change that was rolled back is never told', async () => {
   await new Promise((resolve) => setImmediate(resolve))
   assert.throws(() =>
     at.db.transaction(() => {
-      at.events.record({ kind: 'thing.changed', subject: 'x', data: { n: 1 } })
+      at.events.record({ kind: 'instance.changed', subject: 'x', data: { n: 1 } })
       throw new Error('no')
     }),
   )

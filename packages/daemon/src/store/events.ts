@@ -1,8 +1,9 @@
+import type { EventKind } from '@dormouse/api/events.ts'
 import type { Database } from './database.ts'
 
 export interface NewEvent {
   /** `noun.past`, such as `instance.changed`. */
-  readonly kind: string
+  readonly kind: EventKind
   /** The id of the thing it is about. */
   readonly subject: string
   readonly data: Readonly<Record<string, unknown>>
@@ -36,7 +37,7 @@ export class EventRows {
       .map((row) => ({
         id: Number(row.id),
         atMs: Number(row.at_ms),
-        kind: String(row.kind),
+        kind: String(row.kind) as EventKind,
         subject: String(row.subject),
         data: JSON.parse(String(row.data)),
       }))

@@ -3,6 +3,7 @@
  * own row has its layers while no one writes. Both change in one transaction, which is where the rule is kept.
  */
 import { AppError } from '@dormouse/api/errors.ts'
+import type { EventKind } from '@dormouse/api/events.ts'
 import type { Events } from '../events/events.ts'
 import type { Attachment, Instance } from '../store/instance-record.ts'
 import type { Holder, Volume, VolumeRows } from '../store/volumes.ts'
@@ -58,7 +59,7 @@ export function followAttachments(
   after: readonly Attachment[],
 ): void {
   if (before === after) return
-  const record = (kind: string, { volumeId, mountPath, readOnly }: Attachment): void =>
+  const record = (kind: EventKind, { volumeId, mountPath, readOnly }: Attachment): void =>
     events.record({ kind, subject: volumeId, data: { instance: instance.id, mount_path: mountPath, readonly: readOnly } })
   for (const old of before) {
     const kept = after.find(({ volumeId }) => volumeId === old.volumeId)

@@ -1,6 +1,7 @@
 import os from 'node:os'
 import type { Capabilities, RUNTIME_FEATURES, Runtime } from '@dormouse/api/capabilities.ts'
 import { AppError } from '@dormouse/api/errors.ts'
+import { scopeOfEvent } from '@dormouse/api/events.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { MemoryReclaimRequest, MemoryReclaimResponse, ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import { type Route, routes } from '@dormouse/api/routes.ts'
@@ -11,6 +12,7 @@ import { diskRateOf } from '../../instances/disk-rate.ts'
 import { FLOOR_BYTES } from '../../instances/memory-reclaim.ts'
 import { networkDemandOf } from '../../instances/network-admission.ts'
 import type { RecordedEvent } from '../../store/events.ts'
+import type { Caller } from '../auth.ts'
 import type { Handlers } from '../handler.ts'
 import type { Metrics } from '../metrics.ts'
 import { otherRuntimes } from '../other-runtimes.ts'
@@ -26,10 +28,10 @@ export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
     getResources: () => resourcesOf(uses),
     reclaimMemory: ({ body }) => reclaimOf(uses, body),
 
-    followEvents: ({ query, header, signal }) => {
+    followEvents: ({ query, header, signal, caller }) => {
       // A browser that comes back asks the same address again: what it has seen since counts, not where it began.
       const after = lastEventId(header('last-event-id')) ?? query.after
-      return eventMessages(uses, { ...(after !== undefined && { after }), signal }, query.subject)
+      return eventMessages(uses, { ...(after !== undefined && { after }), signal }, { subject: query.subject, caller })
     },
 
     getMetrics: ({ setHeader }) => {
@@ -42,7 +44,7 @@ export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
 async function* eventMessages(
   { events }: ServerUses,
   options: { after?: number; signal: AbortSignal },
-  subject: string | undefined,
+  { subject, caller }: { subject: string | undefined; caller: Caller },
 ): AsyncGenerator<SseBatch> {
   // So that whoever comes back before anything has happened misses nothing either.
   const after = Math.min(options.after ?? Number.MAX_SAFE_INTEGER, events.latestId())
@@ -50,8 +52,14 @@ async function* eventMessages(
   for await (const batch of events.subscribe({ ...options, after })) {
     if (isFirst) yield [{ id: String(after) }]
     isFirst = false
-    yield batch.filter((event) => subject === undefined || event.subject === subject).map(asMessage)
+    yield batch.filter((event) => (subject === undefined || event.subject === subject) && mayHear(caller, event)).map(asMessage)
   }
+}
+
+/** What a token may not read it is not told of either. */
+function mayHear({ scopes }: Caller, { kind }: RecordedEvent): boolean {
+  const scope = scopeOfEvent(kind)
+  return scopes === undefined || (scope !== undefined && scopes.has(scope))
 }
 
 function asMessage({ id, kind, atMs, subject, data }: RecordedEvent): SseMessage {
