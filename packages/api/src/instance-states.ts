@@ -72,7 +72,15 @@ export const OPERATIONS: Readonly<Record<Operation, Row>> = {
     Standby: denied('it is in standby: restore it, or stop it to discard its memory'),
     Stopped: to('Initializing'),
   }),
-  stop: row({ Running: to('Stopped'), Initializing: to('Stopped'), Standby: to('Stopped'), Stopped: already, Unknown: to('Stopped') }),
+  stop: row({
+    Running: to('Stopped'),
+    Initializing: to('Stopped'),
+    Standby: to('Stopped'),
+    Stopped: already,
+    // Its workload has ended by itself: a stop waits for the rest, so that it stays so whatever its restart policy says.
+    Shutdown: to('Stopped'),
+    Unknown: to('Stopped'),
+  }),
   standby: row({ Running: to('Standby', 'standby'), Initializing: notBooted, Standby: already, Stopped: notRunning }),
   restore: row({
     Running: already,

@@ -7,7 +7,15 @@
  * The worker alone changes the instance. A caller who hangs up ends the waiting, not the work.
  */
 import { AppError } from '@dormouse/api/errors.ts'
-import { type Access, admit, OPERATIONS, type Subject, TRANSITIONS, type Transition } from '@dormouse/api/instance-states.ts'
+import {
+  type Access,
+  type Admission,
+  admit,
+  OPERATIONS,
+  type Subject,
+  TRANSITIONS,
+  type Transition,
+} from '@dormouse/api/instance-states.ts'
 import type { WakeRequest } from '../guest/guest-client.ts'
 import { diskFullError, isNoSpace } from '../host/disk-full.ts'
 import type { Vm } from '../hypervisors/hypervisor.ts'
@@ -91,6 +99,11 @@ export class InstanceWorker implements WorkHost {
     return this.#isDraining || this.#queue.length > 0
   }
 
+  /** What a request would be told now. */
+  admission(verb: Transition | Rewiring): Admission {
+    return admit(verb, { ...this.#subject(), pending: this.pending })
+  }
+
   /**
    * Asks for an operation. Resolves when it has been done, by this request or by the one under way that it joins; what `story` does
    * is the operation. Throws `invalid_state` with the reason when the table says no.
@@ -98,7 +111,7 @@ export class InstanceWorker implements WorkHost {
   async request(verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<void> {
     if (this.#isForgotten) throw new AppError('not_found', `There is no instance ${this.instance.name}`)
     if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
-    const admission = admit(verb, { ...this.#subject(), pending: this.pending })
+    const admission = this.admission(verb)
     if (admission.answer === 'denied') throw this.#denied(verb, admission.reason)
     if (admission.answer === 'already') {
       if (options.refuseAlready !== undefined) throw this.#denied(verb, options.refuseAlready)

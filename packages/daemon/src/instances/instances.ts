@@ -297,9 +297,10 @@ export class Instances implements AsyncDisposable {
     const graceMs = force ? 0 : grace
     const options = { ...present('force', force), ...present('graceMs', grace) }
     const { restartPolicy } = this.get(id)
+    const isRefused = this.#workerOf(this.get(id)).admission('stop').answer === 'denied'
     const stopped = this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
     // What is Stopped already, or is being stopped by its policy, would be started again: behind that stop, and before any start.
-    const holding = restartPolicy === undefined ? undefined : this.#request(id, 'update', async (work) => hold(work))
+    const holding = restartPolicy === undefined || isRefused ? undefined : this.#request(id, 'update', async (work) => hold(work))
     await Promise.all([stopped, holding])
     return this.get(id)
   }

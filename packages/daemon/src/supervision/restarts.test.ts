@@ -114,6 +114,23 @@ test('what someone stops stays stopped, also while it waits for its restart; a s
   await assertInOrder(house)
 })
 
+test('a stop that comes while its workload’s end is being settled waits for that, and holds', async () => {
+  await using house = new TestHouse()
+  const instances = await house.begin()
+  await using supervision = supervise(house)
+  const { id } = await running(house, { restartPolicy: { ...SOON, policy: 'always', backoffMs: 0 } })
+  const stopping = Promise.withResolvers<Promise<Instance>>()
+  using _listening = house.events.listen(({ subject, data }) => {
+    if (subject === id && data.state === 'Shutdown') queueMicrotask(() => stopping.resolve(instances.stop(id)))
+  })
+  house.host.running()[0]?.guest.exitWorkload(1, 'exited with code 1')
+  const stopped = await await stopping.promise
+  assert.deepEqual([stopped.state, stopped.exitCode, stopped.restarts?.isHeld], ['Stopped', 1, true])
+  await settled(instances)
+  assert.deepEqual([instances.get(id).state, statusOf(house, supervision, id)?.blockedReason], ['Stopped', 'manual_stop'])
+  await assertInOrder(house)
+})
+
 test('who stops or starts one is not fobbed off with a restart that finds nothing to do', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()
