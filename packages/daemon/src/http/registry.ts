@@ -207,7 +207,7 @@ async function beginUpload(asked: Asked, repository: string, name: string): Prom
   const algorithm = query.get('digest-algorithm') ?? digest?.split(':')[0] ?? 'sha256'
   if (algorithm !== 'sha256' && algorithm !== 'sha512') throw digestInvalid(algorithm)
   const expectedBytes = digest === undefined ? 0 : Number(asked.header('content-length') ?? 0)
-  const upload = await registry.beginUpload(repository, { algorithm, expectedBytes })
+  const upload = await registry.beginUpload(repository, { owner: asked.owner, algorithm, expectedBytes })
   if (digest === undefined) return tellUpload(reply.code(202), upload, name).send()
   return await stored(asked, name, async () => {
     try {
@@ -284,6 +284,12 @@ class Asked {
   /** Who pushes asks with HEAD what is there. Throws DENIED. */
   admitLook(repository: string): void {
     if (this.method !== 'HEAD' || !this.caller.may('push', repository)) this.admit('pull', repository)
+  }
+
+  /** Whom uploads are counted with. */
+  get owner(): string {
+    const { token, subject } = this.caller
+    return token?.id ?? subject
   }
 
   header(name: string): string | undefined {

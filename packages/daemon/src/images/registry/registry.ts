@@ -68,7 +68,10 @@ const WANTED_MS = 24 * 3_600_000
 const COLLECT_EVERY_MS = 600_000
 // They are rows, not files.
 const MAX_WAITING_BYTES = 64 * 1024 ** 2
-const UPLOAD_LIMITS = { maxUploads: 128, forgottenAfterMs: 3_600_000, idleLimitMs: 60_000 }
+const UPLOAD_LIMITS = {
+  ...{ maxUploads: 128, maxPerOwner: 64 },
+  ...{ forgottenAfterMs: 3_600_000, emptyForgottenAfterMs: 60_000, idleLimitMs: 60_000 },
+}
 
 export class Registry implements AsyncDisposable {
   readonly #uses: RegistryUses
@@ -150,7 +153,7 @@ export class Registry implements AsyncDisposable {
 
   // Pushing
 
-  /** Throws TOOMANYREQUESTS, and `insufficient_resources` when the disk is full. */
+  /** `owner` is who it is counted with. Throws TOOMANYREQUESTS, and `insufficient_resources` when the disk is full. */
   async beginUpload(repository: string, options: Parameters<Uploads['begin']>[1]): Promise<Upload> {
     await this.#uses.recover()
     return await this.#uploads.begin(repository, options)

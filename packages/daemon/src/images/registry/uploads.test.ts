@@ -9,7 +9,7 @@ import { Paths } from '../../paths.ts'
 import { BlobStore } from '../blob-store.ts'
 import { digestOf } from '../digest.ts'
 import { RegistryError } from './registry-error.ts'
-import { type UploadLimits, type UploadPart, Uploads } from './uploads.ts'
+import { type Upload, type UploadLimits, type UploadPart, Uploads } from './uploads.ts'
 
 interface Desk {
   readonly uploads: Uploads
@@ -32,7 +32,15 @@ async function desk(
   const uploads = new Uploads({
     store,
     checkRoom,
-    limits: { maxUploads: 4, maxBlobBytes: 1000, forgottenAfterMs: 1000, idleLimitMs: 60_000, ...limits },
+    limits: {
+      maxUploads: 4,
+      maxPerOwner: 4,
+      maxBlobBytes: 1000,
+      forgottenAfterMs: 1000,
+      emptyForgottenAfterMs: 100,
+      idleLimitMs: 60_000,
+      ...limits,
+    },
     onVerified: async (repository, digest) => void given.push(`${repository} ${digest}`),
   })
   t.after(async () => {
@@ -82,14 +90,47 @@ test('the digest may be of sha512, also when only the end says so', async (t) =>
   await assert.rejects(late.finish(digest, nothing), refused('DIGEST_INVALID'))
 })
 
-test('an upload belongs to its repository, and there are so many at once', async (t) => {
-  const { uploads } = await desk(t, { maxUploads: 2 })
+test('an upload belongs to its repository', async (t) => {
+  const { uploads } = await desk(t)
   const mine = await uploads.begin('mine')
   assert.throws(() => uploads.get('yours', mine.id), refused('BLOB_UPLOAD_UNKNOWN'))
-  await uploads.begin('mine')
-  await assert.rejects(uploads.begin('mine'), refused('TOOMANYREQUESTS'))
-  await mine.cancel()
-  await uploads.begin('mine')
+  assert.equal(uploads.get('mine', mine.id), mine)
+})
+
+test('there are so many at once: what is idle gives way, what is being written does not', async (t) => {
+  const { uploads, drafts } = await desk(t, { maxUploads: 2 })
+  const [idle, busy] = [await uploads.begin('r'), await uploads.begin('r')]
+  const source = new PassThrough()
+  const writing = busy.append({ source, cut: () => undefined })
+  const next = await uploads.begin('r')
+  assert.throws(() => uploads.get('r', idle.id), refused('BLOB_UPLOAD_UNKNOWN'))
+  await assert.rejects(idle.append(part('x')), refused('BLOB_UPLOAD_UNKNOWN'))
+  const other = new PassThrough()
+  const alsoWriting = next.append({ source: other, cut: () => undefined })
+  await assert.rejects(uploads.begin('r'), refused('TOOMANYREQUESTS'))
+  for (const stream of [source, other]) stream.end()
+  await Promise.all([writing, alsoWriting])
+  assert.equal(drafts().length, 2)
+})
+
+test('who begins too many loses only his own', async (t) => {
+  const { uploads } = await desk(t, { maxUploads: 10, maxPerOwner: 3 })
+  const yours = await uploads.begin('r', { owner: 'you' })
+  const mine: Upload[] = []
+  for (let n = 0; n < 20; n++) mine.push(await uploads.begin('r', { owner: 'me' }))
+  assert.equal(uploads.count, 4)
+  assert.equal(uploads.get('r', yours.id), yours)
+  for (const kept of mine.slice(-3)) assert.equal(uploads.get('r', kept.id), kept)
+})
+
+test('where all together are too many, one gives way of who has most', async (t) => {
+  const { uploads } = await desk(t, { maxUploads: 4, maxPerOwner: 4 })
+  const yours = await uploads.begin('r', { owner: 'you' })
+  const mine: Upload[] = []
+  for (let n = 0; n < 3; n++) mine.push(await uploads.begin('r', { owner: 'me' }))
+  await uploads.begin('r', { owner: 'third' })
+  assert.throws(() => uploads.get('r', mine[0]?.id ?? ''), refused('BLOB_UPLOAD_UNKNOWN'))
+  for (const kept of [yours, ...mine.slice(1)]) assert.equal(uploads.get('r', kept.id), kept)
 })
 
 test('a part that is too long, too short or out of place is refused', async (t) => {
@@ -153,6 +194,12 @@ test('an upload that no one comes back for is given up', async (t) => {
   await uploads.collect(upload.touchedAtMs + 1000)
   assert.throws(() => uploads.get('r', upload.id), refused('BLOB_UPLOAD_UNKNOWN'))
   assert.deepEqual(drafts(), [])
+  // Nothing of this one is lost.
+  const empty = await uploads.begin('r')
+  await uploads.collect(empty.touchedAtMs + 99)
+  assert.equal(uploads.get('r', empty.id), empty)
+  await uploads.collect(empty.touchedAtMs + 100)
+  assert.throws(() => uploads.get('r', empty.id), refused('BLOB_UPLOAD_UNKNOWN'))
 })
 
 test('where the disk has no room nothing is begun', async (t) => {

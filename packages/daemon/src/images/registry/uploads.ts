@@ -12,9 +12,13 @@ import { RegistryError } from './registry-error.ts'
 export interface UploadLimits {
   /** At once, in the whole daemon. */
   readonly maxUploads: number
+  /** At once, of one caller. */
+  readonly maxPerOwner: number
   readonly maxBlobBytes: number
   /** An upload that no request has come for is given up. */
   readonly forgottenAfterMs: number
+  /** The same of one that nothing has come of. */
+  readonly emptyForgottenAfterMs: number
   /** A request that gives nothing for so long is cut. Its upload stays. */
   readonly idleLimitMs: number
 }
@@ -59,25 +63,27 @@ export class Uploads implements AsyncDisposable {
     this.#uses = uses
   }
 
-  /** Throws TOOMANYREQUESTS. */
+  /**
+   * Of one who has begun more than may be at once, or where all together are too many, the one that has lain idle longest gives way.
+   * Throws TOOMANYREQUESTS when all of them are being written. `owner`: who is counted.
+   */
   async begin(
     repository: string,
-    options: { algorithm?: Algorithm | undefined; expectedBytes?: number | undefined } = {},
+    options: { owner?: string; algorithm?: Algorithm | undefined; expectedBytes?: number | undefined } = {},
   ): Promise<Upload> {
-    const { store, limits } = this.#uses
-    if (this.#open.size >= limits.maxUploads) {
-      throw new RegistryError('TOOMANYREQUESTS', `${limits.maxUploads} uploads are under way, which is the limit: try again later`)
-    }
+    const { store } = this.#uses
     const id = randomBytes(16).toString('hex')
-    const { algorithm = 'sha256', expectedBytes = 0 } = options
+    const { owner = '', algorithm = 'sha256', expectedBytes = 0 } = options
+    const givesWay = this.#makePlace(owner)
     // Its place is taken before anything is waited for.
     const upload = new Upload({
-      ...{ id, repository, algorithm, uses: this.#uses },
+      ...{ id, repository, owner, algorithm, uses: this.#uses },
       forget: () => this.#open.delete(id),
       admit: (one, bytes) => this.#admit(one, bytes),
     })
     this.#open.set(id, upload)
     try {
+      await givesWay?.cancel()
       await this.#admit(upload, expectedBytes)
       upload.draft = await store.beginDraft(algorithm)
       return upload
@@ -85,6 +91,24 @@ export class Uploads implements AsyncDisposable {
       this.#open.delete(id)
       throw error
     }
+  }
+
+  /** The upload whose place is free from now on, where one had to give way. Throws TOOMANYREQUESTS. */
+  #makePlace(owner: string): Upload | undefined {
+    const { maxUploads, maxPerOwner } = this.#uses.limits
+    const byOwner = Map.groupBy(this.#open.values(), (upload) => upload.owner)
+    const own = byOwner.get(owner) ?? []
+    if (own.length < maxPerOwner && this.#open.size < maxUploads) return undefined
+    // Where all together are too many, it is one of who has most.
+    const most = [...byOwner.values()].reduce((a, b) => (b.length > a.length ? b : a), own)
+    const candidates = (own.length >= maxPerOwner ? own : most).filter((upload) => !upload.isBusy && upload.draft !== undefined)
+    const [oldest] = candidates.sort((a, b) => a.touchedAtMs - b.touchedAtMs)
+    if (oldest === undefined) {
+      const [count, whose] = own.length >= maxPerOwner ? [maxPerOwner, ' of this caller'] : [maxUploads, '']
+      throw new RegistryError('TOOMANYREQUESTS', `${count} uploads${whose} are under way, which is the limit: try again later`)
+    }
+    this.#open.delete(oldest.id)
+    return oldest
   }
 
   /** Throws BLOB_UPLOAD_UNKNOWN. */
@@ -125,8 +149,10 @@ export class Uploads implements AsyncDisposable {
 
   /** Gives up what no one has come for. */
   async collect(nowMs: number): Promise<void> {
+    const { forgottenAfterMs, emptyForgottenAfterMs } = this.#uses.limits
     for (const upload of [...this.#open.values()]) {
-      if (!upload.isBusy && upload.touchedAtMs + this.#uses.limits.forgottenAfterMs <= nowMs) await upload.cancel()
+      const afterMs = upload.size === 0 ? emptyForgottenAfterMs : forgottenAfterMs
+      if (!upload.isBusy && upload.touchedAtMs + afterMs <= nowMs) await upload.cancel()
     }
   }
 
@@ -138,6 +164,7 @@ export class Uploads implements AsyncDisposable {
 export class Upload {
   readonly id: string
   readonly repository: string
+  readonly owner: string
   draft: BlobDraft | undefined
   touchedAtMs = Date.now()
   /** How long it will be, as far as its part says; what it may come to have. */
@@ -153,6 +180,7 @@ export class Upload {
   constructor(given: {
     id: string
     repository: string
+    owner: string
     algorithm: Algorithm
     uses: UploadUses
     forget: () => void
@@ -160,6 +188,7 @@ export class Upload {
   }) {
     this.id = given.id
     this.repository = given.repository
+    this.owner = given.owner
     this.#algorithm = given.algorithm
     this.#uses = given.uses
     this.#forget = given.forget
