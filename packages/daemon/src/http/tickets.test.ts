@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { hostCaller } from './auth.ts'
+import { type Caller, hostCaller } from './auth.ts'
 import { Tickets } from './tickets.ts'
 
 const caller = { subject: 'ann', scopes: new Set(['instance:read']), token: undefined }
@@ -30,13 +30,29 @@ test('it holds for thirty seconds', () => {
   assert.throws(() => tickets.redeem(late.ticket, '/events'), { code: 'unauthorized' })
 })
 
+const of = (id: string): Caller => ({ ...caller, token: { id, issuedAtMs: 0, expiresAtMs: 0 } })
+
 test('only so many are out, and those that expired make room', () => {
   let now = 0
   const tickets = new Tickets(() => now)
-  for (let n = 0; n < 10_000; n++) tickets.make(hostCaller, '/events')
-  assert.throws(() => tickets.make(hostCaller, '/events'), { code: 'rate_limited' })
+  for (let n = 0; n < 10_000; n++) tickets.make(of(`${n % 10}`), '/events')
+  assert.throws(() => tickets.make(of('another'), '/events'), { code: 'rate_limited' })
   now += 30_000
+  tickets.make(of('another'), '/events')
+})
+
+test('one caller takes none from another; what is used or over no longer counts', () => {
+  let now = 0
+  const tickets = new Tickets(() => now)
+  const mine = Array.from({ length: 1000 }, () => tickets.make(of('mine'), '/events').ticket)
+  assert.throws(() => tickets.make(of('mine'), '/events'), { code: 'rate_limited', message: /of this caller/ })
+  tickets.make(of('yours'), '/events')
   tickets.make(hostCaller, '/events')
+  tickets.redeem(mine[0], '/events')
+  tickets.make(of('mine'), '/events')
+  assert.throws(() => tickets.make(of('mine'), '/events'), { code: 'rate_limited' })
+  now += 30_000
+  for (let n = 0; n < 1000; n++) tickets.make(of('mine'), '/events')
 })
 
 test('what is no ticket is none', () => {
