@@ -11,11 +11,12 @@ import { pipeline } from 'node:stream/promises'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { REPOSITORY } from '../harness/daemon-process.ts'
+import { findPrograms } from './programs.ts'
 
 export interface Parts {
   readonly kernel: string
   readonly initrd: string
-  /** Disks in the order in which the machine has them: the system, the project, the kernel's modules. */
+  /** Disks in the order in which the machine has them: the system, the project, the kernel's modules, programs of others. */
   readonly disks: readonly string[]
 }
 
@@ -32,7 +33,12 @@ export async function makeParts(step: Step, say: (words: string) => void): Promi
   await mkdir(LAB, { recursive: true })
   return {
     kernel: join(BUILD, 'kernel/vmlinux'),
-    disks: [await makeSystem(step, say), await makeProject(step), join(BUILD, 'kernel/modules.squashfs')],
+    disks: [
+      await makeSystem(step, say),
+      await makeProject(step),
+      join(BUILD, 'kernel/modules.squashfs'),
+      await makePrograms(await findPrograms(), step, say),
+    ],
     initrd: await makeInitrd(step),
   }
 }
@@ -66,10 +72,30 @@ async function makeSystem(step: Step, say: (words: string) => void): Promise<str
 async function makeProject(step: Step): Promise<string> {
   const path = join(LAB, 'project.squashfs')
   const left = ['.git', 'build/kvm-lab', 'build/cache', 'build/check', 'build/dev', 'bench/out'].map((place) => `--exclude=./${place}`)
-  const collect = spawn('tar', ['-c', ...left, '-C', REPOSITORY, '.'], { stdio: ['ignore', 'pipe', 'inherit'], signal: step.signal })
+  await packDir(REPOSITORY, left, path, step)
+  return path
+}
+
+/** A disk of them all, which is empty where there are none. */
+async function makePrograms(programs: Awaited<ReturnType<typeof findPrograms>>, step: Step, say: (words: string) => void): Promise<string> {
+  const dir = join(LAB, 'programs')
+  await rm(dir, { recursive: true, force: true })
+  await mkdir(dir)
+  for (const [name, file] of programs) {
+    say(`it gets ${name}: ${file}`)
+    await copyFile(file, join(dir, name))
+    await chmod(join(dir, name), 0o755)
+  }
+  await packDir(dir, [], `${dir}.squashfs`, step)
+  return `${dir}.squashfs`
+}
+
+async function packDir(dir: string, left: readonly string[], path: string, step: Step): Promise<void> {
+  // Another machine may still read the file of that name.
+  await rm(path, { force: true })
+  const collect = spawn('tar', ['-c', ...left, '-C', dir, '.'], { stdio: ['ignore', 'pipe', 'inherit'], signal: step.signal })
   const pack = spawn('tar2sqfs', ['-q', '-f', '-c', 'lz4', path], { stdio: ['pipe', 'inherit', 'inherit'], signal: step.signal })
   await Promise.all([succeeds(collect, 'tar'), succeeds(pack, 'tar2sqfs'), pipeline(collect.stdout, pack.stdin)])
-  return path
 }
 
 async function makeInitrd(step: Step): Promise<string> {
