@@ -47,14 +47,27 @@ test('KVM is used once a guest has booted with it, and that is not tried twice',
   assert.equal(uses.tries, 1)
 })
 
-test('a guest that does not boot means TCG, with the reason, and that is kept too', async () => {
+test('a guest that does not boot means TCG, with the reason, and that is kept once it has failed three times', async () => {
   const uses = await host(async () => {
     throw new Error('it went into the woods\nand more')
   })
   const answer = await decideAcceleration(uses, step)
   assert.deepEqual(answer, { kind: 'tcg', groups: [], reason: 'KVM is there, but no guest boots with it (it went into the woods)' })
-  assert.deepEqual(await decideAcceleration(uses, step), answer)
-  assert.equal(uses.tries, 1)
+  for (const tries of [2, 3, 3, 3]) {
+    assert.deepEqual(await decideAcceleration(uses, step), answer)
+    assert.equal(uses.tries, tries)
+  }
+})
+
+test('a host that was too busy once for a KVM that works is found out', async () => {
+  let isBusy = true
+  const uses = await host(async () => {
+    if (isBusy) throw new Error('too slow')
+  })
+  assert.equal((await decideAcceleration(uses, step)).kind, 'tcg')
+  isBusy = false
+  for (let asked = 0; asked < 2; asked++) assert.equal((await decideAcceleration(uses, step)).kind, 'kvm')
+  assert.equal(uses.tries, 2)
 })
 
 test('another kernel or VMM is tried again, and so is an answer that cannot be read', async () => {

@@ -29,12 +29,24 @@ export interface AccelerationUses {
   readonly limitMs: number
 }
 
-/** Answers, never throws, and leaves no process. Takes as long as a boot at first, a file read afterwards. */
+/** A busy host may be too slow once for a KVM that works. */
+const MAX_TRIES = 3
+
+interface Kept {
+  readonly answer: string
+  readonly tries: number
+}
+
+/**
+ * Answers, never throws, and leaves no process. Takes as long as a boot at first, a file read afterwards; what has failed is tried again by the
+ * next two who ask.
+ */
 export async function decideAcceleration(uses: AccelerationUses, step: Step): Promise<Acceleration> {
   const opened = await openness(uses)
   if ('reason' in opened) return { kind: 'tcg', groups: [], reason: opened.reason }
   const kept = await readKept(uses)
-  const answer = kept ?? (await tryAndKeep(uses, opened.groups, step))
+  const isSettled = kept !== undefined && (kept.answer === 'works' || kept.tries >= MAX_TRIES)
+  const answer = isSettled ? kept.answer : await tryAndKeep(uses, opened.groups, (kept?.tries ?? 0) + 1, step)
   return answer === 'works'
     ? { kind: 'kvm', groups: opened.groups }
     : { kind: 'tcg', groups: [], reason: `KVM is there, but no guest boots with it (${answer})` }
@@ -54,7 +66,7 @@ async function openness({ device, user }: AccelerationUses): Promise<{ groups: n
   }
 }
 
-async function tryAndKeep(uses: AccelerationUses, groups: readonly number[], step: Step): Promise<string> {
+async function tryAndKeep(uses: AccelerationUses, groups: readonly number[], tries: number, step: Step): Promise<string> {
   const limit = AbortSignal.timeout(uses.limitMs)
   let answer = 'works'
   try {
@@ -68,18 +80,19 @@ async function tryAndKeep(uses: AccelerationUses, groups: readonly number[], ste
     // Whoever asked has given up: that says nothing about KVM.
     if (step.signal.aborted) return answer
   }
-  await writeFileAtomically(uses.file, `${JSON.stringify({ facts: uses.facts, answer })}\n`).catch((error) => {
+  await writeFileAtomically(uses.file, `${JSON.stringify({ facts: uses.facts, answer, tries })}\n`).catch((error) => {
     step.log.warn({ err: error, file: uses.file }, 'what was found out about KVM could not be kept')
   })
   return answer
 }
 
-async function readKept(uses: AccelerationUses): Promise<string | undefined> {
+async function readKept(uses: AccelerationUses): Promise<Kept | undefined> {
   try {
     const kept: unknown = JSON.parse(await readFile(uses.file, 'utf8'))
     if (typeof kept !== 'object' || kept === null || !('facts' in kept) || !('answer' in kept)) return undefined
     if (JSON.stringify(kept.facts) !== JSON.stringify(uses.facts) || typeof kept.answer !== 'string') return undefined
-    return kept.answer
+    // An older version tried once.
+    return { answer: kept.answer, tries: 'tries' in kept && typeof kept.tries === 'number' ? kept.tries : 1 }
   } catch {
     return undefined
   }
