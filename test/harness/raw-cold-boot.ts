@@ -5,6 +5,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { mkdir, open } from 'node:fs/promises'
 import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
@@ -101,6 +102,8 @@ async function makeOverlay(path: string, step: Step): Promise<void> {
 async function commandLineOf(options: RawBootOptions, step: Step): Promise<string[]> {
   const { dir, rootfs, board, acceleration, vcpus = 2, memoryMib = 1024, tap } = options
   const tscKhz = await measureTscKhz(join(BUILD, 'shim/dormouse-shim'), step)
+  // As every start script for KVM has it.
+  const vhost = acceleration === 'kvm' && existsSync('/dev/vhost-net') ? ',vhost=on' : ''
   const bus = board === 'q35' ? 'pci' : 'device'
   const disk = (serial: string, path: string, readOnly: boolean): string[] => [
     ...['-blockdev', `driver=raw,node-name=${serial},read-only=${readOnly ? 'on' : 'off'},file.driver=file,file.filename=${path}`],
@@ -117,7 +120,7 @@ async function commandLineOf(options: RawBootOptions, step: Step): Promise<strin
     ...['-chardev', `socket,id=agent,path=${join(dir, 'agent.sock')},server=on,wait=off`],
     ...['-chardev', `file,id=log,path=${join(dir, 'app.log')}`, '-chardev', `file,id=journal,path=${join(dir, 'journal')}`],
     ...['-device', `virtio-serial-${bus}`, ...port('agent'), ...port('log'), ...port('journal')],
-    ...['-netdev', tap === undefined ? 'user,id=net' : `tap,id=net,ifname=${tap.name},script=no,downscript=no`],
+    ...['-netdev', tap === undefined ? 'user,id=net' : `tap,id=net,ifname=${tap.name},script=no,downscript=no${vhost}`],
     ...['-device', `virtio-net-${bus},netdev=net,mac=${tap?.network.mac ?? MAC}${board === 'q35' ? ',romfile=' : ''}`],
     ...disk('rootfs', rootfs, true),
     ...disk('overlay', join(dir, 'overlay.raw'), false),

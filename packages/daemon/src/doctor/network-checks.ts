@@ -12,7 +12,16 @@ export async function checkNetwork(config: Config): Promise<Finding[]> {
   const { dns, kind } = config.network
   const asked = dns.length > 0 ? dns.join(', ') : `the host's resolvers, through ${kind === 'user' ? USER_NET.dnsForwarder : 'the gateway'}`
   if (kind === 'user') return [{ what: 'network', state: 'good', says: `user-mode, no rights needed; guests ask ${asked}` }]
-  const findings = [rights(), device(), await tools(), subnets(config), forwarding(config), hairpin(config), await others(config)].flat()
+  const findings = [
+    rights(),
+    device(),
+    carrier(),
+    await tools(),
+    subnets(config),
+    forwarding(config),
+    hairpin(config),
+    await others(config),
+  ].flat()
   const { bridge, subnet } = config.network
   return [{ what: 'network', state: 'good', says: `bridge ${bridge}, ${subnet}; guests ask ${asked}` }, ...findings]
 }
@@ -32,6 +41,23 @@ function rights(): Finding[] {
 function device(): Finding[] {
   if (existsSync('/dev/net/tun')) return []
   return [{ what: 'bridge: TAP devices', state: 'bad', says: '/dev/net/tun is missing', mend: 'Load the kernel module: modprobe tun' }]
+}
+
+/** Of use beside KVM alone. */
+function carrier(): Finding[] {
+  if (!existsSync('/dev/kvm')) return []
+  if (existsSync('/dev/vhost-net'))
+    return [
+      { what: 'bridge: vhost', state: 'good', says: "where guests run with KVM, the host's kernel carries their frames (/dev/vhost-net)" },
+    ]
+  return [
+    {
+      what: 'bridge: vhost',
+      state: 'poor',
+      says: '/dev/vhost-net is missing: QEMU carries every frame of guests by itself, which costs it a processor',
+      mend: 'Load the kernel module and start the daemon again: modprobe vhost_net',
+    },
+  ]
 }
 
 async function tools(): Promise<Finding[]> {

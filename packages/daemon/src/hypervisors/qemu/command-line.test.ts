@@ -38,6 +38,11 @@ test('behind a TAP the card has it as its descriptor, at the golden boot too', (
   }
 })
 
+test('where the kernel carries the frames, QEMU has its device as a descriptor', () => {
+  const argv = commandLine({ ...machine, acceleration: 'kvm', hasTap: true, vhost: true }, wiring())
+  assert.deepEqual(values(argv, '-netdev'), [`tap,id=net,fd=18,vhost=on,vhostfd=${FD.VHOST}`])
+})
+
 test('QEMU runs in its sandbox, without defaults, and ends instead of rebooting', () => {
   const argv = commandLine(machine, wiring())
   assert.deepEqual(values(argv, '-sandbox'), ['on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'])

@@ -22,6 +22,8 @@ export interface Machine {
    * Such a machine wakes with a TAP only, another with anything.
    */
   readonly hasTap?: boolean
+  /** The host's kernel carries the frames between guest and TAP, and not QEMU. */
+  readonly vhost?: boolean
   /** It has room for memory that comes while it runs. */
   readonly hotplug?: boolean
 }
@@ -48,6 +50,7 @@ export interface Wiring {
 
 /** Descriptors that the shim gives to QEMU under these numbers; those of disks follow, see disk-nodes.ts. */
 export const FD = {
+  VHOST: 8,
   HELD: 9,
   QMP: 10,
   AGENT: 11,
@@ -155,8 +158,8 @@ function memoryBackend(machine: Machine, { entry, ownsMemory = false, hostDevice
   return `memory-backend-file,${size},mem-path=/proc/self/fd/${FD.MEMORY},share=${entry === 'capture' || ownsMemory ? 'on' : 'off'}`
 }
 
-function netdev({ hasTap }: Machine, { nic }: Wiring): string[] {
-  if (hasTap) return ['-netdev', `tap,id=net,fd=${FD.NIC}`]
+function netdev({ hasTap, vhost }: Machine, { nic }: Wiring): string[] {
+  if (hasTap) return ['-netdev', `tap,id=net,fd=${FD.NIC}${vhost ? `,vhost=on,vhostfd=${FD.VHOST}` : ''}`]
   return nic === undefined ? [] : ['-netdev', `dgram,id=net,local.type=fd,local.str=${FD.NIC}`]
 }
 

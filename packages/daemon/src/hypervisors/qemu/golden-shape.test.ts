@@ -14,6 +14,11 @@ test('a state fits the machine that it was taken on, and says what has changed w
   assert.match(unfitness(facts, kvm) ?? '', /counts 2899 MHz, this one counts undefined/)
 })
 
+test('what slept with frames that the kernel carried goes on without, and not the other way round', () => {
+  assert.equal(unfitness({ ...facts, vhost: 1 }, facts), undefined)
+  assert.match(unfitness(facts, { ...facts, vhost: 1 }) ?? '', /carried by QEMU/)
+})
+
 test('a clock that lies between two whole MHz is the same clock when it is measured again', () => {
   assert.equal(unfitness(facts, { ...facts, tscMhz: 2900 }), undefined)
   assert.equal(unfitness(facts, { ...facts, tscMhz: 2898 }), undefined)

@@ -28,6 +28,7 @@ export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'k
       // To a whole MHz: two measurements of one processor never agree to the last digit.
       append: kernelCommandLine({ ...machine, tscKhz: Math.round(machine.tscKhz / 1000) * 1000 }),
       ...(machine.hasTap ? { network: 'tap' } : {}),
+      ...(machine.vhost ? { vhost: 1 } : {}),
     },
   }
 }
@@ -58,7 +59,12 @@ export function unfitness(
 
 /** Of a clock between two whole MHz, one measurement is rounded up and the next down. */
 const isSame = (name: string, then: Value, now: Value): boolean =>
-  name === 'tscMhz' && typeof then === 'number' && typeof now === 'number' ? Math.abs(then - now) <= 1 : then === now
+  name === 'tscMhz' && typeof then === 'number' && typeof now === 'number'
+    ? Math.abs(then - now) <= 1
+    : then === now || canDoWithout(name, now)
+
+/** All that a card offers whose frames the kernel carries, one without that offers too; and not the other way round. */
+const canDoWithout = (name: string, now: Value): boolean => name === 'vhost' && now === undefined
 
 type Value = string | number | undefined
 const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
@@ -70,5 +76,6 @@ const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
   board: (then, now) => `it was taken on the board ${then}, not ${now}`,
   vcpus: (then, now) => `it had ${then} processors, the instance has ${now}`,
   hotplug: () => 'one of the two has room for memory that is added, and the other has not',
+  vhost: () => "its network was carried by QEMU, and the host's kernel would carry the instance's",
   network: (then, now) => `its network was "${then}", the instance's is "${now}"`,
 }

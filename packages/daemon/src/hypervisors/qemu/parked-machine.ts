@@ -73,6 +73,7 @@ export async function withParked(
         { number: FD.SAVE, kind: 'blank' },
         // Of no bridge, and gone with the machine.
         ...(machine.hasTap ? [{ number: FD.NIC, kind: 'tap', name: 'dmgolden%d' } as const] : []),
+        ...vhostDescriptors(machine),
         ...(how.entry === 'capture' ? [{ number: FD.MEMORY, kind: 'daemon', fd: how.memory.fd } as const] : []),
       ],
     },
@@ -119,6 +120,12 @@ export const COMMON_DESCRIPTORS: readonly Descriptor[] = [
   { number: FD.JOURNAL, kind: 'log', name: 'journal' },
   { number: FD.CONSOLE, kind: 'log', name: 'vmm' },
 ]
+
+/** By which the host's kernel carries frames. */
+export const VHOST_DEVICE = '/dev/vhost-net'
+
+export const vhostDescriptors = ({ vhost }: Machine): Descriptor[] =>
+  vhost ? [{ number: FD.VHOST, kind: 'write', file: VHOST_DEVICE }] : []
 
 /** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
 export async function makeRunDir(runDir: string): Promise<void> {

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
+import { open } from 'node:fs/promises'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -13,7 +14,7 @@ import type { Memory } from '../../memory/memory.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { type Acceleration, decideAcceleration } from './acceleration.ts'
 import { Q35 } from './boards.ts'
-import { withParked } from './parked-machine.ts'
+import { VHOST_DEVICE, withParked } from './parked-machine.ts'
 import type { Pool } from './pool.ts'
 import type { WaitingMachine } from './waiting-machine.ts'
 
@@ -71,6 +72,8 @@ export interface PoolPlace {
 export interface HostAnswers {
   readonly version: string
   readonly acceleration: Acceleration
+  /** The host's kernel carries the frames of guests that are behind a TAP. */
+  readonly vhost: boolean
   readonly tscKhz: number
   readonly kernelHash: string
   readonly initrdHash: string
@@ -108,7 +111,7 @@ export class QemuHost {
       readReach(uses, step),
     ])
     const { kernel, cpuModel: cpu } = readHostFacts()
-    const answers = { version, tscKhz, kernelHash, initrdHash, outOfReach }
+    const answers = { version, tscKhz, kernelHash, initrdHash, outOfReach, vhost: false }
     const acceleration = await decideAcceleration(
       {
         device: uses.kvmDevice ?? '/dev/kvm',
@@ -120,9 +123,21 @@ export class QemuHost {
       },
       step,
     )
-    uses.log.info({ version, acceleration: acceleration.kind, reason: acceleration.reason }, 'QEMU is ready')
+    // An emulated guest is what takes the time there, whoever carries its frames.
+    const vhost = acceleration.kind === 'kvm' && (await opens(VHOST_DEVICE))
+    uses.log.info({ version, acceleration: acceleration.kind, reason: acceleration.reason, vhost }, 'QEMU is ready')
     if (outOfReach !== undefined) uses.log.warn({ reason: outOfReach }, 'memory of VMs is out of reach, each gets a copy of its base')
-    return { ...answers, acceleration }
+    return { ...answers, acceleration, vhost }
+  }
+}
+
+/** The node may be there without its module, which is loaded by this where it can be. */
+async function opens(device: string): Promise<boolean> {
+  try {
+    await (await open(device, 'r+')).close()
+    return true
+  } catch {
+    return false
   }
 }
 

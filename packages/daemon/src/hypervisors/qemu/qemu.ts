@@ -27,7 +27,7 @@ import { assertSane, bytesOf, DIMM_ROOM_MIB, type Dimm, dimmFd } from './dimms.t
 import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { logTail, wordsOf } from './log-tail.ts'
-import { COMMON_DESCRIPTORS, captureGolden, makeRunDir } from './parked-machine.ts'
+import { COMMON_DESCRIPTORS, captureGolden, makeRunDir, vhostDescriptors } from './parked-machine.ts'
 import type { Kind } from './pool.ts'
 import { canPrepareFor, loadDevices, PreparedMachine, preparedKey } from './prepared-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
@@ -107,8 +107,12 @@ export class QemuHypervisor implements Hypervisor {
   /** True for a golden boot of this board that would be made differently now. */
   async isStale(facts: GoldenShape['facts']): Promise<boolean> {
     const host = await this.#host.answers()
-    const now = shapeOf(this.#machine(host, { vcpus: 1, memoryMib: 1 }, facts.hotplug !== undefined), host).facts
-    return facts.board === now.board && Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
+    const now = shapeOf(
+      this.#machine(host, { vcpus: 1, memoryMib: 1, hasTap: facts.network === 'tap' }, facts.hotplug !== undefined),
+      host,
+    ).facts
+    const names = Object.keys({ ...facts, ...now })
+    return facts.board === now.board && names.some((name) => name !== 'vcpus' && facts[name] !== now[name])
   }
 
   get waiting(): number {
@@ -127,7 +131,7 @@ export class QemuHypervisor implements Hypervisor {
     await assertPortsFree(portsOf(spec))
     const host = await this.#host.answers()
     if (spec.hotplugMib !== undefined) assertInReach(host)
-    const machine = this.#machine(host, spec, spec.hotplugMib !== undefined)
+    const machine = this.#machine(host, likeOf(spec), spec.hotplugMib !== undefined)
     using _start = this.#uses.pool?.machines.start()
     using golden = bootsItself(spec) || this.#uses.goldenBoots === false ? undefined : await this.#golden(machine, host, step)
     const kind = golden !== undefined && canRehearseFor(spec) ? this.#startKind(spec, machine, host, golden) : undefined
@@ -194,7 +198,9 @@ export class QemuHypervisor implements Hypervisor {
   ): Promise<{ readonly host: HostAnswers; readonly machine: Machine; readonly manifest: CaptureManifest }> {
     const host = await this.#host.answers()
     const manifest = await readManifest(dir)
-    const machine = this.#machine(host, spec, manifest.facts.hotplug !== undefined)
+    // A guest that came up without vhost may use what vhost does not offer.
+    const vhost = manifest.facts.vhost !== undefined
+    const machine = this.#machine(host, { ...likeOf(spec), vhost }, manifest.facts.hotplug !== undefined)
     const why =
       manifest.memoryBytes === machine.memoryMib * 2 ** 20
         ? unfitness(manifest.facts, captureFactsOf(machine, host, networkKindOf(spec)))
@@ -456,7 +462,7 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 
-  #machine(host: HostAnswers, { vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>, hotplug: boolean): Machine {
+  #machine(host: HostAnswers, { vcpus, memoryMib, hasTap, vhost = true }: Like, hotplug: boolean): Machine {
     if (hotplug && !this.#board.takesDimms)
       throw new AppError('not_supported', `Memory cannot be added to a VM of the hypervisor ${this.name}`, { hint: 'Use qemu' })
     const { kernelPath, initrdPath } = this.#uses
@@ -468,7 +474,8 @@ export class QemuHypervisor implements Hypervisor {
       kernelPath,
       initrdPath,
       tscKhz: host.tscKhz,
-      ...(nic?.backend === 'tap' ? { hasTap: true } : {}),
+      ...(hasTap ? { hasTap } : {}),
+      ...(hasTap && vhost && host.vhost ? { vhost } : {}),
       ...(hotplug ? { hotplug } : {}),
     }
   }
@@ -528,6 +535,7 @@ export class QemuHypervisor implements Hypervisor {
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
           ...nicDescriptors(spec.nic),
+          ...vhostDescriptors(machine),
           ...diskDescriptors(spec.disks),
         ],
       },
@@ -551,6 +559,16 @@ export class QemuHypervisor implements Hypervisor {
     }
   }
 }
+
+/** What of a VM makes its machine; `vhost`: where the host has it. */
+interface Like {
+  readonly vcpus: number
+  readonly memoryMib: number
+  readonly hasTap: boolean
+  readonly vhost?: boolean
+}
+
+const likeOf = ({ vcpus, memoryMib, nic }: VmSpec): Like => ({ vcpus, memoryMib, hasTap: nic?.backend === 'tap' })
 
 /** Where a VM comes from: see `Entry`. */
 type Origin =
