@@ -25,7 +25,7 @@
 #define PAGE 4096
 #define TICK_NS (20 * 1000 * 1000)
 
-static uint64_t count, born;
+static uint64_t count, born, last_ns, steps_back;
 static int held;
 static uint64_t *ram;
 static size_t ram_pages;
@@ -41,17 +41,30 @@ static uint64_t chance(void) {
     return number;
 }
 
+static uint64_t at_ns(clockid_t clock) {
+    struct timespec now;
+    if (clock_gettime(clock, &now) < 0) die("clock_gettime");
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* A clock that may never go back is watched for it at each tick. */
+static void watch_clock(void) {
+    uint64_t now = at_ns(CLOCK_MONOTONIC);
+    if (now < last_ns) steps_back++;
+    last_ns = now;
+}
+
 static void look(int to) {
     char boot_id[37] = "";
     uint64_t kept = 0;
-    struct timespec now;
     FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
     if (file == NULL || fread(boot_id, 1, 36, file) != 36) die("boot_id");
     fclose(file);
     if (pread(held, &kept, sizeof kept, 0) != sizeof kept) die("held");
-    clock_gettime(CLOCK_REALTIME, &now);
+    watch_clock();
     dprintf(to, "{\"boot\":\"%s\",\"born\":\"%016" PRIx64 "\",\"held\":\"%016" PRIx64 "\",\"count\":%" PRIu64, boot_id, born, kept, count);
-    dprintf(to, ",\"nowMs\":%.3f,\"chance\":\"%016" PRIx64 "\"}\n", (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6, chance());
+    dprintf(to, ",\"monotonicMs\":%.3f,\"stepsBack\":%" PRIu64, (double)last_ns / 1e6, steps_back);
+    dprintf(to, ",\"nowMs\":%.3f,\"chance\":\"%016" PRIx64 "\"}\n", (double)at_ns(CLOCK_REALTIME) / 1e6, chance());
 }
 
 static void fill(size_t first, size_t pages, uint64_t seed) {
@@ -132,7 +145,10 @@ int main(int argc, char **argv) {
     for (;;) {
         uint64_t ticks;
         if (poll(waits, 2, -1) < 0) die("poll");
-        if ((waits[1].revents & POLLIN) && read(waits[1].fd, &ticks, sizeof ticks) == sizeof ticks) count += ticks;
+        if ((waits[1].revents & POLLIN) && read(waits[1].fd, &ticks, sizeof ticks) == sizeof ticks) {
+            count += ticks;
+            watch_clock();
+        }
         if (waits[0].revents & POLLIN) {
             int connection = accept(waits[0].fd, NULL, NULL);
             if (connection >= 0) serve(connection);

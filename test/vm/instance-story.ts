@@ -24,6 +24,9 @@ export interface Look {
   readonly count: number
   readonly nowMs: number
   readonly chance: string
+  readonly monotonicMs: number
+  /** How often that clock has gone back since the workload began. */
+  readonly stepsBack: number
   /** Between which two moments of this host it was said. */
   readonly askedMs: number
   readonly heardMs: number
