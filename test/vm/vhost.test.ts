@@ -3,7 +3,10 @@
  * open, and by the kernel's own thread, which works when the guest sends. In a network namespace of the test's own.
  */
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { HOST, type Lab, makeLab, OUTSIDE } from '../harness/bridged-lab.ts'
@@ -26,9 +29,10 @@ if (inOwnNetwork(import.meta.filename)) {
   let lab: Lab
   let daemon: DaemonProcess
   let acceleration: string | undefined
+  const start = (): Promise<DaemonProcess> => startDaemon({ dir: join(lab.dir, 'd'), env: { DORMOUSE_NETWORK: 'bridged' } })
   before(async () => {
     lab = await makeLab()
-    daemon = await startDaemon({ dir: join(lab.dir, 'd'), env: { DORMOUSE_NETWORK: 'bridged' } })
+    daemon = await start()
     const { runtimes } = await daemon.client.get<{ runtimes: { name: string; acceleration?: string }[] }>('/capabilities')
     acceleration = runtimes.find(({ name }) => name === 'qemu')?.acceleration
     const { path } = await makeBusyboxImage(join(lab.dir, 'image'), { cmd: ['/bin/sleep', '1000000'] })
@@ -72,6 +76,9 @@ if (inOwnNetwork(import.meta.filename)) {
     }
   }
 
+  async function assertReaches({ name }: Shown): Promise<void> {
+    assert.equal(await sh(name, `nc -w 30 ${OUTSIDE.ipv4} 9000 </dev/null`), `called by ${HOST.ipv4}`)
+  }
   async function assertCarried(instance: Shown): Promise<void> {
     const vmm = await vmmOf(instance)
     assert.ok(opened(vmm).includes(DEVICE), opened(vmm).join(' '))
@@ -82,15 +89,20 @@ if (inOwnNetwork(import.meta.filename)) {
     )
     // Each is asked for and answered by itself: none of these wakes the thread with another.
     assert.ok(workOf(vmm) - before >= FRAMES, `${workOf(vmm) - before} times for ${FRAMES} frames`)
-    assert.equal(await sh(instance.name, `nc -w 30 ${OUTSIDE.ipv4} 9000 </dev/null`), `called by ${HOST.ipv4}`)
+    await assertReaches(instance)
+  }
+
+  const whyNot = (): string | undefined => {
+    if (acceleration !== 'kvm') return 'guests do not run with KVM here, and beside an emulated one vhost is not used'
+    return existsSync(DEVICE) ? undefined : 'the host has no vhost-net: modprobe vhost_net'
   }
 
   for (const hypervisor of ['qemu', 'qemu-microvm']) {
     test(`the host's kernel carries the frames of ${hypervisor}, from its golden boot on, and over naps and forks`, {
       timeout: 240_000,
     }, async (t) => {
-      if (acceleration !== 'kvm') return t.skip('guests do not run with KVM here, and beside an emulated one vhost is not used')
-      if (!existsSync(DEVICE)) return t.skip('the host has no vhost-net: modprobe vhost_net')
+      const why = whyNot()
+      if (why !== undefined) return t.skip(why)
       const instance = await run('one', hypervisor)
       await assertCarried(instance)
       await sh('one', 'echo kept > /dev/shm/kept')
@@ -107,6 +119,36 @@ if (inOwnNetwork(import.meta.filename)) {
       for (const name of ['one', 'two']) await daemon.client.delete(`/instances/${name}`)
     })
   }
+
+  test('a guest that slept wakes where the host has no vhost any more, and goes on without it where it has it again', {
+    timeout: 240_000,
+  }, async (t) => {
+    const why = whyNot()
+    if (why !== undefined) return t.skip(why)
+    const instance = await run('one', 'qemu')
+    await sh('one', 'echo kept > /dev/shm/kept')
+    // No one opens a socket as a file. The mount is of the test's own namespace.
+    const socket = createServer().listen(join(lab.dir, 'socket'))
+    await once(socket, 'listening')
+    for (const change of [
+      () => execFileSync('mount', ['--bind', join(lab.dir, 'socket'), DEVICE]),
+      () => execFileSync('umount', [DEVICE]),
+    ]) {
+      await daemon.client.post('/instances/one/standby', {})
+      await daemon.stop()
+      change()
+      daemon = await start()
+      await daemon.client.post('/instances/one/restore')
+      assert.ok(!opened(await vmmOf(instance)).includes(DEVICE))
+      await assertReaches(instance)
+      assert.equal(await sh('one', 'cat /dev/shm/kept'), 'kept')
+    }
+    socket.close()
+    await daemon.client.post('/instances/one/stop', {})
+    await daemon.client.post('/instances/one/start?wait=running', {})
+    await assertCarried(instance)
+    await daemon.client.delete('/instances/one')
+  })
 
   test('without KVM no VM has a part of it', { timeout: 240_000 }, async (t) => {
     if (acceleration === 'kvm') return t.skip('guests run with KVM here')
