@@ -1,6 +1,7 @@
 /** Tests that need a network of their own run again in a namespace of their own, which goes with the process: nothing of the host's is touched. */
 import { spawnSync } from 'node:child_process'
 import { test } from 'node:test'
+import { timeFactor } from './slow-host.ts'
 
 const MARK = 'DORMOUSE_TEST_IN_NAMESPACE'
 
@@ -15,7 +16,7 @@ export function inOwnNetwork(file: string): boolean {
       env: { ...process.env, [MARK]: '1', NODE_TEST_CONTEXT: undefined },
       encoding: 'utf8',
       stdio: ['ignore', 'pipe', 'inherit'],
-      timeout: 600_000,
+      timeout: 600_000 * timeFactor,
     })
     t.diagnostic(stdout)
     if (status !== 0) throw new Error(`it failed there:\n${stdout}`)

@@ -21,8 +21,6 @@ done
 exec >"$port" 2>&1
 
 cd /dormouse || exit
-export TEST_DAEMON_SETTINGS
-TEST_DAEMON_SETTINGS=$(told settings)
 mapfile -t command < <(told command)
 "${command[@]}" </dev/null
 echo "lab: exit $?"

@@ -2,6 +2,7 @@
  * `make test-kvm`: stories with real VMs on real KVM, on any machine.
  *
  *   node test/kvm-lab/lab.ts [FILE…]     test files; without any, those of `STORIES`
+ *   node test/kvm-lab/lab.ts --bench [PROMISE…]   figures of create, standby, restore and fork beside plain QEMU by hand
  *   node test/kvm-lab/lab.ts -- COMMAND  a command of the project instead, such as: bin/dormouse doctor
  *
  * Where guests boot with this host's own /dev/kvm they run right here. Elsewhere they run in a machine that is emulated, in which KVM works:
@@ -12,85 +13,92 @@ import { once } from 'node:events'
 import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import { freemem } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { REPOSITORY } from '../harness/daemon-process.ts'
-import { agentManners } from '../harness/guest-manners.ts'
-import { makeStep, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { stayInLab } from './machine.ts'
 import { makeParts } from './parts.ts'
+import { RESULT } from './results.ts'
+import { BENCH, FACTS, type Facts } from './run-facts.ts'
+import { BENCHED, type BenchRun, RUNS, type Run } from './runs.ts'
+import { STORIES } from './stories.ts'
+import { tryKvm } from './try-kvm.ts'
 
-/** What KVM has a part in: how guests boot with it, sleep, wake and multiply, and their networks. */
-const STORIES = [
-  'driver-kvm-probe',
-  'driver-golden',
-  'driver-qemu',
-  'driver-qemu-microvm',
-  'guest-agent',
-  'guest-waking',
-  'lifecycle-qemu',
-  'sleep-qemu',
-  'fork-qemu',
-  'snapshots-qemu',
-  'cgroups',
-  'isolation',
-  'network-bridged',
-]
 /** The slowest of them takes its time where a processor that emulates another emulates a third. */
 const LIMIT_MS = 6 * 3_600_000
-const TEST_LIMIT_MS = 1_800_000
+/** A host that takes longer is no better than the lab. */
+const HOST_LIMIT_MS = 30_000
+/** How slow it is there is only found out by that. */
+const PATIENT_NODE = ['env', 'TEST_TIME_FACTOR=40', 'node', '--import=./test/kvm-lab/longer-limits.ts']
 const LAB = join(REPOSITORY, 'build/kvm-lab')
-/** Of daemons there: a boot takes up to fourteen seconds on a machine that has nothing else to do. */
-const SETTINGS = { DORMOUSE_KVM_PROBE_LIMIT: '3m', DORMOUSE_BOOT_LIMIT: '10m' }
 
 const args = process.argv.slice(2)
 const command =
   args[0] === '--'
     ? args.slice(1)
-    : [
-        ...['node', '--test', '--test-reporter=spec', '--test-concurrency=1', `--test-timeout=${TEST_LIMIT_MS}`],
-        ...(args.length > 0 ? args : STORIES.map((name) => `test/vm/${name}.test.ts`)),
-      ]
+    : [...PATIENT_NODE, 'test/kvm-lab/run.ts', ...(args.length > 0 ? args : STORIES.map((name) => `test/vm/${name}.test.ts`))]
 
+mkdirSync(LAB, { recursive: true })
+const report = join(LAB, 'report.log')
+writeFileSync(report, '')
 process.exitCode = (await hasKvm()) ? await runHere() : await runInLab()
 
 async function hasKvm(): Promise<boolean> {
-  await using driver = await qemuUnderTest('qemu', agentManners)
-  const { acceleration, reason } = await driver.hypervisor.probe(makeStep())
-  say(acceleration === 'kvm' ? 'KVM works on this host: its guests run here' : `${reason}: its guests run in a machine that is emulated`)
-  return acceleration === 'kvm'
+  const { works, reason } = await tryKvm(HOST_LIMIT_MS)
+  say(works ? 'KVM works on this host: its guests run here' : `${reason}: its guests run in a machine that is emulated`)
+  return works
 }
 
 async function runHere(): Promise<number> {
   const [program = '', ...rest] = command
-  const child = spawn(program, rest, { stdio: ['ignore', 'inherit', 'inherit'], cwd: REPOSITORY })
-  const [code] = (await once(child, 'exit')) as [number | null]
+  const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'inherit'], cwd: REPOSITORY })
+  const ended = once(child, 'exit')
+  const heard = listener('this host')
+  for await (const line of createInterface({ input: child.stdout })) heard(line)
+  const [code] = (await ended) as [number | null]
   return code ?? 1
 }
 
 async function runInLab(): Promise<number> {
   const step = { signal: AbortSignal.timeout(LIMIT_MS), log: silentLogger }
   const parts = await makeParts(step, say)
-  mkdirSync(LAB, { recursive: true })
-  const report = join(LAB, 'report.log')
-  writeFileSync(report, '')
   const from = performance.now()
   const code = await stayInLab(
     {
       parts,
       command,
-      settings: SETTINGS,
       memoryMib: Math.max(4096, Math.min(10_240, Math.floor(freemem() / 2 ** 20 / 2))),
       consoleFile: join(LAB, 'console.log'),
       errorFile: join(LAB, 'qemu.log'),
-      onLine: (line) => {
-        console.log(line)
-        appendFileSync(report, `${line}\n`)
-      },
+      onLine: listener('an emulated machine'),
     },
     step,
   )
   say(`${Math.round((performance.now() - from) / 1000)} s in the lab; what it said is in build/kvm-lab/report.log, its console beside it`)
   return code
+}
+
+/** Says on what people read, and keeps results. */
+function listener(where: string): (line: string) => void {
+  let facts: unknown
+  return (line) => {
+    appendFileSync(report, `${line}\n`)
+    if (line.startsWith(FACTS)) facts = JSON.parse(line.slice(FACTS.length))
+    if (line.startsWith(RESULT))
+      keep({ at: new Date().toISOString(), where, facts: facts as Facts, ...JSON.parse(line.slice(RESULT.length)) })
+    if (line.startsWith(BENCH))
+      keepBench({ at: new Date().toISOString(), where, facts: facts as Facts, outcomes: JSON.parse(line.slice(BENCH.length)) })
+    if (![FACTS, RESULT, BENCH].some((mark) => line.startsWith(mark))) console.log(line)
+  }
+}
+
+function keep(run: Run): void {
+  mkdirSync(RUNS, { recursive: true })
+  writeFileSync(join(RUNS, `${run.story}.json`), `${JSON.stringify(run, undefined, 2)}\n`)
+}
+
+function keepBench(run: BenchRun): void {
+  writeFileSync(BENCHED, `${JSON.stringify(run, undefined, 2)}\n`)
 }
 
 function say(words: string): void {

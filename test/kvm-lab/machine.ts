@@ -17,8 +17,6 @@ export interface Stay {
   readonly parts: Parts
   /** Run in the project's directory there, as root. */
   readonly command: readonly string[]
-  /** Of each daemon that a test starts there; see `startDaemon`. */
-  readonly settings: Readonly<Record<string, string>>
   readonly memoryMib: number
   /** The machine's console goes here. */
   readonly consoleFile: string
@@ -49,7 +47,7 @@ export async function stayInLab(stay: Stay, step: Step): Promise<number> {
   return code
 }
 
-async function commandLineOf({ parts, command, settings, memoryMib, consoleFile }: Stay, step: Step): Promise<string[]> {
+async function commandLineOf({ parts, command, memoryMib, consoleFile }: Stay, step: Step): Promise<string[]> {
   // QEMU looks into neither: commas are doubled in its own lists.
   const told = (name: string, text: string): string[] => ['-fw_cfg', `name=opt/dormouse/${name},string=${text.replaceAll(',', ',,')}`]
   const khz = await measureTscKhz(join(REPOSITORY, 'build/shim/dormouse-shim'), step)
@@ -75,6 +73,5 @@ async function commandLineOf({ parts, command, settings, memoryMib, consoleFile 
       'virtserialport,chardev=report,nr=1',
     ],
     ...told('command', command.join('\n')),
-    ...told('settings', JSON.stringify(settings)),
   ]
 }

@@ -24,8 +24,8 @@ const BUILD = join(REPOSITORY, 'build')
 const LAB = join(BUILD, 'kvm-lab')
 /** What the machine's init needs to mount its disks. */
 const BOOT_MODULES = ['virtio_blk', 'virtio_pci', 'squashfs', 'overlay']
-/** Beside the packages of the daemon and of its tests. */
-const LAB_PACKAGES = ['kmod', 'iputils-ping', 'libslirp0', 'libseccomp2', 'libext2fs2', 'psmisc', 'python3-minimal']
+/** Beside the packages of the daemon and of its tests: what they are linked to, and what builds the programs of tests for their guests. */
+const LAB_PACKAGES = ['gcc', 'libc6-dev', 'kmod', 'iputils-ping', 'libslirp0', 'libseccomp2', 'libext2fs2', 'psmisc', 'python3-minimal']
 /** Packages of the tests that no story in the lab asks for, and that are large. */
 const LEFT_OUT = new Set(['clang-14', 'libclang-rt-14-dev', 'shellcheck'])
 

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { agentManners } from '../harness/guest-manners.ts'
 import { makeStep, qemuUnderTest } from '../harness/qemu-driver.ts'
+import { kvmProbeLimitMs } from '../harness/slow-host.ts'
 
 test('the probe finds out within its limit what KVM is worth, says why, and leaves nothing', async (t) => {
   // As root, so that a device for root alone is tried as well.
@@ -14,7 +15,7 @@ test('the probe finds out within its limit what KVM is worth, says why, and leav
   const probe = await driver.hypervisor.probe(makeStep())
   const ms = performance.now() - begun
   t.diagnostic(`${probe.acceleration} after ${Math.round(ms)} ms: ${probe.reason ?? 'KVM works'}`)
-  assert.ok(ms < 30_000)
+  assert.ok(ms < (kvmProbeLimitMs ?? 20_000) + 10_000)
   assert.equal(probe.available, true)
   if (probe.acceleration === 'tcg') assert.ok((probe.reason ?? '').length > 10)
   assert.deepEqual(await readdir(join(driver.dir, 'work')).catch(() => []), [])
