@@ -58,7 +58,7 @@ const MOUNT_LIMIT_MS = 120_000
 const ENTROPY_BYTES = 64
 /** A wake that was longer on its way there and back than this has set a clock that is late. */
 const CLOCK_LATE_MS = 50
-const WAKE_TURNS = 3
+const WAKE_TURNS = 10
 
 export class GuestClient implements AsyncDisposable {
   readonly hello: GuestHello
@@ -217,7 +217,7 @@ export class GuestClient implements AsyncDisposable {
       this.#bootNonce = nonceOf(answer) ?? this.#bootNonce
       closedConnections += answer.number(TAG.CLOSED) ?? 0
       step.log.debug({ timings: timingsOf(answer), onItsWayMs }, 'guest woken')
-      // On a busy host the words lie about, and the clock is late by as much. Said once more they set it anew, and do nothing else.
+      // On a busy host the words lie about, and the clock is late by as much. Said again they set it anew, and do nothing else.
       if (onItsWayMs > CLOCK_LATE_MS && turn < WAKE_TURNS) continue
       return { bootNonce: this.#bootNonce, phase: phaseOf(answer) ?? this.hello.phase, closedConnections }
     }
