@@ -32,12 +32,35 @@ static bool await_size(int disks, const char *name, bool any)
 	return false;
 }
 
-/* By serial, never by letter: those follow the order of discovery, which is no order at all. */
+/*
+ * A machine whose disks cannot be given serials names them all in its kernel's command line, as in dormouse.disks=rootfs,overlay: in the
+ * order of their places, in which its kernel finds them. -1: this is no such machine; else which one, from 0 on.
+ */
+static int place_of(const char *serial)
+{
+	char words[4096];
+	char *list = read_at(agent.proc, "cmdline", words, sizeof words) > 0 ? strstr(words, "dormouse.disks=") : NULL;
+	if (!list)
+		return -1;
+	list[strcspn(list, " \n")] = 0;
+	int place = 0;
+	for (char *rest = strchr(list, '=') + 1, *name; (name = strsep(&rest, ",")); place++)
+		if (strcmp(name, serial) == 0)
+			return place;
+	return 26;
+}
+
+/* By serial, never by letter: those follow the order of discovery, which on most machines is no order at all. */
 static bool has_serial(int disks, const char *name, const char *serial)
 {
 	char file[300], text[64];
+	int place = place_of(serial);
 	snprintf(file, sizeof file, "%s/serial", name);
-	if (strncmp(name, "vd", 2) != 0 || read_at(disks, file, text, sizeof text) < 0)
+	if (strncmp(name, "vd", 2) != 0)
+		return false;
+	if (place >= 0)
+		return name[2] == 'a' + place && name[3] == 0;
+	if (read_at(disks, file, text, sizeof text) < 0)
 		return false;
 	text[strcspn(text, "\n")] = 0;
 	return strcmp(text, serial) == 0;
