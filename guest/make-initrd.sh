@@ -36,6 +36,8 @@ add() { # set, module
 install -m 0755 "$guest" "$stage/init"
 # What the agent's own ports need, and what meets its devices once they have been opened.
 for module in virtio_mmio virtio_pci virtio_console; do add ports $module; done
+# Only where the machine has such a device.
+add vsock vmw_vsock_virtio_transport
 for module in virtio_blk virtio_net squashfs overlay tcp_diag; do add later $module; done
 mkdir -p "$stage/dev" "$stage/proc" "$stage/sys"
 find "$stage" -exec touch -h -d @0 {} +

@@ -54,7 +54,7 @@ static void run_child(const struct launch *how, pid_t parent) {
         if (oom >= 0 && write(oom, "0", 1) < 0) return;
         if (how->isolates_network && unshare(CLONE_NEWNET) < 0) return;
     }
-    if (chdir("/") < 0) return;
+    if ((how->has_dir ? fchdir(how->dir_fd) : chdir("/")) < 0) return;
     umask(077);
     if (become(how) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return;
     // After the change of user, which clears it.

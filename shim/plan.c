@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "fail.h"
+#include "own-dir.h"
 #include "pages.h"
 #include "tap.h"
 
@@ -155,7 +156,7 @@ static void copy_memory_for_vmm(struct plan *plan) {
 void read_plan(struct plan *plan, int argc, char **argv) {
     struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
-    plan->blank_fd = plan->memory_fd = plan->copy_fd = plan->tap_fd = -1;
+    plan->blank_fd = plan->memory_fd = plan->copy_fd = plan->tap_fd = plan->own_dir_fd = -1;
     int i = 0;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];
@@ -182,6 +183,13 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->groups[plan->group_count++] = (gid_t)number(value, UINT_MAX - 1);
         } else if (IS("--rotated") || IS("--capped")) {
             add_log(plan, value, IS("--capped"));
+        } else if (IS("--own-dir")) {
+            make_own_dir(plan, value);
+        } else if (IS("--serve")) {
+            char *equals = strchr(value, '=');
+            if (equals == NULL) fail("not a served log: %s", value);
+            *equals = '\0';
+            serve_log(plan, equals + 1, log_named(plan, value));
         } else if (IS("--fd")) {
             add_descriptor(plan, pairs, &pair_count, value, plan->vmm_fds, &plan->vmm_fd_count);
             if (strcmp(value + strlen(value) + 1, "blank:") == 0) plan->blank_fd = plan->vmm_fds[plan->vmm_fd_count - 1].fd;

@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64, MAX_CGROUPS = 4 };
+enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64, MAX_CGROUPS = 4, MAX_SERVED = 4 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
 struct descriptor {
@@ -18,10 +18,16 @@ struct log_plan {
     long long max_bytes;
 };
 
-/* The shim's end of a stream that it drains into a log. */
+/* The shim's end of a stream that it drains into a log; -1: none is there now. */
 struct source_plan {
     int fd;
     int log;
+};
+
+/* A socket by which the VMM opens such a stream itself. */
+struct served_plan {
+    int fd;
+    int source;
 };
 
 struct plan {
@@ -37,6 +43,10 @@ struct plan {
     size_t log_count;
     struct source_plan sources[MAX_DESCRIPTORS];
     size_t source_count;
+    const char *own_dir; /* the VMM's working directory, and its own; NULL: none */
+    int own_dir_fd;
+    struct served_plan served[MAX_SERVED];
+    size_t served_count;
     struct descriptor vmm_fds[MAX_DESCRIPTORS];
     size_t vmm_fd_count;
     int blank_fd;  /* -1: none was asked for */
@@ -65,6 +75,8 @@ struct plan {
  *   --group GID               a further group of the VMM's, for the devices it may open
  *   --rotated NAME=BYTES:FILE a log that is rotated at BYTES
  *   --capped NAME=BYTES:FILE  a log that begins empty and ends at BYTES
+ *   --own-dir NAME            a directory in DIR that is the VMM's user's, and where it is started; comes after --user
+ *   --serve NAME=SOCKET       a socket in that directory, by which the VMM opens a stream into that log
  *   --fd N=KIND, --helper-fd N=KIND   descriptor N of the VMM or of the helper, where KIND is
  *       inherit:M     descriptor M of the shim itself
  *       listen:NAME   a listening unix socket in DIR

@@ -28,11 +28,12 @@
 #include "drain.h"
 #include "fail.h"
 #include "launch.h"
+#include "own-dir.h"
 #include "plan.h"
 #include "record.h"
 #include "restart.h"
 
-enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
+enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
 enum { READY = 9, HELPER_LIMIT_MS = 5000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
@@ -116,7 +117,9 @@ static void open_own_descriptors(struct shim *shim) {
     if (shim->events < 0) fail_errno("cannot wait for events");
     watch(shim, shim->signals, ON_SIGNAL);
     watch(shim, shim->listener, ON_LISTEN);
-    for (size_t i = 0; i < plan->source_count; i++) watch(shim, plan->sources[i].fd, (unsigned)i);
+    for (size_t i = 0; i < plan->source_count; i++)
+        if (plan->sources[i].fd >= 0) watch(shim, plan->sources[i].fd, (unsigned)i);
+    for (size_t i = 0; i < plan->served_count; i++) watch(shim, plan->served[i].fd, ON_SERVED + (unsigned)i);
     for (size_t i = 0; i < MAX_CLIENTS; i++) shim->clients[i].fd = -1;
 }
 
@@ -173,6 +176,8 @@ static void start_vmm(struct shim *shim) {
         .group_count = plan->group_count,
         .isolates_network = plan->isolates_network,
         .locked_bytes = plan->locked_bytes,
+        .has_dir = plan->own_dir != NULL,
+        .dir_fd = plan->own_dir_fd,
     });
     // Root in a container may be without the right to more than what it has.
     if (shim->vmm < 0 && errno == EPERM && plan->locked_bytes > 0) fail_errno("the VMM cannot be let lock its guest's memory");
@@ -241,6 +246,26 @@ static void accept_client(struct shim *shim) {
     close(fd);
 }
 
+/*
+ * The guest has opened a stream of its own. The one before it may be gone by now; as long as it is not, whoever else is in the guest
+ * cannot speak in its place. 0 when there was none to take.
+ */
+static int accept_stream(struct shim *shim, const struct served_plan *served) {
+    struct source_plan *source = &shim->plan.sources[served->source];
+    int fd = accept4(served->fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return 0;
+    int more = source->fd >= 0;
+    for (int rounds = 0; more > 0 && rounds < 1024; rounds++) more = drain(source->fd, &shim->logs[source->log]);
+    if (source->fd >= 0 && more >= 0) {
+        close(fd);
+        return 1;
+    }
+    if (source->fd >= 0) close(source->fd);
+    source->fd = fd;
+    watch(shim, fd, (unsigned)served->source);
+    return 1;
+}
+
 /* A VM that waits belongs to the daemon alone, and no one would ever take it now. */
 static void end_if_left(struct shim *shim) {
     if (!shim->plan.waits || shim->has_ended) return;
@@ -267,6 +292,8 @@ static void on_event(struct shim *shim, unsigned what) {
         on_signals(shim);
     } else if (what == ON_LISTEN) {
         accept_client(shim);
+    } else if (what >= ON_SERVED && what < ON_CLIENT) {
+        accept_stream(shim, &shim->plan.served[what - ON_SERVED]);
     } else if (what >= ON_CLIENT) {
         serve(shim, &shim->clients[what - ON_CLIENT]);
     } else {
@@ -280,6 +307,8 @@ static void on_event(struct shim *shim, unsigned what) {
 
 /* What the VMM wrote last is still in the sockets. It is dead, so that is no more than they hold. */
 static void drain_the_rest(struct shim *shim) {
+    for (size_t i = 0; i < shim->plan.served_count; i++)
+        while (accept_stream(shim, &shim->plan.served[i])) continue;
     for (size_t i = 0; i < shim->plan.source_count; i++) {
         struct source_plan *source = &shim->plan.sources[i];
         for (int rounds = 0; source->fd >= 0 && rounds < 1024 && drain(source->fd, &shim->logs[source->log]) > 0;) rounds++;
@@ -312,6 +341,7 @@ static void end(struct shim *shim) {
     if (record_exit(shim->vmm_status, line, sizeof line) < 0) note_in_log(shim->own_log, "the exit record could not be written: %s", strerror(errno));
     for (size_t i = 0; i < shim->plan.socket_count; i++) unlink(shim->plan.sockets[i]);
     unlink("shim.sock");
+    if (shim->plan.own_dir != NULL) remove_own_dir(shim->plan.own_dir);
     wait_for_jobs();
     for (size_t i = 0; i < MAX_CLIENTS; i++)
         if (shim->clients[i].fd >= 0) send(shim->clients[i].fd, line, strlen(line), MSG_DONTWAIT | MSG_NOSIGNAL);

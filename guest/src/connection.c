@@ -9,15 +9,17 @@
 #include "frame.h"
 #include "io.h"
 #include "loop.h"
+#include "ports.h"
 #include "request.h"
 #include "stream.h"
+#include "vsock.h"
 
 /* Bulk data stops at the first mark, reading requests at the second; the rest is for answers that are owed. */
 #define DATA_MARK (128 << 10)
 #define READ_MARK (512 << 10)
 #define OUT_SIZE (3 << 20)
 
-static struct watch port;
+static struct watch port = { .fd = -1 }, listener = { .fd = -1 };
 static struct splitter splitter;
 static bool connected;
 static uint8_t epoch[16];
@@ -137,6 +139,17 @@ static void take(void *context, const struct frame *frame)
 	}
 }
 
+static void let_go(void)
+{
+	watch_set(&port, 0);
+	close(port.fd);
+	port.fd = -1;
+	timer_clear(&hang_up);
+	disconnect();
+	splitter.used = 0;
+	splitter.skipping = false;
+}
+
 static void ready(struct watch *w, uint32_t events)
 {
 	(void)w;
@@ -149,8 +162,12 @@ static void ready(struct watch *w, uint32_t events)
 		if (queued() > READ_MARK)
 			return;
 		ssize_t n = read(port.fd, chunk, sizeof chunk);
-		if (n < 0)
+		if (n < 0 && (listener.fd < 0 || errno == EAGAIN || errno == EINTR))
 			return;
+		if (n <= 0 && listener.fd >= 0) {
+			let_go();
+			return;
+		}
 		if (n == 0) {
 			/* The host's side is closed, it seems. */
 			if (connected)
@@ -167,6 +184,23 @@ void connection_start(int fd)
 	out_start = out_end = 0;
 	port = (struct watch){ .fd = fd, .ready = ready };
 	watch_set(&port, EPOLLIN | EPOLLOUT | EPOLLET);
+}
+
+static void welcome_next(struct watch *w, uint32_t events)
+{
+	(void)events;
+	for (int fd; (fd = vsock_accept(w->fd)) >= 0;) {
+		if (port.fd >= 0)
+			let_go();
+		ports_renew();
+		connection_start(fd);
+	}
+}
+
+void connection_listen(int fd)
+{
+	listener = (struct watch){ .fd = fd, .ready = welcome_next };
+	watch_set(&listener, EPOLLIN);
 }
 
 void connection_flush(uint64_t deadline_ms)

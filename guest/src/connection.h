@@ -11,6 +11,8 @@
 #include "tlv.h"
 
 void connection_start(int port);
+/* The same over streams, one at a time: one that comes ends the one before. */
+void connection_listen(int listener);
 
 /* Queues a frame. Without a daemon it is dropped. */
 void connection_send(uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t length);

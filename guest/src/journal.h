@@ -4,6 +4,8 @@
 #include "words.h"
 
 void journal_start(int port);
+/* The same over a stream that may end, and is then opened again. Ends the one before. */
+void journal_stream(int (*open)(void));
 void journal_started(void);
 void journal_exited(const struct ending *ending);
 

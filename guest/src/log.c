@@ -18,6 +18,8 @@ static struct watch port = { .fd = -1 }, source = { .fd = -1 };
 static uint8_t ring[RING];
 static size_t start, used;
 static uint64_t dropped;
+/* Of a stream; NULL: the port stays open for ever. */
+static int (*reopen)(void);
 /* The next byte begins a line: only there may a line of ours stand. */
 static bool at_line_start = true;
 
@@ -91,6 +93,16 @@ static bool take(void)
 	return true;
 }
 
+#define REOPEN_MS 200
+
+static void open_again(struct timer *timer)
+{
+	(void)timer;
+	log_stream(reopen);
+}
+
+static struct timer again = { .fire = open_again };
+
 static void source_ready(struct watch *w, uint32_t events)
 {
 	(void)w;
@@ -101,8 +113,10 @@ static void source_ready(struct watch *w, uint32_t events)
 static void port_ready(struct watch *w, uint32_t events)
 {
 	(void)w;
-	(void)events;
-	drain();
+	if (reopen && events & (EPOLLERR | EPOLLHUP))
+		timer_set(&again, REOPEN_MS);
+	else
+		drain();
 }
 
 void log_start(int fd)
@@ -110,6 +124,19 @@ void log_start(int fd)
 	port = (struct watch){ .fd = fd, .ready = port_ready };
 	/* Edge-triggered: a port without a reader hangs up for ever. */
 	watch_set(&port, EPOLLOUT | EPOLLET);
+}
+
+void log_stream(int (*open)(void))
+{
+	timer_clear(&again);
+	if (port.fd >= 0) {
+		watch_set(&port, 0);
+		close(port.fd);
+	}
+	reopen = open;
+	log_start(open());
+	if (port.fd < 0)
+		timer_set(&again, REOPEN_MS);
 }
 
 void log_follow(int fd)

@@ -6,6 +6,8 @@
 #define DORMOUSE_LOG_H
 
 void log_start(int port);
+/* The same over a stream that may end, and is then opened again; what was being sent meanwhile may be lost. Ends the one before. */
+void log_stream(int (*open)(void));
 /* Reads from here until it ends. */
 void log_follow(int fd);
 /* Takes in what is there, and gives the host until the deadline to take it. */

@@ -9,14 +9,19 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "agent.h"
 #include "connection.h"
+#include "freeze.h"
 #include "io.h"
 #include "journal.h"
 #include "log.h"
+#include "modules.h"
+#include "root.h"
+#include "vsock.h"
 
 #define WAIT_MS 20000
 
-static int agent_port = -1, log_port = -1, journal_port = -1;
+static int agent_port = -1, log_port = -1, journal_port = -1, listener = -1;
 
 static void look(void)
 {
@@ -48,6 +53,8 @@ bool ports_open(void)
 	uint64_t end = now_ms() + WAIT_MS;
 	for (;;) {
 		look();
+		if (vsock_is_there() && modules_load(root_initrd(), "vsock") && (listener = vsock_listen(VSOCK_AGENT_PORT)) >= 0)
+			break;
 		uint64_t now = now_ms();
 		if ((agent_port >= 0 && log_port >= 0 && journal_port >= 0) || now >= end)
 			break;
@@ -58,12 +65,37 @@ bool ports_open(void)
 			(void)!recv(events, event, sizeof event, 0);
 	}
 	close(events);
-	return agent_port >= 0;
+	return agent_port >= 0 || listener >= 0;
+}
+
+static int open_log_stream(void)
+{
+	return vsock_connect(VSOCK_LOG_PORT);
+}
+
+static int open_journal_stream(void)
+{
+	return vsock_connect(VSOCK_JOURNAL_PORT);
 }
 
 void ports_serve(void)
 {
+	if (listener >= 0) {
+		log_stream(open_log_stream);
+		journal_stream(open_journal_stream);
+		connection_listen(listener);
+		return;
+	}
 	log_start(log_port);
 	journal_start(journal_port);
 	connection_start(agent_port);
+}
+
+void ports_renew(void)
+{
+	/* With a workload that runs another could take their place meanwhile, and no memory has been woken under it. */
+	if (!freeze_holds() && agent.phase != PHASE_PARKED)
+		return;
+	log_stream(open_log_stream);
+	journal_stream(open_journal_stream);
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, mkdir, readFile, readlink, rename, stat, writeFile } from 'node:fs/promises'
+import { chmod, mkdir, readdir, readFile, readlink, rename, stat, writeFile } from 'node:fs/promises'
 import net from 'node:net'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
@@ -304,4 +304,37 @@ test('logs go on in the files of whoever claims it, bounded as before, and its r
   await assert.rejects(shim.claim({ app: join(plan.dir, 'nowhere/app'), vmm: '', journal: '' }, makeStep()), /No such file/)
   const exit = await shim.kill()
   assert.deepEqual(await readExit(moved), exit)
+})
+
+test('a VMM is started in a directory of its own, and the streams that it opens by the sockets there go into the logs, one at a time', async (t) => {
+  const script = `
+    const net = require('node:net')
+    const say = (words, then) => net.connect('vsock.sock_1', function () { this.end(words) }).on('error', () => undefined).on('close', then)
+    const first = net.connect('vsock.sock_1', () => first.write('first\\n', () => say('another\\n', () => first.end(() => undefined))))
+    first.on('error', () => undefined).on('close', () => say('second\\n', () => undefined))
+    net.connect('vsock.sock_2', function () { this.write('fact\\n') }).on('error', () => undefined)
+    net.createServer().listen('mine.sock')
+    require('node:fs').mkdirSync('a'); require('node:fs').symlinkSync('/etc', 'a/link')
+    setTimeout(() => undefined, 60_000)`
+  const plan = await planFor(t, '', {
+    ownDir: {
+      name: 'own',
+      logs: [
+        { log: 'app', socket: 'vsock.sock_1' },
+        { log: 'journal', socket: 'vsock.sock_2' },
+      ],
+    },
+    vmm: { argv: [process.execPath, '-e', script], descriptors: [] },
+  })
+  const shim = await launched(t, plan)
+  const own = join(plan.runDir, 'own')
+  const appIs = (text: string) => async () => (await readFile(join(plan.dir, 'app.log'), 'utf8')) === text
+  await pollUntil('both streams', appIs('first\nsecond\n'), makeStep(20_000))
+  await pollUntil('the journal', async () => (await readFile(join(plan.dir, 'journal'), 'utf8')) === 'fact\n', makeStep(20_000))
+  await pollUntil("the VMM's own socket", async () => (await readdir(own)).includes('mine.sock'), makeStep(20_000))
+  assert.equal((await stat(own)).mode & 0o777, 0o700)
+  assert.equal((await stat(own)).uid, plan.user?.uid ?? process.getuid?.())
+  await shim.kill()
+  assert.deepEqual(await readdir(plan.runDir), ['exit'])
+  assert.ok((await readdir('/etc')).length > 0)
 })

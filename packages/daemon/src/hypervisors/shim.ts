@@ -31,6 +31,8 @@ export interface ShimPlan {
   readonly copiesMemory?: boolean
   /** The VM is no one's yet: until `claim` it ends with this daemon. */
   readonly waits?: boolean
+  /** A directory of the VMM's own, in which it is started: for VMMs that bind sockets themselves, and open streams into logs by them. */
+  readonly ownDir?: { readonly name: string; readonly logs: readonly { readonly log: ShimLog['name']; readonly socket: string }[] }
   /** The VMM needs no network of its own: its traffic goes to the helper. */
   readonly isolateNetwork: boolean
   /** Memory that the VMM may lock, for devices that reach it by themselves; absent: as little as any process. */
@@ -129,6 +131,8 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.user === undefined ? [] : ['--user', `${plan.user.uid}:${plan.user.gid}`]),
     ...(plan.user === undefined ? [] : (plan.groups ?? []).flatMap((group) => ['--group', `${group}`])),
     ...plan.logs.flatMap((log) => [log.isCapped ? '--capped' : '--rotated', `${log.name}=${log.maxBytes}:${log.file}`]),
+    ...(plan.ownDir === undefined ? [] : ['--own-dir', plan.ownDir.name]),
+    ...(plan.ownDir?.logs ?? []).flatMap(({ log, socket }) => ['--serve', `${log}=${socket}`]),
     ...descriptors('--fd', plan.vmm),
     ...(plan.memory === undefined ? [] : ['--memory', `${plan.memory}`]),
     ...(plan.copiesMemory ? ['--copies-memory', 'yes'] : []),
