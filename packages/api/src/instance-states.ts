@@ -28,7 +28,18 @@ export type Access = (typeof ACCESSES)[number]
 export type Operation = Transition | Access
 
 /** What a driver must be able to do for an operation. Named once, checked at admission. */
-export const CAPABILITIES = ['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug', 'memory_hotplug', 'disk_limit', 'gpu'] as const
+export const CAPABILITIES = [
+  'pause',
+  'standby',
+  'fork',
+  'snapshots',
+  'disk_hotplug',
+  'memory_hotplug',
+  'disk_limit',
+  'gpu',
+  'disk_layers',
+  'fresh_boot',
+] as const
 export type Capability = (typeof CAPABILITIES)[number]
 
 /** `to` is the state that the instance settles in; absent where the operation leaves the state as it is. */

@@ -166,14 +166,24 @@ export class Disks {
    * answered as it is. Flushed. When it throws, nothing has been made.
    */
   async flatten(chain: readonly string[], options: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
-    const { owner, step } = options
     const [top] = chain
     if (top === undefined) throw new AppError('internal_error', 'A disk without a layer cannot be flattened')
     if (isPlain(chain)) return top
     if (chain.slice(0, -1).some((name) => formatOf(name) === 'raw')) {
       throw new AppError('internal_error', 'A raw layer has something below it, which it would hide')
     }
-    const bytes = await this.#sizeOf(top)
+    return await this.#intoRaw(chain, await this.#sizeOf(top), options)
+  }
+
+  /**
+   * A raw layer with the contents of another as they are now, which only whoever writes to it knows: sharing its blocks where the file
+   * system can, else copied. Not flushed when it shares them; see `flush`. When it throws, nothing has been made.
+   */
+  async copy(name: string, options: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
+    return (await this.reflink(name, options)) ?? (await this.#intoRaw([name], await this.#sizeOf(name), options))
+  }
+
+  async #intoRaw(chain: readonly string[], bytes: number, { owner, step }: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
     for (const name of chain.slice(1)) await this.#sizeOf(name)
     const name = nameLayer('raw')
     const path = this.#uses.paths.disk(name)

@@ -19,6 +19,13 @@ export function assertDiskRate({ name, capabilities }: Driver, bytesPerSecond: n
   throw new AppError('not_supported', `The hypervisor ${name} cannot limit how much its disks move`)
 }
 
+export function assertFreshBoot({ name, capabilities }: Driver): void {
+  if (capabilities.has('fresh_boot')) return
+  throw new AppError('not_supported', `The hypervisor ${name} cannot boot an instance from the start: its VMs wake from golden boots`, {
+    hint: 'Leave out fresh_boot (DORMOUSE_GOLDEN=false asks for it for all instances), or use the hypervisor qemu',
+  })
+}
+
 export function assertDevices({ name, capabilities }: Driver): void {
   if (capabilities.has('gpu')) return
   throw new AppError('not_supported', `The hypervisor ${name} cannot be given devices of the host (no gpu-passthrough)`, {

@@ -19,7 +19,7 @@ import type { Database } from '../store/database.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import { followAttachments, type Volumes } from '../volumes/volumes.ts'
 import { type Demand, demandOf, NOTHING } from './admission.ts'
-import { assertDevices, assertDiskRate, assertHotplug } from './driver-limits.ts'
+import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug } from './driver-limits.ts'
 import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
@@ -39,6 +39,7 @@ export interface NewcomersUses {
   readonly devices: Devices
   readonly network: Pick<Network, 'lease'>
   readonly config: Pick<Config, 'limits' | 'instances' | 'hypervisor'>
+  readonly settings: { readonly freshBoot: boolean }
   readonly host: Pick<HostFacts, 'isRoot' | 'architecture'>
   readonly room: HostRoom
   readonly ports: PublishedPorts
@@ -158,6 +159,7 @@ export class Newcomers {
     const platform = `linux/${host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
     if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
     if (request.diskIoBps !== undefined) assertDiskRate(driver, request.diskIoBps)
+    if (request.freshBoot === true || this.#uses.settings.freshBoot) assertFreshBoot(driver)
     return { ...sizes, hotplugBytes, ...present('diskIoBps', request.diskIoBps), sizes, hypervisor, platform, mounts }
   }
 

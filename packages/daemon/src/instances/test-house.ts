@@ -5,7 +5,7 @@ import { copyFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
-import { type InstanceState, isLive } from '@dormouse/api/instance-states.ts'
+import { type Capability, type InstanceState, isLive } from '@dormouse/api/instance-states.ts'
 import { configOf } from '../config/config.ts'
 import { Devices } from '../devices/devices.ts'
 import { FakeSysfs } from '../devices/fake-sysfs.ts'
@@ -80,6 +80,8 @@ export interface TestHouseOptions {
   readonly logLevel?: LogLevel
   /** Of the file system that the disks are on. */
   readonly sharesBlocks?: boolean
+  /** What its driver cannot do. */
+  readonly lacks?: readonly Capability[]
   /** What a full database may spend. */
   readonly ballast?: Pick<Ballast, 'spend'>
 }
@@ -231,7 +233,7 @@ export class TestHouse implements AsyncDisposable {
       log: this.log,
       config,
       host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
-      hypervisors: new Map([['fake', new FakeHypervisor(this.host)]]),
+      hypervisors: new Map([['fake', new FakeHypervisor(this.host, { lacks: this.#options.lacks ?? [] })]]),
       memory,
       compressing,
       network: new UserNetwork({ dns: [] }),

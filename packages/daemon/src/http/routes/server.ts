@@ -80,6 +80,9 @@ const FEATURES_OF: Readonly<Record<Capability, readonly (typeof RUNTIME_FEATURES
   memory_hotplug: ['hotplug-memory'],
   disk_limit: ['disk-io-limit'],
   gpu: ['gpu-passthrough'],
+  // The contract has no words for these.
+  disk_layers: [],
+  fresh_boot: [],
 }
 
 /** A feature is told of only once the routes that use it are built. */

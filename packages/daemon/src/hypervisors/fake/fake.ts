@@ -20,21 +20,14 @@ export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
   readonly name = 'fake'
-  readonly capabilities: ReadonlySet<Capability> = new Set([
-    'pause',
-    'standby',
-    'fork',
-    'snapshots',
-    'disk_hotplug',
-    'disk_limit',
-    'memory_hotplug',
-    'gpu',
-  ])
+  readonly capabilities: ReadonlySet<Capability>
   readonly volumeSlots = 3
   readonly #host: FakeHost
 
-  constructor(host: FakeHost = new FakeHost()) {
+  /** `lacks`: what it cannot do, as some drivers cannot. */
+  constructor(host: FakeHost = new FakeHost(), { lacks = [] }: { readonly lacks?: readonly Capability[] } = {}) {
     this.#host = host
+    this.capabilities = new Set(ALL.filter((one) => !lacks.includes(one)))
   }
 
   async probe(): Promise<HypervisorProbe> {
@@ -70,6 +63,9 @@ export class FakeHypervisor implements Hypervisor {
       throw new AppError('conflict', `A VM still runs in ${spec.runDir}`)
     }
     const machine = new FakeMachine(spec, this.#host, origin)
+    const isChain = spec.disks.some(({ format, backing = [] }) => format !== 'raw' || backing.length > 0)
+    if (isChain && !this.capabilities.has('disk_layers'))
+      this.#host.violations.push(`${spec.id} was started with layers that it cannot have`)
     const rival = this.#host.running().find((other) => getInEachOthersWay(other, machine))
     if (rival) this.#host.violations.push(`${spec.id} was started while ${rival.spec.id} runs on the same disk`)
     await Promise.all([...machine.chains.values()].flat().map((path) => access(path)))
@@ -122,3 +118,16 @@ const getInEachOthersWay = (a: FakeMachine, b: FakeMachine): boolean => {
   const layers = ({ chains }: FakeMachine) => [...chains.values()].flat()
   return a.tops.some((path) => layers(b).includes(path)) || b.tops.some((path) => layers(a).includes(path))
 }
+
+const ALL: readonly Capability[] = [
+  'pause',
+  'standby',
+  'fork',
+  'snapshots',
+  'disk_hotplug',
+  'disk_limit',
+  'disk_layers',
+  'fresh_boot',
+  'memory_hotplug',
+  'gpu',
+]

@@ -86,6 +86,8 @@ export class QemuHypervisor implements Hypervisor {
       'snapshots',
       'disk_hotplug',
       'disk_limit',
+      'disk_layers',
+      'fresh_boot',
       ...(board.takesDimms ? (['memory_hotplug'] as const) : []),
       ...(board.portPlace === undefined ? [] : (['gpu'] as const)),
     ])

@@ -1,6 +1,7 @@
 /** The part that create and start share: from an instance that is whole on disk to a VM that runs and is recorded. */
 import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
+import { plainDisks } from './plain-disks.ts'
 
 // The first of a shape waits for its golden boot to be made, which under emulation takes a while.
 const SPAWN_LIMIT_MS = 240_000
@@ -13,8 +14,10 @@ const SPAWN_LIMIT_MS = 240_000
  */
 export async function powerOn(
   work: InstanceWork,
-  { isDurable = Promise.resolve(), along = {} }: { isDurable?: Promise<unknown>; along?: Partial<Instance> } = {},
+  { isDurable = Promise.resolve(), along: wanted = {} }: { isDurable?: Promise<unknown>; along?: Partial<Instance> } = {},
 ): Promise<void> {
+  await using disks = await plainDisks(work, wanted)
+  const { along } = disks
   await using undo = new AsyncDisposableStack()
   // Deferred before, since a start that was cut short may have left something.
   undo.defer(() => work.sweep())

@@ -8,6 +8,7 @@ import type { Instance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
 import { removeSleepBut } from '../sleep-files.ts'
+import { plainDisks } from './plain-disks.ts'
 import type { Admit } from './start.ts'
 
 const LOAD_LIMIT_MS = 300_000
@@ -36,7 +37,9 @@ export interface WakeFrom {
 }
 
 /** From a capture to a VM that runs and whose agent has answered; what restore, fork and the restore of a snapshot share. */
-export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign, along = {} }: WakeFrom): Promise<void> {
+export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign, along: wanted = {} }: WakeFrom): Promise<void> {
+  await using disks = await plainDisks(work, wanted)
+  const { along } = disks
   await using undo = new AsyncDisposableStack()
   // A VM that could not be ended when its sleeping state was recorded; it is paused for ever.
   if (existsSync(work.runDir)) await work.sweep()

@@ -6,6 +6,7 @@ import { mkdir, rm } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Capture, CaptureUnderWay, Pivot } from '../../hypervisors/hypervisor.ts'
 import type { DiskRole } from '../../hypervisors/vm-spec.ts'
+import type { Step } from '../../lib/step.ts'
 import { linkCapture, readManifest } from '../../memory/capture-files.ts'
 import type { FreshBase } from '../../memory/memory.ts'
 import type { Instance } from '../instance.ts'
@@ -15,6 +16,7 @@ import type { LiveVm } from '../live-vm.ts'
 import { addLayers } from './add-layer.ts'
 import { shortenDisks } from './flatten-disk.ts'
 import { freezeWorkload } from './freeze-workload.ts'
+import { hasLayers } from './plain-disks.ts'
 import { runOn, thaw } from './run-on.ts'
 import { liveOf } from './standby.ts'
 
@@ -28,6 +30,7 @@ export interface Point {
 }
 
 const CAPTURE_LIMIT_MS = 600_000
+const COPY_LIMIT_MS = 600_000
 const CONSOLIDATE_LIMIT_MS = 600_000
 /** From here on a base for all takers costs less than that each of them loads the changed pages: making one takes some 150 ms. */
 const WIDE_BYTES = 64 << 20
@@ -63,14 +66,18 @@ async function takeResting(work: InstanceWork, { dir, close, diskOnly = false }:
 
 async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint): Promise<Point> {
   const { dir, close, keepsDelta = false, diskOnly = false } = taking
-  const { instance } = work
+  const before = work.instance
   const captured = `${dir}/point`
   await work.step('draft', 10_000)
   await mkdir(captured, { recursive: true, mode: 0o700 })
   let takers = 0
-  const capturing = await captureWithDisk(work, live, diskOnly ? undefined : captured, async () => {
+  const begin = async (): Promise<void> => {
     takers = await close()
-  })
+  }
+  const into = diskOnly ? undefined : captured
+  const { capturing, instance } = hasLayers(work)
+    ? { capturing: await captureWithDisk(work, live, into, begin), instance: before }
+    : await captureWithCopies(work, live, into, begin)
   if (capturing === undefined) return { instance }
   const capture = await capturing.stored
   const { delta, ...manifest } = await readManifest(captured)
@@ -121,6 +128,39 @@ async function captureWithDisk(
   }
 }
 
+/**
+ * The same where a VMM knows no layers: its disks are copied while it stands still, for as long as that takes. No row names the copies
+ * before someone goes on from them.
+ */
+async function captureWithCopies(
+  work: InstanceWork,
+  live: LiveVm,
+  into: string | undefined,
+  begin: () => Promise<void>,
+): Promise<{ readonly capturing: CaptureUnderWay | undefined; readonly instance: Instance }> {
+  const { disks } = work.uses
+  const { uid } = work.instance
+  const copies = new Map<DiskRole, string>()
+  const copying = disksOf(work.instance).map(({ role, layers: [layer = ''] }): Pivot => {
+    const owner = role !== 'overlay' || uid === undefined ? undefined : { uid, gid: uid }
+    const commit = async (step: Step): Promise<void> => void copies.set(role, await disks.copy(layer, { owner, step }))
+    return { commit, discard: async () => true }
+  })
+  try {
+    await begin()
+    const capturing = await captureInPause(work, live, into, copying, COPY_LIMIT_MS)
+    await disks.flush([...copies.values()])
+    const copied = withLayers(work.instance, (role) => {
+      const copy = copies.get(role)
+      return copy === undefined ? undefined : [copy]
+    })
+    return { capturing, instance: { ...work.instance, ...copied } }
+  } catch (error) {
+    await disks.release([...copies.values()])
+    throw error
+  }
+}
+
 const layersIn = (instance: Instance, role: DiskRole): readonly string[] =>
   disksOf(instance).find((disk) => disk.role === role)?.layers ?? []
 
@@ -130,6 +170,7 @@ async function captureInPause(
   live: LiveVm,
   into: string | undefined,
   pivots: readonly Pivot[],
+  pivotLimitMs = 10_000,
 ): Promise<CaptureUnderWay | undefined> {
   await using goOn = new AsyncDisposableStack()
   goOn.defer(() => thaw(work, live))
@@ -145,7 +186,7 @@ async function captureInPause(
   const pausedAt = performance.now()
   const capturing = into === undefined ? undefined : await live.vm.capture(into, await work.step('capture', CAPTURE_LIMIT_MS))
   capturing?.stored.catch(() => undefined)
-  const pivoting = await work.step('pivot', 10_000)
+  const pivoting = await work.step('pivot', pivotLimitMs)
   for (const pivot of pivots) await pivot.commit(pivoting)
   await live.vm.resume(await work.step('resume', 10_000))
   work.log.info({ bytes: capturing?.bytes, pausedMs: Math.round((performance.now() - pausedAt) * 10) / 10 }, 'VM captured, and goes on')
