@@ -54,6 +54,10 @@ static int obey(const struct client *client, char *line, const struct controlled
         *what->waits = 0;
         return answer(client, "ok\n");
     }
+    if (strcmp(line, "cut") == 0) {
+        what->cut_streams(what->context);
+        return answer(client, "ok\n");
+    }
     switch (start_job(client->fd, line, vmm)) {
         case 0: return answer(client, "error no such request\n");
         case 1: return -1;

@@ -266,6 +266,17 @@ static int accept_stream(struct shim *shim, const struct served_plan *served) {
     return 1;
 }
 
+/* What came by them is in the logs first. */
+static void cut_streams(void *context) {
+    struct shim *shim = context;
+    for (size_t i = 0; i < shim->plan.served_count; i++) {
+        struct source_plan *source = &shim->plan.sources[shim->plan.served[i].source];
+        for (int rounds = 0; source->fd >= 0 && rounds < 1024 && drain(source->fd, &shim->logs[source->log]) > 0;) rounds++;
+        if (source->fd >= 0) close(source->fd);
+        source->fd = -1;
+    }
+}
+
 /* A VM that waits belongs to the daemon alone, and no one would ever take it now. */
 static void end_if_left(struct shim *shim) {
     if (!shim->plan.waits || shim->has_ended) return;
@@ -280,6 +291,8 @@ static void serve(struct shim *shim, struct client *client) {
         .logs = shim->logs,
         .log_count = shim->plan.log_count,
         .waits = &shim->plan.waits,
+        .cut_streams = cut_streams,
+        .context = shim,
     };
     if (client->fd < 0 || serve_client(client, &what) >= 0) return;
     close(client->fd);

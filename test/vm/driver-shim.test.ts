@@ -338,3 +338,21 @@ test('a VMM is started in a directory of its own, and the streams that it opens 
   assert.deepEqual(await readdir(plan.runDir), ['exit'])
   assert.ok((await readdir('/etc')).length > 0)
 })
+
+test('streams that a capture has cut are ended, with what came by them in the logs, and others may come', async (t) => {
+  const script = `
+    const net = require('node:net')
+    const open = (words) => net.connect('vsock.sock_1', function () { this.write(words) }).on('error', () => undefined)
+    open('first\\n').on('close', () => open('second\\n'))
+    setTimeout(() => undefined, 60_000)`
+  const plan = await planFor(t, '', {
+    ownDir: { name: 'own', logs: [{ log: 'app', socket: 'vsock.sock_1' }] },
+    vmm: { argv: [process.execPath, '-e', script], descriptors: [] },
+  })
+  const shim = await launched(t, plan)
+  const appIs = (text: string) => async () => (await readFile(join(plan.dir, 'app.log'), 'utf8')) === text
+  await pollUntil('the first stream', appIs('first\n'), makeStep(20_000))
+  await shim.cutStreams(makeStep())
+  await pollUntil('the second stream', appIs('first\nsecond\n'), makeStep(20_000))
+  await shim.cutStreams(makeStep())
+})

@@ -252,6 +252,12 @@ export class Shim implements Disposable {
     await job.answer(/^took \S+$/)
   }
 
+  /** A capture has cut the guest's streams without a word to their other end: they end here too, and the guest may open others. */
+  async cutStreams(step: Step): Promise<void> {
+    using job = await this.#begin(['cut'], "end the guest's streams", step)
+    await job.answer(/^ok$/)
+  }
+
   /** Its run directory is another now: it is named relative to it, so it need not be told. */
   moved(runDir: string): void {
     this.#runDir = runDir
