@@ -9,8 +9,16 @@ import { GuestClient } from './guest/guest-client.ts'
 import { rehearse } from './guest/rehearsal.ts'
 import { Cgroups, type CgroupsAnswer } from './host/cgroups.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
+import { FirecrackerHypervisor } from './hypervisors/firecracker/firecracker.ts'
 import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
-import { createQemuDrivers, dropStaleGoldenBoots, Pool, type PoolPlace, type WaitingMachine } from './hypervisors/qemu/qemu.ts'
+import {
+  createQemuDrivers,
+  dropStaleGoldenBoots,
+  Pool,
+  type PoolPlace,
+  type QemuUses,
+  type WaitingMachine,
+} from './hypervisors/qemu/qemu.ts'
 import type { Logger } from './log.ts'
 import { checkState, readManifest } from './memory/capture-files.ts'
 import { type CollectableMemory, type GoldenShape, type LayeredMemory, Memory } from './memory/memory.ts'
@@ -61,27 +69,34 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
   const pool = poolOf(uses)
   const cgroups = config.cgroups.enabled ? stack.use(Cgroups.prepare(cgroupNameOf(workDir))) : undefined
   log.info({ ...cgroups?.answer }, 'cgroups of VMs')
-  const drivers = createQemuDrivers({
+  const awaitParked: QemuUses['awaitParked'] = async (stream, step) => {
+    await using guest = await GuestClient.connect(stream, step)
+    if (guest.hello.phase !== 'parked')
+      throw new AppError('internal_error', `The guest of a golden boot is ${guest.hello.phase}, not parked`)
+  }
+  const common = {
     memory,
     log,
     shimPath: assets.shim,
-    networkHelperPath: assets.networkHelper,
-    allowHostAccess: config.network.allowHostAccess,
     kernelPath: assets.kernel,
     initrdPath: assets.initrd,
     workDir,
     ...(cgroups === undefined ? {} : { cgroups }),
-    probeFile: paths.kvmProbe,
     kvmProbeLimitMs: config.kvmProbeLimitMs,
-    goldenBoots: config.golden.enabled,
-    awaitParked: async (stream, step) => {
-      await using guest = await GuestClient.connect(stream, step)
-      if (guest.hello.phase !== 'parked')
-        throw new AppError('internal_error', `The guest of a golden boot is ${guest.hello.phase}, not parked`)
-    },
+    awaitParked,
     ...(isRoot ? { goldenUser: { uid: goldenUid, gid: goldenUid } } : {}),
+  }
+  const qemu = createQemuDrivers({
+    ...common,
+    networkHelperPath: assets.networkHelper,
+    allowHostAccess: config.network.allowHostAccess,
+    goldenBoots: config.golden.enabled,
+    probeFile: paths.kvmProbe,
     ...(pool === undefined ? {} : { pool }),
   })
+  const { searchPath, firecracker: file } = config.vmms
+  const firecracker = new FirecrackerHypervisor({ ...common, program: { file, searchPath }, probeFile: paths.firecrackerProbe })
+  const drivers = [...qemu, firecracker]
   const isStale = async (facts: GoldenShape['facts']): Promise<boolean> => {
     for (const driver of drivers) if (await driver.isStale(facts)) return true
     return false
@@ -103,7 +118,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
       const [first] = drivers
       for (const dir of [workDir, paths.poolRunDir]) for (const name of namesIn(dir)) await first?.sweep(join(dir, name))
       // It has to ask the host first, which takes longer than a start of the daemon may.
-      void dropStaleGoldenBoots(drivers, { memory, log })
+      void dropStaleGoldenBoots({ isStale }, { memory, log })
     },
   }
 }

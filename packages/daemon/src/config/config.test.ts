@@ -36,7 +36,6 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
     ['DELETE_GRACE', '99999999999h'],
     ['BOOT_LIMIT', '2147483648ms'],
     ['HYPERVISOR', 'xen'],
-    ['HYPERVISOR', 'firecracker'],
     ['HYPERVISOR', 'cloud-hypervisor'],
     ['HYPERVISOR', 'vz'],
     ['LISTEN', '127.0.0.1'],
@@ -61,7 +60,7 @@ test('durations are whole milliseconds that a timer can be told', () => {
 
 test('a hypervisor that this build cannot run is refused with those that it can', () => {
   assert.throws(() => configured({ HYPERVISOR: 'firecracker' }), {
-    message: 'DORMOUSE_HYPERVISOR is "firecracker", but must be one of qemu, qemu-microvm, fake',
+    message: 'DORMOUSE_HYPERVISOR is "firecracker", but must be one of qemu, qemu-microvm, cloud-hypervisor, fake',
   })
 })
 

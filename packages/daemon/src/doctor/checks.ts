@@ -9,6 +9,7 @@ import type { Config } from '../config/config.ts'
 import { Cgroups } from '../host/cgroups.ts'
 import { readAvailableMemoryBytes, readHostFacts } from '../host/host-facts.ts'
 import { cgroupNameOf, createHypervisors } from '../hypervisor-set.ts'
+import type { HypervisorName } from '../hypervisors/hypervisor.ts'
 import { silentLogger } from '../log.ts'
 import { Paths } from '../paths.ts'
 import type { Finding } from './doctor.ts'
@@ -119,10 +120,11 @@ export const checkHypervisors: Check = async (config) => {
       const version = probe.version === undefined ? '' : ` ${probe.version}`
       findings.push({
         what: driver.name,
-        state: probe.available ? (probe.acceleration === 'kvm' ? 'good' : 'poor') : 'bad',
+        state: probe.available ? (probe.acceleration === 'kvm' ? 'good' : 'poor') : isWanted(driver.name, config) ? 'bad' : 'good',
         says: probe.available
           ? `available${version}, ${probe.acceleration ?? 'no acceleration'}${because(probe.reason)}`
           : `not available${because(probe.reason)}`,
+        ...(probe.mend === undefined ? {} : { mend: probe.mend }),
         ...(probe.available && probe.acceleration === 'tcg'
           ? {
               mend: 'Until KVM can be used guests are emulated, several times slower; on a virtual host the provider has to allow nested virtualization',
@@ -136,6 +138,9 @@ export const checkHypervisors: Check = async (config) => {
     return [{ what: 'hypervisors', state: 'bad', says: sentenceOf(error) }]
   }
 }
+
+/** The others are there for who asks for them. */
+const isWanted = (name: HypervisorName, { hypervisor }: Config): boolean => name === hypervisor || name.startsWith('qemu')
 
 const memoryCopied = (driver: string, why: string): Finding => ({
   what: driver,

@@ -11,7 +11,7 @@ import type { Duplex } from 'node:stream'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { ProcessIdentity } from '../host/process-identity.ts'
 import type { Step } from '../lib/step.ts'
-import type { DiskRole, DiskSpec, VmSpec } from './vm-spec.ts'
+import type { DiskRole, DiskSpec, NicSpec, VmSpec } from './vm-spec.ts'
 
 export type { ProcessIdentity }
 
@@ -22,6 +22,8 @@ export interface Hypervisor {
   readonly capabilities: ReadonlySet<Capability>
   /** How many volumes a machine has room for: the disks `volume-0` and so on. */
   readonly volumeSlots: number
+  /** How it can put a guest on a network; absent: in every way there is. A guest without a network needs none of them. */
+  readonly networks?: ReadonlySet<NicSpec['backend']>
   /** How many VMs wait to become an instance's, of a driver that has such. */
   readonly waiting?: number
   /** Ends those that wait, and makes none until then; without a time, makes them again. Bytes of memory that they had of their own. */
@@ -29,6 +31,12 @@ export interface Hypervisor {
 
   /** Is the binary there, is its version one we know, does KVM really run a guest? Answers, never throws. Cached per host kernel and VMM version. */
   probe(step: Step): Promise<HypervisorProbe>
+
+  /**
+   * Throws the reason when no VM of it can run on this host now, so that nothing is pulled or made for one. Absent for drivers that a daemon
+   * cannot do without: a start says the same.
+   */
+  assertAvailable?(step: Step): Promise<void>
 
   /**
    * A running machine for `spec`: woken from its golden boot, or booted. Resolves when the machine runs; the guest may still be
@@ -67,6 +75,8 @@ export interface HypervisorProbe {
   readonly acceleration?: 'kvm' | 'tcg'
   /** Why it is not available, or why it runs without KVM; a sentence. */
   readonly reason?: string
+  /** What to do about it; a sentence. */
+  readonly mend?: string
   /** Why no one may look into the memory of VMs here, so that each gets a copy of its own: it starts later and shares nothing. */
   readonly memoryOutOfReach?: string
 }

@@ -1,9 +1,18 @@
 /** What only some drivers can do is refused before anything is made. */
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Hypervisor } from '../hypervisors/hypervisor.ts'
+import type { Network } from '../network/network.ts'
 import { checkDiskRate, checkHotplug, type Limits } from './limits.ts'
 
 type Driver = Pick<Hypervisor, 'name' | 'capabilities'>
+
+/** A guest without a network needs none. */
+export function assertNetworked({ name, networks }: Pick<Hypervisor, 'name' | 'networks'>, { kind }: Pick<Network, 'kind'>): void {
+  if (networks === undefined || networks.has(kind === 'bridged' ? 'tap' : 'user')) return
+  throw new AppError('not_supported', `The hypervisor ${name} cannot put a guest on this daemon's network: it needs a bridge`, {
+    hint: 'Start the daemon as root with DORMOUSE_NETWORK=bridged, or make the instance without a network, with network.enabled false',
+  })
+}
 
 export function assertHotplug({ name, capabilities }: Driver, hotplugBytes: number, memoryBytes: number, limits: Limits): void {
   checkHotplug(hotplugBytes, memoryBytes, limits)

@@ -10,6 +10,7 @@ import type { Disks } from '../disks/disks.ts'
 import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
+import { WHY_ABSENT } from '../hypervisors/absent-drivers.ts'
 import type { BaseRef, Hypervisor, HypervisorName, IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
 import type { Images } from '../images/images.ts'
 import type { BackgroundJobs } from '../lib/background-jobs.ts'
@@ -799,7 +800,8 @@ export class Instances implements AsyncDisposable {
   #hypervisor(name: HypervisorName): Hypervisor {
     const hypervisor = this.#uses.hypervisors.get(name)
     if (!hypervisor) {
-      throw new AppError('not_supported', `The hypervisor ${name} is not available in this daemon`, {
+      const why = name === 'fake' ? '' : `: ${WHY_ABSENT[name]}`
+      throw new AppError('not_supported', `The hypervisor ${name} is not available in this daemon${why}`, {
         hint: `Available: ${[...this.#uses.hypervisors.keys()].join(', ')}`,
       })
     }

@@ -14,12 +14,13 @@ import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hyp
 import type { Images, ReadyImage } from '../images/images.ts'
 import { formatPlatform, parsePlatform } from '../images/platform.ts'
 import { createId } from '../lib/create-id.ts'
+import type { Logger } from '../log.ts'
 import { macOf, type Network } from '../network/network.ts'
 import type { Database } from '../store/database.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import { followAttachments, type Volumes } from '../volumes/volumes.ts'
 import { type Demand, demandOf, NOTHING } from './admission.ts'
-import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug } from './driver-limits.ts'
+import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug, assertNetworked } from './driver-limits.ts'
 import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
@@ -37,18 +38,21 @@ export interface NewcomersUses {
   readonly disks: Disks
   readonly volumes: Volumes
   readonly devices: Devices
-  readonly network: Pick<Network, 'lease'>
+  readonly network: Pick<Network, 'lease' | 'kind'>
   readonly config: Pick<Config, 'limits' | 'instances' | 'hypervisor'>
   readonly settings: { readonly freshBoot: boolean }
   readonly host: Pick<HostFacts, 'isRoot' | 'architecture'>
   readonly room: HostRoom
   readonly ports: PublishedPorts
+  readonly log: Logger
   hypervisorOf(name: HypervisorName): Hypervisor
   /** Throws `shutting_down` when it is too late for newcomers. */
   assertOpen(): void
 }
 
 const IMAGE_WAIT_MS = 5000
+/** What a driver needs of the host is found out once, with a boot where it has to be. */
+const PROBE_LIMIT_MS = 120_000
 
 /** A create request once it is checked and its defaults are filled in. */
 interface Asked extends Pick<Instance, 'vcpus' | 'memoryBytes' | 'hotplugBytes' | 'diskIoBps'> {
@@ -69,6 +73,8 @@ export class Newcomers {
   async make(request: CreateInstance): Promise<Instance> {
     const { rows, images, disks, volumes, room } = this.#uses
     const asked = this.#checkCreate(request)
+    const probe = { signal: AbortSignal.timeout(PROBE_LIMIT_MS), log: this.#uses.log }
+    await this.#uses.hypervisorOf(asked.hypervisor).assertAvailable?.(probe)
     if (rows.findByName(request.name)) throw nameConflict(request.name)
     const demand = {
       ...demandOf(asked),
@@ -153,6 +159,7 @@ export class Newcomers {
     const mounts = planMounts(request.volumes ?? [], [], { volumes, slots: driver.volumeSlots })
     const network = request.network ?? {}
     if (network.enabled === false) assertNoNetwork(network)
+    else assertNetworked(driver, this.#uses.network)
     bandwidthOf(network)
     const { hotplugBytes = 0 } = request
     assertHotplug(driver, hotplugBytes, sizes.memoryBytes, config.limits)

@@ -53,14 +53,11 @@ export function createQemuDrivers(uses: QemuUses): QemuHypervisor[] {
  * for the daemon that holds the data directory. Never rejects.
  */
 export async function dropStaleGoldenBoots(
-  drivers: readonly QemuHypervisor[],
+  { isStale }: { readonly isStale: (facts: GoldenShape['facts']) => Promise<boolean> },
   { memory, log }: Pick<QemuUses, 'memory' | 'log'>,
 ): Promise<void> {
   try {
-    await memory.sweepGoldenBoots(async (facts) => {
-      for (const driver of drivers) if (await driver.isStale(facts)) return true
-      return false
-    })
+    await memory.sweepGoldenBoots(isStale)
   } catch (error) {
     // A probe or a start will say it to someone who can do something about it.
     log.debug({ err: error }, 'old golden boots were not looked through')

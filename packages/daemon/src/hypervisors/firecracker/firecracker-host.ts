@@ -1,0 +1,130 @@
+/** What is found out about this host and its Firecracker once, and then known. */
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import path from 'node:path'
+import type { Duplex } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import type { Logger } from 'pino'
+import type { Cgroups } from '../../host/cgroups.ts'
+import { readHostFacts } from '../../host/host-facts.ts'
+import { runCommand } from '../../host/run-command.ts'
+import type { Step } from '../../lib/step.ts'
+import type { Memory } from '../../memory/memory.ts'
+import { type Acceleration, decideAcceleration } from '../qemu/acceleration.ts'
+import { findVmmBinary, type KnownVmm, type WhereToLook } from '../vmm-binary.ts'
+import type { Machine } from './machine.ts'
+
+const FIRECRACKER: KnownVmm = {
+  title: 'Firecracker',
+  program: 'firecracker',
+  setting: 'DORMOUSE_FIRECRACKER',
+  home: 'https://github.com/firecracker-microvm/firecracker/releases',
+  versions: ['1.15', '1.16'],
+}
+
+export interface FirecrackerUses {
+  readonly memory: Memory
+  readonly log: Logger
+  readonly shimPath: string
+  readonly kernelPath: string
+  readonly initrdPath: string
+  /** Where golden boots and the KVM probe run while they are made, each in a directory of its own. */
+  readonly workDir: string
+  /** Where the answer of the KVM probe is kept. */
+  readonly probeFile: string
+  readonly program: WhereToLook
+  readonly cgroups?: Cgroups
+  /** Whom golden boots run as; absent when the daemon is not root. */
+  readonly goldenUser?: { readonly uid: number; readonly gid: number }
+  /** Resolves when the guest behind a fresh stream says that it is parked. */
+  readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
+  /** For tests. */
+  readonly kvmDevice?: string
+  /** How long a guest may take to boot; 20 s. */
+  readonly kvmProbeLimitMs?: number
+}
+
+export interface HostAnswers {
+  readonly file: string
+  readonly version: string
+  readonly acceleration: Acceleration
+  readonly kernelHash: string
+  readonly initrdHash: string
+}
+
+/** Boots a guest until it is parked, and ends it. */
+export type TryBoot = (machine: Machine, host: HostAnswers, step: Step) => Promise<void>
+
+/** A failure is not kept: what was missing may be installed. */
+export class FirecrackerHost {
+  readonly #uses: FirecrackerUses
+  readonly #tryBoot: TryBoot
+  #answers: Promise<HostAnswers> | undefined
+
+  constructor(uses: FirecrackerUses, tryBoot: TryBoot) {
+    this.#uses = uses
+    this.#tryBoot = tryBoot
+  }
+
+  /** Throws `dependency_missing` without a program or KVM, and `not_supported` where it cannot do its work, each with a sentence. */
+  answers(): Promise<HostAnswers> {
+    this.#answers ??= this.#ask().catch((error) => {
+      this.#answers = undefined
+      throw error
+    })
+    return this.#answers
+  }
+
+  async #ask(): Promise<HostAnswers> {
+    const uses = this.#uses
+    const limitMs = uses.kvmProbeLimitMs ?? 20_000
+    // Many may wait for it, so it runs under a limit of its own.
+    const step = { signal: AbortSignal.timeout(40_000 + limitMs), log: uses.log }
+    const { file, version } = await findVmmBinary(FIRECRACKER, uses.program, step)
+    const [kernelHash, initrdHash] = await Promise.all([hashFile(uses.kernelPath), hashFile(uses.initrdPath)])
+    await assertReach(uses, step)
+    const { kernel, cpuModel: cpu } = readHostFacts()
+    const answers = { file, version, kernelHash, initrdHash }
+    const { kernelPath, initrdPath } = uses
+    const machine = { vcpus: 1, memoryMib: 256, kernelPath, initrdPath, hasTap: false }
+    const acceleration = await decideAcceleration(
+      {
+        device: uses.kvmDevice ?? '/dev/kvm',
+        file: uses.probeFile,
+        facts: { kernel, cpu, version, guestKernel: kernelHash, initrd: initrdHash },
+        limitMs,
+        tryBoot: (groups, own) => this.#tryBoot(machine, { ...answers, acceleration: { kind: 'kvm', groups } }, own),
+        ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
+      },
+      step,
+    )
+    if (acceleration.kind !== 'kvm') {
+      throw new AppError('dependency_missing', `Firecracker needs KVM: ${acceleration.reason ?? 'it is not there'}`, { hint: 'Use qemu' })
+    }
+    uses.log.info({ version, file }, 'Firecracker is ready')
+    return { ...answers, acceleration }
+  }
+}
+
+/** Its memory is captured and loaded from outside; there is no other way with it. */
+async function assertReach({ shimPath, goldenUser }: FirecrackerUses, step: Step): Promise<void> {
+  const user = goldenUser === undefined ? '-' : `${goldenUser.uid}:${goldenUser.gid}`
+  const { stdout } = await runCommand([shimPath, 'reach', user], { step })
+  if (stdout === 'yes\n') return
+  const why = stdout.trim().replace(/^no /, '')
+  throw new AppError('not_supported', `No one may look into the memory of VMs here, which Firecracker's need: ${why}`, { hint: 'Use qemu' })
+}
+
+async function hashFile(file: string): Promise<string> {
+  const hash = createHash('sha256')
+  try {
+    await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash)
+  } catch (cause) {
+    throw new AppError('dependency_missing', `The guest's ${path.basename(file)} cannot be read`, {
+      hint: 'Run scripts/setup.sh, or see: dormouse doctor',
+      cause,
+    })
+  }
+  return hash.digest('hex')
+}

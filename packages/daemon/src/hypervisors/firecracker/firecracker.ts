@@ -1,0 +1,376 @@
+/**
+ * Firecracker behind the driver contract. It runs with KVM alone, and every VM wakes from a golden boot:
+ *
+ *   start ─► golden boot ─► shim + Firecracker ─► loads the state over the base, mapped privately ─► disks looked at anew ─► runs, parked
+ *
+ * Only a machine whose memory was loaded has one that lies over a base, and only such a memory has layers.
+ */
+import { randomBytes } from 'node:crypto'
+import { chown, copyFile, type FileHandle, mkdir, rm } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import type { Capability } from '@dormouse/api/instance-states.ts'
+import { pollUntil } from '../../host/poll-until.ts'
+import { killFamily, readBootId } from '../../host/process-identity.ts'
+import type { Step } from '../../lib/step.ts'
+import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
+import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
+import { findShims } from '../find-shims.ts'
+import type { Capture, Hypervisor, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import { OWN_DIR } from '../own-dir.ts'
+import { logTail, wordsOf } from '../qemu/log-tail.ts'
+import { makeRunDir } from '../qemu/parked-machine.ts'
+import { cgroupLimitsOf } from '../qemu/vm-cgroup.ts'
+import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
+import type { VmSpec } from '../vm-spec.ts'
+import type { VmmApi } from '../vmm-api.ts'
+import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
+import { FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
+import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
+import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
+import { GoldenTap } from './golden-tap.ts'
+import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
+import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
+
+export type { FirecrackerUses } from './firecracker-host.ts'
+
+export class FirecrackerHypervisor implements Hypervisor {
+  readonly name = 'firecracker'
+  readonly networks = new Set(['tap'] as const)
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
+  readonly volumeSlots = VOLUME_SLOTS
+  readonly #uses: FirecrackerUses
+  readonly #host: FirecrackerHost
+
+  constructor(uses: FirecrackerUses) {
+    this.#uses = uses
+    this.#host = new FirecrackerHost(uses, (machine, host, step) => this.#withParked(machine, host, undefined, step, async () => undefined))
+  }
+
+  async probe(_step: Step): Promise<HypervisorProbe> {
+    try {
+      const { version } = await this.#host.answers()
+      return { available: true, version, acceleration: 'kvm' }
+    } catch (error) {
+      const mend = error instanceof AppError && error.hint !== undefined ? { mend: error.hint } : {}
+      return { available: false, reason: error instanceof Error ? error.message : String(error), ...mend }
+    }
+  }
+
+  async assertAvailable(_step: Step): Promise<void> {
+    await this.#host.answers()
+  }
+
+  /** True for a golden boot of this driver that would be made differently now; false for all where nothing can be made. */
+  async isStale(facts: GoldenShape['facts']): Promise<boolean> {
+    if (!String(facts.vmm).startsWith('Firecracker ')) return false
+    // Without a program none can be made, and those that there are may be of use again.
+    const host = await this.#host.answers().catch(() => undefined)
+    if (host === undefined) return false
+    const now = shapeOf(this.#machine({ vcpus: 1, memoryMib: 1 }), host).facts
+    return Object.entries(now).some(([name, value]) => name !== 'vcpus' && name !== 'network' && facts[name] !== value)
+  }
+
+  async start(spec: VmSpec, step: Step): Promise<Vm> {
+    assertCan(spec)
+    const host = await this.#host.answers()
+    const machine = this.#machine(spec)
+    using golden = await this.#golden(machine, host, step)
+    try {
+      return await this.#wake(spec, machine, host, golden, step)
+    } catch (error) {
+      if (step.signal.aborted || !(error instanceof WakeFailed)) throw error
+      step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, and is made anew')
+      await golden.discard()
+    }
+    using anew = await this.#golden(machine, host, step)
+    return await this.#wake(spec, machine, host, anew, step)
+  }
+
+  async #wake(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot, step: Step): Promise<FirecrackerVm> {
+    const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'wake', golden }, step)
+    return new FirecrackerVm(handle, 'golden', shim)
+  }
+
+  async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
+    assertCan(spec)
+    const { host, machine, manifest } = await this.#fitting(spec, capture)
+    using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
+    const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
+    return new FirecrackerVm(handle, 'restore', shim)
+  }
+
+  async assertFits(spec: VmSpec, capture: Capture): Promise<void> {
+    await this.#fitting(spec, capture)
+  }
+
+  /** The machine that the capture is woken on, once it is seen that it can be. */
+  async #fitting(spec: VmSpec, { dir }: Pick<Capture, 'dir'>): Promise<{ host: HostAnswers; machine: Machine; manifest: CaptureManifest }> {
+    const host = await this.#host.answers()
+    const manifest = await readManifest(dir)
+    const machine = this.#machine(spec)
+    const why =
+      manifest.memoryBytes === machine.memoryMib * 2 ** 20
+        ? unfitness(manifest.facts, captureFactsOf(machine, host))
+        : 'the instance has another size of memory now'
+    if (why !== undefined) throw new AppError('snapshot_unusable', `The sleeping state cannot be woken here: ${why}`)
+    await checkState(dir, manifest)
+    return { host, machine, manifest }
+  }
+
+  async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
+    if (handle.bootId !== readBootId()) return undefined
+    const shim = await Shim.adopt(handle.runDir, handle.shim, handle.vmm, step)
+    return shim === undefined ? undefined : new FirecrackerVm(handle, 'adopted', shim)
+  }
+
+  lastExit(runDir: string): Promise<VmExit | undefined> {
+    return readExit(runDir)
+  }
+
+  async sweep(runDir: string): Promise<void> {
+    const limit = { signal: AbortSignal.timeout(10_000) }
+    // The VMM dies with its shim.
+    for (const shim of await findShims(runDir)) await killFamily(shim, limit)
+    await rm(runDir, { recursive: true, force: true })
+    await this.#uses.cgroups?.remove(path.basename(runDir))
+  }
+
+  #machine({ vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>): Machine {
+    const { kernelPath, initrdPath } = this.#uses
+    return { vcpus, memoryMib, kernelPath, initrdPath, hasTap: nic !== undefined }
+  }
+
+  #golden(machine: Machine, host: HostAnswers, step: Step): Promise<GoldenBoot> {
+    return this.#uses.memory.goldenBoot(
+      shapeOf(machine, host),
+      (memory, stateFile, own) =>
+        this.#withParked(machine, host, memory, own, async (api, shim) => {
+          await api.ask(stateRequest('Paused'), own)
+          await api.ask(saveAllRequest(), own)
+          await copyFile(`/proc/${shim.identity.pid}/fd/${shim.blankFd}`, stateFile)
+        }),
+      step,
+    )
+  }
+
+  /** A VM for `spec`, loaded: it runs when it was woken, and is paused when it was restored. When it throws, nothing is left. */
+  async #launch(
+    spec: VmSpec,
+    machine: Machine,
+    host: HostAnswers,
+    origin: Origin,
+    step: Step,
+  ): Promise<{ readonly shim: Shim; readonly handle: VmHandle }> {
+    await using undo = new AsyncDisposableStack()
+    await makeRunDir(spec.runDir)
+    undo.defer(() => rm(spec.runDir, { recursive: true, force: true }))
+    await layState(spec, origin)
+    const { cgroups } = this.#uses
+    const name = path.basename(spec.runDir)
+    const entered = await cgroups?.make(name, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
+    undo.defer(() => cgroups?.remove(name))
+    const shim = await Shim.launch({ ...this.#plan(spec, machine, host, memoryOf(origin)), cgroups: entered ?? [] }, step)
+    undo.defer(() => void shim[Symbol.dispose]())
+    undo.defer(async () => void (await shim.kill()))
+    const api = apiOf(spec.runDir)
+    try {
+      await awaitApi(spec.runDir, api, shim, step)
+      await api.ask(loadRequest(STATE, tapOf(spec)), step)
+      if (origin.entry === 'restore') await loadDelta(shim, origin, step)
+      // Their sizes may be others than when the state was saved.
+      else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
+      if (origin.entry === 'wake') await api.ask(stateRequest('Resumed'), step)
+    } catch (cause) {
+      if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
+      await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
+      const { last, detail } = wordsOf(await logTail(spec.logs.vmm))
+      const message = `Firecracker did not start the VM: ${cause instanceof Error ? cause.message : last}`
+      throw origin.entry === 'wake' ? new WakeFailed(message, { cause }) : new AppError('internal_error', message, { cause, detail })
+    }
+    const handle = {
+      hypervisor: this.name,
+      runDir: spec.runDir,
+      shim: shim.identity,
+      vmm: shim.vmm,
+      bootId: readBootId(),
+      startedAtMs: Date.now(),
+      machine: { ...baseOf(origin), memoryBytes: machine.memoryMib * 2 ** 20, facts: captureFactsOf(machine, host) },
+    } as const
+    undo.move()
+    return { shim, handle }
+  }
+
+  #plan(
+    spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>,
+    machine: Machine,
+    host: HostAnswers,
+    memory: Descriptor | undefined,
+  ): ShimPlan {
+    const { app, vmm, journal, maxBytes } = spec.logs
+    return {
+      shimPath: this.#uses.shimPath,
+      runDir: spec.runDir,
+      ...(spec.user === undefined ? {} : { user: spec.user }),
+      groups: host.acceleration.groups,
+      logs: [
+        { name: 'app', file: app, maxBytes },
+        { name: 'vmm', file: vmm, maxBytes },
+        { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
+      ],
+      ownDir: VSOCK_OWN_DIR,
+      // It opens its TAP itself, and by its name.
+      isolateNetwork: !machine.hasTap,
+      ...(memory === undefined || spec.disks.length === 0 ? {} : { memory: FD.MEMORY }),
+      vmm: {
+        argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
+        descriptors: [
+          ...(memory === undefined ? [] : [memory]),
+          ...diskDescriptors(spec.disks),
+          // After all other blanks: the last one is the one that the shim names.
+          { number: FD.SAVE, kind: 'blank' },
+        ],
+      },
+    }
+  }
+
+  /** Runs a machine of ours, not an instance's, up to its parked point, does `work` there and ends it, whatever happens. */
+  async #withParked(
+    machine: Machine,
+    host: HostAnswers,
+    memory: FileHandle | undefined,
+    step: Step,
+    work: (api: VmmApi, shim: Shim) => Promise<void>,
+  ): Promise<void> {
+    const uses = this.#uses
+    const id = `golden-${randomBytes(4).toString('hex')}`
+    const runDir = path.join(uses.workDir, id)
+    const log = path.join(uses.workDir, `${id}.log`)
+    await using undo = new AsyncDisposableStack()
+    await mkdir(uses.workDir, { recursive: true, mode: 0o711 })
+    await makeRunDir(runDir)
+    const cgroups = await uses.cgroups?.make(id, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
+    undo.defer(() => uses.cgroups?.remove(id))
+    undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
+    const spec = {
+      ...{ id, runDir, disks: [] },
+      ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
+      logs: { app: log, vmm: log, journal: log, maxBytes: 1 << 20 },
+    }
+    // Whether it has a card is settled now, and Firecracker has none without a TAP.
+    const tap = machine.hasTap ? undo.use(await GoldenTap.make(uses.workDir, uses.goldenUser?.uid, step)).name : undefined
+    const descriptor = memory === undefined ? undefined : ({ number: FD.MEMORY, kind: 'daemon', fd: memory.fd } as const)
+    const shim = await Shim.launch({ ...this.#plan(spec, machine, host, descriptor), cgroups: cgroups ?? [] }, step)
+    undo.defer(() => void shim[Symbol.dispose]())
+    undo.defer(async () => void (await shim.kill()))
+    let hasEnded = false
+    void shim.ended.then(() => {
+      hasEnded = true
+    })
+    const api = apiOf(runDir)
+    try {
+      await awaitApi(runDir, api, shim, step)
+      for (const request of bootRequests(machine, SLOTS, tap)) await api.ask(request, step)
+      const stream = await connectToAgent(runDir, () => hasEnded, step)
+      try {
+        await uses.awaitParked(stream, step)
+      } finally {
+        stream.destroy()
+      }
+      await work(api, shim)
+    } catch (cause) {
+      if (errorCodeOf(cause) === 'timed_out') throw cause
+      const { last, detail } = wordsOf(await logTail(log))
+      throw new AppError('guest_unavailable', `The VM did not come to where it parks: ${cause instanceof Error ? cause.message : last}`, {
+        cause,
+        detail,
+      })
+    }
+  }
+}
+
+/** Where a VM comes from. */
+type Origin =
+  | { readonly entry: 'wake'; readonly golden: GoldenBoot }
+  | { readonly entry: 'restore'; readonly capture: Capture; readonly manifest: CaptureManifest; readonly base: HeldBase }
+
+function baseOf(origin: Origin): Pick<MachineRecord, 'base' | 'baseSum'> {
+  return origin.entry === 'wake'
+    ? { base: `golden/${origin.golden.key}`, baseSum: origin.golden.sum }
+    : { base: origin.capture.base, baseSum: origin.manifest.baseSum }
+}
+
+function memoryOf(origin: Origin): Descriptor {
+  const number = FD.MEMORY
+  if (origin.entry === 'wake') return { number, kind: 'daemon', fd: origin.golden.base.fd }
+  const { base } = origin
+  if (base.kind === 'scratch') throw new AppError('snapshot_unusable', 'The sleeping state stands on no base, as none of Firecracker does')
+  return base.kind === 'file' ? { number, kind: 'read', file: base.path } : { number, kind: 'daemon', fd: base.fd }
+}
+
+/** Firecracker opens files by their names, as its own user: what it loads lies in its own directory. */
+async function layState({ runDir, user }: Pick<VmSpec, 'runDir' | 'user'>, origin: Origin): Promise<void> {
+  const own = path.join(runDir, OWN_DIR)
+  const file = path.join(own, STATE)
+  await mkdir(own, { mode: 0o700 })
+  await copyFile(origin.entry === 'wake' ? origin.golden.stateFile : path.join(origin.capture.dir, STATE), file)
+  if (user !== undefined) await chown(file, user.uid, user.gid)
+}
+
+/** It binds its socket when it is ready to be asked. */
+async function awaitApi(runDir: string, api: VmmApi, shim: Shim, step: Step): Promise<void> {
+  let hasEnded = false
+  void shim.ended.then(() => {
+    hasEnded = true
+  })
+  await pollUntil(
+    'Firecracker to answer',
+    async () => {
+      if (hasEnded) throw new AppError('internal_error', `Firecracker ended as soon as it had started (${path.basename(runDir)})`)
+      return await api.ask({ method: 'GET', path: '/version' }, step).catch((error: NodeJS.ErrnoException) => {
+        if (error.code === 'ENOENT' || error.code === 'ECONNREFUSED') return undefined
+        throw error
+      })
+    },
+    step,
+    { everyMs: 2, upToMs: 20 },
+  )
+}
+
+/** Checked while it is written, and before the VM runs. */
+async function loadDelta(shim: Shim, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
+  const { delta } = manifest
+  if (delta === undefined) return
+  const loaded = await shim.load(path.join(capture.dir, DELTA), step).catch((cause: unknown) => {
+    if (errorCodeOf(cause) === 'timed_out') throw cause
+    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory could not be loaded', { cause })
+  })
+  if (loaded.pages === delta.pages && loaded.sum === delta.sum) return
+  throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
+}
+
+function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus, diskIoBps }: VmSpec): void {
+  const refuse = (what: string): never => {
+    throw new AppError('not_supported', `Firecracker ${what}`, { hint: 'Use qemu' })
+  }
+  if (nic?.backend === 'user') refuse('needs a bridged network, or none: it takes frames from a TAP alone')
+  if (hostDevices !== undefined) refuse('takes no devices of the host')
+  if (hotplugMib !== undefined) refuse('cannot add memory to a VM whose memory has layers')
+  if (freshBoot) refuse('has no memory layers without a golden boot')
+  if (diskIoBps !== undefined) refuse('has no budget for all disks of a VM together')
+  if (vcpus > MOST_VCPUS) refuse(`takes at most ${MOST_VCPUS} processors`)
+}
+
+const tapOf = ({ nic }: Pick<VmSpec, 'nic'>): string | undefined => (nic?.backend === 'tap' ? nic.tap : undefined)
+
+/** Letters, digits and hyphens, 64 at most. */
+const idOf = (id: string): string => id.replaceAll(/[^A-Za-z0-9-]/g, '-').slice(0, 64)
+
+/** A VM that did not come out of its golden boot. Never leaves this file. */
+class WakeFailed extends Error {
+  override readonly name = 'WakeFailed'
+}
+
+/** A journal has a handful of lines; a guest that writes more is not believed anyway. */
+const JOURNAL_BYTES = 256 * 1024
