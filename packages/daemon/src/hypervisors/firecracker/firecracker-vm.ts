@@ -12,7 +12,8 @@ import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { VmmApi, VmmRefusal } from '../vmm-api.ts'
 import { connectToAgent } from '../vsock-guest.ts'
-import { describeRequest, isSaved, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
+import { SLOTS } from './machine.ts'
+import { describeRequest, isSaved, paceDrive, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
 
 export const API_SOCKET = 'api.sock'
 
@@ -135,8 +136,8 @@ export class FirecrackerVm implements Vm {
   /** Its TAP is not the driver's affair. */
   async setBandwidth(_bandwidth: Bandwidth): Promise<void> {}
 
-  setDiskRate(): Promise<void> {
-    return Promise.reject(new AppError('not_supported', 'Firecracker has no budget for all disks of a VM together'))
+  async setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void> {
+    for (const slot of SLOTS) await this.#api.ask(paceDrive(slot, bytesPerSecond), step)
   }
 
   setHotplug(): Promise<void> {

@@ -31,14 +31,14 @@ import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { GoldenTap } from './golden-tap.ts'
 import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
-import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
+import { bootRequests, loadRequest, paceDrive, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
 
 export type { FirecrackerUses } from './firecracker-host.ts'
 
 export class FirecrackerHypervisor implements Hypervisor {
   readonly name = 'firecracker'
   readonly networks = new Set(['tap'] as const)
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_limit'])
   readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: FirecrackerUses
   readonly #host: FirecrackerHost
@@ -181,6 +181,8 @@ export class FirecrackerHypervisor implements Hypervisor {
       if (origin.entry === 'restore') await loadDelta(shim, origin, step)
       // Their sizes may be others than when the state was saved.
       else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
+      // The state has the limits of when it was saved.
+      for (const slot of SLOTS) await api.ask(paceDrive(slot, spec.diskIoBps), step)
       if (origin.entry === 'wake') await api.ask(stateRequest('Resumed'), step)
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
@@ -350,7 +352,7 @@ async function loadDelta(shim: Shim, { capture, manifest }: Extract<Origin, { en
   throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
 }
 
-function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus, diskIoBps }: VmSpec): void {
+function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus }: VmSpec): void {
   const refuse = (what: string): never => {
     throw new AppError('not_supported', `Firecracker ${what}`, { hint: 'Use qemu' })
   }
@@ -358,7 +360,6 @@ function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus, diskIoBps }
   if (hostDevices !== undefined) refuse('takes no devices of the host')
   if (hotplugMib !== undefined) refuse('cannot add memory to a VM whose memory has layers')
   if (freshBoot) refuse('has no memory layers without a golden boot')
-  if (diskIoBps !== undefined) refuse('has no budget for all disks of a VM together')
   if (vcpus > MOST_VCPUS) refuse(`takes at most ${MOST_VCPUS} processors`)
 }
 

@@ -22,13 +22,15 @@ export interface Slot {
   readonly name: DiskRole
   readonly fd: number
   readonly readOnly: boolean
+  /** Of what all of them may move together. */
+  readonly share: number
 }
 
 /** In the order of their places. What is read-only is settled at the boot. */
-const ROLES: readonly { readonly name: DiskRole; readonly readOnly: boolean }[] = [
-  { name: 'rootfs', readOnly: true },
-  { name: 'overlay', readOnly: false },
-  { name: 'modules', readOnly: true },
+const ROLES: readonly Omit<Slot, 'fd'>[] = [
+  { name: 'rootfs', readOnly: true, share: 1 / 4 },
+  { name: 'overlay', readOnly: false, share: 1 / 2 },
+  { name: 'modules', readOnly: true, share: 1 / 4 },
 ]
 
 /** Firecracker opens files as its own user, whose volumes are not. */
@@ -36,7 +38,7 @@ export const VOLUME_SLOTS = 0
 /** What Firecracker takes (its API document: vcpu_count). */
 export const MOST_VCPUS = 32
 
-export const SLOTS: readonly Slot[] = ROLES.map(({ name, readOnly }, index) => ({ name, readOnly, fd: FD.DISK + index }))
+export const SLOTS: readonly Slot[] = ROLES.map((role, index) => ({ ...role, fd: FD.DISK + index }))
 
 /** What is behind the slots. Throws `not_supported` for disks that it cannot have. */
 export function diskDescriptors(disks: readonly DiskSpec[]): Descriptor[] {

@@ -8,6 +8,7 @@ import {
   describeRequest,
   isSaved,
   loadRequest,
+  paceDrive,
   refreshDrive,
   saveAllRequest,
   saveStateRequest,
@@ -31,7 +32,13 @@ const DOCUMENT: Readonly<Record<string, Shape | undefined>> = {
     required: { drive_id: 'text', is_root_device: 'flag' },
     optional: { path_on_host: 'text', is_read_only: 'flag', cache_type: ['Unsafe', 'Writeback'], io_engine: ['Sync', 'Async'] },
   },
-  'PATCH /drives/{drive_id}': { required: { drive_id: 'text' }, optional: { path_on_host: 'text' } },
+  'PATCH /drives/{drive_id}': {
+    required: { drive_id: 'text' },
+    optional: {
+      path_on_host: 'text',
+      rate_limiter: { required: {}, optional: { bandwidth: { required: { refill_time: 'number', size: 'number' } } } },
+    },
+  },
   'PUT /machine-config': {
     required: { vcpu_count: 'number', mem_size_mib: 'number' },
     optional: { smt: 'flag', track_dirty_pages: 'flag' },
@@ -87,6 +94,7 @@ test('everything that is asked is in the document, with what it wants and nothin
     ...bootRequests(machine, SLOTS, 'tap0'),
     ...bootRequests({ ...machine, hasTap: false }, SLOTS, undefined),
     ...SLOTS.map(refreshDrive),
+    ...SLOTS.flatMap((slot) => [paceDrive(slot, 1 << 20), paceDrive(slot, undefined)]),
     ...[loadRequest('state', 'tap0'), loadRequest('state', undefined), saveAllRequest(), saveStateRequest()],
     ...[stateRequest('Paused'), stateRequest('Resumed'), describeRequest, shutdownRequest],
   ]
@@ -116,6 +124,18 @@ test('names of files and sockets are the same in every VM, so that a state loads
   const state = JSON.stringify([bootRequests(machine, SLOTS, undefined).slice(2), loadRequest('state', undefined)])
   const names = [...state.matchAll(/"([^"]*(?:\/|sock)[^"]*)"/g)].map(([, name]) => String(name))
   for (const name of names) assert.match(name, /^(\/proc\/self\/fd\/\d+|vsock\.sock|\/(drives|snapshot|vsock|actions)\b.*)$/)
+})
+
+test('disks have parts of one budget, no more of it together, and four seconds’ worth at once', () => {
+  const bucketOf = (request: VmmRequest): { size: number; refill_time: number } =>
+    (request.body as { rate_limiter: { bandwidth: { size: number; refill_time: number } } }).rate_limiter.bandwidth
+  const buckets = SLOTS.map((slot) => bucketOf(paceDrive(slot, 1_000_000)))
+  assert.equal(
+    buckets.reduce((sum, { size, refill_time: ms }) => sum + (size * 1000) / ms, 0),
+    1_000_000,
+  )
+  for (const slot of SLOTS) assert.deepEqual(bucketOf(paceDrive(slot, 1)), { size: slot.name === 'overlay' ? 2 : 1, refill_time: 4000 })
+  for (const slot of SLOTS) assert.deepEqual(bucketOf(paceDrive(slot, undefined)), { size: 0, refill_time: 0 })
 })
 
 test('its kernel is told what its machine cannot tell', () => {

@@ -41,6 +41,20 @@ const driveRequest = ({ name, fd, readOnly }: Slot): VmmRequest =>
 export const refreshDrive = ({ name, fd }: Slot): VmmRequest =>
   patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), path_on_host: fileOf(fd) })
 
+/** Seconds' worth that a disk which has been idle may move at once. */
+const BURST = 4
+
+/**
+ * What a disk may move. Firecracker knows no budget for several, so each has its part of it: together they never have more, and one alone
+ * has no use of what another leaves. Undefined takes the limit away.
+ */
+export function paceDrive({ name, share }: Slot, bytesPerSecond: number | undefined): VmmRequest {
+  const size = bytesPerSecond === undefined ? 0 : Math.max(1, Math.floor(bytesPerSecond * share * BURST))
+  // A bucket of no size is none.
+  const bandwidth = { size, refill_time: size === 0 ? 0 : BURST * 1000 }
+  return patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), rate_limiter: { bandwidth } })
+}
+
 /** A machine with that state, paused, over memory that it maps privately. */
 export const loadRequest = (stateFile: string, tap: string | undefined): VmmRequest =>
   put('/snapshot/load', {
