@@ -84,3 +84,68 @@ test('a boot from the start is refused before anything is made', async () => {
   })
   assert.deepEqual(instances.list(), [])
 })
+
+type Deed = (instances: Instances, source: Instance) => Promise<unknown>
+const DEEDS: readonly [what: string, before: (instances: Instances, source: Instance) => Promise<unknown>, deed: Deed][] = [
+  ['a fork of one that runs', async () => undefined, (instances, { id }) => instances.fork(id, { name: 'b', fromRunning: true })],
+  [
+    'the restore of one whose disk was shared while it slept',
+    async (instances, { id }) => {
+      await instances.standby(id)
+      await instances.fork(id, { name: 'b' })
+    },
+    (instances, { id }) => instances.restore(id),
+  ],
+  [
+    'the start of one whose disk was shared while it was stopped',
+    async (instances, { id }) => {
+      await instances.stop(id)
+      await instances.fork(id, { name: 'b' })
+    },
+    (instances, { id }) => instances.start(id),
+  ],
+]
+
+for (const [what, before, deed] of DEEDS) {
+  test(`a daemon that dies at any step of ${what} loses nothing of it and leaves nothing`, async () => {
+    for (let step = 0; ; step++) {
+      await using house = makeHouse()
+      const first = await house.begin()
+      const source = await running(first)
+      await write(house, source, 'first')
+      await before(first, source)
+      await settled(first)
+      await house.end()
+
+      const died = Promise.withResolvers<'died'>()
+      let isPrepared = false
+      let passed = 0
+      const second = await house.begin({
+        atStep: async () => {
+          if (!isPrepared || passed++ !== step) return
+          died.resolve('died')
+          await new Promise(() => undefined)
+        },
+      })
+      await settled(second)
+      isPrepared = true
+      const done = deed(second, second.get(source.id)).then(() => 'done' as const)
+      done.catch(() => undefined)
+      if ((await Promise.race([died.promise, done])) === 'done') {
+        assert.ok(step > 3, 'there were steps to die at')
+        return
+      }
+      house.crash()
+
+      const third = await house.begin()
+      await settled(third)
+      const { state } = third.get(source.id)
+      if (state === 'Standby') await third.restore(source.id)
+      if (state === 'Stopped') await third.start(source.id)
+      await settled(third)
+      assert.equal(third.get(source.id).state, 'Running', `after a death at step ${step}`)
+      assert.equal(await read(house, third.get(source.id)), 'first')
+      await assertInOrder(house)
+    }
+  })
+}
