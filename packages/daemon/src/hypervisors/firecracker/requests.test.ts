@@ -1,4 +1,4 @@
-/** What is asked, held to facts of Firecracker's published API document (src/firecracker/swagger/firecracker.yaml, 1.15 and 1.16). */
+/** What is asked, held to facts of Firecracker's published API document (src/firecracker/swagger/firecracker.yaml, 1.15.1 and 1.16.1). */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { VmmRequest } from '../vmm-api.ts'
@@ -145,7 +145,7 @@ test('its kernel is told what its machine cannot tell', () => {
 })
 
 test('a state is known to be whole by one refusal alone', () => {
-  // In the words of 1.15 and 1.16.
+  // In the words of 1.15.1 and 1.16.1.
   assert.ok(isSaved('Create snapshot error: Cannot perform open on the memory backing file: No such file or directory (os error 2)'))
   assert.ok(!isSaved('Create snapshot error: Cannot perform open on the snapshot backing file: No such file or directory (os error 2)'))
   assert.ok(!isSaved('Create snapshot error: Cannot perform flush on the memory backing file: No space left on device (os error 28)'))
