@@ -186,3 +186,31 @@ test('requests in one go are each looked at by themselves', async (t) => {
     ['200', '401', '200'],
   )
 })
+
+/** Sixteen bytes, as a WebSocket begins with. */
+const KEY = Buffer.alloc(16).toString('base64')
+
+test('a wish to upgrade is heard at the two WebSockets alone, and answered by who asks first', async (t) => {
+  const { port, bearer } = await house(t)
+  const upgrade = ['host: a', 'connection: upgrade', 'upgrade: websocket', 'sec-websocket-version: 13', `sec-websocket-key: ${KEY}`]
+  const statusOf = async (line: string, ...more: string[]) => {
+    const { promise, resolve } = Promise.withResolvers<string>()
+    const socket = connect(port, '127.0.0.1', () => socket.write(`${[line, ...upgrade, ...more].join('\r\n')}\r\n\r\n`))
+    t.after(() => socket.destroy())
+    socket.once('data', (head) => resolve(head.toString().slice(9, 12)))
+    return promise
+  }
+  for (const [path, status] of [
+    ['/v2/a/exec', '401'],
+    ['/v2/a/cp', '401'],
+    ['/health?x=/exec', '400'],
+    ['/openapi.json?a=/instances/web/cp', '200'],
+    ['/instances/web?x=/exec', '401'],
+    ['/a/instances/web/exec', '404'],
+    ['/instances/web/exec', '401'],
+  ]) {
+    assert.equal(await statusOf(`GET ${path} HTTP/1.1`), status, path)
+  }
+  assert.equal(await statusOf('POST /instances/web/exec HTTP/1.1', bearer, 'content-length: 0'), '405')
+  assert.equal(await statusOf('GET /instances/web/exec?x=/ HTTP/1.1', bearer), '101')
+})

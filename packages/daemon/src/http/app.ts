@@ -264,11 +264,11 @@ function resourceOf(answer: unknown): { resourceId?: string } {
 
 const pathOf = (request: FastifyRequest): string => request.url.split('?')[0] ?? ''
 
-const WEB_SOCKET_PATH = /\/(exec|cp)(\?|$)/
+const WEB_SOCKET_PATH = /^\/instances\/[^/?]+\/(exec|cp)(\?|$)/
 
 /** Any other wish to upgrade (HTTP/2 in clear text, say) is passed over, as the standard has it: the request is answered as it is. */
 function isWebSocketCall(request: IncomingMessage): boolean {
-  return /^websocket$/i.test(request.headers.upgrade ?? '') && WEB_SOCKET_PATH.test(request.url ?? '')
+  return request.method === 'GET' && /^websocket$/i.test(request.headers.upgrade ?? '') && WEB_SOCKET_PATH.test(request.url ?? '')
 }
 
 function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
