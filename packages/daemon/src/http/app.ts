@@ -94,7 +94,11 @@ export function createApp(uses: AppUses): FastifyInstance {
     // Schemas are checked by checkInput and answers written by send: Fastify's own compilers are not even loaded.
     schemaController: { compilersFactory: { buildValidator: noCompiler, buildSerializer: noCompiler } },
     routerOptions: { maxParamLength: PATH_PART_MAX, querystringParser: (text: string) => decodeQuery(text) as Record<string, string> },
-    frameworkErrors: (error, request, reply) => void refuse(error, request as FastifyRequest, reply as FastifyReply, uses),
+    frameworkErrors: (error, request, reply) => {
+      // No hook has seen it.
+      uses.origins.tell(request as FastifyRequest, reply as FastifyReply)
+      refuse(error, request as FastifyRequest, reply as FastifyReply, uses)
+    },
     clientErrorHandler: answerBrokenRequest,
     http: {
       headersTimeout: uses.headersMs,
@@ -164,9 +168,11 @@ const noCompiler = () => () => {
 function addHooks(app: FastifyInstance, uses: AppUses): void {
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
+    // Before anything is refused: a page that may ask reads why.
+    uses.origins.tell(request, reply)
     if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
     if (uses.origins.isPreflight(request)) {
-      uses.origins.check(request, reply)
+      uses.origins.check(request)
       return uses.origins.answerPreflight(request, reply).send()
     }
     const { access, route, routeId } = request.routeOptions.config
@@ -176,7 +182,7 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     const ticket = takeTicket(request, route)
     if (access !== 'open') {
       try {
-        uses.origins.check(request, reply)
+        uses.origins.check(request)
         if (access === 'itself') return undefined
         request.caller = uses.isTrusted ? hostCaller : await callerOf(request, ticket, uses)
         authorize(request.caller, access)

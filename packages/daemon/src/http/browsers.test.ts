@@ -194,6 +194,30 @@ test('a page of the server itself may, and one of an origin that is configured m
   }
 })
 
+test('whatever is answered to a page that may ask is for it to read', async (t) => {
+  const { get, server } = await house(t)
+  const told = async (path: string, method?: string) => {
+    const { statusCode, headers } = await get(path, { origin: CONSOLE }, method)
+    return [statusCode, headers['access-control-allow-origin'], headers.vary]
+  }
+  for (const [status, path, method] of [
+    [200, '/health'],
+    [200, '/openapi.json'],
+    [401, '/instances'],
+    [401, '/v2/'],
+    [404, '/nothing'],
+    [405, '/health', 'PUT'],
+    [400, '/instances/%zz'],
+  ] as const) {
+    assert.deepEqual(await told(path, method), [status, CONSOLE, 'origin'], path)
+  }
+  assert.equal((await get('/health', { origin: 'https://evil.example' })).headers['access-control-allow-origin'], undefined)
+  const closing = server.close()
+  const { statusCode, headers } = await server.tcp.inject({ url: '/health', headers: { origin: CONSOLE } })
+  assert.deepEqual([statusCode, headers['access-control-allow-origin']], [503, CONSOLE])
+  await closing
+})
+
 test('a preflight is answered for pages that may ask, without a token', async (t) => {
   const { get } = await house(t)
   const asks = { 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization,content-type,x-stainless-os' }

@@ -18,16 +18,16 @@ export class Origins {
     this.#allowed = new Set(allowed)
   }
 
-  /** Throws `forbidden` for a page of elsewhere. Lets pages of origins that are configured read the answer. */
-  check(request: FastifyRequest, reply: FastifyReply): void {
-    const { origin } = request.headers
+  /** Lets pages of origins that are configured read the answer, whatever it will be. */
+  tell({ headers: { origin } }: FastifyRequest, reply: FastifyReply): void {
     if (origin === undefined) return
     reply.header('vary', 'origin')
-    if (this.#allowed.has(origin)) {
-      reply.headers({ 'access-control-allow-origin': origin, 'access-control-expose-headers': EXPOSED })
-      return
-    }
-    if (isSameOrigin(origin, request.headers.host)) return
+    if (this.#allowed.has(origin)) reply.headers({ 'access-control-allow-origin': origin, 'access-control-expose-headers': EXPOSED })
+  }
+
+  /** Throws `forbidden` for a page of elsewhere. */
+  check({ headers: { origin, host } }: FastifyRequest): void {
+    if (origin === undefined || this.#allowed.has(origin) || isSameOrigin(origin, host)) return
     throw new AppError('forbidden', `Pages of ${JSON.stringify(origin.slice(0, 200))} may not use this server`, {
       hint: 'DORMOUSE_ALLOWED_ORIGINS on the host names those that may',
     })
