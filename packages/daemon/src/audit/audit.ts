@@ -75,18 +75,18 @@ export class Audit implements Disposable {
     )
   }
 
-  /** A request that changes something and has been let in. Its row is part of the next transaction. */
-  begin(facts: AuditFacts): AuditedRequest {
+  /** A request that changes something and has been let in, and what it is about, as far as that is known. Its row is part of the next transaction. */
+  begin(facts: AuditFacts, about: Pick<AuditOutcome, 'resourceId'> = {}): AuditedRequest {
     const atMs = Date.now()
     const from = performance.now()
-    const waiting: Waiting = { row: { ...bounded(facts), atMs, skipped: 0, outcome: { result: 'under_way' } }, id: undefined }
+    const waiting: Waiting = { row: { ...bounded(facts), atMs, skipped: 0, outcome: { result: 'under_way', ...about } }, id: undefined }
     this.#write(waiting)
     let isOver = false
     return {
       end: (outcome) => {
         if (isOver) return
         isOver = true
-        waiting.row = { ...waiting.row, outcome: { ...outcome, durationMs: Math.round(performance.now() - from) } }
+        waiting.row = { ...waiting.row, outcome: { ...about, ...outcome, durationMs: Math.round(performance.now() - from) } }
         this.#write(waiting)
       },
     }

@@ -13,7 +13,7 @@ import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify, 
 import type { AuditedRequest, AuditFacts } from '../audit/audit.ts'
 import type { Logger } from '../log.ts'
 import { API_PAGE_HEADERS, apiPage } from './api-page.ts'
-import { type Authority, authorize, type Caller, hostCaller } from './auth.ts'
+import { type Authority, auditedCaller, authorize, type Caller, hostCaller } from './auth.ts'
 import { checkInput } from './check-input.ts'
 import { BINARY_FRAME_MAX } from './frame-room.ts'
 import type { Asked, Handlers } from './handler.ts'
@@ -57,6 +57,8 @@ export interface AppUses {
   readonly origins: Origins
   readonly refused: RefusedCallers
   readonly audit: Pick<AuditDoor, 'begin' | 'refuse' | 'skip'>
+  /** Of what a path is about. */
+  readonly resourceId: (routeId: RouteId, params: Readonly<Record<string, string>>) => Promise<string | undefined>
   readonly metrics: Metrics
   readonly log: Logger
   readonly bodyLimits: BodyLimits
@@ -145,7 +147,15 @@ export function createApp(uses: AppUses): FastifyInstance {
   app.after(() => addHooks(app, uses))
   app.register(async (routed) => {
     for (const id of ROUTE_IDS) registerRoute(routed, id, uses)
-    routed.register(registryRoutes({ ...uses, noteRefused: (error, request) => noteRefused(error, request, uses) }))
+    routed.register(
+      registryRoutes({
+        ...uses,
+        noteRefused: (error, request) => noteRefused(error, request, uses),
+        noteAdmitted: (request) => {
+          request.audited ??= uses.audit.begin(auditFacts(request, uses))
+        },
+      }),
+    )
     for (const [path, type] of OPENAPI_AT) {
       routed.get(path, { config: { access: 'open' } }, (_, reply) => reply.type(`${type}; charset=utf-8`).send(uses.openApi()))
     }
@@ -191,7 +201,10 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
       }
     }
     if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
-    if (isChange(request)) request.audited = uses.audit.begin(auditFacts(request, uses))
+    if (isChange(request)) {
+      const resourceId = routeId && (await uses.resourceId(routeId, request.params as Record<string, string>))
+      request.audited = uses.audit.begin(auditFacts(request, uses), resourceId === undefined ? {} : { resourceId })
+    }
     return undefined
   })
   app.addHook('onResponse', async (request, reply) => {
@@ -234,17 +247,20 @@ function isChange({ method, routeOptions: { config } }: FastifyRequest): boolean
   return config.route !== undefined && config.access !== 'any' && (method !== 'GET' || config.route.stream === 'websocket')
 }
 
-/** What a route that asks on its own has let in or not: told once it is over, by its status. Who is not known was told of when refused. */
+/** What a route that asks on its own has let in or not, by its status once it is over. Who is not known was told of when refused. */
 function auditItself(request: FastifyRequest, { statusCode: status }: FastifyReply, uses: AppUses): void {
   if (request.caller === undefined) return
   const facts = auditFacts(request, uses)
+  const result = status < 400 ? 'done' : 'failed'
   const code = request.failedWith ?? (status === 403 ? 'forbidden' : undefined)
-  if (code === 'forbidden' || code === 'unauthorized') {
+  const outcome = { result, status, ...(code !== undefined && { code }) } as const
+  if (request.audited !== undefined) request.audited.end(outcome)
+  else if (code === 'forbidden' || code === 'unauthorized') {
     if (uses.refused.note(request.ip ?? '').isToBeWrittenDown) uses.audit.refuse(facts, { status, code })
     else uses.audit.skip()
     // A POST begins an upload, unless it is the whole of one.
   } else if (request.method === 'PUT' || request.method === 'DELETE' || (request.method === 'POST' && status === 201)) {
-    uses.audit.begin(facts).end({ result: status < 400 ? 'done' : 'failed', status, ...(code !== undefined && { code }) })
+    uses.audit.begin(facts).end(outcome)
   }
 }
 
@@ -252,7 +268,7 @@ function auditItself(request: FastifyRequest, { statusCode: status }: FastifyRep
 function auditFacts(request: FastifyRequest, { isTrusted }: AppUses): AuditFacts {
   const { caller, params, id, ip, routeOptions } = request
   return {
-    caller: caller?.subject,
+    caller: caller && auditedCaller(caller),
     tokenId: caller?.token?.id,
     address: isTrusted ? undefined : ip,
     operation: routeOptions.config.routeId ?? `${request.method} ${routeOptions.url}`,

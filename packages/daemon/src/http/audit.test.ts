@@ -6,6 +6,7 @@ import { type TestContext, test } from 'node:test'
 import type { AuditEntry } from '@dormouse/api/audit.ts'
 import type { InjectOptions } from 'fastify'
 import WebSocket from 'ws'
+import { signToken } from './auth.ts'
 import { fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
 
@@ -46,6 +47,32 @@ test('who changed what, on which, how it went, from where', async (t) => {
   )
   assert.match(stopped?.token_id ?? '', /^[a-z0-9]{24}$/)
   assert.deepEqual([missing?.result, missing?.status, missing?.code], ['failed', 404, 'not_found'])
+})
+
+test('what was deleted is found by its id, whatever it was called by', async (t) => {
+  const { host, list, uses } = house(t)
+  const { id } = uses.instances.add({ name: 'web', state: 'Stopped' })
+  await host('DELETE', '/instances/web')
+  await host('DELETE', '/instances/web')
+  const rows = await list(`?target=${id}`)
+  assert.deepEqual(
+    rows.map(({ operation, target, resource_id, result }) => [operation, target, resource_id, result]),
+    [['deleteInstance', { id: 'web' }, id, 'done']],
+  )
+  uses.images.add('alpine:3')
+  await host('DELETE', '/images/alpine:3')
+  assert.equal((await list('?operation=deleteImage'))[0]?.resource_id, 'alpine:3')
+})
+
+test('no token passes for the host or the daemon', async (t) => {
+  const { host, server, list, uses } = house(t)
+  for (const subject of ['host', 'system']) {
+    const refused = await host('POST', '/tokens', { subject })
+    assert.deepEqual([refused.statusCode, refused.json().code], [400, 'invalid_request'])
+    const { token } = await signToken(uses.secret, { subject, ttlMs: 60_000 })
+    await server.tcp.inject({ method: 'DELETE', url: '/instances/none', headers: { authorization: `Bearer ${token}` } })
+    assert.equal((await list('?operation=deleteInstance'))[0]?.caller, `token:${subject}`)
+  }
 })
 
 test('a failure has the status that was answered, also where the route has another than the table', async (t) => {

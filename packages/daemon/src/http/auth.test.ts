@@ -9,7 +9,9 @@ import { silentLogger } from '../log.ts'
 import { Database } from '../store/database.ts'
 import { TokenRows } from '../store/tokens.ts'
 import { Authority, authorize, hostCaller, signToken } from './auth.ts'
+import { fakeUses } from './fake-uses.ts'
 import { loadOrCreateSecret } from './secret.ts'
+import { HttpServer } from './server.ts'
 
 const secret = Buffer.from('a secret that is long enough')
 const tokens = new TokenRows(Database.open(':memory:'))
@@ -176,4 +178,11 @@ test('the secret is made once, for its owner alone', (t) => {
   assert.equal(statSync(path).mode & 0o777, 0o600)
   writeFileSync(path, 'short')
   assert.throws(() => loadOrCreateSecret(path, silentLogger), { code: 'invalid_request' })
+})
+
+test('no token is made that the API would not take, or that would be taken for someone else', async () => {
+  const server = new HttpServer(fakeUses())
+  for (const subject of ['builder-1', 'host', 'system'])
+    await assert.rejects(server.authority.mint({ subject, ttlMs: 60_000 }), { code: 'invalid_request', message: /subject/ })
+  await server.close()
 })

@@ -31,6 +31,13 @@ export interface TokenFacts {
 /** The caller on the unix socket. */
 export const hostCaller: Caller = { subject: 'host', scopes: undefined, token: undefined }
 
+/** What the daemon does by itself has `system` for its caller in the audit log. */
+const isReserved = (subject: string): boolean => subject === hostCaller.subject || subject === 'system'
+
+/** As the audit log calls a caller: no token is taken for the host or the daemon, whoever made it and whatever it says. */
+export const auditedCaller = ({ subject, token }: Pick<Caller, 'subject' | 'token'>): string =>
+  token !== undefined && isReserved(subject) ? `token:${subject}` : subject
+
 /** What is known of tokens that were made here. */
 export interface TokensDoor {
   insert(token: Omit<TokenRow, 'revokedAtMs'>): void
@@ -47,6 +54,7 @@ const ALGORITHMS = ['HS256', 'HS384', 'HS512']
 const BEARER = /^Bearer +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)$/i
 /** Claims of tokens that are good for a registry alone. */
 const REGISTRY_CLAIMS = ['repos', 'scope', 'build_id']
+const REGISTRY_SUBJECTS = 'builder-'
 const TOKEN_MAX = 8192
 const CLOCK_TOLERANCE_S = 5
 // Timers take no more; a stream that lives longer is looked at again.
@@ -96,8 +104,20 @@ export class Authority {
     if (isRevoked) throw unauthorized('The token has been revoked')
   }
 
+  /** Throws `invalid_request` for a subject that would be taken for another caller, or whose tokens the API would not take. */
+  static assertSubject(subject: string): void {
+    if (isReserved(subject)) {
+      throw new AppError('invalid_request', `\`subject\` is ${subject}, which is what the audit log calls the host and the daemon itself`)
+    }
+    if (!subject.startsWith(REGISTRY_SUBJECTS)) return
+    throw new AppError('invalid_request', `Tokens whose \`subject\` begins with ${REGISTRY_SUBJECTS} are good for the registry alone`, {
+      hint: 'Give it another name, and a scope: dormouse token create --subject ci --scope registry:push',
+    })
+  }
+
   /** A token for `subject` that holds for `ttlMs`, on record under its id. Without scopes it allows everything. */
   async mint(options: { subject: string; scopes?: readonly string[]; ttlMs: number }): Promise<Token> {
+    Authority.assertSubject(options.subject)
     const id = createId()
     const now = Date.now()
     const signed = await signToken(this.#secret, { ...options, id, nowMs: now })
@@ -182,7 +202,7 @@ export async function signToken(secret: Uint8Array, options: NewToken): Promise<
 }
 
 export const isForRegistryAlone = (claims: JWTPayload): boolean =>
-  REGISTRY_CLAIMS.some((claim) => claims[claim] !== undefined) || subjectOf(claims).startsWith('builder-')
+  REGISTRY_CLAIMS.some((claim) => claims[claim] !== undefined) || subjectOf(claims).startsWith(REGISTRY_SUBJECTS)
 
 const subjectOf = ({ sub }: JWTPayload): string => (typeof sub === 'string' ? sub : '')
 

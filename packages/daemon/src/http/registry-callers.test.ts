@@ -80,6 +80,29 @@ test('what is changed at the registry is in the audit log, and who was refused',
   ])
 })
 
+test('a change at the registry is in the audit log from when it is let in', async (t) => {
+  const [begun, release] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  const { server, ask, list } = house(t, {
+    deleteManifest: async () => {
+      begun.resolve()
+      await release.promise
+    },
+  })
+  const { token } = await server.authority.mint({ subject: 'ann', ttlMs: 60_000 })
+  const answer = ask(basic(token), 'DELETE', `/v2/team/app/manifests/${DIGEST}`)
+  await begun.promise
+  assert.deepEqual(
+    (await list()).map(({ result }) => result),
+    ['under_way'],
+  )
+  release.resolve()
+  assert.equal((await answer).statusCode, 202)
+  assert.deepEqual(
+    (await list()).map(({ result, status }) => [result, status]),
+    [['done', 202]],
+  )
+})
+
 test('what is in use is no refusal of who asked: the audit log has what it was', async (t) => {
   const codes = ['in_use', 'conflict', 'insufficient_resources'] as const
   const asked = codes.values()

@@ -26,6 +26,8 @@ interface RegistryRouteUses {
   readonly isTrusted: boolean
   /** Of a request whose token does not hold. What to answer. */
   readonly noteRefused: (error: unknown, request: FastifyRequest) => unknown
+  /** Of a request that changes something and may. Repeat is harmless. */
+  readonly noteAdmitted: (request: FastifyRequest) => void
 }
 
 // A manifest is held as a whole; images/limits.ts has the same limit for those that are pulled.
@@ -259,13 +261,20 @@ class Asked {
   readonly registry: RegistryDoor
   readonly #request: FastifyRequest
   readonly #authority: Authority
+  readonly #noteAdmitted: RegistryRouteUses['noteAdmitted']
 
-  constructor(request: FastifyRequest, reply: FastifyReply, caller: RegistryCaller, { registry, authority }: RegistryRouteUses) {
+  constructor(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    caller: RegistryCaller,
+    { registry, authority, noteAdmitted }: RegistryRouteUses,
+  ) {
     this.reply = reply
     this.caller = caller
     this.registry = registry
     this.#request = request
     this.#authority = authority
+    this.#noteAdmitted = noteAdmitted
     this.method = request.method
     this.path = (request.params as { '*'?: string })['*'] ?? ''
     this.query = new URL(request.url, 'http://any').searchParams
@@ -273,12 +282,21 @@ class Asked {
 
   /** Throws DENIED. */
   admit(action: RegistryAction, repository: string): void {
-    if (this.caller.may(action, repository)) return
+    if (this.caller.may(action, repository)) {
+      if (this.#isChange) this.#noteAdmitted(this.#request)
+      return
+    }
     const scope = action === 'delete' ? 'image:delete' : `registry:${action}`
     throw new RegistryError(
       'DENIED',
       `The token does not allow to ${action} here. Make one that does: dormouse token create --scope ${scope}`,
     )
+  }
+
+  /** A POST begins an upload, unless it is the whole of one. */
+  get #isChange(): boolean {
+    const { method, query } = this
+    return method === 'PUT' || method === 'DELETE' || (method === 'POST' && query.has('digest'))
   }
 
   /** Who pushes asks with HEAD what is there. Throws DENIED. */

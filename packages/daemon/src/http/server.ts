@@ -16,6 +16,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { openApiDocument } from '@dormouse/api/openapi.ts'
 import type { FastifyInstance } from 'fastify'
 import { createApp } from './app.ts'
+import { resourceResolver } from './audited-resource.ts'
 import { Authority } from './auth.ts'
 import type { Handlers } from './handler.ts'
 import { BODY_LIMITS, type BodyLimits } from './json-body.ts'
@@ -82,6 +83,7 @@ export class HttpServer implements AsyncDisposable {
       origins: new Origins(uses.allowedOrigins),
       refused: new RefusedCallers(),
       audit: uses.audit,
+      resourceId: resourceResolver(uses),
       registry: uses.registry,
       metrics,
       log: uses.log,

@@ -208,7 +208,7 @@ export interface EventsDoor {
 }
 
 export interface AuditDoor {
-  begin(facts: AuditFacts): AuditedRequest
+  begin(facts: AuditFacts, about?: { readonly resourceId?: string }): AuditedRequest
   refuse(facts: AuditFacts, outcome: { readonly status: number; readonly code: string }): void
   skip(): void
   /** Newest first. */
