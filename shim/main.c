@@ -10,6 +10,7 @@
  *   compress zstd|lz4 LEVEL DELTA|- OUT [BASE SUM PAGES GROUND|- SUM PAGES]
  *                               writes a delta, or what it makes of BASE as it differs from GROUND, packed to OUT (compress.c)
  *   verify BASE|- DELTA|-       reads both from end to end and says what they sum up to (verify.c)
+ *   ranges DELTA OUT            writes the pages of a delta one after the other, and tells which they are (ranges.c)
  *   reach UID:GID|-             tells whether it may look into the memory of a VMM of that user (reach.c)
  *   forget FILES                takes files out of the page cache (forget.c)
  *   conntrack SUBNET4 SUBNET6   tells who is connected to the guests of a bridge (conntrack.c)
@@ -29,11 +30,12 @@ int main(int argc, char **argv) {
     if (strcmp(command, "consolidate") == 0 && argc >= 5) return command_consolidate(argc - 2, argv + 2);
     if (strcmp(command, "compress") == 0 && (argc == 6 || argc == 12)) return command_compress(argc - 2, argv + 2);
     if (strcmp(command, "verify") == 0 && argc == 4) return command_verify(argv[2], argv[3]);
+    if (strcmp(command, "ranges") == 0 && argc == 4) return command_ranges(argv[2], argv[3]);
     if (strcmp(command, "reach") == 0 && argc == 3) return command_reach(argv[2]);
     if (strcmp(command, "forget") == 0) return command_forget(argc - 2, argv + 2);
     if (strcmp(command, "conntrack") == 0 && argc == 4) return command_conntrack(argv[2], argv[3]);
     if (strcmp(command, "tsc") == 0) return command_tsc();
     fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | "
-                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | reach UID:GID|- | forget FILES | conntrack SUBNET4 SUBNET6 | tsc\n");
+                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | ranges DELTA OUT | reach UID:GID|- | forget FILES | conntrack SUBNET4 SUBNET6 | tsc\n");
     return 64;
 }

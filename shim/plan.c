@@ -96,10 +96,16 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
         if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a memfd");
         return raise_fd(fd);
     }
-    if (IS("scratch")) {
+    if (IS("scratch") || IS("sized")) {
+        const char *size = IS("sized") ? value : NULL;
+        char *end = NULL;
+        long long bytes = size == NULL ? 0 : strtoll(size, &end, 10);
+        if (size != NULL && (end == size || *end != ':' || bytes <= 0)) fail("not a size and a directory: %s", value);
+        if (size != NULL) value = end + 1;
         int fd = open(value, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         // The VMM opens it anew by its descriptor, as a user of its own; it has no name that another could find.
         if (fd < 0 || fchmod(fd, 0666) < 0) fail_errno("cannot make a file in %s", value);
+        if (bytes > 0 && ftruncate(fd, bytes) < 0) fail_errno("cannot size a file in %s", value);
         return raise_fd(fd);
     }
     if (IS("hold")) {

@@ -85,6 +85,7 @@ struct plan {
  *       write:FILE    FILE, opened by the shim for reading and writing
  *       blank:        an empty memfd, which the shim keeps and names in its `ready` line
  *       scratch:DIR   an empty file without a name on the file system of DIR: memory that the kernel can write back and drop
+ *       sized:BYTES:DIR the same, of that size: for VMMs that map what is there
  *       hold:         one end of a stream whose other end the shim holds open and does nothing with
  *       tap:NAME      the TAP of that name, which lets large frames through; `NAME%d` makes one that goes with its last user
  *       pair:NAME     one end of a packet socket; the second use of NAME is the other end

@@ -42,8 +42,11 @@ int main(void)
 	world_draw(agent.boot_nonce, sizeof agent.boot_nonce);
 	loop_start();
 	ready = ready && ports_open();
-	/* Disks and cards meet their drivers now, empty as their slots are: that is slow, and the same for all. */
-	if (!ready || !modules_load(root_initrd(), "later")) {
+	/*
+	 * Disks and cards meet their drivers now, empty as their slots are: that is slow, and the same for all. Where a
+	 * slot cannot become another's they meet at "go", and are what they are from the first.
+	 */
+	if (!ready || (!modules_wait() && !modules_load(root_initrd(), "later"))) {
 		say("the guest could not be brought up");
 		power_off();
 	}

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent.h"
 #include "io.h"
 
 #define SET_MAX 16
@@ -16,6 +17,12 @@
 static int by_name(const void *a, const void *b)
 {
 	return strcmp(a, b);
+}
+
+bool modules_wait(void)
+{
+	char words[4096];
+	return read_at(agent.proc, "cmdline", words, sizeof words) > 0 && strstr(words, "dormouse.drivers=late");
 }
 
 bool modules_load(int root, const char *set)

@@ -8,6 +8,7 @@ import type { Config } from './config/config.ts'
 import { GuestClient } from './guest/guest-client.ts'
 import { rehearse } from './guest/rehearsal.ts'
 import { Cgroups, type CgroupsAnswer } from './host/cgroups.ts'
+import { CloudHypervisor } from './hypervisors/cloud-hypervisor/cloud-hypervisor.ts'
 import { FakeHypervisor } from './hypervisors/fake/fake.ts'
 import { FirecrackerHypervisor } from './hypervisors/firecracker/firecracker.ts'
 import type { BaseRef, Hypervisor } from './hypervisors/hypervisor.ts'
@@ -94,9 +95,19 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
     probeFile: paths.kvmProbe,
     ...(pool === undefined ? {} : { pool }),
   })
-  const { searchPath, firecracker: file } = config.vmms
-  const firecracker = new FirecrackerHypervisor({ ...common, program: { file, searchPath }, probeFile: paths.firecrackerProbe })
-  const drivers = [...qemu, firecracker]
+  const { searchPath } = config.vmms
+  const firecracker = new FirecrackerHypervisor({
+    ...common,
+    program: { file: config.vmms.firecracker, searchPath },
+    probeFile: paths.firecrackerProbe,
+  })
+  const cloudHypervisor = new CloudHypervisor({
+    ...common,
+    goldenBoots: config.golden.enabled,
+    program: { file: config.vmms.cloudHypervisor, searchPath },
+    probeFile: paths.cloudHypervisorProbe,
+  })
+  const drivers = [...qemu, firecracker, cloudHypervisor]
   const isStale = async (facts: GoldenShape['facts']): Promise<boolean> => {
     for (const driver of drivers) if (await driver.isStale(facts)) return true
     return false

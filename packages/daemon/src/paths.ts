@@ -99,6 +99,10 @@ export class Paths {
   get kvmProbe(): string {
     return join(this.cacheDir, 'kvm-probe.json')
   }
+  /** The same, with Cloud Hypervisor. */
+  get cloudHypervisorProbe(): string {
+    return join(this.cacheDir, 'kvm-probe-cloud-hypervisor.json')
+  }
   /** The same, with Firecracker. */
   get firecrackerProbe(): string {
     return join(this.cacheDir, 'kvm-probe-firecracker.json')

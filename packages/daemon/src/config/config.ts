@@ -95,6 +95,7 @@ export interface Config {
     /** Where those are looked for that no setting names; directories, parted as in PATH. */
     readonly searchPath: string
     readonly firecracker: string | undefined
+    readonly cloudHypervisor: string | undefined
   }
   /** How long a guest may take to boot with KVM before this host is said not to have it. */
   readonly kvmProbeLimitMs: number
@@ -194,7 +195,7 @@ const addresses = (byDefault: readonly string[]) =>
   )
 
 /** Those that this build can run; the API knows more. */
-const HYPERVISORS = ['qemu', 'qemu-microvm', 'firecracker', 'fake'] as const satisfies readonly HypervisorName[]
+const HYPERVISORS = ['qemu', 'qemu-microvm', 'firecracker', 'cloud-hypervisor', 'fake'] as const satisfies readonly HypervisorName[]
 
 /** By the name of the environment variable without `DORMOUSE_`; in the file the same name in lower case. */
 const SETTINGS = {
@@ -213,6 +214,7 @@ const SETTINGS = {
   AUDIT_MAX_AGE: setting(90 * 24 * 3_600_000, 'a duration such as 2160h', (value) => positive(parseDuration(value))),
   HYPERVISOR: choice<HypervisorName>('qemu', HYPERVISORS),
   FIRECRACKER: optionalText(),
+  CLOUD_HYPERVISOR: optionalText(),
   MAX_VCPUS: integer(16),
   MAX_MEMORY: size('32GB'),
   MAX_OVERLAY_SIZE: size('100GB'),
@@ -361,7 +363,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       uplink: s.UPLINK,
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
-    vmms: { searchPath: process.env.PATH ?? '', firecracker: s.FIRECRACKER },
+    vmms: { searchPath: process.env.PATH ?? '', firecracker: s.FIRECRACKER, cloudHypervisor: s.CLOUD_HYPERVISOR },
     kvmProbeLimitMs: s.KVM_PROBE_LIMIT,
     golden: { enabled: s.GOLDEN, maxGoldenBytes: s.MAX_GOLDEN_STORAGE, maxGoldenBoots: s.MAX_GOLDEN_BOOTS },
     garbage: {

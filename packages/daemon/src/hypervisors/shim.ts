@@ -58,6 +58,8 @@ export type Descriptor = { readonly number: number } & (
   | { readonly kind: 'listen' | 'log' | 'pair' | 'tap'; readonly name: string }
   /** `scratch`: an empty file without a name, on the file system of the directory `file`. */
   | { readonly kind: 'read' | 'write' | 'scratch'; readonly file: string }
+  /** The same, as large as it will be. */
+  | { readonly kind: 'sized'; readonly file: string; readonly bytes: number }
   | { readonly kind: 'blank' | 'hold' }
   | { readonly kind: 'daemon'; readonly fd: number }
 )
@@ -115,6 +117,8 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
       case 'write':
       case 'scratch':
         return `${descriptor.kind}:${descriptor.file}`
+      case 'sized':
+        return `sized:${descriptor.bytes}:${descriptor.file}`
       case 'blank':
       case 'hold':
         return `${descriptor.kind}:`
