@@ -1,15 +1,17 @@
 /** Bytes that mean no good, on a real socket: slow ones, too many, false paths, false headers. The server stays, and answers the next one. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
-import { fakeUses } from './fake-uses.ts'
+import { createLogger } from '../log.ts'
+import { type FakeUses, fakeUses } from './fake-uses.ts'
 import { HttpServer } from './server.ts'
 
-async function house(t: TestContext, options: ConstructorParameters<typeof HttpServer>[1] = {}) {
-  const uses = fakeUses()
+async function house(t: TestContext, options: ConstructorParameters<typeof HttpServer>[1] = {}, more: Partial<FakeUses> = {}) {
+  const uses = { ...fakeUses(), ...more }
   uses.instances.add({ name: 'web' })
   const server = new HttpServer(uses, options)
   const dir = mkdtempSync(join(tmpdir(), 'dm-'))
@@ -82,6 +84,29 @@ test('a body that trickles is cut off, however it is framed', async (t) => {
     assert.match(answer, /^HTTP\/1\.1 400 .*took longer than 0\.2 s/s, framing)
   }
   await isAlive(port)
+})
+
+test('a body that is cut off is no fault of ours', async (t) => {
+  const lines: string[] = []
+  const log = createLogger({ level: 'info', destination: { write: (line) => void lines.push(line) } })
+  const { port, bearer, server } = await house(t, {}, { log })
+  for (const [path, type] of [
+    ['/instances', 'application/json'],
+    ['/v2/team/app/manifests/1', 'application/vnd.oci.image.manifest.v1+json'],
+  ]) {
+    const method = path?.includes('manifests') ? 'PUT' : 'POST'
+    const head = [`${method} ${path} HTTP/1.1`, 'host: a', bearer, `content-type: ${type}`, 'content-length: 500']
+    const asked = once(server.tcp.server, 'request')
+    const socket = connect(port, '127.0.0.1', () => socket.write(`${head.join('\r\n')}\r\n\r\n{"name"`))
+    const [request] = await asked
+    // Once the body is being read.
+    while (request.listenerCount('data') === 0 && !request.destroyed) await new Promise(setImmediate)
+    socket.destroy()
+    await once(request.socket, 'close')
+    for (let n = 0; n < 20; n++) await new Promise(setImmediate)
+  }
+  const faults = lines.filter((line) => line.includes('request failed'))
+  assert.deepEqual(faults, [])
 })
 
 test('a body is not read before it is known who asks', async (t) => {

@@ -28,14 +28,18 @@ export function bytesOf(payload: Readable, { maxBytes, maxMs }: BodyLimits): Pro
   }
   const end = () => resolve(Buffer.concat(chunks))
   const timer = setTimeout(() => reject(new AppError('invalid_request', `The body took longer than ${maxMs / 1000} s to arrive`)), maxMs)
-  payload.on('data', take).on('end', end).on('error', reject)
+  const fail = (error: Error & { code?: string }) => reject(error.code === 'ECONNRESET' ? cutOff() : error)
+  payload.on('data', take).on('end', end).on('error', fail)
   return promise.finally(() => {
     clearTimeout(timer)
-    payload.off('data', take).off('end', end).off('error', reject).pause()
+    payload.off('data', take).off('end', end).off('error', fail).pause()
     // What may still go wrong with a connection that is given up is of no one's interest.
     payload.on('error', () => undefined)
   })
 }
+
+/** No one hears it: it is what the log says instead of a fault of ours. */
+const cutOff = () => new AppError('invalid_request', 'The connection closed before the body was whole')
 
 const utf8 = new TextDecoder('utf-8', { fatal: true })
 
