@@ -18,7 +18,7 @@ import { checkInput } from './check-input.ts'
 import { BINARY_FRAME_MAX } from './frame-room.ts'
 import type { Asked, Handlers } from './handler.ts'
 import { whileTokenHolds } from './held-transfer.ts'
-import { type BodyLimits, readJsonBody } from './json-body.ts'
+import { type BodyLimits, readJsonBody, refuseEncoded } from './json-body.ts'
 import { JsonBytes } from './json-bytes.ts'
 import type { Metrics } from './metrics.ts'
 import type { Origins } from './origins.ts'
@@ -118,9 +118,11 @@ export function createApp(uses: AppUses): FastifyInstance {
     throw new Error(`The route ${method} ${url} does not say who may: give its config an \`access\`, which is a scope of the route table`)
   })
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser(/^application\/([\w.-]+\+)?json(;|$)/i, (request: FastifyRequest, payload: IncomingMessage) =>
-    isRaw(request) ? Promise.reject(wrongMediaType()) : readJsonBody(payload, uses.bodyLimits),
-  )
+  app.addContentTypeParser(/^application\/([\w.-]+\+)?json(;|$)/i, async (request: FastifyRequest, payload: IncomingMessage) => {
+    if (isRaw(request)) throw wrongMediaType()
+    refuseEncoded(request.headers)
+    return readJsonBody(payload, uses.bodyLimits)
+  })
   app.addContentTypeParser('*', async (request: FastifyRequest, payload: IncomingMessage) => {
     const type = (request.headers['content-type'] ?? '').split(';')[0]?.trim().toLowerCase() ?? ''
     if (request.routeOptions.config.route?.rawBody?.includes(type)) return payload

@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from 'node:http'
 import type { Readable } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
 
@@ -14,6 +15,15 @@ export const BODY_LIMITS: BodyLimits = { maxBytes: 4 * 1024 * 1024, maxMs: 30_00
  */
 export async function readJsonBody(payload: Readable, limits: BodyLimits): Promise<unknown> {
   return parseJson(await bytesOf(payload, limits))
+}
+
+/** Throws for a body that is compressed, or no UTF-8 by its own word: read as if it were not, it would be told to be no JSON at best. */
+export function refuseEncoded(headers: IncomingHttpHeaders): void {
+  const encoding = headers['content-encoding']
+  if (encoding !== undefined && !/^ *(identity)? *$/i.test(encoding)) throw Object.assign(new Error('encoding'), { code: 'BODY_ENCODED' })
+  const charset = /; *charset *= *"?([^"; ]*)/i.exec(headers['content-type'] ?? '')?.[1]
+  // ASCII is UTF-8 as well.
+  if (charset !== undefined && !/^(utf-?8|us-ascii)$/i.test(charset)) throw Object.assign(new Error('charset'), { code: 'BODY_CHARSET' })
 }
 
 /** Leaves the stream as it is when it gives up: destroying it would end the connection before the refusal is out. */

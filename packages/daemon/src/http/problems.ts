@@ -13,9 +13,11 @@ export interface Refusal {
   readonly isFault: boolean
 }
 
-/** Fastify's and Node's own refusals, by their code. All are a caller's mistakes. */
+/** Fastify's and Node's own refusals, and those of a body before it is read, by their code. All are a caller's mistakes. */
 const FOREIGN: Readonly<Record<string, { status: number; message: string }>> = {
   FST_ERR_CTP_INVALID_MEDIA_TYPE: { status: 415, message: 'The content type of the body is not one that this route takes' },
+  BODY_ENCODED: { status: 415, message: 'The body has a content-encoding: JSON is taken as it is, not compressed' },
+  BODY_CHARSET: { status: 415, message: 'The body has another charset than UTF-8, which JSON is taken in' },
   FST_ERR_CTP_BODY_TOO_LARGE: { status: 413, message: 'The body is too large' },
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: { status: 400, message: 'The body is not as long as its content-length says' },
   FST_ERR_CTP_INVALID_JSON_BODY: { status: 400, message: 'The body is not valid JSON' },

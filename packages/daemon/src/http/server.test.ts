@@ -166,6 +166,7 @@ test('bodies: nothing is a body where one is optional, and what is no JSON objec
     ['{}', json],
     ['null', json],
     ['{}', { 'content-type': 'application/json; charset=utf-8' }],
+    ['{}', { 'content-type': 'application/json;Charset="UTF-8"', 'content-encoding': 'identity' }],
     ['{}', { 'content-type': 'application/merge-patch+json' }],
     ['', { 'content-type': 'text/plain', 'content-length': '0' }],
   ] as const) {
@@ -179,6 +180,9 @@ test('bodies: nothing is a body where one is optional, and what is no JSON objec
     [415, '{}', { 'content-type': 'text/plain' }],
     [415, 'a=1', { 'content-type': 'application/x-www-form-urlencoded' }],
     [415, '<a/>', { 'content-type': 'application/xml' }],
+    [415, '{}', { 'content-type': 'application/json', 'content-encoding': 'gzip' }],
+    [415, Buffer.from('{}', 'utf16le'), { 'content-type': 'application/json; charset=utf-16' }],
+    [415, '{}', { 'content-type': 'application/json;charset="iso-8859-1"' }],
   ] as const) {
     const told = await ask('POST', '/instances/web/start', body, headers)
     assert.equal(told.status, status, String(body))
