@@ -239,3 +239,21 @@ test('a wish to upgrade is heard at the two WebSockets alone, and answered by wh
   assert.equal(await statusOf('POST /instances/web/exec HTTP/1.1', bearer, 'content-length: 0'), '405')
   assert.equal(await statusOf('GET /instances/web/exec?x=/ HTTP/1.1', bearer), '101')
 })
+
+test('what HTTP itself does not allow is refused in our words as well', async (t) => {
+  const { port, bearer } = await house(t)
+  const upgrade = ['GET /instances/web/exec HTTP/1.1', 'host: a', bearer, 'connection: upgrade', 'upgrade: websocket']
+  for (const [status, ...lines] of [
+    [400, 'GET /health HTTP/1.1', 'connection: close'],
+    [417, 'GET /health HTTP/1.1', 'host: a', 'expect: the-unexpected'],
+    [400, ...upgrade, 'sec-websocket-version: 13', 'sec-websocket-key: x'],
+    [400, ...upgrade, `sec-websocket-key: ${KEY}`, 'sec-websocket-version: 12'],
+    [400, ...upgrade],
+  ] as const) {
+    const answer = await ask(port, ...lines)
+    assert.match(answer, new RegExp(`^HTTP/1\\.1 ${status} `), lines.join())
+    assert.match(answer, /^content-type: application\/json/im, lines.join())
+    assert.equal(JSON.parse(answer.slice(answer.indexOf('{'), answer.lastIndexOf('}') + 1)).code, 'invalid_request', lines.join())
+  }
+  await isAlive(port)
+})

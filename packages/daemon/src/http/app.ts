@@ -1,7 +1,7 @@
 /** One Fastify over the route table. Each of its defaults that would guess for the caller is decided here (docs/decisions/0050). */
 
 import { randomUUID } from 'node:crypto'
-import type { IncomingMessage } from 'node:http'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { endpoint, type RouteId } from '@dormouse/api/endpoints.ts'
 import { errorsOf, statusOf, statusOn } from '@dormouse/api/error-table.ts'
@@ -106,9 +106,12 @@ export function createApp(uses: AppUses): FastifyInstance {
       headersTimeout: uses.headersMs,
       connectionsCheckingInterval: Math.min(uses.headersMs, CHECK_MS),
       shouldUpgradeCallback: isWebSocketCall,
+      // Asked for by a hook, which answers in our words.
+      requireHostHeader: false,
     },
   }) as unknown as FastifyInstance
 
+  app.server.on('checkExpectation', answerExpectation)
   app.decorateRequest('caller', undefined)
   app.decorateRequest('audited', undefined)
   app.decorateRequest('failedWith', undefined)
@@ -182,6 +185,9 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     reply.header('x-request-id', request.id)
     // Before anything is refused: a page that may ask reads why.
     uses.origins.tell(request, reply)
+    if (request.headers.host === undefined && request.raw.httpVersion === '1.1') {
+      throw new AppError('invalid_request', 'The request has no Host header')
+    }
     if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
     if (uses.origins.isPreflight(request)) {
       uses.origins.check(request)
@@ -295,6 +301,16 @@ function isWebSocketCall(request: IncomingMessage): boolean {
   return request.method === 'GET' && /^websocket$/i.test(request.headers.upgrade ?? '') && WEB_SOCKET_PATH.test(request.url ?? '')
 }
 
+/** What the WebSocket library would answer in a page of its own, and only after the gate has counted the caller. */
+function checkHandshake({ headers }: FastifyRequest, reply: FastifyReply): void {
+  if (!/^[+/0-9a-z]{22}==$/i.test(headers['sec-websocket-key'] ?? '')) {
+    throw new AppError('invalid_request', 'Sec-WebSocket-Key is not 16 bytes in base64')
+  }
+  if (headers['sec-websocket-version'] === '13') return
+  reply.header('sec-websocket-version', '13')
+  throw new AppError('invalid_request', 'Sec-WebSocket-Version is not 13')
+}
+
 function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
   const route: Route = routes[id]
   const { method, path } = endpoint(id)
@@ -305,8 +321,9 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
       method: 'GET',
       url,
       config,
-      preHandler: async (request) => {
+      preHandler: async (request, reply) => {
         checkParams(route, request)
+        if (request.ws) checkHandshake(request, reply)
         // Also of who asks without an upgrade: browsers hide why one was refused, and ask again in this way.
         await uses.sockets.admit(request, id)
       },
@@ -471,6 +488,14 @@ function tellLog(request: FastifyRequest, reply: FastifyReply, { log, metrics }:
   }
   if (request.method === 'GET') log.debug(fields, 'request')
   else log.info(fields, 'request')
+}
+
+/** Anything but 100-continue, which Node answers by itself. */
+function answerExpectation(_: IncomingMessage, response: ServerResponse): void {
+  const { headers, body } = refusalOf(new AppError('invalid_request', 'Nothing but 100-continue can be expected here'))
+  const text = JSON.stringify(body)
+  const fields = { 'content-type': 'application/json; charset=utf-8', 'content-length': Buffer.byteLength(text), connection: 'close' }
+  response.writeHead(417, { ...headers, ...fields }).end(text)
 }
 
 /** What is no HTTP at all, or never becomes a whole request. */
