@@ -119,8 +119,8 @@ describe('devices of the host', { timeout: 120_000, skip: process.geteuid?.() !=
     assert.deepEqual([card.name, card.type], ['pci-0000-17-00-0', 'pci'])
     assert.equal((await client.devices.listAvailable()).length, 2)
     await client.devices.delete(card.name as string)
-    await refused(() => client.devices.retrieve(card.id), 404, 'device_not_found', /There is no device/)
-    await refused(() => client.devices.delete(card.id), 404, 'device_not_found', /There is no device/)
+    await refused(() => client.devices.retrieve(card.id), 404, 'not_found', /There is no device/)
+    await refused(() => client.devices.delete(card.id), 404, 'not_found', /There is no device/)
   })
 
   test('what cannot be registered is refused, with the reason', async () => {
@@ -129,7 +129,7 @@ describe('devices of the host', { timeout: 120_000, skip: process.geteuid?.() !=
     await refused(create('0000:99:00.0'), 404, 'device_not_found', /The host has no PCI device 0000:99:00.0/)
     await refused(create(GPU.address), 409, 'conflict', /is registered already, as gpu0/)
     await refused(create(CARD.address, 'gpu0'), 409, 'conflict', /The name gpu0 is taken/)
-    await refused(create(CARD.address, 'a b'), 400, 'invalid_request', /`name` does not fit/)
+    await refused(create(CARD.address, 'a b'), 400, 'invalid_name', /cannot be the name of a device/)
     await refused(create(CARD.address, 'available'), 400, 'invalid_name', /cannot be named available/)
     await refused(create(UP.address), 409, 'conflict', /its network interface eth0 is up/)
   })

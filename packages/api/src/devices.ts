@@ -40,9 +40,9 @@ export const CreateDeviceRequest = Type.Object(
     pci_address: Type.String({ minLength: 1, maxLength: 32, description: 'Such as 0000:65:00.0, or 65:00.0' }),
     name: Type.Optional(
       Type.String({
-        pattern: '^[a-zA-Z0-9][a-zA-Z0-9_.-]+$',
         maxLength: 128,
-        description: 'Of its own; made of the address when left out, such as pci-0000-65-00-0',
+        description:
+          'Of its own: letters, digits, dots, dashes and underscores, two at least, beginning with a letter or a digit; made of the address when left out, such as pci-0000-65-00-0',
       }),
     ),
     tags: Type.Optional(Tags),

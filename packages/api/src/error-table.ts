@@ -71,6 +71,7 @@ export const ERRORS: Readonly<Record<ErrorCode, ErrorRow>> = {
   not_found: never(404, 'There is no such thing, or nothing at this path', 'Look at what there is: `dormouse ps -a`, `dormouse image ls`'),
   ambiguous: never(409, 'A beginning of an id, or a name, fits more than one', 'Give more of the id, or the name'),
   name_conflict: never(409, 'Another one has this name', 'Take another name, or remove the one that has it'),
+  already_exists: never(409, 'What was to be made is there already, under the id that was given', 'Take another id, or none: one is made'),
   invalid_state: never(
     409,
     'The instance is in a state in which this cannot be done (400 where a state that nothing can be waited into was named)',

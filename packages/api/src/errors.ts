@@ -35,6 +35,7 @@ export const ERROR_CODES = [
   'not_found',
   'ambiguous',
   'name_conflict',
+  'already_exists',
   'invalid_state',
   'conflict',
   'in_use',

@@ -666,7 +666,7 @@ export const routes = {
     body: CreateVolumeRequest,
     status: 201,
     answer: Volume,
-    errors: ['conflict', 'insufficient_resources', 'invalid_size'],
+    errors: ['already_exists', 'insufficient_resources', 'invalid_size'],
   },
   createVolumeFromArchive: {
     tag: 'volumes',
@@ -676,7 +676,7 @@ export const routes = {
     rawBody: ['application/gzip', 'application/octet-stream', 'application/x-tar'],
     status: 201,
     answer: Volume,
-    errors: ['invalid_archive', 'archive_too_large', 'conflict', 'insufficient_resources', 'invalid_size', 'name_conflict'],
+    errors: ['invalid_archive', 'archive_too_large', 'already_exists', 'insufficient_resources', 'invalid_size'],
   },
   getVolume: {
     tag: 'volumes',
@@ -739,7 +739,7 @@ export const routes = {
     params: deviceId,
     status: 200,
     answer: Device,
-    errors: ['device_not_found'],
+    errors: ['not_found'],
   },
   deleteDevice: {
     tag: 'devices',
@@ -747,7 +747,7 @@ export const routes = {
     scope: 'device:delete',
     params: deviceId,
     status: 204,
-    errors: ['device_not_found', 'in_use'],
+    errors: ['not_found', 'in_use'],
   },
 
   // ingresses

@@ -46,6 +46,7 @@ const EXIT_OF_CODE: Partial<Record<ErrorCode, number>> = {
   log_not_found: EXIT.notFound,
   device_not_found: EXIT.notFound,
   name_conflict: EXIT.conflict,
+  already_exists: EXIT.conflict,
   ambiguous: EXIT.conflict,
   invalid_state: EXIT.conflict,
   conflict: EXIT.conflict,

@@ -103,7 +103,7 @@ test('a device is registered, found by id and by name, and deleted; nothing of t
     ['big'],
   )
   devices.delete('big')
-  assert.equal(await code(devices.get('big')), 'device_not_found: There is no device "big"')
+  assert.equal(await code(devices.get('big')), 'not_found: There is no device "big"')
   assert.deepEqual(
     events.map(({ kind }) => kind),
     ['device.created', 'device.created', 'device.deleted'],
@@ -151,6 +151,12 @@ test('a disk that no one uses can be given away', async (t) => {
   )
   sysfs.claimed.add('vda')
   assert.equal(await code(devices.register({ pciAddress: DISK.address })), 'done')
+})
+
+test('a name that cannot be one is refused with the rule', async (t) => {
+  const { devices } = room(t, [GPU])
+  for (const name of ['a b', '-a', 'a', '', 'x'.repeat(129), 'a/b'])
+    await assert.rejects(devices.register({ pciAddress: GPU.address, name }), { code: 'invalid_name', hint: /two to 128/ })
 })
 
 test('what cannot be registered is refused with what is in the way', async (t) => {

@@ -90,11 +90,10 @@ export class Devices {
     return this.#look(this.#rows.list().filter((device) => matchesTags(device.tags, tags)))
   }
 
-  /** By id, then by name. Throws `device_not_found`. */
+  /** By id, then by name. Throws `not_found`. */
   async get(text: string): Promise<SeenDevice> {
-    const [seen] = await this.#look([this.#resolve(text)])
-    if (seen === undefined) throw notRegistered(text)
-    return seen
+    const [seen] = await this.#look([this.#resolve(text, 'not_found')])
+    return seen ?? raise(notRegistered(text, 'not_found'))
   }
 
   /** What an IOMMU stands before and is not registered yet, bridges apart; by address. */
@@ -121,6 +120,11 @@ export class Devices {
     if (address === undefined) {
       throw new AppError('invalid_pci_address', `${JSON.stringify(pciAddress)} is no PCI address such as 0000:65:00.0`, {
         hint: 'List the addresses of this host with: dormouse device available',
+      })
+    }
+    if (name !== undefined && !NAME.test(name)) {
+      throw new AppError('invalid_name', `${JSON.stringify(name.slice(0, 128))} cannot be the name of a device`, {
+        hint: 'Letters, digits, dots, dashes and underscores, two to 128 of them; the first is a letter or a digit',
       })
     }
     // Its own place in the API is taken.
@@ -154,7 +158,7 @@ export class Devices {
     const { db, events, log } = this.#uses
     const device = db.transaction(
       () => {
-        const found = this.#resolve(text)
+        const found = this.#resolve(text, 'not_found')
         const holder = this.#rows.holders().get(found.id)
         if (holder !== undefined) {
           throw new AppError('in_use', `The instance ${holder.instanceName} has the device ${found.name}`, {
@@ -263,10 +267,9 @@ export class Devices {
     throw new AppError('not_supported', 'Devices can be given to instances only by a daemon that is root', { hint: 'Start it as root' })
   }
 
-  #resolve(text: string): Device {
-    const found = this.#rows.find(text) ?? this.#rows.findByName(text)
-    if (found === undefined) throw notRegistered(text)
-    return found
+  /** Throws `code`: an instance that asks for one is there, what it asks for is not. */
+  #resolve(text: string, code: 'not_found' | 'device_not_found' = 'device_not_found'): Device {
+    return this.#rows.find(text) ?? this.#rows.findByName(text) ?? raise(notRegistered(text, code))
   }
 
   async #look(devices: readonly Device[]): Promise<SeenDevice[]> {
@@ -446,8 +449,15 @@ export class Devices {
   }
 }
 
-const notRegistered = (text: string): AppError =>
-  new AppError('device_not_found', `There is no device ${JSON.stringify(text.slice(0, 128))}`, {
+// As for names of instances.
+const NAME = /^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$/
+
+function raise(error: Error): never {
+  throw error
+}
+
+const notRegistered = (text: string, code: 'not_found' | 'device_not_found' = 'device_not_found'): AppError =>
+  new AppError(code, `There is no device ${JSON.stringify(text.slice(0, 128))}`, {
     hint: 'List them with: dormouse device ls',
   })
 

@@ -136,7 +136,7 @@ export interface VolumesDoor {
 export interface DevicesDoor {
   /** Newest first. */
   list(filter: { tags?: Readonly<Record<string, string>> }): Promise<readonly SeenDevice[]>
-  /** By id or name. Throws `device_not_found`. */
+  /** By id or name. Throws `not_found`. */
   get(text: string): Promise<SeenDevice>
   listAvailable(): Promise<readonly AvailableFunction[]>
   register(request: RegisterDevice): Promise<SeenDevice>

@@ -56,7 +56,7 @@ test('a volume is found by its id, then by its name, as long as only one has tha
   const first = await house.volumes.create({ name: 'data', bytes: BYTES, id: 'Mine_1.a' })
   assert.equal(house.volumes.resolve('Mine_1.a').id, first.id)
   assert.equal(house.volumes.resolve('data').id, first.id)
-  await assert.rejects(house.volumes.create({ name: 'other', bytes: BYTES, id: 'Mine_1.a' }), { code: 'conflict' })
+  await assert.rejects(house.volumes.create({ name: 'other', bytes: BYTES, id: 'Mine_1.a' }), { code: 'already_exists' })
   const second = await house.volumes.create({ name: 'data', bytes: BYTES, tags: { team: 'a' } })
   assert.throws(() => house.volumes.resolve('data'), { code: 'ambiguous' })
   assert.throws(() => house.volumes.resolve('nothing'), { code: 'not_found' })

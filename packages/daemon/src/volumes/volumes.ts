@@ -264,7 +264,7 @@ export class Volumes {
     const { db, events, disks } = this.#uses
     const { name, bytes, id = createId(), tags = {} } = request
     const assertIdFree = (): void => {
-      if (this.rows.find(id) !== undefined) throw new AppError('conflict', `There is a volume with the id ${id} already`)
+      if (this.rows.find(id) !== undefined) throw new AppError('already_exists', `There is a volume with the id ${id} already`)
     }
     assertIdFree()
     const judgeEarly = await this.#uses.admit(`the volume ${name}`, bytes)
