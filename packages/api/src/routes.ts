@@ -908,7 +908,7 @@ export const routes = {
     body: PushImageRequest,
     status: 202,
     answer: Push,
-    errors: ['not_found', 'invalid_name', 'invalid_target', 'image_not_ready', 'credential_conflict', 'conflict'],
+    errors: ['not_found', 'invalid_name', 'registry_refused', 'invalid_target', 'image_not_ready', 'credential_conflict', 'conflict'],
     conflicts: ['image_not_ready'],
   },
   getPush: {

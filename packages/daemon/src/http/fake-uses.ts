@@ -341,6 +341,9 @@ class FakeImages implements ImagesDoor {
     if (!image) throw new AppError('not_found', `There is no image ${name}`)
     return image
   }
+  leadsToLoopback(name: string): boolean {
+    return name.startsWith('localhost:')
+  }
   async pull({ name }: { name: string }): Promise<Image> {
     if (name.includes('limited')) throw new AppError('rate_limited', 'The registry asks for patience', { retryAfterSeconds: 7 })
     return this.add(name)

@@ -159,6 +159,8 @@ export interface LogOptions {
 export interface ImagesDoor {
   list(filter: { tags?: Readonly<Record<string, string>> }): readonly Image[]
   getImage(name: string): Image
+  /** Is its registry on the host's own loopback, and not listed by the configuration? */
+  leadsToLoopback(name: string): boolean
   pull(request: PullImageRequest): Promise<Image>
   importUpload(source: AsyncIterable<Uint8Array>, options: { name?: string; platform?: string }, step: Step): Promise<Image>
   tag(name: string, target: string): Image | Promise<Image>

@@ -31,8 +31,9 @@ import type { Descriptor } from './manifest.ts'
 import { formatPlatform, hostPlatform, type Platform, parsePlatform } from './platform.ts'
 import { Pushes } from './push/pushes.ts'
 import { recoverImages } from './recover-images.ts'
-import { formatReference, normaliseReference, parseReference, type Reference } from './reference.ts'
+import { formatReference, isReference, normaliseReference, parseReference, type Reference } from './reference.ts'
 import { Registry } from './registry/registry.ts'
+import { isUnlistedLoopback } from './registry-network.ts'
 import { notFound, platformOf, type ResolvedImage, resolveImage } from './resolve-image.ts'
 import { WorkQueue } from './work-queue.ts'
 
@@ -195,6 +196,12 @@ export class Images implements AsyncDisposable {
   /** The same in sum: compressed layers, and root file systems. */
   usageByKind(): Promise<{ readonly layersBytes: number; readonly rootfsBytes: number }> {
     return this.#shelf.usageByKind()
+  }
+
+  /** Is the registry of `name` on this host's own loopback, and not listed by the configuration? What is no name leads nowhere. */
+  leadsToLoopback(name: string): boolean {
+    const reference = isReference(name) ? parseReference(name) : undefined
+    return reference !== undefined && isUnlistedLoopback(reference.registry, this.#uses.config)
   }
 
   // Getting

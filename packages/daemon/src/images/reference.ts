@@ -68,6 +68,15 @@ export function formatReference(reference: Reference): string {
 
 export const normaliseReference = (text: string): string => formatReference(parseReference(text))
 
+export function isReference(text: string): boolean {
+  try {
+    parseReference(text)
+    return true
+  } catch {
+    return false
+  }
+}
+
 export const isDigest = (text: string): boolean => DIGEST.test(text)
 export const isTag = (text: string): boolean => TAG.test(text)
 

@@ -193,7 +193,7 @@ export class RegistryClient implements AsyncDisposable {
       return
     }
     const said = await boundedText(response.body, 16 * 1024).catch(() => '')
-    const detail = { status, said: said.slice(0, 500) }
+    const detail = detailOf(status, said)
     const seconds = parseRetryAfter(headers['retry-after'])
     const retry = seconds === undefined ? {} : { retryAfterSeconds: seconds }
     if (status === 401) {
@@ -214,7 +214,7 @@ export class RegistryClient implements AsyncDisposable {
     const { statusCode: status } = response
     if (statuses.includes(status)) return
     const said = await boundedText(response.body, 16 * 1024).catch(() => '')
-    const detail = { status, said: said.slice(0, 500) }
+    const detail = detailOf(status, said)
     switch (status) {
       case 401:
         throw new AppError(
@@ -256,6 +256,12 @@ export function parseRetryAfter(header: string | string[] | undefined, now = Dat
   if (typeof header !== 'string') return undefined
   const seconds = /^\d{1,9}$/.test(header) ? Number(header) : Math.ceil((Date.parse(header) - now) / 1000)
   return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0), 86_400) : undefined
+}
+
+/** Only what a registry says as such: the words of whatever else may answer there are for no one. */
+function detailOf(status: number, said: string): { readonly status: number; readonly said?: string } {
+  const reason = reasonIn(said)
+  return reason === '' ? { status } : { status, said: reason.slice(2, -1) }
 }
 
 /** The first message of an error as the distribution specification has it. */

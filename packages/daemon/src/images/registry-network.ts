@@ -180,6 +180,12 @@ function hostnameOf(host: string): string {
   return bracketed?.[1] ?? host.replace(/:\d+$/, '')
 }
 
+/** Is the registry this host's own loopback, by its name, and not one that the configuration lists? */
+export function isUnlistedLoopback(host: string, { allowPrivateRegistries, insecureRegistries }: NetworkPolicy): boolean {
+  const hostname = hostnameOf(host)
+  return isLocalName(hostname) && !allowPrivateRegistries && !insecureRegistries.some((listed) => listed === host || listed === hostname)
+}
+
 /** Written so that only this host can be meant. */
 const isLocalName = (hostname: string): boolean =>
   hostname === 'localhost' || (isIP(hostname) !== 0 && classifyAddress(hostname) === 'loopback')

@@ -336,3 +336,18 @@ test('what is sent follows no redirect', async (t) => {
   const put = network.request(new URL(`http://${host}/v2/x/blobs/uploads/1`), { method: 'PUT', body: 'x', signal })
   await assert.rejects(put, { code: 'registry_refused', message: /redirects an upload/ })
 })
+
+test('of what answers a refusal only a registry’s own words are told', async (t) => {
+  const answers = ['<html>admin of a service of the host</html>', JSON.stringify({ errors: [{ code: 'DENIED', message: 'not for you' }] })]
+  for (const [body, said] of [
+    [answers[0], undefined],
+    [answers[1], 'DENIED: not for you'],
+  ] as const) {
+    const host = await serve(t, (_, response) => response.writeHead(403).end(body))
+    await assert.rejects(clientFor(t, host).manifest('1', signal), (error) => {
+      assert.ok(error instanceof AppError)
+      assert.deepEqual(error.detail, { status: 403, ...(said !== undefined && { said }) })
+      return true
+    })
+  }
+})

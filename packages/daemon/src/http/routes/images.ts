@@ -1,6 +1,7 @@
 import type { Image, ImageProgress } from '@dormouse/api/images.ts'
 import type { Handlers } from '../handler.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
+import { admitRegistry } from '../loopback-registries.ts'
 import type { SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
 
@@ -21,7 +22,10 @@ export function imageRoutes({ images }: Pick<ServerUses, 'images'>): ImageRoutes
       return [...page.items]
     },
 
-    pullImage: ({ body }) => images.pull(body),
+    pullImage: ({ body, caller }) => {
+      admitRegistry(caller, images, body.name)
+      return images.pull(body)
+    },
 
     importImage: ({ upload, query, signal, log }) => {
       const { name, platform } = query

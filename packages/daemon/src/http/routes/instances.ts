@@ -7,6 +7,7 @@ import type { Handlers } from '../handler.ts'
 import { InstanceLists } from '../instance-list.ts'
 import { graceMs, toCreateInstance, toForkInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
+import { admitRegistry, isHere } from '../loopback-registries.ts'
 import { presentInstance } from '../present-instance.ts'
 import { toCompression, toCompressionDelay } from '../snapshot-requests.ts'
 import { encodeBatch, type SseBatch } from '../streams/sse.ts'
@@ -30,7 +31,11 @@ type InstanceRoutes = Pick<
   | 'waitForInstance'
 >
 
-export function instanceRoutes({ instances, supervision }: Pick<ServerUses, 'instances' | 'supervision'>): InstanceRoutes {
+export function instanceRoutes({
+  instances,
+  images,
+  supervision,
+}: Pick<ServerUses, 'instances' | 'images' | 'supervision'>): InstanceRoutes {
   const lists = new InstanceLists()
   const show = (instance: Instance): Shown => {
     const nowMs = Date.now()
@@ -54,7 +59,9 @@ export function instanceRoutes({ instances, supervision }: Pick<ServerUses, 'ins
       return lists.write(page.items, nowMs, (instance) => supervision.of(instance, nowMs))
     },
 
-    createInstance: async ({ body, query, signal }) => {
+    createInstance: async ({ body, query, signal, caller }) => {
+      // One that is here is asked of no registry.
+      if (!isHere(images, body.image)) admitRegistry(caller, images, body.image)
       // A bad `timeout` must not be found out once the instance is there.
       waitLimitMs(query.timeout)
       return settled(await instances.create(toCreateInstance(body, Date.now())), query, signal)

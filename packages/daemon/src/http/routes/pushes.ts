@@ -1,6 +1,7 @@
 import type { Push } from '@dormouse/api/images.ts'
 import type { Handlers } from '../handler.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
+import { admitRegistry } from '../loopback-registries.ts'
 import type { ServerUses } from '../uses.ts'
 
 type PushRoutes = Pick<Handlers, 'listPushes' | 'createPush' | 'getPush'>
@@ -16,7 +17,8 @@ export function pushRoutes({ images }: Pick<ServerUses, 'images'>): PushRoutes {
       return [...page.items]
     },
 
-    createPush: async ({ body, setHeader }) => {
+    createPush: async ({ body, caller, setHeader }) => {
+      admitRegistry(caller, images, body.target)
       const push = await images.push(body)
       setHeader('location', `/pushes/${push.id}`)
       setHeader('retry-after', String(ASK_AGAIN_S))
