@@ -13,14 +13,15 @@ export const PruneRequest = Type.Object(
       Type.Array(Kind, {
         minItems: 1,
         maxItems: GARBAGE_KINDS.length,
-        description: 'Of what; everything when left out, logs with `all` alone',
+        description:
+          'Of what; everything when left out, logs with `all` alone. With `all`, `images` by name also takes those that were pushed here or imported',
       }),
     ),
     all: Type.Optional(
       Type.Boolean({
         default: false,
         description:
-          'Not only what no one can miss, but all that can be had again: images that no instance stands on, golden boots that nothing stands on, the logs of the boot before',
+          'Not only what no one can miss, but all that can be had again: images that were pulled and that no instance stands on, golden boots that nothing stands on, the logs of the boot before',
       }),
     ),
     older_than: Type.Optional({ ...Duration, description: 'Only what was not used, or not written, for so long, such as 720h' }),
@@ -68,7 +69,10 @@ export const DiskUsage = Type.Object(
     total_bytes: Type.Integer({ description: 'Of the file system that the data directory is on' }),
     free_bytes: Type.Integer({ description: 'Free there' }),
     used_bytes: Type.Integer({ description: 'What all kinds take together' }),
-    reclaimable_bytes: Type.Integer({ description: 'What `POST /prune` with `all` would free of it' }),
+    reclaimable_bytes: Type.Integer({
+      description:
+        'What `POST /prune` with `all` would free of it; of images also those that were pushed here or imported, which it takes when `kinds` names them',
+    }),
     measured_at: DateTime,
     kinds: Type.Array(
       Type.Object({

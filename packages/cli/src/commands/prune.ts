@@ -28,7 +28,7 @@ const KINDS: Readonly<Record<GarbageKind, string>> = {
 
 export function define(command: Command): void {
   command
-    .option('-a, --all', 'also what can be had again: images that no instance stands on, golden boots, logs of the boot before')
+    .option('-a, --all', 'also what can be had again: pulled images that no instance stands on, golden boots, logs of the boot before')
     .option('--kind <kind>', `only this: ${Object.keys(KINDS).join(', ')}; may be repeated`, collect)
     .option('--older-than <duration>', 'only what was not used for so long, such as 7d')
     .option('--dry-run', 'say what would go')
@@ -36,7 +36,7 @@ export function define(command: Command): void {
     .option('--json', 'for programs; does not ask')
     .addHelpText(
       'after',
-      '\nNothing that an instance, a sleeper, a snapshot or a volume needs is ever removed. What takes how much: dormouse df',
+      '\nImages that were pushed here or imported are kept: with --all --kind images they go, too.\nNothing that an instance, a sleeper, a snapshot or a volume needs is ever removed. What takes how much: dormouse df',
     )
     .action(() => prune(command.optsWithGlobals()))
 }

@@ -14,7 +14,7 @@ import { statfs } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import { GARBAGE_KINDS, type GarbageKind } from '@dormouse/api/garbage.ts'
 import type { Config } from '../config/config.ts'
-import type { Images } from '../images/images.ts'
+import type { CollectImages, Images } from '../images/images.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
 import type { Logger } from '../log.ts'
 import type { CollectableMemory, CollectGoldenBoots } from '../memory/memory.ts'
@@ -52,6 +52,8 @@ export interface CollectGarbage {
   readonly kinds: readonly GarbageKind[]
   /** Also what can be had again. */
   readonly all: boolean
+  /** With `all`, of images also what cannot be had again: what was pushed to us or imported. */
+  readonly irreplaceable?: boolean
   readonly olderThanMs: number
   readonly dryRun: boolean
 }
@@ -110,8 +112,7 @@ export class Garbage implements AsyncDisposable {
       const done = await this.#collectKinds({ ...ages, kinds: ['drafts', 'layers', 'memory_bases', 'golden_boots'] }, signal)
       done.push(await this.#one('logs', () => this.#collectLogs(keepLogsMs, false, signal)))
       if (autoDelete.enabled) {
-        const isAllowed = nameFilter(autoDelete.names)
-        const wanted = { which: 'unused', unusedForMs: autoDelete.unusedForMs, isAllowed } as const
+        const wanted = { which: 'unused', unusedForMs: autoDelete.unusedForMs, ...whichMayGo(autoDelete.names) } as const
         done.push(await this.#one('images', () => this.#uses.images.collect(wanted)))
       }
       return done
@@ -217,13 +218,17 @@ export class Garbage implements AsyncDisposable {
     }
   }
 
-  async #collectKind(kind: GarbageKind, { all, olderThanMs, dryRun }: CollectGarbage, signal: AbortSignal): Promise<Collected> {
+  async #collectKind(
+    kind: GarbageKind,
+    { all, irreplaceable = false, olderThanMs, dryRun }: CollectGarbage,
+    signal: AbortSignal,
+  ): Promise<Collected> {
     signal.throwIfAborted()
     const { images, memory, config, isStale } = this.#uses
     const { minAgeMs } = config.garbage
     switch (kind) {
       case 'images':
-        return images.collect({ which: all ? 'unused' : 'dangling', unusedForMs: olderThanMs, dryRun })
+        return images.collect({ which: all ? 'unused' : 'dangling', unusedForMs: olderThanMs, onlyReplaceable: !irreplaceable, dryRun })
       case 'layers':
         // What was written just now may be on its way to a row.
         return images.collectStrays({ olderThanMs: Math.max(minAgeMs, olderThanMs), dryRun })
@@ -280,9 +285,8 @@ export class Garbage implements AsyncDisposable {
     }
     const { enabled, names } = config.garbage.autoDelete
     if (!enabled) return
-    const isAllowed = nameFilter(names)
     for (let goes = true; goes && (await missing()) > 0; ) {
-      const wantedImages = { which: 'unused', unusedForMs: LATELY_MS, isAllowed, atMost: 1 } as const
+      const wantedImages = { which: 'unused', unusedForMs: LATELY_MS, ...whichMayGo(names), atMost: 1 } as const
       const { error, names: gone, bytes: freed } = await this.#one('images', () => images.collect(wantedImages))
       goes = error === undefined && (gone.length > 0 || freed > 0)
     }
@@ -298,3 +302,9 @@ export class Garbage implements AsyncDisposable {
     return bavail * bsize
   }
 }
+
+/** Whoever allows every name means what can be had again; whoever names some means those. */
+const whichMayGo = (names: readonly string[]): Pick<CollectImages, 'isAllowed' | 'onlyReplaceable'> => ({
+  isAllowed: nameFilter(names),
+  onlyReplaceable: names.includes('*'),
+})

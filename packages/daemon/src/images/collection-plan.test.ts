@@ -8,7 +8,9 @@ type Image = Parameters<typeof planCollection>[0]['images'][number]
 
 const DAY = 24 * 3_600_000
 const NOW = 100 * DAY
-const image = (digest: string, days: number, status: Image['status'] = 'ready'): Image => ({ digest, status, usedAtMs: NOW - days * DAY })
+const image = (digest: string, days: number, status: Image['status'] = 'ready'): Image => ({
+  ...{ digest, status, origin: '{}', usedAtMs: NOW - days * DAY },
+})
 const named = (name: string, digest?: string, nextDigest?: string): ImageNameRow => ({
   ...{ name, platform: 'linux/amd64', digest, nextDigest, tags: {}, createdAtMs: 0 },
 })
@@ -48,6 +50,13 @@ test('dangling are those that failed or have no name; a name that has something 
 test('a name that waits for what is being pulled stays, and what it leads to until then', () => {
   const names = [named('a', 'old', 'coming')]
   assert.deepEqual(planned(names, [image('old', 40), image('coming', 0, 'pulling')], {}, { busy: ['coming'] }).digests, [])
+})
+
+test('what was pushed or imported can be had from nowhere: it goes only when that is meant, or when no name leads to it', () => {
+  const images = [image('pulled', 9), { ...image('pushed', 9), origin: undefined }, { ...image('unnamed', 9), origin: undefined }]
+  const names = [named('a', 'pulled'), named('b', 'pushed')]
+  assert.deepEqual(planned(names, images, { onlyReplaceable: true }).digests, ['pulled', 'unnamed'])
+  assert.deepEqual(planned(names, images).digests, ['pulled', 'pushed', 'unnamed'])
 })
 
 test('the least recently used go first', () => {

@@ -8,13 +8,15 @@ export interface CollectImages {
   readonly unusedForMs: number
   /** Only those all of whose names it is true of. */
   readonly isAllowed?: (name: string) => boolean
+  /** Of `unused`, only what can be had again: not what was pushed to us or imported, of which ours may be the only copy. */
+  readonly onlyReplaceable?: boolean
   /** The least recently used ones first. */
   readonly atMost?: number
 }
 
 interface Shelf {
   readonly names: readonly ImageNameRow[]
-  readonly images: readonly Pick<ImageRow, 'digest' | 'status' | 'usedAtMs'>[]
+  readonly images: readonly Pick<ImageRow, 'digest' | 'status' | 'origin' | 'usedAtMs'>[]
   readonly layers: readonly { readonly imageDigest: string; readonly digest: string }[]
   /** Something stands on it, or is about to. */
   readonly isBusy: (digest: string) => boolean
@@ -32,16 +34,17 @@ export interface CollectionPlan {
 
 /** Pure: what goes. An image goes with all of its names or not at all. */
 export function planCollection({ names, images, layers, isBusy }: Shelf, wanted: CollectImages, nowMs: number): CollectionPlan {
-  const { which, unusedForMs, isAllowed = () => true, atMost = Number.POSITIVE_INFINITY } = wanted
+  const { which, unusedForMs, isAllowed = () => true, onlyReplaceable = false, atMost = Number.POSITIVE_INFINITY } = wanted
   const leading = new Map<string, ImageNameRow[]>()
   for (const row of names) for (const digest of digestsOf(row)) leading.set(digest, [...(leading.get(digest) ?? []), row])
   const idle = new Set(
     images.filter(({ digest, usedAtMs }) => !isBusy(digest) && nowMs - usedAtMs >= unusedForMs).map(({ digest }) => digest),
   )
-  const mayGo = ({ digest, status }: Shelf['images'][number]): boolean => {
+  const mayGo = ({ digest, status, origin }: Shelf['images'][number]): boolean => {
     const rows = leading.get(digest) ?? []
     if (!idle.has(digest) || !rows.every((row) => isAllowed(row.name))) return false
     if (rows.length === 0 || status === 'failed') return true
+    if (onlyReplaceable && origin === undefined) return false
     return which === 'unused' && rows.every((row) => digestsOf(row).every((one) => idle.has(one)))
   }
   const digests = images

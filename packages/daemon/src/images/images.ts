@@ -37,6 +37,7 @@ import { isUnlistedLoopback } from './registry-network.ts'
 import { notFound, platformOf, type ResolvedImage, resolveImage } from './resolve-image.ts'
 import { WorkQueue } from './work-queue.ts'
 
+export type { CollectImages } from './collection-plan.ts'
 export type { ReadyImage } from './image-names.ts'
 
 export interface ImagesUses {

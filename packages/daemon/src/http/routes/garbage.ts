@@ -31,9 +31,15 @@ export function garbageRoutes({ garbage }: Pick<ServerUses, 'garbage'>): Garbage
 
     prune: async ({ body }): Promise<PruneResponse> => {
       const { all = false, dry_run: dryRun = false } = body
-      // Logs are of use to someone who has yet to ask.
+      // Who names images means also those of which ours may be the only copy. Logs are of use to someone who has yet to ask.
       const kinds = body.kinds ?? GARBAGE_KINDS.filter((kind) => all || kind !== 'logs')
-      const collected = await garbage.collect({ kinds, all, dryRun, olderThanMs: ageOf(body) })
+      const collected = await garbage.collect({
+        kinds,
+        all,
+        irreplaceable: body.kinds?.includes('images') ?? false,
+        dryRun,
+        olderThanMs: ageOf(body),
+      })
       return {
         dry_run: dryRun,
         freed_bytes: collected.reduce((sum, { bytes }) => sum + bytes, 0),
