@@ -9,7 +9,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sf /proc/self/fd /dev/fd
 modprobe -a qemu_fw_cfg virtio_console virtio_rng kvm_amd tun bridge veth nf_tables vhost_net vhost_vsock loop
 # As udev does.
-groupadd -rf kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm
+groupadd -rf kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm && chmod 666 /dev/net/tun
 hostname lab && ip link set lo up
 
 told() { cat "/sys/firmware/qemu_fw_cfg/by_name/opt/dormouse/$1/raw"; }

@@ -29,7 +29,7 @@ import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
 import { FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
-import { GoldenTap } from './golden-tap.ts'
+import { assertTunOpen, GoldenTap } from './golden-tap.ts'
 import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
 import { bootRequests, loadRequest, paceDrive, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
 
@@ -74,6 +74,7 @@ export class FirecrackerHypervisor implements Hypervisor {
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     assertCan(spec)
+    if (spec.nic !== undefined) await assertTunOpen(spec.user)
     const host = await this.#host.answers()
     const machine = this.#machine(spec)
     using golden = await this.#golden(machine, host, step)
@@ -95,6 +96,7 @@ export class FirecrackerHypervisor implements Hypervisor {
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     assertCan(spec)
+    if (spec.nic !== undefined) await assertTunOpen(spec.user)
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)

@@ -3,10 +3,25 @@
  * last user; what a daemon left that died is taken away by the next one that makes one.
  */
 import { createHash, randomBytes } from 'node:crypto'
-import { readdir } from 'node:fs/promises'
+import { readdir, stat } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
+
+const TUN = '/dev/net/tun'
+
+/** Firecracker opens the device itself, as `user`; without one, as whoever the daemon is. Throws `dependency_missing` with what to do. */
+export async function assertTunOpen(user: object | undefined): Promise<void> {
+  const facts = await stat(TUN).catch(() => undefined)
+  if (facts !== undefined && (user === undefined || (facts.mode & 0o006) === 0o006)) return
+  throw new AppError(
+    'dependency_missing',
+    facts === undefined ? `${TUN} is missing` : `${TUN} is for root alone, and Firecracker is not root`,
+    {
+      hint: facts === undefined ? 'Load the kernel module: modprobe tun' : `Give it the mode that udev gives it: chmod 0666 ${TUN}`,
+    },
+  )
+}
 
 const inUse = new Set<string>()
 const REMOVE_LIMIT_MS = 10_000
