@@ -106,8 +106,11 @@ const DEEDS: readonly [what: string, before: (instances: Instances, source: Inst
   ],
 ]
 
+/** Around them disks are copied, come to be on record, and are let go of. */
+const STEPS = new Set(['pivot', 'resume', 'layer', 'flatten', 'load', 'spawn', 'record'])
+
 for (const [what, before, deed] of DEEDS) {
-  test(`a daemon that dies at any step of ${what} loses nothing of it and leaves nothing`, async () => {
+  test(`a daemon that dies over the disk in ${what} loses nothing of it and leaves nothing`, async () => {
     for (let step = 0; ; step++) {
       await using house = makeHouse()
       const first = await house.begin()
@@ -121,8 +124,8 @@ for (const [what, before, deed] of DEEDS) {
       let isPrepared = false
       let passed = 0
       const second = await house.begin({
-        atStep: async () => {
-          if (!isPrepared || passed++ !== step) return
+        atStep: async (_operation, name) => {
+          if (!isPrepared || !STEPS.has(name) || passed++ !== step) return
           died.resolve('died')
           await new Promise(() => undefined)
         },
@@ -132,7 +135,7 @@ for (const [what, before, deed] of DEEDS) {
       const done = deed(second, second.get(source.id)).then(() => 'done' as const)
       done.catch(() => undefined)
       if ((await Promise.race([died.promise, done])) === 'done') {
-        assert.ok(step > 3, 'there were steps to die at')
+        assert.ok(step >= 3, 'there were steps to die at')
         return
       }
       house.crash()
