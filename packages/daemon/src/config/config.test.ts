@@ -36,7 +36,6 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
     ['DELETE_GRACE', '99999999999h'],
     ['BOOT_LIMIT', '2147483648ms'],
     ['HYPERVISOR', 'xen'],
-    ['HYPERVISOR', 'cloud-hypervisor'],
     ['HYPERVISOR', 'vz'],
     ['LISTEN', '127.0.0.1'],
     ['LISTEN', '127.0.0.1:70000'],
