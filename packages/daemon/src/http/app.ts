@@ -439,8 +439,8 @@ function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply, us
     .headers({ ...headers, 'x-request-id': request.id })
     .type('application/json; charset=utf-8')
   if (error instanceof AppError && error.code === 'method_not_allowed') reply.header('allow', String(error.detail?.allow ?? ''))
-  // What is left of a refused upload is not read: the connection ends with the answer.
-  if (isUnread(request)) reply.header('connection', 'close')
+  // What is left of a refused upload is not read, and who wished for a WebSocket has no other use for it: the connection ends with the answer.
+  if (isUnread(request) || /^websocket$/i.test(request.headers.upgrade ?? '')) reply.header('connection', 'close')
   return reply.send(JSON.stringify(body))
 }
 
