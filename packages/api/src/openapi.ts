@@ -30,6 +30,9 @@ export function openApiDocument({ version }: OpenApiOptions): Json {
         'OCI images as virtual machines. Errors carry a code, a sentence and often a hint; those that will be the same next time ' +
         'carry `x-should-retry: false`. Over TCP a bearer token is needed, over the unix socket none.',
     },
+    servers: [
+      { url: '/', description: 'The daemon that gives this document; over TCP at http://127.0.0.1:4973 unless it is told otherwise' },
+    ],
     'x-errors': Object.fromEntries(ERROR_CODES.map((code) => [code, ERRORS[code]])),
     security: [{ bearer: [] }],
     paths,
@@ -98,7 +101,23 @@ function answer(route: Route, refer: Refer): Json {
   const data = route.answer ? refer(route.answer) : { type: 'string' }
   const schema = route.stream === 'sse' ? eventOf(data) : data
   const hasBody = route.answer !== undefined || route.stream === 'text'
-  return { description: route.summary, ...(hasBody && { content: { [media]: { schema } } }) }
+  const headers = headersOf(route)
+  return {
+    description: route.summary,
+    ...(Object.keys(headers).length > 0 && { headers }),
+    ...(hasBody && { content: { [media]: { schema } } }),
+  }
+}
+
+const header = (description: string): Json => ({ description, schema: { type: 'string' } })
+
+/** What an answer says beside its body. */
+function headersOf({ query, headers = {} }: Route): Json {
+  const isPaged = Object.hasOwn((query as { properties?: object } | undefined)?.properties ?? {}, 'cursor')
+  return {
+    ...(isPaged && { 'x-next-cursor': header('`cursor` of the next page; absent on the last') }),
+    ...Object.fromEntries(Object.entries(headers).map(([name, description]) => [name, header(description)])),
+  }
 }
 
 /** One event of a stream, as its fields are once they are read: what is told stands in `data`, as JSON. */

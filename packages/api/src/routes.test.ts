@@ -82,6 +82,23 @@ test('the OpenAPI document tells of each stream what an event of it is, that nul
   }
 })
 
+test('the OpenAPI document tells where it holds, and which headers an answer has', () => {
+  interface Told {
+    readonly servers: readonly { readonly url: string }[]
+    readonly paths: Record<string, Record<string, { responses: Record<string, { headers?: object }> }>>
+  }
+  const { servers, paths } = openApiDocument({ version: '1' }) as unknown as Told
+  assert.deepEqual(
+    servers.map(({ url }) => url),
+    ['/'],
+  )
+  const headersAt = (path: string, method: string, status: number) => Object.keys(paths[path]?.[method]?.responses[status]?.headers ?? {})
+  assert.deepEqual(headersAt('/instances', 'get', 200), ['x-next-cursor'])
+  assert.deepEqual(headersAt('/pushes', 'get', 200), ['x-next-cursor'])
+  assert.deepEqual(headersAt('/pushes', 'post', 202), ['location', 'retry-after'])
+  assert.deepEqual(headersAt('/instances', 'post', 201), [])
+})
+
 test('one name is one schema in the OpenAPI document', () => {
   const seen = new Map<string, string>()
   const walk = (value: unknown): void => {

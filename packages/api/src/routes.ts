@@ -61,6 +61,8 @@ export interface Route {
   readonly rawBody?: readonly string[]
   readonly status: 101 | 200 | 201 | 202 | 204
   readonly answer?: TSchema
+  /** Headers that an answer has beside those that all have, and what they say. */
+  readonly headers?: Readonly<Record<string, string>>
   /** `sse`: `answer` is what each data line holds, as JSON. */
   readonly stream?: 'sse' | 'websocket' | 'text'
   /** Beside those that every route may give. */
@@ -908,6 +910,7 @@ export const routes = {
     body: PushImageRequest,
     status: 202,
     answer: Push,
+    headers: { location: 'Where the push is found', 'retry-after': 'Seconds after which to look at it' },
     errors: ['not_found', 'invalid_name', 'registry_refused', 'invalid_target', 'image_not_ready', 'credential_conflict', 'conflict'],
     conflicts: ['image_not_ready'],
   },
