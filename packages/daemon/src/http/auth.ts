@@ -229,7 +229,9 @@ export function authorize(caller: Caller, scope: Route['scope']): void {
   if (scope === 'open' || scope === 'any') return
   if (scope === 'host') {
     if (caller === hostCaller) return
-    throw new AppError('forbidden', 'This is only done over the unix socket, on the host itself')
+    throw new AppError('forbidden', 'This is only done over the unix socket, on the host itself', {
+      hint: 'Ask there: the dormouse command on the host does, unless DORMOUSE_HOST leads it elsewhere',
+    })
   }
   if (caller.scopes === undefined || caller.scopes.has(scope)) return
   throw new AppError('forbidden', `The token lacks the scope ${scope}`, {
@@ -237,5 +239,5 @@ export function authorize(caller: Caller, scope: Route['scope']): void {
   })
 }
 
-export const unauthorized = (message: string): AppError =>
-  new AppError('unauthorized', message, { hint: 'Make one on the host with: dormouse token create' })
+export const unauthorized = (message: string, hint = 'Make one on the host with: dormouse token create'): AppError =>
+  new AppError('unauthorized', message, { hint })

@@ -9,7 +9,7 @@ test('a ticket is good once, for its path, as its maker', () => {
   const tickets = new Tickets()
   const { ticket } = tickets.make(caller, '/events')
   assert.equal(tickets.redeem(ticket, '/events'), caller)
-  assert.throws(() => tickets.redeem(ticket, '/events'), { code: 'unauthorized' })
+  assert.throws(() => tickets.redeem(ticket, '/events'), { code: 'unauthorized', hint: /POST \/tickets/ })
 })
 
 test('at another path it is refused, and used up', () => {

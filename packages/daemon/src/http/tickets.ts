@@ -11,6 +11,7 @@ const HOLDS_MS = 30_000
 const TICKETS_MAX = 10_000
 // One caller must not take all of them.
 const TICKETS_PER_CALLER = 1_000
+const ANOTHER = 'Ask for another one: POST /tickets, with the path that it is for'
 const TICKET = /^[A-Za-z0-9_-]{43}$/
 
 interface Held {
@@ -51,8 +52,9 @@ export class Tickets {
   redeem(ticket: unknown, path: string): Caller {
     const key = typeof ticket === 'string' && TICKET.test(ticket) ? hashOf(ticket) : ''
     const held = this.#take(key)
-    if (held === undefined || held.expiresAtMs <= this.#now()) throw unauthorized('The ticket is not one that holds: it is used once, soon')
-    if (held.path !== path) throw unauthorized('The ticket is for another path')
+    if (held === undefined || held.expiresAtMs <= this.#now())
+      throw unauthorized('The ticket is not one that holds: it is used once, soon', ANOTHER)
+    if (held.path !== path) throw unauthorized('The ticket is for another path', ANOTHER)
     return held.caller
   }
 
