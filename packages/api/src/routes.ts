@@ -962,7 +962,13 @@ export const routes = {
     query: Type.Object(
       {
         after: Type.Optional(Type.Integer({ minimum: 0, description: 'Begin after this event; without it, with the next one' })),
-        subject: Type.Optional(Type.String({ maxLength: 512, description: 'Only events about this instance or image' })),
+        subject: Type.Optional(
+          Type.String({
+            maxLength: 512,
+            description:
+              'Only events about this instance, volume, device or image, by its id or by the name that it has when the stream begins',
+          }),
+        ),
       },
       strict,
     ),

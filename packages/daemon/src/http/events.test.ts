@@ -75,3 +75,16 @@ test('a token is told of what it may read, and of nothing else', async (t) => {
   assert.ok(!told.some(({ kind }) => kind.startsWith('new_noun')))
   assert.ok((await follow(all.length * 2 + 1, 'after=0')).some(({ kind }) => kind.startsWith('new_noun')))
 })
+
+test('a subject may be a name', async (t) => {
+  const { uses, record, follow } = house(t)
+  const { id } = uses.instances.add({ name: 'web' })
+  record('instance.changed', 'other')
+  record('instance.changed', id)
+  for (const subject of ['web', id, id.slice(0, 8)]) {
+    const [told] = await follow(1, `after=0&subject=${subject}`)
+    assert.equal(told?.subject, id)
+  }
+  // What is gone is found by its id, what is yet to come is not looked for.
+  assert.equal((await follow(1, 'after=0&subject=other'))[0]?.subject, 'other')
+})

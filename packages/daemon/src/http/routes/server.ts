@@ -28,10 +28,17 @@ export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
     getResources: () => resourcesOf(uses),
     reclaimMemory: ({ body }) => reclaimOf(uses, body),
 
-    followEvents: ({ query, header, signal, caller }) => {
+    followEvents: async ({ query, header, signal, caller }) => {
       // A browser that comes back asks the same address again: what it has seen since counts, not where it began.
       const after = lastEventId(header('last-event-id')) ?? query.after
-      return eventMessages(uses, { ...(after !== undefined && { after }), signal }, { subject: query.subject, caller })
+      return eventMessages(
+        uses,
+        { ...(after !== undefined && { after }), signal },
+        {
+          subjects: query.subject === undefined ? undefined : await subjectsCalled(uses, query.subject),
+          caller,
+        },
+      )
     },
 
     getMetrics: ({ setHeader }) => {
@@ -44,7 +51,7 @@ export function serverRoutes(uses: ServerUses, metrics: Metrics): ServerRoutes {
 async function* eventMessages(
   { events }: ServerUses,
   options: { after?: number; signal: AbortSignal },
-  { subject, caller }: { subject: string | undefined; caller: Caller },
+  { subjects, caller }: { subjects: ReadonlySet<string> | undefined; caller: Caller },
 ): AsyncGenerator<SseBatch> {
   // So that whoever comes back before anything has happened misses nothing either.
   const after = Math.min(options.after ?? Number.MAX_SAFE_INTEGER, events.latestId())
@@ -52,8 +59,19 @@ async function* eventMessages(
   for await (const batch of events.subscribe({ ...options, after })) {
     if (isFirst) yield [{ id: String(after) }]
     isFirst = false
-    yield batch.filter((event) => (subject === undefined || event.subject === subject) && mayHear(caller, event)).map(asMessage)
+    yield batch.filter((event) => (subjects === undefined || subjects.has(event.subject)) && mayHear(caller, event)).map(asMessage)
   }
+}
+
+/** What events call that which is called so now: an instance or a volume has its id there, an image its whole name. What is gone has its id alone. */
+async function subjectsCalled({ instances, volumes, devices, images }: ServerUses, text: string): Promise<ReadonlySet<string>> {
+  const found = await Promise.allSettled([
+    Promise.try(() => instances.resolve(text).id),
+    Promise.try(() => volumes.resolve(text).id),
+    Promise.try(async () => (await devices.get(text)).id),
+    Promise.try(() => images.getImage(text).name),
+  ])
+  return new Set([text, ...found.flatMap((one) => (one.status === 'fulfilled' ? one.value : []))])
 }
 
 /** What a token may not read it is not told of either. */
