@@ -31,6 +31,8 @@ export const STORIES = [
   'vmm-killed-sleep',
   'sdk-qemu',
   // Skipped by name and reason where no program of theirs is at hand.
+  'driver-cloud-hypervisor',
+  'lifecycle-cloud-hypervisor',
   'driver-firecracker',
   'lifecycle-firecracker',
 ] as const
