@@ -53,7 +53,10 @@ async function table(): Promise<string> {
       line([`${words} (\`${capability}\`)`, ...all.map(({ capabilities }) => (capabilities.has(capability as Capability) ? 'yes' : '–'))]),
     ),
     line(['volumes', ...all.map(({ volumeSlots }) => (volumeSlots === 0 ? '–' : `${volumeSlots}`))]),
-    line(['networks', ...all.map(({ networks }) => (networks === undefined ? 'user, bridge' : [...networks].map(networkOf).join(', ')))]),
+    line([
+      'networks',
+      ...all.map(({ networks }) => (networks === undefined ? 'user, bridge' : [...networks].map(networkOf).join(', ') || '–')),
+    ]),
   ].join('\n')
 }
 

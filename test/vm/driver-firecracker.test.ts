@@ -108,21 +108,11 @@ test('a guest that powers off ends its machine with code 0', stories, async () =
   }
 })
 
-test('the rate of its disks is set with the start, changed and taken away', stories, async () => {
-  await using driver = await firecrackerUnderTest(agentManners)
-  const vm = await driver.hypervisor.start(await driver.makeSpec({ diskIoBps: 1 << 20 }), makeStep())
-  try {
-    for (const rate of [2 << 20, 2 << 20, undefined, undefined, 1]) await vm.setDiskRate(rate, makeStep())
-    await greets(vm)
-  } finally {
-    await vm.kill()
-  }
-})
-
 test('what it cannot do is refused with the reason before anything is started', stories, async () => {
   await using driver = await firecrackerUnderTest(agentManners)
   const wishes = [
     { nic: { mac: '02:00:00:00:00:01', backend: 'user', ports: [] } },
+    { nic: { mac: '02:00:00:00:00:01', backend: 'tap', tap: 'tap0' } },
     { hotplugMib: 128 },
     { freshBoot: true },
     { vcpus: 33 },

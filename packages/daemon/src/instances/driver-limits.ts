@@ -9,6 +9,11 @@ type Driver = Pick<Hypervisor, 'name' | 'capabilities'>
 /** A guest without a network needs none. */
 export function assertNetworked({ name, networks }: Pick<Hypervisor, 'name' | 'networks'>, { kind }: Pick<Network, 'kind'>): void {
   if (networks === undefined || networks.has(kind === 'bridged' ? 'tap' : 'user')) return
+  if (networks.size === 0) {
+    throw new AppError('not_supported', `The hypervisor ${name} cannot put a guest on a network`, {
+      hint: 'Make the instance without one, with network.enabled false, or use the hypervisor qemu',
+    })
+  }
   throw new AppError('not_supported', `The hypervisor ${name} cannot put a guest on this daemon's network: it needs a bridge`, {
     hint: 'Start the daemon as root with DORMOUSE_NETWORK=bridged, or make the instance without a network, with network.enabled false',
   })

@@ -88,7 +88,7 @@ export class FirecrackerHost {
     const { kernel, cpuModel: cpu } = readHostFacts()
     const answers = { file, version, kernelHash, initrdHash }
     const { kernelPath, initrdPath } = uses
-    const machine = { vcpus: 1, memoryMib: 256, kernelPath, initrdPath, hasTap: false }
+    const machine = { vcpus: 1, memoryMib: 256, kernelPath, initrdPath }
     const acceleration = await decideAcceleration(
       {
         device: uses.kvmDevice ?? '/dev/kvm',

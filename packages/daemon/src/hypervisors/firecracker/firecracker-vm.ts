@@ -12,8 +12,7 @@ import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { VmmApi, VmmRefusal } from '../vmm-api.ts'
 import { connectToAgent } from '../vsock-guest.ts'
-import { SLOTS } from './machine.ts'
-import { describeRequest, isSaved, paceDrive, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
+import { describeRequest, isSaved, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
 
 export const API_SOCKET = 'api.sock'
 
@@ -56,6 +55,17 @@ export class FirecrackerVm implements Vm {
       this.#isSaved = false
       await this.#api.ask(stateRequest('Paused'), step)
     }
+    await this.#quiesce(step)
+  }
+
+  /**
+   * Its devices go on while its processors stand still, and what they still do must be done before a state is saved: the memory is read
+   * after it. Each question is answered in turn with their work, so behind the second one nothing is left of what was there at the first.
+   */
+  async #quiesce(step: Step): Promise<void> {
+    this.#guest?.destroy()
+    this.#guest = undefined
+    for (let turn = 0; turn < 2; turn++) await this.#api.ask(describeRequest, step)
   }
 
   async resume(step: Step): Promise<void> {
@@ -136,8 +146,8 @@ export class FirecrackerVm implements Vm {
   /** Its TAP is not the driver's affair. */
   async setBandwidth(_bandwidth: Bandwidth): Promise<void> {}
 
-  async setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void> {
-    for (const slot of SLOTS) await this.#api.ask(paceDrive(slot, bytesPerSecond), step)
+  setDiskRate(): Promise<void> {
+    return Promise.reject(new AppError('not_supported', 'A disk that Firecracker holds back goes on while its VM is paused'))
   }
 
   setHotplug(): Promise<void> {
@@ -168,8 +178,7 @@ export class FirecrackerVm implements Vm {
 
   /** Every connection of the guest is cut by it, also when it runs on: it is told so then. */
   async #saveState(step: Step): Promise<void> {
-    this.#guest?.destroy()
-    this.#guest = undefined
+    await this.#quiesce(step)
     await saveState(this.#api, step)
     await this.#shim.cutStreams(step)
     this.#isSaved = true

@@ -29,16 +29,19 @@ import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
 import { FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
-import { assertTunOpen, GoldenTap } from './golden-tap.ts'
 import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
-import { bootRequests, loadRequest, paceDrive, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
+import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
 
 export type { FirecrackerUses } from './firecracker-host.ts'
 
 export class FirecrackerHypervisor implements Hypervisor {
   readonly name = 'firecracker'
-  readonly networks = new Set(['tap'] as const)
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_limit'])
+  /**
+   * None: frames that come for a guest whose VM is paused are put into its memory all the same, between a state and the memory that belongs
+   * to it, and on a load before it is there.
+   */
+  readonly networks = new Set<'tap' | 'user'>()
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
   readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: FirecrackerUses
   readonly #host: FirecrackerHost
@@ -69,12 +72,11 @@ export class FirecrackerHypervisor implements Hypervisor {
     const host = await this.#host.answers().catch(() => undefined)
     if (host === undefined) return false
     const now = shapeOf(this.#machine({ vcpus: 1, memoryMib: 1 }), host).facts
-    return Object.entries(now).some(([name, value]) => name !== 'vcpus' && name !== 'network' && facts[name] !== value)
+    return Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
     assertCan(spec)
-    if (spec.nic !== undefined) await assertTunOpen(spec.user)
     const host = await this.#host.answers()
     const machine = this.#machine(spec)
     using golden = await this.#golden(machine, host, step)
@@ -96,7 +98,6 @@ export class FirecrackerHypervisor implements Hypervisor {
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     assertCan(spec)
-    if (spec.nic !== undefined) await assertTunOpen(spec.user)
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
     const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'restore', capture, manifest, base }, step)
@@ -139,9 +140,9 @@ export class FirecrackerHypervisor implements Hypervisor {
     await this.#uses.cgroups?.remove(path.basename(runDir))
   }
 
-  #machine({ vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>): Machine {
+  #machine({ vcpus, memoryMib }: Pick<VmSpec, 'vcpus' | 'memoryMib'>): Machine {
     const { kernelPath, initrdPath } = this.#uses
-    return { vcpus, memoryMib, kernelPath, initrdPath, hasTap: nic !== undefined }
+    return { vcpus, memoryMib, kernelPath, initrdPath }
   }
 
   #golden(machine: Machine, host: HostAnswers, step: Step): Promise<GoldenBoot> {
@@ -173,18 +174,16 @@ export class FirecrackerHypervisor implements Hypervisor {
     const name = path.basename(spec.runDir)
     const entered = await cgroups?.make(name, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
     undo.defer(() => cgroups?.remove(name))
-    const shim = await Shim.launch({ ...this.#plan(spec, machine, host, memoryOf(origin)), cgroups: entered ?? [] }, step)
+    const shim = await Shim.launch({ ...this.#plan(spec, host, memoryOf(origin)), cgroups: entered ?? [] }, step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     const api = apiOf(spec.runDir)
     try {
       await awaitApi(spec.runDir, api, shim, step)
-      await api.ask(loadRequest(STATE, tapOf(spec)), step)
+      await api.ask(loadRequest(STATE), step)
       if (origin.entry === 'restore') await loadDelta(shim, origin, step)
       // Their sizes may be others than when the state was saved.
       else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
-      // The state has the limits of when it was saved.
-      for (const slot of SLOTS) await api.ask(paceDrive(slot, spec.diskIoBps), step)
       if (origin.entry === 'wake') await api.ask(stateRequest('Resumed'), step)
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
@@ -206,12 +205,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     return { shim, handle }
   }
 
-  #plan(
-    spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>,
-    machine: Machine,
-    host: HostAnswers,
-    memory: Descriptor | undefined,
-  ): ShimPlan {
+  #plan(spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>, host: HostAnswers, memory: Descriptor | undefined): ShimPlan {
     const { app, vmm, journal, maxBytes } = spec.logs
     return {
       shimPath: this.#uses.shimPath,
@@ -224,8 +218,7 @@ export class FirecrackerHypervisor implements Hypervisor {
         { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
       ],
       ownDir: VSOCK_OWN_DIR,
-      // It opens its TAP itself, and by its name.
-      isolateNetwork: !machine.hasTap,
+      isolateNetwork: true,
       ...(memory === undefined || spec.disks.length === 0 ? {} : { memory: FD.MEMORY }),
       vmm: {
         argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
@@ -262,10 +255,8 @@ export class FirecrackerHypervisor implements Hypervisor {
       ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
       logs: { app: log, vmm: log, journal: log, maxBytes: 1 << 20 },
     }
-    // Whether it has a card is settled now, and Firecracker has none without a TAP.
-    const tap = machine.hasTap ? undo.use(await GoldenTap.make(uses.workDir, uses.goldenUser?.uid, step)).name : undefined
     const descriptor = memory === undefined ? undefined : ({ number: FD.MEMORY, kind: 'daemon', fd: memory.fd } as const)
-    const shim = await Shim.launch({ ...this.#plan(spec, machine, host, descriptor), cgroups: cgroups ?? [] }, step)
+    const shim = await Shim.launch({ ...this.#plan(spec, host, descriptor), cgroups: cgroups ?? [] }, step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     let hasEnded = false
@@ -275,7 +266,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     const api = apiOf(runDir)
     try {
       await awaitApi(runDir, api, shim, step)
-      for (const request of bootRequests(machine, SLOTS, tap)) await api.ask(request, step)
+      for (const request of bootRequests(machine, SLOTS)) await api.ask(request, step)
       const stream = await connectToAgent(runDir, () => hasEnded, step)
       try {
         await uses.awaitParked(stream, step)
@@ -358,14 +349,12 @@ function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus }: VmSpec): 
   const refuse = (what: string): never => {
     throw new AppError('not_supported', `Firecracker ${what}`, { hint: 'Use qemu' })
   }
-  if (nic?.backend === 'user') refuse('needs a bridged network, or none: it takes frames from a TAP alone')
+  if (nic !== undefined) refuse('has no network: frames would come into the memory of a VM that is paused')
   if (hostDevices !== undefined) refuse('takes no devices of the host')
   if (hotplugMib !== undefined) refuse('cannot add memory to a VM whose memory has layers')
   if (freshBoot) refuse('has no memory layers without a golden boot')
   if (vcpus > MOST_VCPUS) refuse(`takes at most ${MOST_VCPUS} processors`)
 }
-
-const tapOf = ({ nic }: Pick<VmSpec, 'nic'>): string | undefined => (nic?.backend === 'tap' ? nic.tap : undefined)
 
 /** Letters, digits and hyphens, 64 at most. */
 const idOf = (id: string): string => id.replaceAll(/[^A-Za-z0-9-]/g, '-').slice(0, 64)

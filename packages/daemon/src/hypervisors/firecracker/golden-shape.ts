@@ -20,7 +20,6 @@ export function captureFactsOf(machine: Machine, host: Pick<HostAnswers, 'versio
     vcpus: machine.vcpus,
     slots: SLOTS.map(({ name }) => name).join(','),
     kernel: host.kernelHash,
-    network: machine.hasTap ? 'tap' : 'none',
   }
 }
 
@@ -38,5 +37,4 @@ const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
   kernel: () => 'it was taken with another guest kernel than the one that is installed',
   cpu: (then, now) => `it was taken on another processor (${then}, not ${now})`,
   vcpus: (then, now) => `it had ${then} processors, the instance has ${now}`,
-  network: (then, now) => `its network was "${then}", the instance's is "${now}"`,
 }

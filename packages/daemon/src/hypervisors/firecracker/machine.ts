@@ -11,8 +11,6 @@ export interface Machine {
   readonly memoryMib: number
   readonly kernelPath: string
   readonly initrdPath: string
-  /** It has a card, behind a TAP. */
-  readonly hasTap: boolean
 }
 
 /** Descriptors that the shim gives to Firecracker under these numbers; a slot's is DISK and its index. */
@@ -22,15 +20,13 @@ export interface Slot {
   readonly name: DiskRole
   readonly fd: number
   readonly readOnly: boolean
-  /** Of what all of them may move together. */
-  readonly share: number
 }
 
 /** In the order of their places. What is read-only is settled at the boot. */
 const ROLES: readonly Omit<Slot, 'fd'>[] = [
-  { name: 'rootfs', readOnly: true, share: 1 / 4 },
-  { name: 'overlay', readOnly: false, share: 1 / 2 },
-  { name: 'modules', readOnly: true, share: 1 / 4 },
+  { name: 'rootfs', readOnly: true },
+  { name: 'overlay', readOnly: false },
+  { name: 'modules', readOnly: true },
 ]
 
 /** Firecracker opens files as its own user, whose volumes are not. */

@@ -8,7 +8,6 @@ import {
   describeRequest,
   isSaved,
   loadRequest,
-  paceDrive,
   refreshDrive,
   saveAllRequest,
   saveStateRequest,
@@ -22,7 +21,6 @@ interface Shape {
   readonly optional?: Readonly<Record<string, Value>>
 }
 
-const OVERRIDE: Shape = { required: { iface_id: 'text', host_dev_name: 'text' } }
 /** What both versions know of what is asked; others of their fields are not used. */
 const DOCUMENT: Readonly<Record<string, Shape | undefined>> = {
   'GET /': undefined,
@@ -34,23 +32,18 @@ const DOCUMENT: Readonly<Record<string, Shape | undefined>> = {
   },
   'PATCH /drives/{drive_id}': {
     required: { drive_id: 'text' },
-    optional: {
-      path_on_host: 'text',
-      rate_limiter: { required: {}, optional: { bandwidth: { required: { refill_time: 'number', size: 'number' } } } },
-    },
+    optional: { path_on_host: 'text' },
   },
   'PUT /machine-config': {
     required: { vcpu_count: 'number', mem_size_mib: 'number' },
     optional: { smt: 'flag', track_dirty_pages: 'flag' },
   },
-  'PUT /network-interfaces/{iface_id}': { required: { iface_id: 'text', host_dev_name: 'text' }, optional: { guest_mac: 'text' } },
   'PUT /snapshot/create': { required: { snapshot_path: 'text', mem_file_path: 'text' }, optional: { snapshot_type: ['Full', 'Diff'] } },
   'PUT /snapshot/load': {
     required: { snapshot_path: 'text' },
     optional: {
       mem_backend: { required: { backend_type: ['File', 'Uffd'], backend_path: 'text' } },
       resume_vm: 'flag',
-      network_overrides: [OVERRIDE],
     },
   },
   'PATCH /vm': { required: { state: ['Paused', 'Resumed'] } },
@@ -87,29 +80,26 @@ function assertDocumented({ method, path, body }: VmmRequest): void {
   else assertShape(body, shape, known)
 }
 
-const machine: Machine = { vcpus: 2, memoryMib: 512, kernelPath: '/k/vmlinux', initrdPath: '/k/initrd', hasTap: true }
+const machine: Machine = { vcpus: 2, memoryMib: 512, kernelPath: '/k/vmlinux', initrdPath: '/k/initrd' }
 
 test('everything that is asked is in the document, with what it wants and nothing that it does not know', () => {
   const all = [
-    ...bootRequests(machine, SLOTS, 'tap0'),
-    ...bootRequests({ ...machine, hasTap: false }, SLOTS, undefined),
+    ...bootRequests(machine, SLOTS),
     ...SLOTS.map(refreshDrive),
-    ...SLOTS.flatMap((slot) => [paceDrive(slot, 1 << 20), paceDrive(slot, undefined)]),
-    ...[loadRequest('state', 'tap0'), loadRequest('state', undefined), saveAllRequest(), saveStateRequest()],
+    ...[loadRequest('state'), saveAllRequest(), saveStateRequest()],
     ...[stateRequest('Paused'), stateRequest('Resumed'), describeRequest, shutdownRequest],
   ]
   for (const request of all) assertDocumented(request)
 })
 
-test('a machine is whole before it starts, and has a card only behind a TAP', () => {
-  const paths = (tap: string | undefined): string[] => bootRequests(machine, SLOTS, tap).map(({ path }) => path)
+test('a machine is whole before it starts', () => {
   const drives = ['/drives/rootfs', '/drives/overlay', '/drives/modules']
-  assert.deepEqual(paths('tap0'), ['/machine-config', '/boot-source', ...drives, '/network-interfaces/net', '/vsock', '/actions'])
-  assert.deepEqual(paths(undefined), ['/machine-config', '/boot-source', ...drives, '/vsock', '/actions'])
+  const paths = bootRequests(machine, SLOTS).map(({ path }) => path)
+  assert.deepEqual(paths, ['/machine-config', '/boot-source', ...drives, '/vsock', '/actions'])
 })
 
 test('what its guest flushes is flushed, and what it may not write it cannot', () => {
-  const drives = bootRequests(machine, SLOTS, undefined).flatMap(({ path, body }) => (path.startsWith('/drives/') ? [body] : []))
+  const drives = bootRequests(machine, SLOTS).flatMap(({ path, body }) => (path.startsWith('/drives/') ? [body] : []))
   assert.deepEqual(
     drives.map((drive) => [drive, (drive as { cache_type: string }).cache_type]).map(([, cache]) => cache),
     ['Writeback', 'Writeback', 'Writeback'],
@@ -121,21 +111,9 @@ test('what its guest flushes is flushed, and what it may not write it cannot', (
 })
 
 test('names of files and sockets are the same in every VM, so that a state loads in any', () => {
-  const state = JSON.stringify([bootRequests(machine, SLOTS, undefined).slice(2), loadRequest('state', undefined)])
+  const state = JSON.stringify([bootRequests(machine, SLOTS).slice(2), loadRequest('state')])
   const names = [...state.matchAll(/"([^"]*(?:\/|sock)[^"]*)"/g)].map(([, name]) => String(name))
   for (const name of names) assert.match(name, /^(\/proc\/self\/fd\/\d+|vsock\.sock|\/(drives|snapshot|vsock|actions)\b.*)$/)
-})
-
-test('disks have parts of one budget, no more of it together, and four seconds’ worth at once', () => {
-  const bucketOf = (request: VmmRequest): { size: number; refill_time: number } =>
-    (request.body as { rate_limiter: { bandwidth: { size: number; refill_time: number } } }).rate_limiter.bandwidth
-  const buckets = SLOTS.map((slot) => bucketOf(paceDrive(slot, 1_000_000)))
-  assert.equal(
-    buckets.reduce((sum, { size, refill_time: ms }) => sum + (size * 1000) / ms, 0),
-    1_000_000,
-  )
-  for (const slot of SLOTS) assert.deepEqual(bucketOf(paceDrive(slot, 1)), { size: slot.name === 'overlay' ? 2 : 1, refill_time: 4000 })
-  for (const slot of SLOTS) assert.deepEqual(bucketOf(paceDrive(slot, undefined)), { size: 0, refill_time: 0 })
 })
 
 test('its kernel is told what its machine cannot tell', () => {

@@ -7,20 +7,18 @@ import type { VmmRequest } from '../vmm-api.ts'
 import { GUEST_CID, VSOCK_SOCKET } from '../vsock-guest.ts'
 import { FD, kernelCommandLine, type Machine, type Slot } from './machine.ts'
 
-const NIC = 'net'
 /** A place that no one can write to. */
 const NOWHERE = '/proc/self/fd/none'
 
 const fileOf = (number: number): string => `/proc/self/fd/${number}`
 
 /** All that a machine is made of, and its start. */
-export function bootRequests(machine: Machine, slots: readonly Slot[], tap: string | undefined): VmmRequest[] {
+export function bootRequests(machine: Machine, slots: readonly Slot[]): VmmRequest[] {
   const { vcpus, memoryMib, kernelPath, initrdPath } = machine
   return [
     put('/machine-config', { vcpu_count: vcpus, mem_size_mib: memoryMib, smt: false, track_dirty_pages: false }),
     put('/boot-source', { kernel_image_path: kernelPath, initrd_path: initrdPath, boot_args: kernelCommandLine(slots) }),
     ...slots.map(driveRequest),
-    ...(tap === undefined ? [] : [put(`/network-interfaces/${NIC}`, { iface_id: NIC, host_dev_name: tap })]),
     put('/vsock', { guest_cid: GUEST_CID, uds_path: VSOCK_SOCKET }),
     put('/actions', { action_type: 'InstanceStart' }),
   ]
@@ -41,27 +39,12 @@ const driveRequest = ({ name, fd, readOnly }: Slot): VmmRequest =>
 export const refreshDrive = ({ name, fd }: Slot): VmmRequest =>
   patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), path_on_host: fileOf(fd) })
 
-/** Seconds' worth that a disk which has been idle may move at once. */
-const BURST = 4
-
-/**
- * What a disk may move. Firecracker knows no budget for several, so each has its part of it: together they never have more, and one alone
- * has no use of what another leaves. Undefined takes the limit away.
- */
-export function paceDrive({ name, share }: Slot, bytesPerSecond: number | undefined): VmmRequest {
-  const size = bytesPerSecond === undefined ? 0 : Math.max(1, Math.floor(bytesPerSecond * share * BURST))
-  // A bucket of no size is none.
-  const bandwidth = { size, refill_time: size === 0 ? 0 : BURST * 1000 }
-  return patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), rate_limiter: { bandwidth } })
-}
-
 /** A machine with that state, paused, over memory that it maps privately. */
-export const loadRequest = (stateFile: string, tap: string | undefined): VmmRequest =>
+export const loadRequest = (stateFile: string): VmmRequest =>
   put('/snapshot/load', {
     snapshot_path: stateFile,
     mem_backend: { backend_type: 'File', backend_path: fileOf(FD.MEMORY) },
     resume_vm: false,
-    ...(tap === undefined ? {} : { network_overrides: [{ iface_id: NIC, host_dev_name: tap }] }),
   })
 
 /** State and memory of a paused machine, of the memory only what was ever used. */
