@@ -27,18 +27,21 @@ export const VSOCK_OWN_DIR: NonNullable<ShimPlan['ownDir']> = {
 
 /** Resolves once the agent has taken the connection, however long its guest still boots; `isGone` ends the waiting for one that never will. */
 export async function connectToAgent(runDir: string, isGone: () => boolean, step: Pick<Step, 'signal'>): Promise<Socket> {
+  let limitMs = FIRST_LIMIT_MS
   return await pollUntil(
     "the guest's agent",
     async () => {
       if (isGone()) throw new AppError('guest_unavailable', 'The VM does not take connections to its guest')
-      return await tryToConnect(runDir, step)
+      const socket = await tryToConnect(runDir, limitMs, step)
+      limitMs = Math.min(2 * limitMs, LAST_LIMIT_MS)
+      return socket
     },
     step,
   )
 }
 
 /** Undefined when no one listens there yet. */
-async function tryToConnect(runDir: string, step: Pick<Step, 'signal'>): Promise<Socket | undefined> {
+async function tryToConnect(runDir: string, limitMs: number, step: Pick<Step, 'signal'>): Promise<Socket | undefined> {
   let socket: Socket
   try {
     socket = await connectToOwn(runDir, VSOCK_SOCKET, step)
@@ -48,11 +51,11 @@ async function tryToConnect(runDir: string, step: Pick<Step, 'signal'>): Promise
     throw error
   }
   socket.write(`CONNECT ${PORTS.AGENT}\n`)
-  return (await saysOk(socket, step)) ? socket : undefined
+  return (await saysOk(socket, limitMs, step)) ? socket : undefined
 }
 
 /** The guest's own bytes may follow at once, and are left in the stream. A VMM that is asked before its guest is ready hangs up, or is silent. */
-function saysOk(socket: Socket, step: Pick<Step, 'signal'>): Promise<boolean> {
+function saysOk(socket: Socket, limitMs: number, step: Pick<Step, 'signal'>): Promise<boolean> {
   return new Promise((resolve) => {
     const finish = (answer: boolean): void => {
       clearTimeout(timer)
@@ -71,12 +74,16 @@ function saysOk(socket: Socket, step: Pick<Step, 'signal'>): Promise<boolean> {
       finish(/^OK \d+\n$/.test(line))
     }
     const onEnd = (): void => finish(false)
-    const timer = setTimeout(onEnd, ANSWER_LIMIT_MS)
+    const timer = setTimeout(onEnd, limitMs)
     step.signal.addEventListener('abort', onEnd, { once: true })
     socket.on('readable', onReadable).on('end', onEnd).on('error', onEnd).on('close', onEnd)
   })
 }
 
 const MOST_BYTES = 32
-/** One that was asked while its guest had no driver yet may never be answered. */
-const ANSWER_LIMIT_MS = 2000
+/**
+ * One that was asked while its guest had no driver yet may never be answered; nor is one of a guest that has just been woken, and knows the
+ * number that its VMM, which counts anew, gives the connection as one that it had before. On a slow host an answer takes its time.
+ */
+const FIRST_LIMIT_MS = 250
+const LAST_LIMIT_MS = 30_000
