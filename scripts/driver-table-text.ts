@@ -53,11 +53,9 @@ async function table(): Promise<string> {
       line([`${words} (\`${capability}\`)`, ...all.map(({ capabilities }) => (capabilities.has(capability as Capability) ? 'yes' : '–'))]),
     ),
     line(['volumes', ...all.map(({ volumeSlots }) => (volumeSlots === 0 ? '–' : `${volumeSlots}`))]),
-    line([
-      'networks',
-      ...all.map(({ networks }) => (networks === undefined ? 'user, bridge' : [...networks].map(networkOf).join(', ') || '–')),
-    ]),
+    line(['networks', ...all.map(networksOf)]),
   ].join('\n')
 }
 
-const networkOf = (backend: 'user' | 'tap'): string => (backend === 'tap' ? 'bridge' : 'user')
+const networksOf = ({ networks = new Set(['user', 'tap'] as const) }: Hypervisor): string =>
+  networks.size === 0 ? '–' : [...networks].map((backend) => (backend === 'tap' ? 'bridge' : 'user')).join(', ')
