@@ -109,6 +109,39 @@ test('what a VM has written is loaded over the same base by another, bit for bit
   assert.equal(await untouched.hash(house.dir), before)
 })
 
+test('a delta is laid out for a VMM that reads memory itself, with its zero pages as bytes and not as holes', async (t) => {
+  const house = await houseFor(t)
+  const source = await house.start('source')
+  const { pages } = await dirty(source)
+  const draft = await house.draft('draft')
+  const { done } = await captured(source, draft)
+  const out = join(house.dir, 'ranges')
+  const { stdout } = await runCommand([artefacts.shimPath, 'ranges', join(draft, 'delta'), out], { step: makeStep() })
+  assert.match(stdout, new RegExp(`^sum ${done.sum} ${pages} ${PAGES * PAGE}$`, 'm'))
+  const ranges = [...stdout.matchAll(/^range (\d+) (\d+)$/gm)].map(([, first, count]) => ({ first: Number(first), count: Number(count) }))
+  assert.equal(
+    ranges.reduce((sum, { count }) => sum + count, 0),
+    pages,
+  )
+  const { size, blocks } = await stat(out)
+  assert.equal(size, pages * PAGE)
+  assert.ok(blocks * 512 >= size, 'a page is a hole')
+
+  // Laid over the base by those ranges it is the memory that was.
+  const laid = join(house.dir, 'laid')
+  await copyFile(house.file, laid)
+  await using from = await open(out, 'r')
+  await using to = await open(laid, 'r+')
+  let at = 0
+  for (const { first, count } of ranges) {
+    const bytes = Buffer.alloc(count * PAGE)
+    await from.read(bytes, 0, bytes.length, at)
+    await to.write(bytes, 0, bytes.length, first * PAGE)
+    at += bytes.length
+  }
+  assert.equal(await hashOf(laid), await source.hash(house.dir))
+})
+
 test('pages that the host has swapped out are captured too', async (t) => {
   if (!isRoot) return t.skip('only root can add swap')
   // Hooks run in the order in which they were made, and a directory with a swap file in use cannot go.
