@@ -15,7 +15,7 @@ import { decideAcceleration } from '../qemu/acceleration.ts'
 import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from '../vmm-binary.ts'
 import { withParked } from './parked-machine.ts'
 
-export const CLOUD_HYPERVISOR: KnownVmm = {
+const CLOUD_HYPERVISOR: KnownVmm = {
   title: 'Cloud Hypervisor',
   program: 'cloud-hypervisor',
   setting: 'DORMOUSE_CLOUD_HYPERVISOR',

@@ -43,7 +43,7 @@ export const MEMORY_ID = 'ram'
 export const RATE_GROUP = 'disks'
 /** Where what it is to restore lies in its own directory, as it finds it. */
 export const RESTORE_DIR = 'restore'
-export const RESTORE_URL = `file:///proc/self/cwd/${RESTORE_DIR}`
+const RESTORE_URL = `file:///proc/self/cwd/${RESTORE_DIR}`
 
 /** What a slot holds: a disk, or nothing that anyone could find. */
 export interface Slot {
@@ -81,7 +81,7 @@ export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] => [
 export const emptyDisk = (dir: string): Descriptor => ({ number: FD.EMPTY, kind: 'sized', file: dir, bytes: 4096 })
 
 /** Bytes that may pass at once after a pause, and the time in which so many come again. */
-export const RATE_WINDOW_MS = 4000
+const RATE_WINDOW_MS = 4000
 export const rateBucket = (bytesPerSecond: number): { readonly size: number; readonly refill_time: number } => ({
   size: Math.max(1, Math.floor((bytesPerSecond * RATE_WINDOW_MS) / 1000)),
   refill_time: RATE_WINDOW_MS,

@@ -18,7 +18,7 @@ export interface PageRange {
   readonly count: number
 }
 
-export const PAGE = 4096
+const PAGE = 4096
 
 /** One text, as it is kept. */
 export const formatSaved = (saved: SavedMachine): string => JSON.stringify(saved)
