@@ -20,7 +20,7 @@ const CLOUD_HYPERVISOR: KnownVmm = {
   program: 'cloud-hypervisor',
   setting: 'DORMOUSE_CLOUD_HYPERVISOR',
   home: 'https://github.com/cloud-hypervisor/cloud-hypervisor/releases',
-  versions: ['52', '53'],
+  versions: ['53'],
 }
 
 export interface CloudHypervisorUses {
