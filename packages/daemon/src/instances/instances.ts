@@ -435,14 +435,14 @@ export class Instances implements AsyncDisposable {
     const { network, ...rest } = patch
     const current = this.get(id)
     if (!current.network.enabled) assertNoNetwork(network ?? {})
-    const ports = network?.ports === undefined ? undefined : await this.#ports.choose(network.ports, current)
+    using chosen = network?.ports === undefined ? undefined : await this.#ports.choose(network.ports, current)
     if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) assertDiskRate(this.#hypervisor(current.hypervisor), rest.diskIoBps)
     if (rest.hotplugBytes !== undefined) {
       const { limits } = this.#uses.config
       assertHotplug(this.#hypervisor(current.hypervisor), rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes, limits)
     }
     const mayGrow = rest.overlayBytes !== undefined || rest.diskIoBps !== undefined || rest.hotplugBytes !== undefined
-    return this.#request(id, 'update', (work) =>
+    return await this.#request(id, 'update', (work) =>
       this.room.reserving(id, async () => {
         const { instance } = work
         const then = {
@@ -454,7 +454,7 @@ export class Instances implements AsyncDisposable {
         if (mayGrow && isMore(then, instance)) (await this.room.admitAs(work, { ...then, runs: takesMemory(instance) }))()
         const isFaster = network?.bandwidthDownload !== undefined || network?.bandwidthUpload !== undefined
         if (isFaster && takesMemory(instance)) this.room.admitNetwork(instance.name, bandwidthOf(network ?? {}, instance.network), instance)
-        await update(work, { patch: rest, ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
+        await update(work, { patch: rest, ports: chosen?.ports, bandwidth: network ?? {}, limits: this.#uses.config.limits })
       }),
     )
   }

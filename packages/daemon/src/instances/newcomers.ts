@@ -86,14 +86,14 @@ export class Newcomers {
     // Until its row says so itself.
     using _image = images.hold(image.digest)
     assertPlatform(request.image, image.platform, asked.platform)
-    const ports = await this.#uses.ports.choose(request.network?.ports ?? [])
+    using chosen = await this.#uses.ports.choose(request.network?.ports ?? [])
     await using mounts = await prepareMounts(asked.mounts, { volumes, release: (layers) => disks.release(layers) })
     const disk = await room.look()
     // From here to the row nothing awaits: who comes first has the name, the ports and the room.
     this.#uses.assertOpen()
     room.admit(request.name, demand, disk)
     room.admitNetwork(request.name, request.network ?? {})
-    return this.#insertAsked(request, asked, image, ports, mounts, devices)
+    return this.#insertAsked(request, asked, image, chosen.ports, mounts, devices)
   }
 
   /** The row of an instance that is to go on from where another is, or was. */
@@ -110,7 +110,8 @@ export class Newcomers {
     const runs = target === 'Running' || (target === 'Standby' && source.state === 'Stopped')
     const demand = runs ? demandOf(source) : NOTHING
     const { db, rows, config, host, events, room } = this.#uses
-    const ports = await this.#uses.ports.choose(request.ports ?? [])
+    using chosen = await this.#uses.ports.choose(request.ports ?? [])
+    const { ports } = chosen
     const disk = await room.look()
     this.#uses.assertOpen()
     // Volumes that it writes to become two.
