@@ -1,17 +1,13 @@
 /** What is asked of the host once and then known: the VMM's program, whether guests boot with it, the guest's own files. */
-import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import path from 'node:path'
 import type { Duplex } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
 import type { Cgroups } from '../../host/cgroups.ts'
 import { readHostFacts } from '../../host/host-facts.ts'
-import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
-import { decideAcceleration } from '../qemu/acceleration.ts'
+import { decideAcceleration } from '../acceleration.ts'
+import { hashGuestFile, readReach } from '../host-questions.ts'
 import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from '../vmm-binary.ts'
 import { withParked } from './parked-machine.ts'
 
@@ -80,8 +76,8 @@ export class CloudHypervisorHost {
     const step = { signal: AbortSignal.timeout(40_000 + limitMs), log: uses.log }
     const binary = await findVmmBinary(CLOUD_HYPERVISOR, uses.program, step)
     const [kernelHash, initrdHash, outOfReach] = await Promise.all([
-      hashFile(uses.kernelPath),
-      hashFile(uses.initrdPath),
+      hashGuestFile(uses.kernelPath),
+      hashGuestFile(uses.initrdPath),
       readReach(uses, step),
     ])
     const { kernel, cpuModel: cpu } = readHostFacts()
@@ -106,24 +102,4 @@ export class CloudHypervisorHost {
     uses.log.info({ version: binary.version, file: binary.file }, 'Cloud Hypervisor is ready')
     return { ...answers, groups: acceleration.groups }
   }
-}
-
-/** Tried on a process of the user that golden boots run as. */
-async function readReach({ shimPath, goldenUser }: CloudHypervisorUses, step: Step): Promise<string | undefined> {
-  const user = goldenUser === undefined ? '-' : `${goldenUser.uid}:${goldenUser.gid}`
-  const { stdout } = await runCommand([shimPath, 'reach', user], { step })
-  return stdout === 'yes\n' ? undefined : stdout.trim().replace(/^no /, '')
-}
-
-async function hashFile(file: string): Promise<string> {
-  const hash = createHash('sha256')
-  try {
-    await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash)
-  } catch (cause) {
-    throw new AppError('dependency_missing', `The guest's ${path.basename(file)} cannot be read`, {
-      hint: 'Run scripts/setup.sh, or see: dormouse doctor',
-      cause,
-    })
-  }
-  return hash.digest('hex')
 }

@@ -1,17 +1,13 @@
 /** What is found out about this host and its Firecracker once, and then known. */
-import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import path from 'node:path'
 import type { Duplex } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
 import type { Cgroups } from '../../host/cgroups.ts'
 import { readHostFacts } from '../../host/host-facts.ts'
-import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
-import { type Acceleration, decideAcceleration } from '../qemu/acceleration.ts'
+import { type Acceleration, decideAcceleration } from '../acceleration.ts'
+import { hashGuestFile, readReach } from '../host-questions.ts'
 import { findVmmBinary, type KnownVmm, type WhereToLook } from '../vmm-binary.ts'
 import type { Machine } from './machine.ts'
 
@@ -83,7 +79,7 @@ export class FirecrackerHost {
     // Many may wait for it, so it runs under a limit of its own.
     const step = { signal: AbortSignal.timeout(40_000 + limitMs), log: uses.log }
     const { file, version } = await findVmmBinary(FIRECRACKER, uses.program, step)
-    const [kernelHash, initrdHash] = await Promise.all([hashFile(uses.kernelPath), hashFile(uses.initrdPath)])
+    const [kernelHash, initrdHash] = await Promise.all([hashGuestFile(uses.kernelPath), hashGuestFile(uses.initrdPath)])
     await assertReach(uses, step)
     const { kernel, cpuModel: cpu } = readHostFacts()
     const answers = { file, version, kernelHash, initrdHash }
@@ -109,23 +105,8 @@ export class FirecrackerHost {
 }
 
 /** Its memory is captured and loaded from outside; there is no other way with it. */
-async function assertReach({ shimPath, goldenUser }: FirecrackerUses, step: Step): Promise<void> {
-  const user = goldenUser === undefined ? '-' : `${goldenUser.uid}:${goldenUser.gid}`
-  const { stdout } = await runCommand([shimPath, 'reach', user], { step })
-  if (stdout === 'yes\n') return
-  const why = stdout.trim().replace(/^no /, '')
+async function assertReach(uses: FirecrackerUses, step: Step): Promise<void> {
+  const why = await readReach(uses, step)
+  if (why === undefined) return
   throw new AppError('not_supported', `No one may look into the memory of VMs here, which Firecracker's need: ${why}`, { hint: 'Use qemu' })
-}
-
-async function hashFile(file: string): Promise<string> {
-  const hash = createHash('sha256')
-  try {
-    await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash)
-  } catch (cause) {
-    throw new AppError('dependency_missing', `The guest's ${path.basename(file)} cannot be read`, {
-      hint: 'Run scripts/setup.sh, or see: dormouse doctor',
-      cause,
-    })
-  }
-  return hash.digest('hex')
 }

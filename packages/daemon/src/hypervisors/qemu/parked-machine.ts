@@ -8,14 +8,14 @@ import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { findShims } from '../find-shims.ts'
+import { logTail, wordsOf } from '../log-tail.ts'
 import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
+import { cgroupLimitsOf } from '../vm-cgroup.ts'
 import { commandLine, FD, type Machine, SAVE_FILE } from './command-line.ts'
 import { nodeName } from './disk-nodes.ts'
-import { logTail, wordsOf } from './log-tail.ts'
 import type { QemuUses } from './qemu-host.ts'
 import { AGENT_SOCKET, QMP_SOCKET } from './qemu-vm.ts'
 import { Qmp } from './qmp.ts'
-import { cgroupLimitsOf } from './vm-cgroup.ts'
 
 /** Boots a machine with every slot empty and no network until it is parked, and takes its device state. */
 export async function captureGolden(

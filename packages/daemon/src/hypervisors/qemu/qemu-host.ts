@@ -1,18 +1,14 @@
-import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
 import { open } from 'node:fs/promises'
-import path from 'node:path'
 import type { Duplex } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
-import { AppError } from '@dormouse/api/errors.ts'
 import type { Logger } from 'pino'
 import type { Cgroups } from '../../host/cgroups.ts'
 import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
 import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
+import { type Acceleration, decideAcceleration } from '../acceleration.ts'
+import { hashGuestFile, readReach } from '../host-questions.ts'
 import type { VmSpec } from '../vm-spec.ts'
-import { type Acceleration, decideAcceleration } from './acceleration.ts'
 import { Q35 } from './boards.ts'
 import { VHOST_DEVICE, withParked } from './parked-machine.ts'
 import type { Pool } from './pool.ts'
@@ -106,8 +102,8 @@ export class QemuHost {
     const [version, tscKhz, kernelHash, initrdHash, outOfReach] = await Promise.all([
       readVersion(step),
       measureTscKhz(uses.shimPath, step),
-      hashFile(uses.kernelPath),
-      hashFile(uses.initrdPath),
+      hashGuestFile(uses.kernelPath),
+      hashGuestFile(uses.initrdPath),
       readReach(uses, step),
     ])
     const { kernel, cpuModel: cpu } = readHostFacts()
@@ -159,27 +155,7 @@ const tryKvm = (uses: QemuUses, host: HostAnswers, step: Step): Promise<void> =>
     async () => undefined,
   )
 
-/** Capabilities, Yama and namespaces all have a say in it, so it is tried, on a process of the user that golden boots run as. */
-async function readReach({ shimPath, goldenUser }: QemuUses, step: Step): Promise<string | undefined> {
-  const user = goldenUser === undefined ? '-' : `${goldenUser.uid}:${goldenUser.gid}`
-  const { stdout } = await runCommand([shimPath, 'reach', user], { step })
-  return stdout === 'yes\n' ? undefined : stdout.trim().replace(/^no /, '')
-}
-
 async function readVersion(step: Step): Promise<string> {
   const { stdout } = await runCommand(['qemu-system-x86_64', '--version'], { step })
   return /version (\S+(?: \([^)]*\))?)/.exec(stdout)?.[1] ?? stdout.split('\n', 1)[0] ?? 'unknown'
-}
-
-async function hashFile(file: string): Promise<string> {
-  const hash = createHash('sha256')
-  try {
-    await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash)
-  } catch (cause) {
-    throw new AppError('dependency_missing', `The guest's ${path.basename(file)} cannot be read`, {
-      hint: 'Run scripts/setup.sh, or see: dormouse doctor',
-      cause,
-    })
-  }
-  return hash.digest('hex')
 }

@@ -5,8 +5,8 @@
  */
 import { constants } from 'node:fs'
 import { access, readFile, stat } from 'node:fs/promises'
-import { writeFileAtomically } from '../../host/files.ts'
-import type { Step } from '../../lib/step.ts'
+import { writeFileAtomically } from '../host/files.ts'
+import type { Step } from '../lib/step.ts'
 
 export interface Acceleration {
   readonly kind: 'kvm' | 'tcg'
