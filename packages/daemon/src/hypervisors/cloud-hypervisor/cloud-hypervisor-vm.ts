@@ -3,13 +3,13 @@ import type { Socket } from 'node:net'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import { usageOf } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import { describeState, writeManifest } from '../../memory/capture-files.ts'
-import type { Capture, CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import { captureMemory } from '../captured-memory.ts'
+import type { CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import { OWN_DIR } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
+import { vmmUsage } from '../vmm-usage.ts'
 import { connectToAgent } from '../vsock-guest.ts'
 import { saveMachine } from './capture-state.ts'
 import { API_SOCKET, Control } from './control.ts'
@@ -50,16 +50,7 @@ export class CloudHypervisorVm implements Vm {
     if (machine === undefined) throw new AppError('internal_error', 'It is not known what the VM is made of')
     const saved = await saveMachine(this.#control, runDir, step)
     await writeFile(await savePlaceOf(shim.pid), formatSaved(saved))
-    const { bytes, stored } = await this.#shim.capture(into, step)
-    const { base, baseSum, memoryBytes, facts } = machine
-    const whole = stored.then(async ({ sum, pages, deltaBytes }): Promise<Capture> => {
-      const state = await describeState(into)
-      const delta = { bytes: deltaBytes, pages, sum }
-      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, createdAt: new Date().toISOString() })
-      return { dir: into, base }
-    })
-    whole.catch(() => undefined)
-    return { bytes, stored: whole }
+    return captureMemory(this.#shim, machine, into, step)
   }
 
   preparePivot(): Promise<Pivot> {
@@ -125,16 +116,7 @@ export class CloudHypervisorVm implements Vm {
   }
 
   async usage(): Promise<VmUsage | undefined> {
-    const used = usageOf(this.handle.vmm)
-    if (used === undefined) return undefined
-    return {
-      cpuSeconds: used.cpuSeconds,
-      memoryRssBytes: used.rssBytes,
-      memoryVmsBytes: used.vmsBytes,
-      memoryPrivateBytes: used.privateBytes,
-      networkRxBytes: 0,
-      networkTxBytes: 0,
-    }
+    return vmmUsage(this.handle.vmm)
   }
 }
 

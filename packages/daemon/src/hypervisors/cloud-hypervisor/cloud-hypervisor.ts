@@ -5,17 +5,17 @@
  *                    └─no, or a fresh boot is wanted─► shim + VMM ─► boots to the same parked point
  *   restore ─► own/restore: the state as it was saved, the pages that have changed ─► shim + VMM on the same base ─► paused
  */
-import { readFile, rm } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import { readHostFacts } from '../../host/host-facts.ts'
-import { killFamily, readBootId } from '../../host/process-identity.ts'
+import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
-import { findShims } from '../find-shims.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import { sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
@@ -152,11 +152,8 @@ export class CloudHypervisor implements Hypervisor {
     return readExit(runDir)
   }
 
-  async sweep(runDir: string): Promise<void> {
-    const limit = { signal: AbortSignal.timeout(10_000) }
-    for (const shim of await findShims(runDir)) await killFamily(shim, limit)
-    await rm(runDir, { recursive: true, force: true, maxRetries: 5 })
-    await this.#uses.cgroups?.remove(path.basename(runDir))
+  sweep(runDir: string): Promise<void> {
+    return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
   #rewired(config: SavedMachine['config'], spec: VmSpec, host: HostAnswers): SavedMachine['config'] {

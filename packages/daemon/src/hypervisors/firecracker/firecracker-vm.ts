@@ -3,14 +3,14 @@ import type { Socket } from 'node:net'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import { usageOf } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import { describeState, writeManifest } from '../../memory/capture-files.ts'
-import type { Bandwidth, Capture, CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
+import { captureMemory } from '../captured-memory.ts'
+import type { Bandwidth, CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
 import { connectToOwn, OWN_DIR } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { VmmApi, VmmRefusal } from '../vmm-api.ts'
+import { vmmUsage } from '../vmm-usage.ts'
 import { connectToAgent } from '../vsock-guest.ts'
 import { describeRequest, isSaved, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
 
@@ -83,16 +83,7 @@ export class FirecrackerVm implements Vm {
     const { machine } = this.handle
     if (machine === undefined) throw new AppError('internal_error', 'Nothing is known of the memory of this VM')
     await this.#saveState(step)
-    const { bytes, stored } = await this.#shim.capture(into, step)
-    const { base, baseSum, memoryBytes, facts } = machine
-    const whole = stored.then(async ({ sum, pages, deltaBytes }): Promise<Capture> => {
-      const state = await describeState(into)
-      const delta = { bytes: deltaBytes, pages, sum }
-      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, createdAt: new Date().toISOString() })
-      return { dir: into, base }
-    })
-    whole.catch(() => undefined)
-    return { bytes, stored: whole }
+    return captureMemory(this.#shim, machine, into, step)
   }
 
   preparePivot(role: DiskRole): Promise<Pivot> {
@@ -159,16 +150,7 @@ export class FirecrackerVm implements Vm {
   }
 
   async usage(): Promise<VmUsage | undefined> {
-    const used = usageOf(this.handle.vmm)
-    if (used === undefined) return undefined
-    return {
-      cpuSeconds: used.cpuSeconds,
-      memoryRssBytes: used.rssBytes,
-      memoryVmsBytes: used.vmsBytes,
-      memoryPrivateBytes: used.privateBytes,
-      networkRxBytes: 0,
-      networkTxBytes: 0,
-    }
+    return vmmUsage(this.handle.vmm)
   }
 
   async #isRunning(step: Step): Promise<boolean> {

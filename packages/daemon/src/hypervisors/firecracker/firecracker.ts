@@ -12,15 +12,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import { pollUntil } from '../../host/poll-until.ts'
-import { killFamily, readBootId } from '../../host/process-identity.ts'
+import { readBootId } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
 import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
-import { findShims } from '../find-shims.ts'
+import { loadDelta } from '../captured-memory.ts'
 import type { Capture, Hypervisor, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { logTail, wordsOf } from '../log-tail.ts'
 import { OWN_DIR } from '../own-dir.ts'
-import { makeRunDir } from '../qemu/parked-machine.ts'
+import { makeRunDir, sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
 import { cgroupLimitsOf } from '../vm-cgroup.ts'
 import type { VmSpec } from '../vm-spec.ts'
@@ -132,12 +132,8 @@ export class FirecrackerHypervisor implements Hypervisor {
     return readExit(runDir)
   }
 
-  async sweep(runDir: string): Promise<void> {
-    const limit = { signal: AbortSignal.timeout(10_000) }
-    // The VMM dies with its shim.
-    for (const shim of await findShims(runDir)) await killFamily(shim, limit)
-    await rm(runDir, { recursive: true, force: true })
-    await this.#uses.cgroups?.remove(path.basename(runDir))
+  sweep(runDir: string): Promise<void> {
+    return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
   #machine({ vcpus, memoryMib }: Pick<VmSpec, 'vcpus' | 'memoryMib'>): Machine {
@@ -181,7 +177,10 @@ export class FirecrackerHypervisor implements Hypervisor {
     try {
       await awaitApi(spec.runDir, api, shim, step)
       await api.ask(loadRequest(STATE), step)
-      if (origin.entry === 'restore') await loadDelta(shim, origin, step)
+      if (origin.entry === 'restore') {
+        const { capture, manifest } = origin
+        if (manifest.delta !== undefined) await loadDelta(shim, path.join(capture.dir, DELTA), manifest.delta, step)
+      }
       // Their sizes may be others than when the state was saved.
       else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
       if (origin.entry === 'wake') await api.ask(stateRequest('Resumed'), step)
@@ -331,18 +330,6 @@ async function awaitApi(runDir: string, api: VmmApi, shim: Shim, step: Step): Pr
     step,
     { everyMs: 2, upToMs: 20 },
   )
-}
-
-/** Checked while it is written, and before the VM runs. */
-async function loadDelta(shim: Shim, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
-  const { delta } = manifest
-  if (delta === undefined) return
-  const loaded = await shim.load(path.join(capture.dir, DELTA), step).catch((cause: unknown) => {
-    if (errorCodeOf(cause) === 'timed_out') throw cause
-    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory could not be loaded', { cause })
-  })
-  if (loaded.pages === delta.pages && loaded.sum === delta.sum) return
-  throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
 }
 
 function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus }: VmSpec): void {

@@ -1,14 +1,13 @@
 /** Machines of ours and not an instance's, run up to the point where the guest parks: golden boots, and the probe of KVM. */
 import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import { copyFile, type FileHandle, mkdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
-import { findShims } from '../find-shims.ts'
 import { logTail, wordsOf } from '../log-tail.ts'
+import { makeRunDir } from '../run-dir.ts'
 import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
 import { cgroupLimitsOf } from '../vm-cgroup.ts'
 import { commandLine, FD, type Machine, SAVE_FILE } from './command-line.ts'
@@ -126,18 +125,3 @@ export const VHOST_DEVICE = '/dev/vhost-net'
 
 export const vhostDescriptors = ({ vhost }: Machine): Descriptor[] =>
   vhost ? [{ number: FD.VHOST, kind: 'write', file: VHOST_DEVICE }] : []
-
-/** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
-export async function makeRunDir(runDir: string): Promise<void> {
-  await clearRunDir(runDir)
-  await mkdir(runDir, { mode: 0o700 })
-}
-
-/** Makes room for a run directory of that name. */
-export async function clearRunDir(runDir: string): Promise<void> {
-  await mkdir(path.dirname(runDir), { recursive: true })
-  // Every shim's directory exists, so only then is there one to be looked for.
-  if (!existsSync(runDir)) return
-  if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A VM still runs in ${runDir}`)
-  await rm(runDir, { recursive: true, force: true })
-}

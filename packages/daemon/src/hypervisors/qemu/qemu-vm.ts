@@ -4,14 +4,12 @@ import type { Socket } from 'node:net'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import { usageOf } from '../../host/process-identity.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
-import { describeState, writeManifest } from '../../memory/capture-files.ts'
 import { SCRATCH } from '../../memory/memory.ts'
+import { captureMemory } from '../captured-memory.ts'
 import type {
   Bandwidth,
-  Capture,
   CaptureUnderWay,
   Evacuate,
   IgnoredConnections,
@@ -26,6 +24,7 @@ import type {
 import type { NetworkHelper } from '../network-helper.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
+import { vmmUsage } from '../vmm-usage.ts'
 import { SAVE_FILE } from './command-line.ts'
 import { assertBlocks, bytesOf, dimmFd, dimmSet, dimmsOf, planDimms, plug, unplug } from './dimms.ts'
 import { QemuDiskHotplug } from './disk-hotplug.ts'
@@ -99,22 +98,7 @@ export class QemuVm implements Vm {
     await this.#execute('xen-save-devices-state', step, { filename: SAVE_FILE, live: false })
     const dimms = hasRoom(machine) ? await this.#speak((qmp) => dimmsOf(qmp, step), step) : []
     // The shim reads them beside the rest, within the pause.
-    const { bytes, stored } = await this.#shim.capture(into, step, dimms)
-    const { base, baseSum, memoryBytes, facts } = machine
-    const whole = stored.then(async ({ sum, pages, deltaBytes, added }): Promise<Capture> => {
-      const state = await describeState(into)
-      const delta = { bytes: deltaBytes, pages, sum }
-      const captured = dimms.flatMap(({ slot, address, bytes }, index) => {
-        const own = added[index]
-        return own === undefined ? [] : [{ slot, address, bytes, delta: own }]
-      })
-      const createdAt = new Date().toISOString()
-      const more = captured.length === 0 ? {} : { dimms: captured }
-      await writeManifest(into, { version: 1, facts, memoryBytes, base, baseSum, state, delta, ...more, createdAt })
-      return { dir: into, base }
-    })
-    whole.catch(() => undefined)
-    return { bytes, stored: whole }
+    return captureMemory(this.#shim, machine, into, step, dimms)
   }
 
   async preparePivot(role: DiskRole, layer: { readonly path: string; readonly limitBytes?: number }, step: Step): Promise<Pivot> {
@@ -227,17 +211,8 @@ export class QemuVm implements Vm {
   }
 
   async usage(): Promise<VmUsage | undefined> {
-    const used = usageOf(this.handle.vmm)
-    if (used === undefined) return undefined
     const traffic = await this.#network?.traffic()
-    return {
-      cpuSeconds: used.cpuSeconds,
-      memoryRssBytes: used.rssBytes,
-      memoryVmsBytes: used.vmsBytes,
-      memoryPrivateBytes: used.privateBytes,
-      networkRxBytes: traffic?.toGuestBytes ?? 0,
-      networkTxBytes: traffic?.fromGuestBytes ?? 0,
-    }
+    return vmmUsage(this.handle.vmm, { received: traffic?.toGuestBytes ?? 0, sent: traffic?.fromGuestBytes ?? 0 })
   }
 
   #execute(command: string, step: Step, args?: Readonly<Record<string, unknown>>): Promise<unknown> {

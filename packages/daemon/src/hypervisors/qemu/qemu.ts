@@ -12,15 +12,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import { assertPortsFree } from '../../host/assert-ports-free.ts'
-import { killFamily, readBootId, usageOf, usersOfProcesses } from '../../host/process-identity.ts'
+import { readBootId, usageOf, usersOfProcesses } from '../../host/process-identity.ts'
 import type { Step } from '../../lib/step.ts'
-import { type CaptureManifest, checkState, DELTA, type DeltaSum, dimmFile, readManifest, STATE } from '../../memory/capture-files.ts'
+import { type CaptureManifest, checkState, DELTA, dimmFile, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
-import { findShims } from '../find-shims.ts'
+import { loadDelta } from '../captured-memory.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { logTail, wordsOf } from '../log-tail.ts'
 import { NETWORK_SOCKET, NetworkHelper, portWord, rateWords } from '../network-helper.ts'
-import { type AddedMemory, type Descriptor, type LoadedDelta, readExit, Shim, type ShimPlan } from '../shim.ts'
+import { makeRunDir, sweepRunDir } from '../run-dir.ts'
+import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
 import { cgroupLimitsOf } from '../vm-cgroup.ts'
 import type { DiskSpec, NicSpec, UserNicSpec, VmSpec } from '../vm-spec.ts'
 import { type Board, MICROVM, Q35 } from './boards.ts'
@@ -28,7 +29,7 @@ import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command
 import { assertSane, bytesOf, DIMM_ROOM_MIB, type Dimm, dimmFd } from './dimms.ts'
 import { diskDescriptors, FIXED_SLOTS } from './disk-nodes.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
-import { COMMON_DESCRIPTORS, captureGolden, makeRunDir, vhostDescriptors } from './parked-machine.ts'
+import { COMMON_DESCRIPTORS, captureGolden, vhostDescriptors } from './parked-machine.ts'
 import type { Kind } from './pool.ts'
 import { canPrepareFor, loadDevices, PreparedMachine, preparedKey } from './prepared-machine.ts'
 import { type HostAnswers, QemuHost, type QemuUses } from './qemu-host.ts'
@@ -436,12 +437,8 @@ export class QemuHypervisor implements Hypervisor {
     return readExit(runDir)
   }
 
-  async sweep(runDir: string): Promise<void> {
-    const limit = { signal: AbortSignal.timeout(10_000) }
-    // The VMM and the network helper die with their shim.
-    for (const shim of await findShims(runDir)) await killFamily(shim, limit)
-    await rm(runDir, { recursive: true, force: true })
-    await this.#uses.cgroups?.remove(path.basename(runDir))
+  sweep(runDir: string): Promise<void> {
+    return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
   #addedOf({ runDir, machine }: VmHandle): AddedMemoryUses {
@@ -614,24 +611,9 @@ function stateOf(origin: Origin): Descriptor[] {
 /** Checked while it is written, and before the devices. */
 async function loadMemory(shim: Shim, { capture, manifest }: Extract<Origin, { entry: 'restore' }>, step: Step): Promise<void> {
   const { delta, dimms = [] } = manifest
-  if (delta !== undefined) await loadPart(shim, path.join(capture.dir, DELTA), delta, step)
+  if (delta !== undefined) await loadDelta(shim, path.join(capture.dir, DELTA), delta, step)
   for (const [index, { slot, bytes, delta: own }] of dimms.entries())
-    await loadPart(shim, path.join(capture.dir, dimmFile(index)), own, step, { fd: dimmFd(slot), bytes })
-}
-
-async function loadPart(shim: Shim, file: string, written: DeltaSum, step: Step, into?: AddedMemory): Promise<void> {
-  const { pages, sum } = await loadDelta(shim, file, step, into)
-  if (pages === written.pages && sum === written.sum) return
-  throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
-}
-
-async function loadDelta(shim: Shim, file: string, step: Step, into?: AddedMemory): Promise<LoadedDelta> {
-  try {
-    return await shim.load(file, step, into)
-  } catch (cause) {
-    if (errorCodeOf(cause) === 'timed_out') throw cause
-    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory could not be loaded', { cause })
-  }
+    await loadDelta(shim, path.join(capture.dir, dimmFile(index)), own, step, { fd: dimmFd(slot), bytes })
 }
 
 const blockDevicesOf = (board: Board, disks: readonly DiskSpec[]): string[] => disks.map(({ role }) => board.blockDevice(role))
