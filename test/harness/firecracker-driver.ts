@@ -40,7 +40,9 @@ export async function firecrackerUnderTest(guest: GuestManners, changes: Partial
 /** Undefined when it can be tried here. */
 export async function whyNoFirecracker(guest: GuestManners): Promise<string | undefined> {
   await using driver = await firecrackerUnderTest(guest)
-  const { available, reason } = await driver.hypervisor.probe(makeStep())
+  // A VM keeps no process from ending, and nothing else is here yet that would.
+  const awake = setInterval(() => undefined, 60_000)
+  const { available, reason } = await driver.hypervisor.probe(makeStep()).finally(() => clearInterval(awake))
   return available ? undefined : (reason ?? 'it is not available')
 }
 
