@@ -40,7 +40,7 @@ test('an upload ends with its token, in words, and nothing of it is left', limit
   const told = await refused()
   assert.deepEqual(
     told.map(({ caller, operation, status, code }: Record<string, unknown>) => [caller, operation, status, code]),
-    [['ann', 'PATCH /v2/*', 401, 'unauthorized']],
+    [['ann', 'pushBlobPart', 401, 'unauthorized']],
   )
 })
 

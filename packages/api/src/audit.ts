@@ -1,4 +1,4 @@
-/** The audit log: a row for every request that changes something, and for those that were refused. */
+/** The audit log: a row for every request that changes something, for those that were refused, and for what the daemon changes by itself. */
 import { type Static, Type } from 'typebox'
 import { DateTime, nullable } from './names.ts'
 
@@ -13,11 +13,21 @@ export const AuditEntry = Type.Object(
   {
     id: Type.Integer(),
     at: DateTime,
-    caller: nullable(Type.String({ description: 'Subject of the token; `host` over the unix socket; null: no one proved anything' })),
+    caller: nullable(
+      Type.String({
+        description: 'Subject of the token; `host` over the unix socket; `system` is the daemon itself; null: no one proved anything',
+      }),
+    ),
     token_id: nullable(Type.String({ description: '`jti` of the token, where it has one' })),
     address: nullable(Type.String({ description: 'Where from; null over the unix socket' })),
-    operation: Type.String({ description: 'What, as the OpenAPI document names it: `stopInstance`' }),
+    operation: Type.String({
+      description:
+        'What, as the OpenAPI document names it: `stopInstance`; `restartInstance` is a restart policy, those at /v2 are `pushManifest` and the like',
+    }),
     target: Type.Record(Type.String(), Type.String(), { description: 'On which: what stood in the path' }),
+    subject_id: nullable(
+      Type.String({ description: 'Id of what the path is about, which may have named it otherwise; null where that is not known' }),
+    ),
     resource_id: nullable(Type.String({ description: 'Id or name of what the answer is about: that of a new instance, say' })),
     result: AuditResult,
     status: nullable(Type.Integer()),

@@ -180,7 +180,7 @@ export class Daemon implements AsyncDisposable {
     const { isStale, ...kept } = set.kept
     const garbage: Garbage = stack.use(
       new Garbage({
-        ...{ images, instances, snapshots, volumes, paths, config, log, crashPoint, isStale },
+        ...{ images, instances, snapshots, volumes, paths, config, log, audit, crashPoint, isStale },
         memory: kept,
         layers: new DiskLayers(db),
       }),
@@ -189,17 +189,17 @@ export class Daemon implements AsyncDisposable {
     await images.recover()
     await instances.recover()
     snapshots.recover()
-    stack.use(new Reaper(instances))
-    const schedules = new Schedules({ db, events, instances, snapshots: scheduledSnapshots(instances, snapshots), log })
+    stack.use(new Reaper({ instances, audit }))
+    const schedules = new Schedules({ db, events, instances, snapshots: scheduledSnapshots(instances, snapshots, audit), log })
     stack.defer(() => schedules.close())
     schedules.recover()
     const autoStandby = new AutoStandby({
-      ...{ db, events, instances, log, tracking: network.tracking },
+      ...{ db, events, instances, audit, log, tracking: network.tracking },
       maxConcurrent: config.snapshots.maxConcurrentAutoStandbys,
     })
     stack.defer(() => autoStandby.close())
     autoStandby.recover()
-    const supervision = new Supervision({ db, instances, events, log })
+    const supervision = new Supervision({ db, instances, events, audit, log })
     // What it has under way ends with the instances, which are taken down after it.
     stack.defer(() => void supervision.close())
     supervision.recover()

@@ -17,7 +17,7 @@ interface Options extends HostOption {
 
 export function define(command: Command): void {
   command
-    .option('--caller <subject>', 'only what this subject of a token did; host: over the unix socket')
+    .option('--caller <subject>', 'only what this subject of a token did; host: over the unix socket; system: the daemon itself')
     .option('--operation <name>', 'only this, such as stopInstance')
     .option('--target <name>', 'only what was done to this instance, image, volume or snapshot, by the name or id that was given')
     .option('--result <result>', 'done, failed, refused, under_way or interrupted')

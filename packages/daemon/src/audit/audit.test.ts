@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
+import { AppError } from '@dormouse/api/errors.ts'
 import { createLogger, silentLogger } from '../log.ts'
 import { AuditRows } from '../store/audit.ts'
 import { Database } from '../store/database.ts'
@@ -154,4 +155,42 @@ test('texts of a caller’s choice are cut, and broken ones mended', (t) => {
   const [row] = audit.list({ limit: 1 })
   assert.equal(row?.target.id?.length, 1025)
   assert.equal(row?.caller, 'a\ufffd')
+})
+
+test('what the daemon does by itself has rows too, as it goes, and they push out no other', async (t) => {
+  const { audit } = room(t, { ...limits, keep: 3 })
+  audit.begin(stop).end({ result: 'done', status: 200 })
+  const deleting = { operation: 'deleteInstance', target: { id: 'abc', name: 'web' }, subjectId: 'abc' }
+  const snapshotting = { operation: 'createSnapshot', target: { id: 'abc' }, subjectId: 'abc' }
+  await audit.perform(
+    snapshotting,
+    async () => {
+      assert.equal(audit.list({ limit: 1 })[0]?.outcome.result, 'under_way')
+      return { id: 's1' }
+    },
+    ({ id }) => id,
+  )
+  const failure = new AppError('conflict', 'It is in use')
+  await assert.rejects(
+    audit.perform(deleting, async () => Promise.reject(failure)),
+    failure,
+  )
+  audit.note({ operation: 'prune', target: { kind: 'logs' } })
+  assert.deepEqual(
+    audit
+      .list({ limit: 3 })
+      .map(({ caller, operation, outcome: { result, code, resourceId } }) => [...[caller, operation, result], ...[code, resourceId]]),
+    [
+      ['system', 'prune', 'done', undefined, undefined],
+      ['system', 'deleteInstance', 'failed', 'conflict', 'abc'],
+      ['system', 'createSnapshot', 'done', undefined, 's1'],
+    ],
+  )
+  for (let n = 0; n < 3; n++) audit.note({ operation: 'prune', target: { kind: 'logs' } })
+  audit.flush()
+  audit.recover()
+  assert.deepEqual(
+    audit.list({ limit: 9 }).map(({ operation }) => operation),
+    ['prune', 'prune', 'prune', 'stopInstance'],
+  )
 })

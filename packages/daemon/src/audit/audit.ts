@@ -1,5 +1,6 @@
 /**
- * Who changed what: a row for each request that changes something, from the moment it is let in, and for each that was refused.
+ * Who changed what: a row for each request that changes something, from the moment it is let in, for each that was refused, and for each
+ * change that the daemon makes by itself.
  *
  * A commit that waits for the disk costs more than a row, so rows ride along: what is to be written waits for the next transaction,
  * whoever's it is, and is part of it. A request's own first transaction so carries the row that tells of it: nothing that was changed
@@ -8,20 +9,33 @@
  *     begin() ─► waits ─┐                          end() ─► waits ─┐
  *     the request's own transaction ◄──────────────┘  another's, or the timer's ◄─┘
  */
+import { randomUUID } from 'node:crypto'
+import { errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Logger } from '../log.ts'
-import { type AuditFilter, type AuditOutcome, type AuditRow, AuditRows } from '../store/audit.ts'
+import { type AuditFilter, type AuditOutcome, type AuditRow, AuditRows, OWN_CALLER } from '../store/audit.ts'
 import type { Database } from '../store/database.ts'
 
-export type { AuditFilter, AuditOutcome, AuditRow } from '../store/audit.ts'
+export { type AuditFilter, type AuditOutcome, type AuditRow, OWN_CALLER } from '../store/audit.ts'
 
 export interface AuditConfig {
-  /** So many rows are kept, beside those that were refused. */
+  /** So many rows are kept of what was asked for; those that were refused, and what the daemon did by itself, are counted apart. */
   readonly keep: number
   readonly maxAgeMs: number
 }
 
 /** Who asks for what. */
 export type AuditFacts = Omit<AuditRow, 'atMs' | 'outcome' | 'skipped'>
+
+/** What the daemon does by itself: an operation of the route table, or `restartInstance`, which no one can ask for. */
+export type OwnDoing = Pick<AuditFacts, 'operation' | 'target' | 'subjectId'>
+
+/** As rooms use it that do something unasked. */
+export interface OwnDoings {
+  /** Does `work`, of which a row tells. Resolves and rejects as that does. `made` is the id of what came of it, where that is another thing. */
+  perform<T>(doing: OwnDoing, work: () => Promise<T>, made?: (result: T) => string): Promise<T>
+  /** Of what was done already. */
+  note(doing: OwnDoing): void
+}
 
 /** One that is under way. */
 export interface AuditedRequest {
@@ -40,12 +54,14 @@ const FLUSH_MS = 50
 const RETRY_MS = 5_000
 /** Refused requests have room of their own: however many there are, they push nothing else out. */
 const KEEP_REFUSED = 10_000
+/** So does what is done unasked: an instance that is restarted all the time, say. */
+const KEEP_OWN = 20_000
 const PRUNE_EVERY = 1000
 /** What can wait while nothing can be written; then the oldest is given up. */
 const WAITING_MAX = 10_000
 const TEXT_MAX = 1024
 
-export class Audit implements Disposable {
+export class Audit implements OwnDoings, Disposable {
   readonly #db: Database
   readonly #rows: AuditRows
   readonly #log: Logger
@@ -90,6 +106,27 @@ export class Audit implements Disposable {
         this.#write(waiting)
       },
     }
+  }
+
+  async perform<T>(doing: OwnDoing, work: () => Promise<T>, made?: (result: T) => string): Promise<T> {
+    const own = this.#beginOwn(doing)
+    try {
+      const result = await work()
+      own.end({ result: 'done', ...(made !== undefined && { resourceId: made(result) }) })
+      return result
+    } catch (error) {
+      own.end({ result: 'failed', code: errorCodeOf(error) ?? 'internal_error' })
+      throw error
+    }
+  }
+
+  note(doing: OwnDoing): void {
+    this.#beginOwn(doing).end({ result: 'done' })
+  }
+
+  #beginOwn(doing: OwnDoing): AuditedRequest {
+    const facts = { ...doing, caller: OWN_CALLER, tokenId: undefined, address: undefined, requestId: randomUUID() }
+    return this.begin(facts, doing.subjectId === undefined ? {} : { resourceId: doing.subjectId })
   }
 
   /** A request that was refused. Whoever calls bounds how often; what it leaves out it counts with `skip`. */
@@ -180,7 +217,12 @@ export class Audit implements Disposable {
 
   #prune(): void {
     const { keep, maxAgeMs } = this.#config
-    this.#rows.prune({ rows: keep, refused: Math.min(keep, KEEP_REFUSED), sinceMs: Date.now() - maxAgeMs })
+    this.#rows.prune({
+      asked: keep,
+      refused: Math.min(keep, KEEP_REFUSED),
+      own: Math.min(keep, KEEP_OWN),
+      sinceMs: Date.now() - maxAgeMs,
+    })
   }
 }
 

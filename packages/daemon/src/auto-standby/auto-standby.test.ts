@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { Events } from '../events/events.ts'
 import { FakeClock } from '../host/fake-clock.ts'
 import type { IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
@@ -134,7 +135,7 @@ function house(t: TestContext, options: { maxConcurrent?: number; isRemembered?:
   const { maxConcurrent = 16, isRemembered = false } = options
   const begin = (): AutoStandby => {
     const auto = new AutoStandby({
-      ...{ db, events, instances: sleepers, log: silentLogger, clock, maxConcurrent },
+      ...{ db, events, instances: sleepers, audit: new FakeOwnDoings(), log: silentLogger, clock, maxConcurrent },
       tracking: { mode: 'made up', isRemembered },
     })
     t.after(() => auto.close())

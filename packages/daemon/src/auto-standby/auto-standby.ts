@@ -13,6 +13,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { EventKind } from '@dormouse/api/events.ts'
+import type { OwnDoings } from '../audit/audit.ts'
 import type { Events } from '../events/events.ts'
 import { type Clock, hostClock } from '../host/clock.ts'
 import type { IgnoredConnections, Inbound } from '../hypervisors/hypervisor.ts'
@@ -42,6 +43,7 @@ export interface AutoStandbyUses {
   readonly db: Database
   readonly events: Pick<Events, 'record' | 'listen'>
   readonly instances: SleepersDoor
+  readonly audit: Pick<OwnDoings, 'perform'>
   readonly log: Logger
   /** How connections are counted, and whether whoever does it knows what was before it was first asked. */
   readonly tracking: { readonly mode: string; readonly isRemembered: boolean }
@@ -385,7 +387,7 @@ export class AutoStandby {
 
   /** Rejects never. */
   async #nap(watched: Watched): Promise<void> {
-    const { instances, log } = this.#uses
+    const { instances, audit, log } = this.#uses
     const { id } = watched
     const nap: Nap = { withdrawn: undefined, isCommitted: false }
     watched.nap = nap
@@ -396,7 +398,8 @@ export class AutoStandby {
       return why
     }
     try {
-      await instances.nap(id, stayAwake)
+      const target = { id, name: instances.find(id)?.name ?? '' }
+      await audit.perform({ operation: 'standbyInstance', target, subjectId: id }, () => instances.nap(id, stayAwake))
       log.info({ instance: id, idleMs }, 'an idle instance was put into standby')
       this.#tell('auto_standby.slept', id, { idle_ms: idleMs })
     } catch (error) {

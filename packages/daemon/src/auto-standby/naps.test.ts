@@ -1,6 +1,7 @@
 /** Naps of instances as they are, on the fake driver: what a nap that gives way leaves behind, and what becomes of policies. */
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { FakeClock } from '../host/fake-clock.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { FakeMachine } from '../hypervisors/fake/fake-host.ts'
@@ -16,13 +17,14 @@ const autoStandby: AutoStandbyPolicy = { enabled: true, idleTimeoutMs: IDLE_MS, 
 async function begin(t: TestContext, house: TestHouse) {
   const instances = await house.begin()
   const clock = new FakeClock(new Date().toISOString())
+  const audit = new FakeOwnDoings()
   const auto = new AutoStandby({
-    ...{ db: house.db, events: house.events, instances, log: house.log, clock, maxConcurrent: 16 },
+    ...{ db: house.db, events: house.events, instances, audit, log: house.log, clock, maxConcurrent: 16 },
     tracking: { mode: 'made up', isRemembered: true },
   })
   t.after(() => auto.close())
   auto.recover()
-  return { instances, clock, auto }
+  return { instances, clock, auto, audit }
 }
 
 async function running(instances: Instances, name = 'a'): Promise<Instance> {
@@ -43,7 +45,7 @@ async function idle(clock: FakeClock, auto: AutoStandby, id: InstanceId): Promis
 
 test('an idle instance sleeps, wakes with its memory, and sleeps again', async (t) => {
   await using house = new TestHouse()
-  const { instances, clock, auto } = await begin(t, house)
+  const { instances, clock, auto, audit } = await begin(t, house)
   const { id } = await running(instances)
   machineOf(house, id).guest.counter = 41
   for (const nap of [1, 2]) {
@@ -54,13 +56,14 @@ test('an idle instance sleeps, wakes with its memory, and sleeps again', async (
     assert.equal(machineOf(house, id).guest.counter, 41)
     assert.equal((await auto.status(id)).remainingMs, IDLE_MS)
   }
+  assert.deepEqual(audit.told, Array(2).fill(`standbyInstance ${id} done`))
   await assertInOrder(house)
 })
 
 test('checks of its health keep no one awake, and whoever sleeps is neither unhealthy nor restarted', async (t) => {
   await using house = new TestHouse()
   const { instances, clock, auto } = await begin(t, house)
-  await using supervision = new Supervision({ db: house.db, instances, events: house.events, log: house.log })
+  await using supervision = new Supervision({ db: house.db, instances, events: house.events, audit: new FakeOwnDoings(), log: house.log })
   supervision.recover()
   house.host.services.set(8080, () => undefined)
   const { id } = await instances.create({

@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, statSync, truncateSync, writeFileSy
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { GARBAGE_KINDS, type GarbageKind } from '@dormouse/api/garbage.ts'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { configOf } from '../config/config.ts'
 import type { CollectedImages } from '../images/images.ts'
 import type { InstanceId } from '../instances/instance.ts'
@@ -43,6 +44,7 @@ function garbageOf(house: TestHouse, changes: Partial<GarbageUses> = {}, setting
     paths,
     config: configOf(new Map(Object.entries({ DATA_DIR: paths.dataDir, RUN_DIR: paths.runDir, ...settings }))),
     log: silentLogger,
+    audit: new FakeOwnDoings(),
     ...changes,
   })
 }
@@ -281,6 +283,22 @@ test('by itself it collects what no one can miss, and images only where that is 
   const [wanted] = asked as { which: string; unusedForMs: number; isAllowed: (name: string) => boolean }[]
   assert.deepEqual([wanted?.which, wanted?.unusedForMs], ['unused', 2 * DAY])
   assert.deepEqual([wanted?.isAllowed('docker.io/a'), wanted?.isAllowed('mine/a')], [true, false])
+})
+
+test('what goes unasked is told to the audit log: images one by one, of the rest what went of each kind', async () => {
+  await using house = new TestHouse()
+  await house.begin()
+  const audit = new FakeOwnDoings()
+  const images = {
+    collect: async () => ({ names: ['a:1', 'b:1'], digests: [], bytes: 2 }),
+    collectStrays: async () => ({ names: ['x', 'y'], bytes: 3 }),
+    diskUsage: async () => ({ images: no, layers: no, rootfs: no }),
+  }
+  const garbage = garbageOf(house, { images, audit }, { IMAGE_AUTO_DELETE: 'true' })
+  await garbage.collect({ ...ALL, kinds: ['images', 'layers'] })
+  assert.deepEqual(audit.told, [])
+  await garbage.collectRoutinely()
+  assert.deepEqual(audit.told, ['prune layers x y done', 'deleteImage a:1 done', 'deleteImage b:1 done'])
 })
 
 /** A disk on which each image and golden boot takes 10 bytes. */

@@ -13,6 +13,7 @@
 import { statfs } from 'node:fs/promises'
 import { AppError } from '@dormouse/api/errors.ts'
 import { GARBAGE_KINDS, type GarbageKind } from '@dormouse/api/garbage.ts'
+import type { OwnDoings } from '../audit/audit.ts'
 import type { Config } from '../config/config.ts'
 import type { CollectImages, Images } from '../images/images.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
@@ -41,6 +42,7 @@ export interface GarbageUses {
   readonly paths: Paths
   readonly config: Pick<Config, 'garbage' | 'golden'>
   readonly log: Logger
+  readonly audit: Pick<OwnDoings, 'note'>
   readonly crashPoint?: (operation: string, step: string) => Promise<void>
   /** Free bytes of the data directory's file system; for tests. */
   readonly freeBytes?: () => Promise<number>
@@ -74,6 +76,9 @@ const IN_VAIN_MS = 600_000
 /** On a low disk a golden boot or an image that was used since stays. */
 const LATELY_MS = 600_000
 const USAGE_KEPT_MS = 5_000
+
+/** Whose wish it was that something goes. */
+type AskedBy = 'caller' | 'daemon'
 
 interface Measured {
   readonly report: Promise<DiskUsageReport>
@@ -109,11 +114,12 @@ export class Garbage implements AsyncDisposable {
     const { autoDelete, minAgeMs, keepLogsMs } = this.#uses.config.garbage
     const ages = { dryRun: false, all: false, olderThanMs: minAgeMs }
     return this.#inTurn(LIMIT_MS, async (signal) => {
-      const done = await this.#collectKinds({ ...ages, kinds: ['drafts', 'layers', 'memory_bases', 'golden_boots'] }, signal)
-      done.push(await this.#one('logs', () => this.#collectLogs(keepLogsMs, false, signal)))
+      const kinds = ['drafts', 'layers', 'memory_bases', 'golden_boots'] as const
+      const done = await this.#collectKinds({ ...ages, kinds }, signal, 'daemon')
+      done.push(await this.#one('logs', 'daemon', () => this.#collectLogs(keepLogsMs, false, signal)))
       if (autoDelete.enabled) {
         const wanted = { which: 'unused', unusedForMs: autoDelete.unusedForMs, ...whichMayGo(autoDelete.names) } as const
-        done.push(await this.#one('images', () => this.#uses.images.collect(wanted)))
+        done.push(await this.#one('images', 'daemon', () => this.#uses.images.collect(wanted)))
       }
       return done
     })
@@ -121,7 +127,7 @@ export class Garbage implements AsyncDisposable {
 
   /** Of each kind what went, or with `dryRun` would; a kind that failed says why, and the others go on. Waits for its turn. */
   async collect(wanted: CollectGarbage): Promise<readonly CollectedKind[]> {
-    return this.#inTurn(LIMIT_MS, (signal) => this.#collectKinds(wanted, signal))
+    return this.#inTurn(LIMIT_MS, (signal) => this.#collectKinds(wanted, signal, 'caller'))
   }
 
   /**
@@ -197,25 +203,33 @@ export class Garbage implements AsyncDisposable {
     return done
   }
 
-  async #collectKinds(wanted: CollectGarbage, signal: AbortSignal): Promise<CollectedKind[]> {
+  async #collectKinds(wanted: CollectGarbage, signal: AbortSignal, by: AskedBy): Promise<CollectedKind[]> {
     const done: CollectedKind[] = []
     for (const kind of GARBAGE_KINDS.filter((one) => wanted.kinds.includes(one))) {
-      done.push(await this.#one(kind, () => this.#collectKind(kind, wanted, signal), wanted))
+      done.push(await this.#one(kind, by, () => this.#collectKind(kind, wanted, signal), wanted))
     }
     return done
   }
 
-  async #one(kind: GarbageKind, work: () => Promise<Collected>, { dryRun = false } = {}): Promise<CollectedKind> {
+  async #one(kind: GarbageKind, by: AskedBy, work: () => Promise<Collected>, { dryRun = false } = {}): Promise<CollectedKind> {
     const { log, crashPoint } = this.#uses
     try {
       await crashPoint?.('garbage', kind)
       const { names, bytes } = await work()
       if (names.length > 0 && !dryRun) log.info({ kind, count: names.length, bytes }, 'garbage collected')
+      // A caller's request has a row of its own.
+      if (names.length > 0 && by === 'daemon') this.#note(kind, names)
       return { kind, names, bytes }
     } catch (error) {
       log.warn({ err: error, kind }, 'garbage could not be collected')
       return { kind, names: [], bytes: 0, error: error as Error }
     }
+  }
+
+  #note(kind: GarbageKind, names: readonly string[]): void {
+    const { audit } = this.#uses
+    if (kind !== 'images') audit.note({ operation: 'prune', target: { kind, names: names.join(' ') } })
+    else for (const name of names) audit.note({ operation: 'deleteImage', target: { name }, subjectId: name })
   }
 
   async #collectKind(
@@ -275,19 +289,19 @@ export class Garbage implements AsyncDisposable {
       return wanted - (await this.#freeBytes())
     }
     const kinds: GarbageKind[] = of === 'images' ? ['layers'] : ['drafts', 'layers', 'memory_bases']
-    await this.#collectKinds({ all: false, olderThanMs: config.garbage.minAgeMs, dryRun: false, kinds }, signal)
+    await this.#collectKinds({ all: false, olderThanMs: config.garbage.minAgeMs, dryRun: false, kinds }, signal, 'daemon')
     const left = await missing()
     if (left > 0 && of === 'disk') {
       const golden = (await memory.list()).filter(({ ref }) => ref.startsWith('golden/'))
       const keepBytes = Math.max(0, golden.reduce((sum, one) => sum + one.bytes, 0) - left)
       const limits = { keepBytes, keepCount: Number.POSITIVE_INFINITY, unusedForMs: LATELY_MS }
-      await this.#one('golden_boots', () => memory.collectGoldenBoots({ ...limits, isStale, dryRun: false }))
+      await this.#one('golden_boots', 'daemon', () => memory.collectGoldenBoots({ ...limits, isStale, dryRun: false }))
     }
     const { enabled, names } = config.garbage.autoDelete
     if (!enabled) return
     for (let goes = true; goes && (await missing()) > 0; ) {
       const wantedImages = { which: 'unused', unusedForMs: LATELY_MS, ...whichMayGo(names), atMost: 1 } as const
-      const { error, names: gone, bytes: freed } = await this.#one('images', () => images.collect(wantedImages))
+      const { error, names: gone, bytes: freed } = await this.#one('images', 'daemon', () => images.collect(wantedImages))
       goes = error === undefined && (gone.length > 0 || freed > 0)
     }
   }

@@ -25,6 +25,7 @@ import type { Origins } from './origins.ts'
 import { type Refusal, refusalOf } from './problems.ts'
 import type { RefusedCallers } from './refused-callers.ts'
 import { registryRoutes } from './registry.ts'
+import { registryOperation } from './registry-operation.ts'
 import { methodsAt } from './stream-at.ts'
 import { type SseBatch, sseStream } from './streams/sse.ts'
 import type { Tickets } from './tickets.ts'
@@ -210,8 +211,12 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     }
     if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
     if (isChange(request)) {
-      const resourceId = routeId && (await uses.resourceId(routeId, request.params as Record<string, string>))
-      request.audited = uses.audit.begin(auditFacts(request, uses), resourceId === undefined ? {} : { resourceId })
+      const subjectId = routeId && (await uses.resourceId(routeId, request.params as Record<string, string>))
+      const known = subjectId === undefined ? {} : { subjectId }
+      request.audited = uses.audit.begin(
+        { ...auditFacts(request, uses), ...known },
+        subjectId === undefined ? {} : { resourceId: subjectId },
+      )
     }
     return undefined
   })
@@ -274,15 +279,21 @@ function auditItself(request: FastifyRequest, { statusCode: status }: FastifyRep
 
 /** Nothing of a body: there may be secrets in it. */
 function auditFacts(request: FastifyRequest, { isTrusted }: AppUses): AuditFacts {
-  const { caller, params, id, ip, routeOptions } = request
+  const { caller, id, ip } = request
   return {
     caller: caller && auditedCaller(caller),
     tokenId: caller?.token?.id,
     address: isTrusted ? undefined : ip,
-    operation: routeOptions.config.routeId ?? `${request.method} ${routeOptions.url}`,
-    target: { ...(params as Record<string, string>) },
+    ...operationOf(request),
     requestId: id,
   }
+}
+
+function operationOf({ method, url, params, routeOptions }: FastifyRequest): Pick<AuditFacts, 'operation' | 'target'> {
+  const { routeId, label } = routeOptions.config
+  const target = { ...(params as Record<string, string>) }
+  if (label === 'registry') return registryOperation(method, target['*'] ?? '', new URL(url, 'http://any').searchParams)
+  return { operation: routeId ?? `${method} ${routeOptions.url}`, target }
 }
 
 /** Id or name of what an answer is about. */

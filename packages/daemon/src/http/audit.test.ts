@@ -38,7 +38,7 @@ test('who changed what, on which, how it went, from where', async (t) => {
   const id = uses.instances.rows[0]?.id
   const { at: _, id: __, duration_ms: ___, request_id: ____, ...made } = created as AuditEntry
   assert.deepEqual(made, {
-    ...{ caller: 'host', token_id: null, address: null, operation: 'createInstance', target: {}, resource_id: id },
+    ...{ caller: 'host', token_id: null, address: null, operation: 'createInstance', target: {}, subject_id: null, resource_id: id },
     ...{ result: 'done', status: 201, code: null, skipped: 0 },
   })
   assert.deepEqual(
@@ -62,6 +62,22 @@ test('what was deleted is found by its id, whatever it was called by', async (t)
   uses.images.add('alpine:3')
   await host('DELETE', '/images/alpine:3')
   assert.equal((await list('?operation=deleteImage'))[0]?.resource_id, 'alpine:3')
+})
+
+test('what a fork or a snapshot was made of is found by its id, also when it was called by its name', async (t) => {
+  const { host, list, uses } = house(t)
+  const { id } = uses.instances.add({ name: 'web', state: 'Stopped' })
+  const made = [
+    (await host('POST', '/instances/web/fork', { name: 'twin' })).json().id,
+    (await host('POST', '/instances/web/snapshots', { kind: 'Stopped' })).json().id,
+  ]
+  assert.deepEqual(
+    (await list(`?target=${id}`)).map(({ operation, target, subject_id, resource_id }) => [operation, target, subject_id, resource_id]),
+    [
+      ['createSnapshot', { id: 'web' }, id, made[1]],
+      ['forkInstance', { id: 'web' }, id, made[0]],
+    ],
+  )
 })
 
 test('no token passes for the host or the daemon', async (t) => {

@@ -10,6 +10,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Route } from '@dormouse/api/routes.ts'
 import type { Token } from '@dormouse/api/tokens.ts'
 import { type JWTPayload, jwtVerify, SignJWT } from 'jose'
+import { OWN_CALLER } from '../audit/audit.ts'
 import { createId } from '../lib/create-id.ts'
 import type { TokenRow } from '../store/tokens.ts'
 
@@ -32,7 +33,7 @@ export interface TokenFacts {
 export const hostCaller: Caller = { subject: 'host', scopes: undefined, token: undefined }
 
 /** What the daemon does by itself has `system` for its caller in the audit log. */
-const isReserved = (subject: string): boolean => subject === hostCaller.subject || subject === 'system'
+const isReserved = (subject: string): boolean => subject === hostCaller.subject || subject === OWN_CALLER
 
 /** As the audit log calls a caller: no token is taken for the host or the daemon, whoever made it and whatever it says. */
 export const auditedCaller = ({ subject, token }: Pick<Caller, 'subject' | 'token'>): string =>

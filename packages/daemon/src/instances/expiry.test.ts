@@ -3,9 +3,11 @@ import assert from 'node:assert/strict'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { Audit } from '../audit/audit.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { Instance } from './instance.ts'
 import { durationsAt } from './instance.ts'
+import { Reaper } from './reaper.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 const request = { image: 'test', overlayBytes: TEST_OVERLAY }
@@ -43,6 +45,19 @@ test('what has expired is deleted in any state, and nothing else is', async () =
   instances.deleteExpired()
   await until('them to be gone', () => instances.list().length === 2)
   assert.deepEqual(names(house), ['later', 'never'])
+  await assertInOrder(house)
+})
+
+test('the reaper tells the audit log of what it deletes, by name and by id', async () => {
+  await using house = new TestHouse()
+  await house.begin()
+  using audit = new Audit({ db: house.db, log: house.log, config: { keep: 100, maxAgeMs: HOUR_MS } })
+  const { id } = await running(house, 'short')
+  await expire(house, id)
+  using _reaper = new Reaper({ instances: house.instances, audit })
+  await until('it to be told', () => audit.list({ target: id, limit: 9 })[0]?.outcome.result === 'done')
+  const [row, ...rest] = audit.list({ caller: 'system', limit: 9 })
+  assert.deepEqual([rest, row?.operation, row?.target, row?.subjectId], [[], 'deleteInstance', { id, name: 'short' }, id])
   await assertInOrder(house)
 })
 

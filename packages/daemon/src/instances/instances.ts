@@ -548,13 +548,13 @@ export class Instances implements AsyncDisposable {
     return volumes.resolve(volume.id)
   }
 
-  /** Begins to delete what has expired. One that is busy is left for the next time. */
-  deleteExpired(): void {
+  /** Begins to delete what has expired, each as `around` does it. One that is busy is left for the next time. */
+  deleteExpired(around: (instance: Instance, work: () => Promise<void>) => Promise<void> = (_, work) => work()): void {
     for (const id of this.#rows.findExpired(Date.now())) {
       const instance = this.find(id)
       if (!instance || this.isBusy(id)) continue
       this.#workerOf(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
-      this.delete(id).catch(() => undefined)
+      around(instance, () => this.delete(id)).catch(() => undefined)
     }
   }
 

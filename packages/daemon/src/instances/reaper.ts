@@ -1,3 +1,4 @@
+import type { OwnDoings } from '../audit/audit.ts'
 import type { Instances } from './instances.ts'
 
 const EVERY_MS = 15_000
@@ -6,9 +7,13 @@ const EVERY_MS = 15_000
 export class Reaper implements Disposable {
   readonly #timer: NodeJS.Timeout
 
-  constructor(instances: Instances) {
-    this.#timer = setInterval(() => instances.deleteExpired(), EVERY_MS).unref()
-    instances.deleteExpired()
+  constructor({ instances, audit }: { instances: Instances; audit: OwnDoings }) {
+    const reap = (): void =>
+      instances.deleteExpired(({ id, name }, work) =>
+        audit.perform({ operation: 'deleteInstance', target: { id, name }, subjectId: id }, work),
+      )
+    this.#timer = setInterval(reap, EVERY_MS).unref()
+    reap()
   }
 
   [Symbol.dispose](): void {

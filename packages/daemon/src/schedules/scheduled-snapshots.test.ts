@@ -4,6 +4,7 @@ import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { AppError } from '@dormouse/api/errors.ts'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { FakeClock } from '../host/fake-clock.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { assertInOrder, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
@@ -19,7 +20,8 @@ test('scheduled snapshots are of the kind that the state allows, counted apart f
   const { snapshots } = house
   const { id } = await instances.create({ name: 'web', image: 'test', overlayBytes: TEST_OVERLAY })
   await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
-  const door = scheduledSnapshots(instances, snapshots)
+  const audit = new FakeOwnDoings()
+  const door = scheduledSnapshots(instances, snapshots, audit)
   const step = { signal: AbortSignal.timeout(10_000), log: silentLogger }
   await instances.snapshot(id, { kind: 'Standby', name: 'by-hand', tags: {}, isScheduled: false })
   const running = await door.create(id, { kind: 'Standby', name: 'first', tags: { a: 'b' } })
@@ -34,6 +36,8 @@ test('scheduled snapshots are of the kind that the state allows, counted apart f
   assert.deepEqual([snapshots.get(running.id).isScheduled, snapshots.get(running.id).tags], [true, { a: 'b' }])
   for (const one of [running, asleep, stopped]) assert.equal(await door.verify(one.id, step), 'whole')
   await assert.rejects(door.create(id, { kind: 'Stopped', name: 'third', tags: {} }), { code: 'conflict' })
+  const made = [running, asleep, stopped].map((one) => `createSnapshot ${id} done ${one.id}`)
+  assert.deepEqual(audit.told, [...made, `createSnapshot ${id} failed`])
 
   // What cannot be read today may be read tomorrow.
   const [state, layer] = [join(house.paths.snapshotDir(running.id), 'state'), house.paths.disk(String(snapshots.get(stopped.id).disk[0]))]
@@ -54,17 +58,22 @@ test('scheduled snapshots are of the kind that the state allows, counted apart f
   assert.equal(await door.verify(running.id, step), 'damaged')
   for (const layer of snapshots.get(stopped.id).disk) rmSync(house.paths.disk(layer))
   assert.equal(await door.verify(stopped.id, step), 'damaged')
-  const deletedMeanwhile = scheduledSnapshots(instances, {
-    get: (wanted) => snapshots.get(wanted),
-    listScheduled: () => [],
-    delete: async () => undefined,
-    verify: async (wanted) => {
-      await snapshots.delete(wanted)
-      throw new AppError('snapshot_unusable', 'Its files are gone')
+  const deletedMeanwhile = scheduledSnapshots(
+    instances,
+    {
+      get: (wanted) => snapshots.get(wanted),
+      listScheduled: () => [],
+      delete: async () => undefined,
+      verify: async (wanted) => {
+        await snapshots.delete(wanted)
+        throw new AppError('snapshot_unusable', 'Its files are gone')
+      },
     },
-  })
+    audit,
+  )
   await assert.rejects(deletedMeanwhile.verify(asleep.id, step), { code: 'not_found' })
   await door.delete(stopped.id)
+  assert.equal(audit.told.at(-1), `deleteSnapshot ${stopped.id} done`)
   await assert.rejects(door.verify(stopped.id, step), { code: 'not_found' })
 })
 
@@ -79,7 +88,7 @@ test('a schedule keeps so many snapshots of a VM, others that were taken by hand
     db,
     events: { record: ({ data }) => ran.resolve(data) },
     instances,
-    snapshots: scheduledSnapshots(instances, snapshots),
+    snapshots: scheduledSnapshots(instances, snapshots, new FakeOwnDoings()),
     log: silentLogger,
     clock,
   })

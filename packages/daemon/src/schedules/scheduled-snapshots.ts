@@ -1,4 +1,5 @@
 import { errorCodeOf } from '@dormouse/api/errors.ts'
+import type { OwnDoings } from '../audit/audit.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
 import type { Instances } from '../instances/instances.ts'
 import type { Step } from '../lib/step.ts'
@@ -35,8 +36,14 @@ export interface FindInstance {
 export const scheduledSnapshots = (
   instances: Pick<Instances, 'snapshot'>,
   snapshots: Pick<Snapshots, 'get' | 'listScheduled' | 'verify' | 'delete'>,
+  audit: Pick<OwnDoings, 'perform'>,
 ): ScheduledSnapshots => ({
-  create: (id, request) => instances.snapshot(id, { ...request, isScheduled: true }),
+  create: (id, request) =>
+    audit.perform(
+      { operation: 'createSnapshot', target: { id }, subjectId: id },
+      () => instances.snapshot(id, { ...request, isScheduled: true }),
+      (snapshot) => snapshot.id,
+    ),
   listScheduled: (id) => snapshots.listScheduled(id),
   verify: async (id, step) => {
     try {
@@ -49,5 +56,5 @@ export const scheduledSnapshots = (
       return 'damaged'
     }
   },
-  delete: (id) => snapshots.delete(id),
+  delete: (id) => audit.perform({ operation: 'deleteSnapshot', target: { snapshotId: id }, subjectId: id }, () => snapshots.delete(id)),
 })

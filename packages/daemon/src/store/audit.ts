@@ -11,6 +11,8 @@ export interface AuditRow {
   readonly operation: string
   /** What stood in the path, the thing itself first. */
   readonly target: Readonly<Record<string, string>>
+  /** Id of that thing, however it was called. */
+  readonly subjectId?: string | undefined
   readonly requestId: string
   readonly outcome: AuditOutcome
   /** Refused requests before this one that were not written down. */
@@ -38,8 +40,8 @@ export interface AuditFilter {
 }
 
 const INSERT = `INSERT INTO audit
-  (at_ms, caller, token_id, address, operation, target, target_id, request_id, skipped, is_refused, result, status, code, resource_id, duration_ms)
-  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+  (at_ms, caller, token_id, address, operation, target, target_id, subject_id, request_id, skipped, share, result, status, code, resource_id, duration_ms)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 /** The rows of `audit`. */
 export class AuditRows {
@@ -50,12 +52,12 @@ export class AuditRows {
   }
 
   insert(row: AuditRow): number {
-    const { atMs, caller, tokenId, address, operation, target, requestId, skipped, outcome } = row
+    const { atMs, caller, tokenId, address, operation, target, subjectId, requestId, skipped, outcome } = row
     const { lastInsertRowid } = this.#db
       .prepare(INSERT)
       .run(
         ...[atMs, caller ?? null, tokenId ?? null, address ?? null, operation, JSON.stringify(target)],
-        ...[Object.values(target)[0] ?? null, requestId, skipped, outcome.result === 'refused' ? 1 : 0, ...valuesOf(outcome)],
+        ...[Object.values(target)[0] ?? null, subjectId ?? null, requestId, skipped, shareOf(row), ...valuesOf(outcome)],
       )
     return Number(lastInsertRowid)
   }
@@ -77,7 +79,7 @@ export class AuditRows {
     const wanted: readonly (readonly [condition: string, ...values: (string | number | undefined)[]])[] = [
       ['caller = ?', caller],
       ['operation = ?', operation],
-      ['(target_id = ? OR resource_id = ?)', target, target],
+      ['(target_id = ? OR subject_id = ? OR resource_id = ?)', target, target, target],
       ['result = ?', result],
       ['at_ms >= ?', sinceMs],
       ['at_ms < ?', untilMs],
@@ -91,20 +93,26 @@ export class AuditRows {
       .map(rowOf)
   }
 
-  /** Drops what is older, and all but so many of the newest; those that were refused are counted by themselves. */
-  prune(keep: { readonly rows: number; readonly refused: number; readonly sinceMs: number }): void {
+  /** Drops what is older, and of each share all but so many of the newest. */
+  prune(keep: { readonly asked: number; readonly refused: number; readonly own: number; readonly sinceMs: number }): void {
     this.#db.prepare('DELETE FROM audit WHERE at_ms < ?').run(keep.sinceMs)
-    for (const [isRefused, count] of [
-      [0, keep.rows],
-      [1, keep.refused],
-    ] as const) {
+    for (const share of Object.keys(SHARES) as (keyof typeof SHARES)[]) {
       this.#db
-        .prepare(
-          `DELETE FROM audit WHERE is_refused = ?1 AND id <= (SELECT id FROM audit WHERE is_refused = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)`,
-        )
-        .run(isRefused, count)
+        .prepare(`DELETE FROM audit WHERE share = ?1 AND id <= (SELECT id FROM audit WHERE share = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)`)
+        .run(SHARES[share], keep[share])
     }
   }
+}
+
+/** The caller of what the daemon does by itself. No token passes for it. */
+export const OWN_CALLER = 'system'
+
+/** Rows that are counted by themselves, and push out none of the others. */
+const SHARES = { asked: 0, refused: 1, own: 2 } as const
+
+function shareOf({ caller, outcome }: AuditRow): number {
+  if (caller === OWN_CALLER) return SHARES.own
+  return outcome.result === 'refused' ? SHARES.refused : SHARES.asked
 }
 
 const valuesOf = ({ result, status, code, resourceId, durationMs }: AuditOutcome) =>
@@ -120,6 +128,7 @@ function rowOf(row: Record<string, unknown>): AuditRow & { readonly id: number }
     address: text(row.address),
     operation: String(row.operation),
     target: JSON.parse(String(row.target)) as Record<string, string>,
+    subjectId: text(row.subject_id),
     requestId: String(row.request_id),
     skipped: Number(row.skipped),
     outcome: {

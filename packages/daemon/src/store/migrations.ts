@@ -430,4 +430,14 @@ export const migrations: readonly Migration[] = [
       CREATE INDEX pushes_newest ON pushes (created_at_ms DESC, id DESC);
     `,
   },
+  {
+    name: 'subject of audit rows',
+    sql: `
+      -- id of what the path is about, which may have named it otherwise
+      ALTER TABLE audit ADD COLUMN subject_id TEXT;
+      CREATE INDEX audit_by_subject ON audit (subject_id, id);
+      -- 0 what was asked for, 1 what was refused, 2 what the daemon did by itself: each has so many rows, and pushes out no other's
+      ALTER TABLE audit RENAME COLUMN is_refused TO share;
+    `,
+  },
 ]

@@ -1,6 +1,7 @@
 /** Health checks as a daemon does them, on the fake driver. What one check is: check.test.ts; what is thought of many: verdict.test.ts. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { CreateInstance, HealthCheck, Instance, InstanceId, RestartPolicy } from '../instances/instance.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
@@ -16,7 +17,13 @@ const SOON: RestartPolicy = { policy: 'on_failure', backoffMs: 1, maxAttempts: 0
 const request: CreateInstance = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, healthCheck: CHECK }
 
 const supervise = (house: TestHouse): Supervision => {
-  const supervision = new Supervision({ db: house.db, instances: house.instances, events: house.events, log: silentLogger })
+  const supervision = new Supervision({
+    db: house.db,
+    instances: house.instances,
+    events: house.events,
+    audit: new FakeOwnDoings(),
+    log: silentLogger,
+  })
   supervision.recover()
   return supervision
 }
@@ -168,7 +175,7 @@ test('what was found is known to the next daemon, as long as it is the same life
   const instances = await house.begin()
   // It never asks: what it says is what the last one found.
   const slow = new Supervision({
-    ...{ db: house.db, instances, events: house.events, log: silentLogger },
+    ...{ db: house.db, instances, events: house.events, audit: new FakeOwnDoings(), log: silentLogger },
     passing: { now: () => 0, after: () => ({ [Symbol.dispose]: () => undefined }) },
   })
   slow.recover()

@@ -1,6 +1,7 @@
 /** Restarts as a daemon does them, on the fake driver. What a policy makes of an instance is in instances/restart-policy.test.ts. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { FakeOwnDoings } from '../audit/fake-own-doings.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import type { CreateInstance, Instance, InstanceId, RestartPolicy } from '../instances/instance.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from '../instances/test-house.ts'
@@ -10,8 +11,8 @@ import { Supervision } from './supervision.ts'
 const SOON: RestartPolicy = { policy: 'on_failure', backoffMs: 1, maxAttempts: 0, stableAfterMs: 3_600_000 }
 const request: CreateInstance = { name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, restartPolicy: SOON }
 
-const supervise = (house: TestHouse): Supervision => {
-  const supervision = new Supervision({ db: house.db, instances: house.instances, events: house.events, log: silentLogger })
+const supervise = (house: TestHouse, audit = new FakeOwnDoings()): Supervision => {
+  const supervision = new Supervision({ db: house.db, instances: house.instances, events: house.events, audit, log: silentLogger })
   supervision.recover()
   return supervision
 }
@@ -38,7 +39,8 @@ async function crashAndReturn(house: TestHouse, id: InstanceId, code = 1): Promi
 test('a workload that crashes is started again, and each attempt is counted', async () => {
   await using house = new TestHouse()
   await house.begin()
-  await using supervision = supervise(house)
+  const audit = new FakeOwnDoings()
+  await using supervision = supervise(house, audit)
   const { id } = await running(house)
   assert.deepEqual(statusOf(house, supervision, id), { attempts: 0 })
   await crashAndReturn(house, id)
@@ -47,6 +49,8 @@ test('a workload that crashes is started again, and each attempt is counted', as
   assert.equal(status?.attempts, 2)
   assert.ok(status?.lastAttemptAtMs !== undefined && status.nextAttemptAtMs === undefined)
   await settled(house.instances)
+  await until('both to be told', () => audit.told.length === 2)
+  assert.deepEqual(audit.told, Array(2).fill(`restartInstance ${id} done`))
   await assertInOrder(house)
 })
 

@@ -9,7 +9,7 @@ export interface RestartsUses {
   readonly log: Logger
   readonly passing: Passing
   find(id: InstanceId): Instance | undefined
-  restart(id: InstanceId): Promise<void>
+  restart(instance: Pick<Instance, 'id' | 'name'>): Promise<void>
   /** Since when it is not well, by its health check. */
   unhealthySinceMs(id: InstanceId): number | undefined
 }
@@ -79,7 +79,7 @@ export class Restarts {
 
   async #restart({ id, name, restartPolicy }: Instance): Promise<void> {
     try {
-      await this.#uses.restart(id)
+      await this.#uses.restart({ id, name })
       this.#notBefore.delete(id)
     } catch (error) {
       // The worker has logged it; what could not be asked for at all is told here.

@@ -2,6 +2,7 @@
  * The room's head: looks after instances that no one is looking after. It follows what is on record of each, and asks for what follows of
  * it by the same door as everyone; the worker looks again before it does it.
  */
+import type { OwnDoings } from '../audit/audit.ts'
 import type { Events } from '../events/events.ts'
 import type { Instance, InstanceId } from '../instances/instance.ts'
 import type { Instances } from '../instances/instances.ts'
@@ -18,6 +19,7 @@ export interface SupervisionUses {
   readonly db: Database
   readonly instances: Pick<Instances, 'find' | 'list' | 'observe' | 'restartByPolicy'>
   readonly events: Pick<Events, 'listen' | 'record'>
+  readonly audit: Pick<OwnDoings, 'perform'>
   readonly log: Logger
   readonly passing?: Passing
 }
@@ -46,14 +48,17 @@ export class Supervision implements AsyncDisposable {
 
   constructor(uses: SupervisionUses) {
     this.#uses = uses
-    const { db, events, instances, log, passing = hostPassing } = uses
+    const { db, events, instances, audit, log, passing = hostPassing } = uses
     this.#health = new HealthChecks({ db, events, instances, log, passing, onChange: (id) => this.#restarts.look(id) })
     const unhealthySinceMs = (id: InstanceId): number | undefined => this.#health.unhealthySinceMs(id)
     this.#restarts = new Restarts({
       log,
       passing,
       find: (id) => instances.find(id),
-      restart: (id) => instances.restartByPolicy(id, { unhealthySinceMs: () => unhealthySinceMs(id) }),
+      restart: ({ id, name }) =>
+        audit.perform({ operation: 'restartInstance', target: { id, name }, subjectId: id }, () =>
+          instances.restartByPolicy(id, { unhealthySinceMs: () => unhealthySinceMs(id) }),
+        ),
       unhealthySinceMs,
     })
   }

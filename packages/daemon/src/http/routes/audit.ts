@@ -49,6 +49,7 @@ const presentEntry = (row: AuditRow & { readonly id: number }): AuditEntry => ({
   address: row.address ?? null,
   operation: row.operation,
   target: { ...row.target },
+  subject_id: row.subjectId ?? null,
   resource_id: row.outcome.resourceId ?? null,
   result: row.outcome.result,
   status: row.outcome.status ?? null,
