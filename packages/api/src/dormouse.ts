@@ -152,7 +152,11 @@ export class Dormouse extends Client {
     return this.#follow('getInstanceLogs', { params: { id: instance }, query }, signal)
   }
 
-  /** What happens, as it happens. A connection that breaks is made anew, and no event is lost or given twice. Ends by the signal alone. */
+  /**
+   * What happens, as it happens. A connection that breaks is made anew, and no event is given twice. Of those that are there no more, since
+   * many others came meanwhile, it is told by one of the kind `events.lost`: whoever keeps a picture reads it anew then. Ends by the signal
+   * alone.
+   */
   events({ after, subject, signal }: EventOptions = {}): AsyncGenerator<Event, void, undefined> {
     const query = { ...(after !== undefined && { after }), ...(subject !== undefined && { subject }) }
     return this.#follow('followEvents', { query }, signal)

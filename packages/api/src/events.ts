@@ -15,7 +15,13 @@ export const EVENT_SCOPES = {
   device: 'device:read',
 } as const satisfies Readonly<Record<string, Scope>>
 
-export type EventKind = `${keyof typeof EVENT_SCOPES}.${string}`
+/**
+ * Events that a reader asked for are there no more: `data` is `{ after, oldest }`, the id that it had come to and the next one that there is.
+ * Everyone who follows is told of it, whatever else. What they know of the rest may be stale: it is to be read anew.
+ */
+export const EVENTS_LOST = 'events.lost'
+
+export type EventKind = `${keyof typeof EVENT_SCOPES}.${string}` | typeof EVENTS_LOST
 
 /** Undefined for a kind that no one has thought of: only who may do everything is told. */
 export const scopeOfEvent = (kind: string): Scope | undefined =>
@@ -25,9 +31,11 @@ export const scopeOfEvent = (kind: string): Scope | undefined =>
 export const Event = Type.Object(
   {
     id: Type.Integer(),
-    kind: Type.String({ description: 'noun.past, such as instance.changed' }),
+    kind: Type.String({
+      description: 'noun.past, such as instance.changed; events.lost: older ones, which were asked for, are there no more',
+    }),
     at: DateTime,
-    subject: Type.String({ description: 'Id of the instance, name of the image' }),
+    subject: Type.String({ description: 'Id of the instance, name of the image; `events` of events.lost' }),
     data: Type.Record(Type.String(), Type.Unknown()),
   },
   { $id: 'Event' },

@@ -127,3 +127,28 @@ test('old events are pruned, and ids go on', () => {
   assert.ok(count >= 100 && count < 1200, `${count}`)
   assert.equal(at.events.latestId(), 2500)
 })
+
+test('of events that were asked for and are gone one is told first, and then of what there is', async () => {
+  using at = house({ keep: 10 })
+  for (let n = 1; n <= 1000; n++) at.record(n)
+  const first = async (after: number) => {
+    for await (const batch of at.events.subscribe({ after })) if (batch.length > 0) return batch
+    return []
+  }
+  const [lost, ...others] = await first(7)
+  assert.deepEqual([lost?.id, lost?.kind, lost?.data, others], [990, 'events.lost', { after: 7, oldest: 991 }, []])
+  assert.deepEqual((await first(0))[0]?.data, { after: 0, oldest: 991 })
+  // Whoever goes on after it has missed nothing more.
+  for (const after of [990, 999]) assert.equal((await first(after))[0]?.id, after + 1)
+})
+
+test('a reader so slow that rows go before it has read them is told of the gap, too', async () => {
+  using at = house({ keep: 5, liveBuffer: 2 })
+  const reading = at.events.subscribe({})
+  await reading.next()
+  for (let n = 1; n <= 1000; n++) at.record(n)
+  const kinds = async () => (await reading.next()).value?.map(({ id, kind }) => [id, kind])
+  assert.deepEqual(await kinds(), [[995, 'events.lost']])
+  assert.equal((await kinds())?.length, 5)
+  await reading.return()
+})

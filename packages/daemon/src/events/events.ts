@@ -6,8 +6,10 @@
  *     rows ──────────────┐ read page by page until caught up
  *     record() ─► row ─► │ ─► live buffer, bounded ─► subscriber
  *
- * A subscriber that reads too slowly loses its live buffer, not its events: it falls back to reading rows.
+ * A subscriber that reads too slowly loses its live buffer, not its events: it falls back to reading rows. Rows that were pruned before it had
+ * read them leave a gap, which it is told of by an event that no row has.
  */
+import { EVENTS_LOST } from '@dormouse/api/events.ts'
 import type { Database } from '../store/database.ts'
 import { EventRows, type NewEvent, type RecordedEvent } from '../store/events.ts'
 
@@ -64,7 +66,8 @@ export class Events {
   /**
    * Every event after `after` (a Last-Event-ID; default: only what is yet to come), then the live ones, until `signal` aborts or
    * the reader leaves; those that are there together come together, a page or a full buffer at most. The first batch is an empty one,
-   * by which "from now on" begins. An id that was pruned or is of the future gives what there is.
+   * by which "from now on" begins. Of those that were pruned an `events.lost` tells, whose id is that of the last of them. An id of the
+   * future gives what is yet to come.
    */
   async *subscribe(options: { after?: number; signal?: AbortSignal } = {}): AsyncGenerator<readonly RecordedEvent[], void, void> {
     let last = options.after ?? this.latestId()
@@ -89,6 +92,13 @@ export class Events {
           // What is in the live buffer is also in the rows.
           live = []
           overflowed = false
+          const oldest = this.#rows.oldestId()
+          if (last < oldest - 1) {
+            const lost = lostBetween(last, oldest)
+            last = lost.id
+            yield [lost]
+            continue
+          }
           const page = this.#rows.after(last, PAGE)
           behind = page.length === PAGE
           last = page.at(-1)?.id ?? last
@@ -112,3 +122,8 @@ export class Events {
     }
   }
 }
+
+const lostBetween = (after: number, oldest: number): RecordedEvent => ({
+  ...{ id: oldest - 1, atMs: Date.now(), kind: EVENTS_LOST, subject: 'events' },
+  data: { after, oldest },
+})

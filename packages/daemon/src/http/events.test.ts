@@ -88,3 +88,16 @@ test('a subject may be a name', async (t) => {
   // What is gone is found by its id, what is yet to come is not looked for.
   assert.equal((await follow(1, 'after=0&subject=other'))[0]?.subject, 'other')
 })
+
+test('whoever comes back too late is told that events are gone, whatever the subject and the scopes', async (t) => {
+  const { record, follow } = house(t, { keep: 3 })
+  for (let n = 0; n < 1000; n++) record('instance.changed')
+  const [lost] = await follow(1, 'after=5&subject=other', ['image:read'])
+  const { at, ...rest } = lost as Event
+  assert.deepEqual(rest, { id: 997, kind: 'events.lost', subject: 'events', data: { after: 5, oldest: 998 } })
+  assert.ok(!Number.isNaN(Date.parse(at)))
+  assert.deepEqual(
+    (await follow(4, 'after=5')).map(({ id }) => id),
+    [997, 998, 999, 1000],
+  )
+})

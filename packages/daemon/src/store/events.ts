@@ -48,6 +48,11 @@ export class EventRows {
     return Number(this.#db.prepare("SELECT seq FROM sqlite_sequence WHERE name = 'events'").get()?.seq ?? 0)
   }
 
+  /** The oldest that is still there; when none is, the one that comes next. */
+  oldestId(): number {
+    return Number(this.#db.prepare('SELECT min(id) AS id FROM events').get()?.id ?? this.latestId() + 1)
+  }
+
   /** Drops all but the newest `keep`. */
   prune(keep: number): void {
     this.#db.prepare('DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?').run(keep)

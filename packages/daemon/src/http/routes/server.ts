@@ -1,7 +1,7 @@
 import os from 'node:os'
 import type { Capabilities, RUNTIME_FEATURES, Runtime } from '@dormouse/api/capabilities.ts'
 import { AppError } from '@dormouse/api/errors.ts'
-import { scopeOfEvent } from '@dormouse/api/events.ts'
+import { EVENTS_LOST, scopeOfEvent } from '@dormouse/api/events.ts'
 import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { MemoryReclaimRequest, MemoryReclaimResponse, ResourceStatus, Resources } from '@dormouse/api/resources.ts'
 import { type Route, routes } from '@dormouse/api/routes.ts'
@@ -55,11 +55,12 @@ async function* eventMessages(
 ): AsyncGenerator<SseBatch> {
   // So that whoever comes back before anything has happened misses nothing either.
   const after = Math.min(options.after ?? Number.MAX_SAFE_INTEGER, events.latestId())
+  const isAbout = ({ subject }: RecordedEvent): boolean => subjects === undefined || subjects.has(subject)
   let isFirst = true
   for await (const batch of events.subscribe({ ...options, after })) {
     if (isFirst) yield [{ id: String(after) }]
     isFirst = false
-    yield batch.filter((event) => (subjects === undefined || subjects.has(event.subject)) && mayHear(caller, event)).map(asMessage)
+    yield batch.filter((event) => event.kind === EVENTS_LOST || (isAbout(event) && mayHear(caller, event))).map(asMessage)
   }
 }
 
