@@ -64,6 +64,21 @@ test('a blob under the digest of another does not open that other one', limit, a
   assert.equal((await served.ask('GET', `mine/blobs/${LAYER.digest}`)).status, 200)
 })
 
+test('a manifest that comes without a content type is what it says itself, and nothing where it does not', limit, async (t) => {
+  const served = await serveRegistry(t)
+  await pushOver(served, 'x', 'good', IMAGE)
+  const plain = { ...JSON.parse(IMAGE.manifest.toString()), mediaType: OCI_MANIFEST }
+  const { mediaType: _, ...silent } = plain
+  for (const headers of [{}, { 'content-type': '' }]) {
+    const put = (document: object) =>
+      served.ask('PUT', 'x/manifests/own', { body: Buffer.from(JSON.stringify(document)), headers: headers as Record<string, string> })
+    assert.equal((await put(plain)).status, 201, JSON.stringify(headers))
+    const { headers: told } = await served.ask('HEAD', 'x/manifests/own')
+    assert.equal(told.get('content-type'), OCI_MANIFEST)
+    assert.equal((await refusalOf(await put(silent))).code, 'MANIFEST_INVALID')
+  }
+})
+
 test('manifests that are none, or of what is no image, or of blobs that are not here, are refused in words', limit, async (t) => {
   const served = await serveRegistry(t, { maxImageBytes: 1 << 20 })
   await pushOver(served, 'x', 'good', IMAGE)

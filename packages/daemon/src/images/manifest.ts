@@ -116,12 +116,19 @@ export function platformNotAvailable(name: string, platform: Platform, offered: 
   })
 }
 
-export const isManifestType = (mediaType: string | undefined): boolean => MANIFEST_TYPES.some((type) => type === mediaType)
+export const isManifestType = (mediaType: string | undefined): mediaType is (typeof MANIFEST_TYPES)[number] =>
+  MANIFEST_TYPES.some((type) => type === mediaType)
+
+/** What a document says that it is, where it does. */
+export function ownMediaTypeOf(manifest: Buffer): string | undefined {
+  const { mediaType } = parseObject(manifest, 'manifest')
+  return typeof mediaType === 'string' ? mediaType : undefined
+}
 
 /** What a document of ours is to be called: registries and clients tell manifests apart by it. */
 export function mediaTypeOf(manifest: Buffer): string {
-  const { mediaType } = parseObject(manifest, 'manifest')
-  return typeof mediaType === 'string' && isManifestType(mediaType) ? mediaType : OCI_MANIFEST
+  const mediaType = ownMediaTypeOf(manifest)
+  return isManifestType(mediaType) ? mediaType : OCI_MANIFEST
 }
 
 const describe = (platform: Platform): string => formatPlatform(platform) + (platform.variant === undefined ? '' : `/${platform.variant}`)

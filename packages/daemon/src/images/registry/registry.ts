@@ -19,7 +19,16 @@ import { algorithmOf, digestOf } from '../digest.ts'
 import type { ImageShelf } from '../image-shelf.ts'
 import type { ImageWork } from '../image-work.ts'
 import type { ImageLimits } from '../limits.ts'
-import { type Descriptor, type Index, isManifestType, type Manifest, mediaTypeOf, parseManifest, selectPlatform } from '../manifest.ts'
+import {
+  type Descriptor,
+  type Index,
+  isManifestType,
+  type Manifest,
+  mediaTypeOf,
+  ownMediaTypeOf,
+  parseManifest,
+  selectPlatform,
+} from '../manifest.ts'
 import { formatPlatform, hostPlatform, type Platform, parsePlatform, SUPPORTED_PLATFORMS } from '../platform.ts'
 import { isDigest, isTag, parseReference } from '../reference.ts'
 import { RegistryError } from './registry-error.ts'
@@ -182,12 +191,13 @@ export class Registry implements AsyncDisposable {
    * Takes a manifest or an index, all parts of which are here, under a tag or its digest. What can run on this host is an image from
    * then on: its conversion has begun. A tag must lead to an image; what is pushed by its digest may also be a part of an index.
    */
-  async putManifest(repository: string, reference: string, mediaType: string | undefined, document: Buffer): Promise<FoundManifest> {
+  async putManifest(repository: string, reference: string, declared: string | undefined, document: Buffer): Promise<FoundManifest> {
     await this.#uses.recover()
     const tag = isDigest(reference) ? undefined : reference
     if (tag !== undefined && !isTag(tag)) throw new RegistryError('MANIFEST_INVALID', 'The reference is neither a tag nor a digest')
     const digest = digestOf(document, algorithmOf(reference))
     if (tag === undefined && digest !== reference) throw new RegistryError('DIGEST_INVALID', `The manifest has the digest ${digest}`)
+    const mediaType = declared ?? orInvalid(() => ownMediaTypeOf(document))
     if (!isManifestType(mediaType)) {
       throw new RegistryError('MANIFEST_INVALID', 'The content type is not that of a manifest or an index of OCI or Docker')
     }
@@ -196,7 +206,7 @@ export class Registry implements AsyncDisposable {
     if (tag === undefined && this.#uses.pushed.waitingBytes() + document.length > MAX_WAITING_BYTES) {
       throw new RegistryError('TOOMANYREQUESTS', 'Too many manifests wait for an index that leads to them: try again later')
     }
-    const manifest = { repository, digest, mediaType: mediaType ?? mediaTypeOf(document), document }
+    const manifest = { repository, digest, mediaType, document }
     if (parsed.kind === 'index') await this.#putIndex(manifest, parsed, tag)
     else await this.#putImage(manifest, parsed, tag)
     return manifest
