@@ -12,7 +12,7 @@
  *   verify BASE|- DELTA|-       reads both from end to end and says what they sum up to (verify.c)
  *   ranges DELTA OUT            writes the pages of a delta one after the other, and tells which they are (ranges.c)
  *   reach UID:GID|-             tells whether it may look into the memory of a VMM of that user (reach.c)
- *   forget FILES                takes files out of the page cache (forget.c)
+ *   forget [--dry-run] FILES    takes files out of the page cache (forget.c)
  *   conntrack SUBNET4 SUBNET6   tells who is connected to the guests of a bridge (conntrack.c)
  *   tsc                         prints the frequency of the time stamp counter in kHz
  */
@@ -36,6 +36,6 @@ int main(int argc, char **argv) {
     if (strcmp(command, "conntrack") == 0 && argc == 4) return command_conntrack(argv[2], argv[3]);
     if (strcmp(command, "tsc") == 0) return command_tsc();
     fprintf(stderr, "usage: dormouse-shim run [options] -- VMM ARGS | base FILE | blank BYTES | store FILE | consolidate BASE|- DELTA OUT | "
-                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | ranges DELTA OUT | reach UID:GID|- | forget FILES | conntrack SUBNET4 SUBNET6 | tsc\n");
+                    "compress ALGORITHM LEVEL DELTA|- OUT | verify BASE|- DELTA|- | ranges DELTA OUT | reach UID:GID|- | forget [--dry-run] FILES | conntrack SUBNET4 SUBNET6 | tsc\n");
     return 64;
 }

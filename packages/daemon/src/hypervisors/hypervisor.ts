@@ -26,6 +26,8 @@ export interface Hypervisor {
   readonly networks?: ReadonlySet<NicSpec['backend']>
   /** How many VMs wait to become an instance's, of a driver that has such. */
   readonly waiting?: number
+  /** Bytes of memory that those have of their own. */
+  waitingBytes?(): number
   /** Ends those that wait, and makes none until then; without a time, makes them again. Bytes of memory that they had of their own. */
   releaseWaiting?(untilMs: number | undefined): Promise<number>
 

@@ -476,9 +476,11 @@ export class Instances implements AsyncDisposable {
           for (const hypervisor of this.#uses.hypervisors.values()) bytes += (await hypervisor.releaseWaiting?.(untilMs)) ?? 0
           return bytes
         },
-        releaseBases: () => {
+        waitingBytes: () => [...this.#uses.hypervisors.values()].reduce((sum, driver) => sum + (driver.waitingBytes?.() ?? 0), 0),
+        releaseBases: (options) => {
           const mapped = new Set(this.list().map(({ vm }) => vm?.machine?.base))
-          return this.#uses.memory.release((base) => mapped.has(base), { signal: AbortSignal.timeout(60_000), log: this.#uses.log })
+          const step = { signal: AbortSignal.timeout(60_000), log: this.#uses.log }
+          return this.#uses.memory.release((base) => mapped.has(base), step, options)
         },
       })
     } finally {

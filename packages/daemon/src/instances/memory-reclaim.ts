@@ -46,8 +46,10 @@ export interface ReclaimUses {
   nap(id: InstanceId): Promise<void>
   /** Ends VMs that wait, and keeps others from being made until then; without a time, ends that. Bytes that they had of their own. */
   releaseWaiting(untilMs: number | undefined): Promise<number>
-  /** Lets go of bases that no VM maps. Bytes. */
-  releaseBases(): Promise<number>
+  /** What those have. Bytes. */
+  waitingBytes(): number
+  /** Lets go of bases that no VM maps; with `dryRun` says how much that would be, at most. Bytes. */
+  releaseBases(options: { readonly dryRun: boolean }): Promise<number>
 }
 
 /** What a VM that has just woken has of its own: QEMU itself, its translated code, pages that are always written. */
@@ -56,16 +58,19 @@ export const FLOOR_BYTES = 96 << 20
 /** Throws only when nothing was begun. One at a time. */
 export async function reclaimMemory({ bytes, holdMs, dryRun }: ReclaimRequest, uses: ReclaimUses): Promise<Reclaimed> {
   const candidates = await candidatesOf(uses)
+  const idleBytes = bytes === 0 ? 0 : await idleBytesOf(bytes, uses)
+  const wanted = planOf(candidates, Math.max(0, bytes - idleBytes))
+  const plannedBytes = wanted.reduce((sum, { bytes: own }) => sum + own, idleBytes)
+  if (dryRun) return { plannedBytes, appliedBytes: 0, actions: wanted }
+  // More may have to nap than that: of what is idle some may turn out to be in use.
   const plan = planOf(candidates, bytes)
-  const plannedBytes = plan.reduce((sum, { bytes: own }) => sum + own, 0)
-  if (dryRun) return { plannedBytes, appliedBytes: 0, actions: plan }
   if (bytes === 0) {
     await uses.releaseWaiting(undefined)
     return { plannedBytes: 0, appliedBytes: 0, actions: [] }
   }
   const holdUntilMs = Date.now() + holdMs
   let appliedBytes = await uses.releaseWaiting(holdUntilMs)
-  if (appliedBytes < bytes) appliedBytes += await uses.releaseBases()
+  if (appliedBytes < bytes) appliedBytes += await uses.releaseBases({ dryRun: false })
   const actions: ReclaimAction[] = []
   for (const action of plan) {
     const { instance } = action
@@ -78,8 +83,14 @@ export async function reclaimMemory({ bytes, holdMs, dryRun }: ReclaimRequest, u
     }
   }
   // What the naps have written to disk need not stay in memory.
-  if (actions.some(({ status }) => status === 'reclaimed')) appliedBytes += await uses.releaseBases()
+  if (actions.some(({ status }) => status === 'reclaimed')) appliedBytes += await uses.releaseBases({ dryRun: false })
   return { plannedBytes, appliedBytes, ...(holdMs === 0 ? {} : { holdUntilMs }), actions }
+}
+
+/** What no instance has, as far as it would be taken. */
+async function idleBytesOf(wanted: number, uses: ReclaimUses): Promise<number> {
+  const waiting = uses.waitingBytes()
+  return waiting < wanted ? waiting + (await uses.releaseBases({ dryRun: true })) : waiting
 }
 
 interface Candidate {

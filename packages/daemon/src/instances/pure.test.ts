@@ -1,6 +1,8 @@
 /** The pure parts: what a VM is made of, what a guest is told, how an end is put into words, what fits on the host. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import type { VmUsage } from '../hypervisors/hypervisor.ts'
+import { silentLogger } from '../log.ts'
 import { UserNetwork } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import { admitDemand, NOTHING } from './admission.ts'
@@ -9,7 +11,7 @@ import { exitOf } from './exit-of.ts'
 import { argvOf, guestConfigOf } from './guest-config-of.ts'
 import { durationsAt, enterPhase, type Instance, type InstanceId, type Phases } from './instance.ts'
 import { portsOf } from './limits.ts'
-import { planOf } from './memory-reclaim.ts'
+import { planOf, type ReclaimUses, reclaimMemory } from './memory-reclaim.ts'
 import { TEST_IMAGE } from './test-house.ts'
 import { vmSpecOf } from './vm-spec-of.ts'
 
@@ -231,4 +233,30 @@ test('memory is given back by those with the most of their own, until it is enou
   const [roomy] = planOf([{ ...candidate('roomy', 596), instance: { ...instance, hotplugBytes: 2 ** 28 } }], MB)
   assert.match(String(roomy?.error), /added memory \(256MB\) stays/)
   assert.deepEqual(shown(1), ['busy skipped 0', 'large planned 500', 'middle skipped 0', 'more skipped 0', 'small protected 0'])
+})
+
+test('what is planned counts what is idle, as what is applied does; instances nap for the rest', async () => {
+  const MB = 2 ** 20
+  const held = { waiting: 30 * MB, bases: 20 * MB }
+  const uses: ReclaimUses = {
+    log: silentLogger,
+    list: () => [{ ...instance, vm: {} as NonNullable<Instance['vm']> }],
+    usage: async () => ({ memoryPrivateBytes: 196 * MB }) as VmUsage,
+    obstacle: () => undefined,
+    nap: async () => assert.fail('no one has to nap for so little'),
+    waitingBytes: () => held.waiting,
+    releaseWaiting: async () => held.waiting,
+    releaseBases: async () => held.bases,
+  }
+  const asked = (bytes: number, dryRun: boolean) => reclaimMemory({ bytes, holdMs: 0, dryRun }, uses)
+  const told = async (megabytes: number) => {
+    const { plannedBytes, actions } = await asked(megabytes * MB, true)
+    return [plannedBytes / MB, actions[0]?.status]
+  }
+  assert.deepEqual(await told(10), [30, 'skipped'])
+  assert.deepEqual(await told(50), [50, 'skipped'])
+  assert.deepEqual(await told(51), [150, 'planned'])
+  assert.deepEqual(await told(0), [0, 'skipped'])
+  const { plannedBytes, appliedBytes } = await asked(40 * MB, false)
+  assert.deepEqual([plannedBytes, appliedBytes], [50 * MB, 50 * MB])
 })

@@ -63,11 +63,16 @@ export async function consolidateBase(shimPath: string, what: Consolidation, ste
 }
 
 /** Takes files out of the page cache, but for what someone has mapped; the bytes that they have left there. */
-export async function forgetFiles(shimPath: string, files: readonly string[], step: Step): Promise<number> {
+export async function forgetFiles(
+  shimPath: string,
+  files: readonly string[],
+  step: Step,
+  { dryRun }: { readonly dryRun: boolean },
+): Promise<number> {
   let bytes = 0
   // A command line is not endless.
   for (let at = 0; at < files.length; at += 500) {
-    const { stdout } = await runCommand([shimPath, 'forget', ...files.slice(at, at + 500)], { step })
+    const { stdout } = await runCommand([shimPath, 'forget', ...(dryRun ? ['--dry-run'] : []), ...files.slice(at, at + 500)], { step })
     bytes += Number(/^forgot (\d+)$/m.exec(stdout)?.[1] ?? 0)
   }
   return bytes

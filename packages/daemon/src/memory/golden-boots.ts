@@ -469,11 +469,11 @@ export class GoldenBoots implements AsyncDisposable {
   }
 
   /** Closes those that no one holds and `isMapped` does not name: a VM keeps the pages of its own. Bytes. */
-  async unload(isMapped: (key: string) => boolean): Promise<number> {
+  async unload(isMapped: (key: string) => boolean, { dryRun }: { readonly dryRun: boolean }): Promise<number> {
     let bytes = 0
     for (const loaded of [...this.#loaded.values()].filter(({ key, users }) => users === 0 && !isMapped(key))) {
       bytes += loaded.base.pages * 4096
-      await this.#unload(loaded)
+      if (!dryRun) await this.#unload(loaded)
     }
     return bytes
   }

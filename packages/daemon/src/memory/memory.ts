@@ -246,12 +246,13 @@ export class Memory implements AsyncDisposable {
 
   /**
    * Lets go of what is kept of bases for the next start: those in memory that no VM maps, and what of their files is in the page cache and
-   * mapped by no one. All of it is on disk, and comes back when it is asked for. Resolves with how many bytes the host has again.
+   * mapped by no one. All of it is on disk, and comes back when it is asked for. Resolves with how many bytes the host has again; with
+   * `dryRun`, how many it would have at most.
    */
-  async release(isMapped: (base: BaseRef) => boolean, step: Step): Promise<number> {
-    const unloaded = await this.#golden.unload((key) => isMapped(`golden/${key}`))
+  async release(isMapped: (base: BaseRef) => boolean, step: Step, { dryRun = false } = {}): Promise<number> {
+    const unloaded = await this.#golden.unload((key) => isMapped(`golden/${key}`), { dryRun })
     const files = [...(await this.#golden.files()), ...(await this.#bases.files())]
-    return unloaded + (await forgetFiles(this.#shimPath, files, step))
+    return unloaded + (await forgetFiles(this.#shimPath, files, step, { dryRun }))
   }
 
   async diskUsage(): Promise<{ readonly goldenBytes: number; readonly basesBytes: number }> {

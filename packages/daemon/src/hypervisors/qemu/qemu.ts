@@ -119,12 +119,17 @@ export class QemuHypervisor implements Hypervisor {
     return this.#uses.pool?.machines.count((machine) => machine.handle.hypervisor === this.name) ?? 0
   }
 
+  waitingBytes(): number {
+    const own = this.#uses.pool?.machines.map(({ handle }) => usageOf(handle.vmm)?.privateBytes ?? 0) ?? []
+    return own.reduce((sum, bytes) => sum + bytes, 0)
+  }
+
   async releaseWaiting(untilMs: number | undefined): Promise<number> {
     const machines = this.#uses.pool?.machines
     if (machines === undefined) return 0
-    const own = machines.map(({ handle }) => (untilMs === undefined ? 0 : (usageOf(handle.vmm)?.privateBytes ?? 0)))
+    const own = untilMs === undefined ? 0 : this.waitingBytes()
     await machines.release(untilMs)
-    return own.reduce((sum, bytes) => sum + bytes, 0)
+    return own
   }
 
   async start(spec: VmSpec, step: Step): Promise<Vm> {
