@@ -64,11 +64,14 @@ test('a service that hangs is found unhealthy and started again, as is one that 
   await story.remove('web')
 })
 
-test('a port is asked without a network too', { timeout: 300_000 }, async () => {
+test('a program of the guest is asked without a network too', { timeout: 300_000 }, async () => {
   await using story = await InstanceStory.begin({ driver: 'qemu', image: { cmd: HTTPD, files: { '/srv/ready': 'yes\n' } } })
   await story.daemon.client.post('/instances?wait=running', {
     ...{ name: 'web', image: 'box', vcpus: 1, size: '256MB', overlay_size: '256MB' },
-    ...{ network: { enabled: false }, health_check: CHECK },
+    ...{
+      network: { enabled: false },
+      health_check: { ...CHECK, type: 'exec', exec: { command: ['/bin/sh', '-c', '[ -f /srv/ready ]'] } },
+    },
   })
   const isHealthy = async () =>
     (await story.daemon.client.get<Instance>('/instances/web')).health_status?.status === 'healthy' ? true : undefined

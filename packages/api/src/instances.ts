@@ -135,7 +135,7 @@ export const HealthCheck = Type.Object(
           scheme: Type.Optional(Type.Enum(['http', 'https'], { default: 'http', description: 'No certificate is verified' })),
           expected_status: Type.Optional(Type.Integer({ minimum: 100, maximum: 599, default: 200 })),
         },
-        { ...strict, description: 'A GET to the guest’s own address, asked from within; without a network to its loopback' },
+        { ...strict, description: 'A GET to the guest’s own address, asked from within; needs the network enabled' },
       ),
     ),
     tcp: Type.Optional(Type.Object({ port: Port }, strict)),

@@ -6,7 +6,7 @@
  * start removes), after it the image is there.
  */
 import { Readable } from 'node:stream'
-import { AppError } from '@dormouse/api/errors.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Image, ImageProgress, PruneImagesResponse, PullImageRequest, Push, PushImageRequest } from '@dormouse/api/images.ts'
 import type { Config } from '../config/config.ts'
 import type { Events } from '../events/events.ts'
@@ -225,6 +225,21 @@ export class Images implements AsyncDisposable {
       return this.#work.admit({ name: formatReference(reference), platform: formatPlatform(platform), tags: request.tags, found, from })
     })
     return this.#names.present(row) ?? raise(notFound(request.name))
+  }
+
+  /**
+   * Throws what a pull would throw for an image that its registry does not have, or not for the platform; pulls nothing. A registry that
+   * does not answer, or not to us, has said nothing.
+   */
+  async assertThere(request: Pick<PullImageRequest, 'name' | 'platform'>): Promise<void> {
+    const reference = parseReference(request.name)
+    const platform = request.platform === undefined ? hostPlatform() : parsePlatform(request.platform)
+    try {
+      await this.#resolve(reference, platform, await credentialsFromFile(this.#uses.config.keychain, reference.registry))
+    } catch (error) {
+      const code = errorCodeOf(error)
+      if (code === 'not_found' || code === 'platform_not_available') throw error
+    }
   }
 
   /** An image on this host's disk. Resolves when it is ready; on throw nothing of it is left. */

@@ -398,8 +398,10 @@ test('more than the host has is refused before anything is made', async () => {
   const a = await running(house, 'a', small)
   await assert.rejects(instances.create(request('b', { ...small, vcpus: 2 })), { code: 'insufficient_resources', message: /CPU/ })
   await assert.rejects(instances.create(request('b', small)), { code: 'insufficient_resources', message: /memory/ })
-  // Nor is anything pulled for it: whoever asked for this image would be told that there is none.
-  await assert.rejects(instances.create(request('b', { ...small, image: 'absent' })), { code: 'insufficient_resources' })
+  // Nor is anything pulled for it; but that there is no such image is told first, as more room would not help.
+  house.pulls.set('there', () => assert.fail('it is waited for'))
+  await assert.rejects(instances.create(request('b', { ...small, image: 'there' })), { code: 'insufficient_resources' })
+  await assert.rejects(instances.create(request('b', { ...small, image: 'absent' })), { code: 'not_found' })
   await instances.stop(a.id)
   await running(house, 'b', small)
   await assert.rejects(instances.start(a.id), { code: 'insufficient_resources' })

@@ -74,7 +74,7 @@ import { type WaitFor, waitForState } from './wait.ts'
 export interface InstancesUses {
   readonly db: Database
   readonly events: Events
-  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'usage' | 'hold'>
+  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'assertThere' | 'pull' | 'whenReady' | 'usage' | 'hold'>
   readonly disks: Disks
   readonly volumes: Volumes
   readonly devices: Devices

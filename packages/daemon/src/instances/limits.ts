@@ -3,7 +3,7 @@ import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { canonicalAddress, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
-import type { PortRequest, UpdateInstance } from './instance.ts'
+import type { HealthCheck, Instance, PortRequest, UpdateInstance } from './instance.ts'
 
 export interface Limits {
   readonly maxVcpus: number
@@ -158,4 +158,12 @@ export function assertNoNetwork({ ports, ...rates }: NonNullable<UpdateInstance[
   if (Object.keys(bandwidthOf(rates)).length > 0) {
     throw new AppError('invalid_request', 'Bandwidth can be limited only with the network enabled')
   }
+}
+
+/** Throws `invalid_request` for a check that asks the guest over a network that it does not have. */
+export function assertCheckable({ probe }: HealthCheck, { enabled }: Pick<Instance['network'], 'enabled'>): void {
+  if (enabled || (probe.kind !== 'http' && probe.kind !== 'tcp')) return
+  throw new AppError('invalid_request', `A health check of the type ${probe.kind} needs the network enabled`, {
+    hint: 'Use one of the type exec, which runs a command in the guest',
+  })
 }

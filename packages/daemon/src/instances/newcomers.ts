@@ -25,7 +25,7 @@ import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
 import { eventDataOf } from './instance-work.ts'
-import { assertNoNetwork, bandwidthOf, checkEnv, checkName, checkSizes, DEFAULT_SIZES, type Sizes } from './limits.ts'
+import { assertCheckable, assertNoNetwork, bandwidthOf, checkEnv, checkName, checkSizes, DEFAULT_SIZES, type Sizes } from './limits.ts'
 import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
 import type { TargetState } from './operations/fork.ts'
 import type { PublishedPorts } from './published-ports.ts'
@@ -34,7 +34,7 @@ export interface NewcomersUses {
   readonly db: Database
   readonly rows: InstanceRows
   readonly events: Events
-  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'pull' | 'whenReady' | 'hold'>
+  readonly images: Pick<Images, 'byDigest' | 'readyImage' | 'assertThere' | 'pull' | 'whenReady' | 'hold'>
   readonly disks: Disks
   readonly volumes: Volumes
   readonly devices: Devices
@@ -162,6 +162,7 @@ export class Newcomers {
     if (network.enabled === false) assertNoNetwork(network)
     else assertNetworked(driver, this.#uses.network)
     bandwidthOf(network)
+    if (request.healthCheck !== undefined) assertCheckable(request.healthCheck, { enabled: network.enabled !== false })
     const { hotplugBytes = 0 } = request
     assertHotplug(driver, hotplugBytes, sizes.memoryBytes, config.limits)
     const platform = `linux/${host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
@@ -175,9 +176,16 @@ export class Newcomers {
     const { images, room } = this.#uses
     const { image: name, platform } = request
     // Nothing is pulled for what cannot run.
-    room.admit(request.name, demand, await room.look())
-    room.admitNetwork(request.name, request.network ?? {})
-    await images.pull({ name, ...(platform === undefined ? {} : { platform }) })
+    const wanted = { name, ...present('platform', platform) }
+    try {
+      room.admit(request.name, demand, await room.look())
+      room.admitNetwork(request.name, request.network ?? {})
+    } catch (error) {
+      // An image that there is not is so on any host, and more room would not help.
+      await images.assertThere(wanted)
+      throw error
+    }
+    await images.pull(wanted)
     try {
       return await images.whenReady(name, { signal: AbortSignal.timeout(IMAGE_WAIT_MS) })
     } catch (cause) {

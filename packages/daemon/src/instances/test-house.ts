@@ -215,6 +215,9 @@ export class TestHouse implements AsyncDisposable {
       images: {
         byDigest: (digest) => (digest === TEST_IMAGE.digest ? TEST_IMAGE : undefined),
         readyImage: (name) => (name === 'test' ? TEST_IMAGE : undefined),
+        assertThere: async ({ name }) => {
+          if (!this.pulls.has(name)) throw new AppError('not_found', `There is no image ${name}`)
+        },
         pull: async ({ name }) => {
           if (!this.pulls.has(name)) throw new AppError('not_found', `There is no image ${name}`)
           return { name, digest: TEST_IMAGE.digest, status: 'pending', created_at: new Date().toISOString() }

@@ -82,9 +82,15 @@ test('what runs a program of the guest’s own is checked without a network', as
   await instances.update(id, { healthCheck: exec(['exit', '3']) })
   await untilIs(house, supervision, id, 'unhealthy')
   assert.equal(healthOf(house, supervision, id)?.lastError, 'exited with code 3')
-  open(house)
-  await instances.update(id, { healthCheck: CHECK })
-  await untilIs(house, supervision, id, 'healthy')
+  // A port is asked over a network only.
+  for (const kind of ['tcp', 'http'] as const) {
+    const probe = { kind, port: 80, scheme: 'http', path: '/', expectedStatus: 200 } as const
+    const refused = { code: 'invalid_request', message: new RegExp(`type ${kind} needs the network`) }
+    await assert.rejects(instances.update(id, { healthCheck: { ...CHECK, probe } }), refused)
+    const other: CreateInstance = { name: 'b', image: 'test', network: { enabled: false }, healthCheck: { ...CHECK, probe } }
+    await assert.rejects(instances.create(other), refused)
+  }
+  assert.equal(instances.list().length, 1)
   await instances.update(id, { healthCheck: { ...CHECK, probe: { kind: 'none' } } })
   assert.equal(healthOf(house, supervision, id)?.status, 'disabled')
 })

@@ -4,7 +4,7 @@ import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
 import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
-import { bandwidthOf, checkEnv, checkHotplug, checkName, checkSizes, type Limits } from '../limits.ts'
+import { assertCheckable, bandwidthOf, checkEnv, checkHotplug, checkName, checkSizes, type Limits } from '../limits.ts'
 import { underNewPolicy } from '../restart-policy.ts'
 import { nicOf } from '../vm-spec-of.ts'
 import { flattenDisk } from './flatten-disk.ts'
@@ -142,6 +142,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
   }
   if (name !== undefined) checkName(name)
+  if (healthCheck) assertCheckable(healthCheck, instance.network)
   if (env !== undefined) checkEnv({ ...instance.env, ...env })
   if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes && !TAKES_MEMORY.has(instance.state)) {
     throw new AppError(
