@@ -103,6 +103,9 @@ const waitQuery = Type.Object(
   strict,
 )
 
+/** Of what has the sizes of another, whose name may have other limits. */
+const sizeErrors = ['invalid_size', 'invalid_overlay_size', 'invalid_hotplug_size'] as const
+
 /** What a rate that cannot be read is told by, and a text inside a policy. */
 const rateErrors = ['invalid_bandwidth_download', 'invalid_bandwidth_upload'] as const
 const textErrors = [
@@ -295,6 +298,7 @@ export const routes = {
       'invalid_timeout',
       'conflict',
       ...rateErrors,
+      ...sizeErrors,
     ],
   },
   getInstanceLogs: {
@@ -543,6 +547,7 @@ export const routes = {
       'in_use',
       'port_in_use',
       ...rateErrors,
+      ...sizeErrors,
     ],
   },
 

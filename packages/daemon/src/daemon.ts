@@ -126,7 +126,7 @@ export class Daemon implements AsyncDisposable {
       diskPath: (layer) => paths.disk(layer),
       // The one after those of VMs that wait: no VM runs as it.
       ...(host.isRoot ? { user: userOf(config.instances.uidBase + 2 * config.instances.uidCount + 1) } : {}),
-      admit: (what, bytes) => instances.room.admitDisk(what, bytes),
+      admit: (what, bytes) => instances.room.admitVolume(what, bytes),
     })
     const devices = new Devices({ db, events, sysfs, pciIds: new PciIds(config.devices.pciIdsFiles), log, isRoot: host.isRoot })
     const pool: DriverUses['pool'] = {

@@ -47,6 +47,15 @@ test('a setting that does not exist, or is malformed, stops with a sentence that
     ['ALLOWED_ORIGINS', 'https://a.example/'],
     ['ALLOWED_ORIGINS', 'a.example'],
     ['ALLOWED_ORIGINS', 'null'],
+    ['NAME_LIMITS', 'ci-*'],
+    ['NAME_LIMITS', 'ci-*:'],
+    ['NAME_LIMITS', 'CI:vcpus=2'],
+    ['NAME_LIMITS', ':vcpus=2'],
+    ['NAME_LIMITS', 'ci-*:vcpus=0'],
+    ['NAME_LIMITS', 'ci-*:vcpus=2=3'],
+    ['NAME_LIMITS', 'ci-*:memory=much'],
+    ['NAME_LIMITS', 'ci-*:constructor=2'],
+    ['MAX_TOTAL_VOLUME_STORAGE', 'much'],
   ] as const) {
     assert.throws(() => configured({ [name]: value }), { message: new RegExp(`^DORMOUSE_${name} is .* but must be`) }, `${name}=${value}`)
   }
@@ -105,4 +114,13 @@ test('a file is JSON with flat settings; one that was named must be there', () =
 
 test('only variables with our prefix are settings, and empty ones are unset', () => {
   assert.deepEqual([...readEnv({ DORMOUSE_DNS: '1.1.1.1', DORMOUSE_LISTEN: '', PATH: '/bin' })], [['DNS', '1.1.1.1']])
+})
+
+test('limits by name keep their order, and name what they limit', () => {
+  assert.deepEqual(configured({ NAME_LIMITS: 'ci-*:vcpus=2:memory=4GB, *:overlay_size=1.5GB' }).limits.nameLimits, [
+    { pattern: 'ci-*', maxVcpus: 2, maxMemoryBytes: 4 * 2 ** 30 },
+    { pattern: '*', maxOverlayBytes: 1.5 * 2 ** 30 },
+  ])
+  assert.equal(configured({}).limits.maxVolumesBytes, undefined)
+  assert.equal(configured({ MAX_TOTAL_VOLUME_STORAGE: '0' }).limits.maxVolumesBytes, 0)
 })

@@ -39,6 +39,10 @@ export interface Config {
     readonly maxVcpus: number
     readonly maxMemoryBytes: number
     readonly maxOverlayBytes: number
+    /** Those of instances whose name fits a pattern, the first of them that does; what is left out is as for all. */
+    readonly nameLimits: readonly NameLimits[]
+    /** Of all volumes together. */
+    readonly maxVolumesBytes: number | undefined
     /** Capacity times this is what admission gives out. */
     readonly cpuRatio: number
     readonly memoryRatio: number
@@ -142,6 +146,14 @@ export interface Config {
 }
 
 type Settings = { -readonly [key in keyof typeof SETTINGS]: (typeof SETTINGS)[key] extends Setting<infer T> ? T : never }
+interface NameLimits {
+  /** With `*` for any text. */
+  readonly pattern: string
+  readonly maxVcpus?: number
+  readonly maxMemoryBytes?: number
+  readonly maxOverlayBytes?: number
+}
+
 interface Setting<T> {
   readonly parse: (text: string) => T | undefined
   readonly expects: string
@@ -218,6 +230,12 @@ const SETTINGS = {
   MAX_VCPUS: integer(16),
   MAX_MEMORY: size('32GB'),
   MAX_OVERLAY_SIZE: size('100GB'),
+  NAME_LIMITS: setting<readonly NameLimits[]>(
+    [],
+    'patterns of names with limits such as ci-*:vcpus=2:memory=4GB:overlay_size=20GB, parted by commas',
+    parseNameLimits,
+  ),
+  MAX_TOTAL_VOLUME_STORAGE: setting<number | undefined>(undefined, 'a size such as 500GB', parseSize),
   CPU_RATIO: ratio(4),
   MEMORY_RATIO: ratio(1),
   DISK_RATIO: ratio(4),
@@ -325,6 +343,8 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       maxVcpus: s.MAX_VCPUS,
       maxMemoryBytes: s.MAX_MEMORY,
       maxOverlayBytes: s.MAX_OVERLAY_SIZE,
+      nameLimits: s.NAME_LIMITS,
+      maxVolumesBytes: s.MAX_TOTAL_VOLUME_STORAGE,
       cpuRatio: s.CPU_RATIO,
       memoryRatio: s.MEMORY_RATIO,
       diskRatio: s.DISK_RATIO,
@@ -432,6 +452,28 @@ function parsePairs(value: string): Record<string, string> | undefined {
   const pairs = parseList(value).map((item) => item.split('='))
   if (pairs.some((pair) => pair.length !== 2 || pair.some((half) => half.trim() === ''))) return undefined
   return Object.fromEntries(pairs.map(([from, to]) => [from?.trim(), to?.trim()]))
+}
+
+/** By what a caller calls it. */
+const NAME_LIMITS: Readonly<Record<string, readonly [keyof Omit<NameLimits, 'pattern'>, (text: string) => number | undefined]>> = {
+  vcpus: ['maxVcpus', (text) => (/^\d{1,4}$/.test(text) ? positive(Number(text)) : undefined)],
+  memory: ['maxMemoryBytes', parseSize],
+  overlay_size: ['maxOverlayBytes', parseSize],
+}
+
+function parseNameLimits(value: string): NameLimits[] | undefined {
+  const parsed = parseList(value).map((item): NameLimits | undefined => {
+    const [pattern = '', ...limits] = item.split(':')
+    const found = limits.map((limit) => {
+      const [name = '', text = '', ...rest] = limit.split('=')
+      const [key, parse] = (Object.hasOwn(NAME_LIMITS, name) && NAME_LIMITS[name]) || []
+      const amount = rest.length === 0 ? parse?.(text) : undefined
+      return key === undefined || amount === undefined ? undefined : ([key, amount] as const)
+    })
+    if (!/^[a-z0-9*-]{1,64}$/.test(pattern) || found.length === 0 || found.includes(undefined)) return undefined
+    return { pattern, ...Object.fromEntries(found as (readonly [string, number])[]) }
+  })
+  return parsed.includes(undefined) ? undefined : (parsed as NameLimits[])
 }
 
 function parseCompression(value: string): Compression | 'off' | undefined {

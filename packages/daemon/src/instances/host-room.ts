@@ -3,6 +3,8 @@
  * so that nothing comes between a judgement and its record; the disk, which takes a while, is looked at before.
  */
 import { statfs } from 'node:fs/promises'
+import { AppError } from '@dormouse/api/errors.ts'
+import { formatSize } from '@dormouse/api/units.ts'
 import type { Config } from '../config/config.ts'
 import type { Disks } from '../disks/disks.ts'
 import type { HostFacts } from '../host/host-facts.ts'
@@ -19,7 +21,7 @@ export interface HostRoomUses {
   readonly rows: InstanceRows
   readonly images: Pick<Images, 'usage'>
   readonly disks: Pick<Disks, 'frozenBytes'>
-  readonly volumes: Pick<Volumes, 'demandBytes'>
+  readonly volumes: Pick<Volumes, 'demandBytes' | 'sizeBytes'>
   readonly dataDir: string
   readonly limits: Config['limits']
   readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes'>
@@ -118,6 +120,31 @@ export class HostRoom {
   async admitDisk(what: string, bytes: number): Promise<() => void> {
     const room = await this.look()
     return () => this.admit(what, { ...NOTHING, diskBytes: bytes }, room)
+  }
+
+  /** The same for what makes volumes larger, or more. */
+  async admitVolume(what: string, bytes: number): Promise<() => void> {
+    const judge = await this.admitDisk(what, bytes)
+    return () => {
+      this.assertVolumes(what, bytes)
+      judge()
+    }
+  }
+
+  /** Throws `insufficient_resources` when all volumes together would be larger than they may be. */
+  assertVolumes(what: string, bytes: number): void {
+    const { maxVolumesBytes } = this.#uses.limits
+    if (maxVolumesBytes === undefined || bytes === 0) return
+    const free = Math.max(0, maxVolumesBytes - this.#uses.volumes.sizeBytes())
+    if (bytes <= free) return
+    throw new AppError(
+      'insufficient_resources',
+      `Volumes may have ${formatSize(maxVolumesBytes)} together: ${formatSize(free)} is left, and ${what} needs ${formatSize(bytes)}`,
+      {
+        hint: 'Delete volumes, or have the limit raised (DORMOUSE_MAX_TOTAL_VOLUME_STORAGE)',
+        detail: { resource: 'volumeBytes', asked: bytes, free, limit: maxVolumesBytes },
+      },
+    )
   }
 
   /** For one that becomes another than its record says: what it takes now makes room for what it will. */

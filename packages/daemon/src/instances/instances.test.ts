@@ -724,3 +724,32 @@ test('memory is added to one that runs and taken back; where its guest does not 
   await assert.rejects(instances.update(id, { memoryBytes: 128 * MB }), { code: 'invalid_hotplug_size' })
   await assertInOrder(house)
 })
+
+test('an instance may be as large as its name lets it, also as a fork, under a new name and at new sizes', async () => {
+  const GIB = 2 ** 30
+  await using house = new TestHouse({ settings: { NAME_LIMITS: 'ci-*:vcpus=1,db-*:memory=64GB,*-small:memory=256MB', MAX_VCPUS: '4' } })
+  const instances = await house.begin()
+  await assert.rejects(instances.create(request('ci-1')), { code: 'invalid_request', message: /between 1 and 1/ })
+  await assert.rejects(instances.create(request('a-small')), { code: 'invalid_size', message: /256MB/ })
+  // The first that fits counts.
+  const small = await running(house, 'ci-small', { vcpus: 1, memoryBytes: GIB })
+  const large = await running(house, 'a', { vcpus: 4 })
+  const fork = (name: string) => instances.fork(large.id, { name, fromRunning: true, target: 'Stopped' })
+  await assert.rejects(fork('ci-2'), { code: 'invalid_request' })
+  assert.equal((await fork('db-2')).vcpus, 4)
+  await instances.stop(large.id)
+  await assert.rejects(instances.update(large.id, { name: 'ci-3' }), { code: 'invalid_request' })
+  await instances.update(large.id, { name: 'ci-3', vcpus: 1 })
+  await assert.rejects(instances.update(large.id, { vcpus: 2 }), { code: 'invalid_request' })
+  await assert.rejects(instances.update(large.id, { memoryBytes: 33 * GIB }), { code: 'invalid_size' })
+  assert.equal((await instances.update(large.id, { name: 'db-3', memoryBytes: 33 * GIB })).memoryBytes, 33 * GIB)
+  assert.deepEqual(
+    instances
+      .list()
+      .map(({ name }) => name)
+      .toSorted(),
+    ['ci-small', 'db-2', 'db-3'],
+  )
+  assert.equal(instances.get(small.id).vcpus, 1)
+  await assertInOrder(house)
+})

@@ -45,7 +45,7 @@ import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
 import type { CrashPoint, WorkSettings, WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
-import { assertNoNetwork, bandwidthOf } from './limits.ts'
+import { assertNoNetwork, bandwidthOf, limitsOf } from './limits.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
 import { Newcomers } from './newcomers.ts'
@@ -438,7 +438,7 @@ export class Instances implements AsyncDisposable {
     using chosen = network?.ports === undefined ? undefined : await this.#ports.choose(network.ports, current)
     if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) assertDiskRate(this.#hypervisor(current.hypervisor), rest.diskIoBps)
     if (rest.hotplugBytes !== undefined) {
-      const { limits } = this.#uses.config
+      const limits = limitsOf(rest.name ?? current.name, this.#uses.config.limits)
       assertHotplug(this.#hypervisor(current.hypervisor), rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes, limits)
     }
     const mayGrow = rest.overlayBytes !== undefined || rest.diskIoBps !== undefined || rest.hotplugBytes !== undefined
@@ -545,7 +545,7 @@ export class Instances implements AsyncDisposable {
     }
     const { name } = this.get(holder.instanceId)
     await this.#request(holder.instanceId, 'attach_volume', (work) =>
-      growVolume(work, volume.id, bytes, { judge: (more) => this.room.admitDisk(name, more) }),
+      growVolume(work, volume.id, bytes, { judge: (more) => this.room.admitVolume(name, more) }),
     )
     return volumes.resolve(volume.id)
   }

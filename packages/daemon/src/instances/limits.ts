@@ -1,14 +1,42 @@
 /** Pure checks of what a caller asks for. All throw AppError naming the field. */
+import { isDeepStrictEqual } from 'node:util'
 import { AppError, type ErrorCode } from '@dormouse/api/errors.ts'
 import { formatRate, formatSize } from '@dormouse/api/units.ts'
 import { canonicalAddress, overlaps } from '../host/host-ports.ts'
 import type { PortForward } from '../hypervisors/hypervisor.ts'
+import { nameFilter } from '../lib/name-filter.ts'
 import type { HealthCheck, Instance, PortRequest, UpdateInstance } from './instance.ts'
 
 export interface Limits {
   readonly maxVcpus: number
   readonly maxMemoryBytes: number
   readonly maxOverlayBytes: number
+}
+
+/** Limits of instances whose name fits; what is left out is as for all. */
+export interface NameLimits extends Partial<Limits> {
+  /** With `*` for any text. */
+  readonly pattern: string
+}
+
+export interface AllLimits extends Limits {
+  /** In order: the first that fits a name counts. */
+  readonly nameLimits: readonly NameLimits[]
+}
+
+/** What an instance of that name may have. */
+export function limitsOf(name: string, { nameLimits, ...general }: AllLimits): Limits {
+  const { pattern: _, ...own } = nameLimits.find(({ pattern }) => nameFilter([pattern])(name)) ?? { pattern: '' }
+  return { ...general, ...own }
+}
+
+/** Throws when what is called `before`, or was taken from it, is more than one that is called `name` may be. */
+export function assertAllowedAs(name: string, before: Pick<Instance, 'name' | 'hotplugBytes' | keyof Sizes>, limits: AllLimits): void {
+  const [then, now] = [limitsOf(name, limits), limitsOf(before.name, limits)]
+  // What it has been given under limits of before is its own.
+  if (isDeepStrictEqual(then, now)) return
+  checkSizes(before, then)
+  checkHotplug(before.hotplugBytes, before.memoryBytes, then)
 }
 
 export interface Sizes {

@@ -25,7 +25,18 @@ import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
 import { eventDataOf } from './instance-work.ts'
-import { assertCheckable, assertNoNetwork, bandwidthOf, checkEnv, checkName, checkSizes, DEFAULT_SIZES, type Sizes } from './limits.ts'
+import {
+  assertAllowedAs,
+  assertCheckable,
+  assertNoNetwork,
+  bandwidthOf,
+  checkEnv,
+  checkName,
+  checkSizes,
+  DEFAULT_SIZES,
+  limitsOf,
+  type Sizes,
+} from './limits.ts'
 import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
 import type { TargetState } from './operations/fork.ts'
 import type { PublishedPorts } from './published-ports.ts'
@@ -99,6 +110,7 @@ export class Newcomers {
   /** The row of an instance that is to go on from where another is, or was. */
   async makeFork(source: Instance, request: ForkInstance, target: TargetState): Promise<Instance> {
     checkName(request.name)
+    assertAllowedAs(request.name, source, this.#uses.config.limits)
     if (target === 'Standby' && source.gpu !== undefined) {
       throw new AppError('invalid_state', `A fork of ${source.name} has a part of a GPU as well, and cannot be put into standby with it`, {
         hint: 'Fork it to Running or Stopped',
@@ -116,6 +128,7 @@ export class Newcomers {
     this.#uses.assertOpen()
     // Volumes that it writes to become two.
     const volumeBytes = sum(source.volumes.map(({ readOnly, bytes, overlayBytes = 0 }) => (readOnly ? overlayBytes : bytes)))
+    room.assertVolumes(request.name, sum(source.volumes.filter(({ readOnly }) => !readOnly).map(({ bytes }) => bytes)))
     room.admit(request.name, { ...demand, diskBytes: source.overlayBytes + volumeBytes }, disk)
     if (runs) room.admitNetwork(request.name, bandwidth)
     const id = createId() as InstanceId
@@ -154,7 +167,8 @@ export class Newcomers {
       overlayBytes: request.overlayBytes ?? DEFAULT_SIZES.overlayBytes,
     }
     const { config, volumes, host } = this.#uses
-    checkSizes(sizes, config.limits)
+    const limits = limitsOf(request.name, config.limits)
+    checkSizes(sizes, limits)
     const hypervisor = request.hypervisor ?? config.hypervisor
     const driver = this.#uses.hypervisorOf(hypervisor)
     const mounts = planMounts(request.volumes ?? [], [], { volumes, slots: driver.volumeSlots })
@@ -164,7 +178,7 @@ export class Newcomers {
     bandwidthOf(network)
     if (request.healthCheck !== undefined) assertCheckable(request.healthCheck, { enabled: network.enabled !== false })
     const { hotplugBytes = 0 } = request
-    assertHotplug(driver, hotplugBytes, sizes.memoryBytes, config.limits)
+    assertHotplug(driver, hotplugBytes, sizes.memoryBytes, limits)
     const platform = `linux/${host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`
     if (request.platform !== undefined) assertPlatform(request.image, formatPlatform(parsePlatform(request.platform)), platform)
     if (request.diskIoBps !== undefined) assertDiskRate(driver, request.diskIoBps)

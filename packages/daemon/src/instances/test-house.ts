@@ -204,7 +204,7 @@ export class TestHouse implements AsyncDisposable {
       crashPoint,
       fillProgram: FILL_PROGRAM,
       diskPath: (layer) => this.paths.disk(layer),
-      admit: (what, bytes) => instances.room.admitDisk(what, bytes),
+      admit: (what, bytes) => instances.room.admitVolume(what, bytes),
     })
     const devices = new Devices({ db, events, sysfs: this.sysfs, pciIds: new PciIds([]), log: this.log, isRoot: true })
     const compressing = new BackgroundJobs()

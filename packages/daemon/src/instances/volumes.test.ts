@@ -397,3 +397,28 @@ for (const [at, what, left] of CRASHES) {
     else assert.equal(house.volumes.list().length, left === 'yes' ? 1 : 0)
   })
 }
+
+test('all volumes together are as large as they may be, and no larger', async (t) => {
+  const house = await houseOf(t, { settings: { MAX_TOTAL_VOLUME_STORAGE: '192MB' } })
+  const { instances, volumes } = house
+  const short = { code: 'insufficient_resources', message: /Volumes may have 192MB together/ }
+  await make(house, 'one')
+  await make(house, 'two')
+  await assert.rejects(volumes.create({ name: 'large', bytes: BYTES + MIB }), {
+    ...short,
+    message: /64MB is left, and the volume large needs 65MB/,
+  })
+  const [third, fourth] = await Promise.allSettled([make(house, 'three'), make(house, 'four')])
+  assert.deepEqual([third.status, fourth.status].toSorted(), ['fulfilled', 'rejected'])
+  await assert.rejects(instances.growVolume('one', BYTES + MIB), short)
+  await volumes.delete('two')
+  await instances.growVolume('one', BYTES + MIB)
+  const { id } = await run(house, 'web', [writing('one')])
+  await assert.rejects(instances.growVolume('one', 3 * BYTES), short)
+  // What it writes to would be there twice, what it reads is shared.
+  await assert.rejects(instances.fork(id, { name: 'twin', fromRunning: true, target: 'Stopped' }), short)
+  const reader = await run(house, 'reader', [reading(third.status === 'fulfilled' ? 'three' : 'four')])
+  await instances.fork(reader.id, { name: 'twin', fromRunning: true, target: 'Stopped' })
+  await settled(instances)
+  await assertInOrder(house)
+})

@@ -92,6 +92,10 @@ export class VolumeRows {
   }
 
   /** What they may take of the disk: each its full size, and what instances write over those that they share. */
+  sizeBytes(): number {
+    return Number(this.#db.prepare('SELECT coalesce(sum(bytes), 0) AS bytes FROM volumes').get()?.bytes)
+  }
+
   demandBytes(): number {
     const volumes = this.#db.prepare('SELECT coalesce(sum(bytes), 0) AS bytes FROM volumes').get()
     const overlays = this.#db

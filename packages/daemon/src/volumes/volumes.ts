@@ -91,6 +91,11 @@ export class Volumes {
     return this.rows.holders(id)
   }
 
+  /** Of all volumes together, each at its full size. */
+  sizeBytes(): number {
+    return this.rows.sizeBytes()
+  }
+
   /** What volumes may take of the host's disk, each at its full size. */
   demandBytes(): number {
     return this.rows.demandBytes()

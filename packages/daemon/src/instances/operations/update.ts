@@ -4,7 +4,17 @@ import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
 import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
-import { assertCheckable, bandwidthOf, checkEnv, checkHotplug, checkName, checkSizes, type Limits } from '../limits.ts'
+import {
+  type AllLimits,
+  assertAllowedAs,
+  assertCheckable,
+  bandwidthOf,
+  checkEnv,
+  checkHotplug,
+  checkName,
+  checkSizes,
+  limitsOf,
+} from '../limits.ts'
 import { underNewPolicy } from '../restart-policy.ts'
 import { nicOf } from '../vm-spec-of.ts'
 import { flattenDisk } from './flatten-disk.ts'
@@ -15,7 +25,7 @@ export interface UpdateInputs {
   readonly ports: readonly PortForward[] | undefined
   /** Bytes per second; 0 takes a limit away, absent leaves it. */
   readonly bandwidth: Pick<NonNullable<UpdateInstance['network']>, 'bandwidthDownload' | 'bandwidthUpload'>
-  readonly limits: Limits
+  readonly limits: AllLimits
 }
 
 /**
@@ -122,7 +132,7 @@ export async function finishUpdate(work: InstanceWork): Promise<void> {
 }
 
 /** What the patch makes of the record. Pure; throws when a part of it is wrong or its time is not now. */
-function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limits): Partial<Instance> {
+function changeOf(instance: Instance, patch: UpdateInputs['patch'], allLimits: AllLimits): Partial<Instance> {
   const {
     name,
     tags,
@@ -150,6 +160,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
       `The memory of ${instance.name} can be changed while it is Running or Stopped; it is ${instance.state}`,
     )
   }
+  const limits = limitsOf(name ?? instance.name, allLimits)
   const resizes = [vcpus, memoryBytes, overlayBytes].some((value) => value !== undefined)
   if (resizes) {
     if (instance.state !== 'Stopped') {
@@ -175,6 +186,9 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
   }
   if (memoryBytes !== undefined || hotplugBytes !== undefined)
     checkHotplug(hotplugBytes ?? instance.hotplugBytes, memoryBytes ?? instance.memoryBytes, limits)
+  if (name !== undefined) {
+    assertAllowedAs(name, { ...instance, ...present({ vcpus, memoryBytes, overlayBytes, hotplugBytes }) }, allLimits)
+  }
   return {
     ...(name === undefined ? {} : { name }),
     ...(tags === undefined ? {} : { tags }),
@@ -191,6 +205,9 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], limits: Limi
     ...(diskIoBps === undefined ? {} : { diskIoBps: diskIoBps || undefined }),
   }
 }
+
+const present = <T extends object>(values: T): { [K in keyof T]?: NonNullable<T[K]> } =>
+  Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as { [K in keyof T]?: NonNullable<T[K]> }
 
 function assertNameFree(work: InstanceWork, name: string): void {
   const owner = work.uses.rows.findByName(name)
