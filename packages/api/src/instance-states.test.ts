@@ -159,3 +159,15 @@ test('with a device of the host inside, memory is neither kept nor copied; all e
     }
   }
 })
+
+test('no one enters a guest that was made with skip_guest_agent, in any state; all else is as ever', () => {
+  for (const operation of Object.keys(OPERATIONS) as Operation[]) {
+    for (const state of INSTANCE_STATES) {
+      const [plain, closed] = [false, true].map((skipsGuestAgent) => admit(operation, { ...subject(state), skipsGuestAgent }))
+      if (operation === 'exec' || operation === 'copy' || operation === 'stat') {
+        assert.match(JSON.stringify(closed), /denied.*it was made with skip_guest_agent/, `${operation} in ${state}`)
+      } else assert.deepEqual(closed, plain, `${operation} in ${state}`)
+    }
+  }
+  assert.match(JSON.stringify(admit('exec', { ...subject('Running', ['delete']), skipsGuestAgent: true })), /it is being deleted/)
+})

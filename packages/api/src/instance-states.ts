@@ -125,6 +125,8 @@ export interface Subject {
   readonly capabilities: ReadonlySet<Capability>
   /** A device of the host is in it, or is to be with its next start. */
   readonly holdsDevice?: boolean
+  /** It was made with `skip_guest_agent`. */
+  readonly skipsGuestAgent?: boolean
   /** Accepted and not yet finished, oldest first. */
   readonly pending?: readonly Transition[]
 }
@@ -143,6 +145,8 @@ export function admit(operation: Operation, subject: Subject): Admission {
     // A state that is only seen inside the pending operation: judge by where that operation leads.
     else if (rule.answer === 'denied') state = settlesIn(pending) ?? state
   }
+  // In every state: to wait for another would not help.
+  if (subject.skipsGuestAgent && ENTERS_GUEST.has(operation)) return closed
   const rule = OPERATIONS[operation][state]
   if (rule.answer === 'accepted' && rule.needs !== undefined && !subject.capabilities.has(rule.needs)) {
     return denied(`its hypervisor cannot do this (no ${rule.needs})`)
@@ -154,6 +158,10 @@ export function admit(operation: Operation, subject: Subject): Admission {
 /** What needs the state of all that is in a machine. */
 const COPIES_MEMORY: ReadonlySet<Capability> = new Set(['standby', 'fork', 'snapshots'])
 const deviceInside = denied('it has a device of the host, and what is in a device can be neither kept nor copied: stop it first')
+
+/** What a caller does inside the guest, by its agent. */
+const ENTERS_GUEST: ReadonlySet<Operation> = new Set(['exec', 'copy', 'stat'])
+const closed = denied('it was made with skip_guest_agent, so no one enters its guest: make another without')
 
 /** Where a transition leads when it succeeds, whatever state it began in. */
 function settlesIn(transition: Transition): InstanceState | undefined {

@@ -241,6 +241,7 @@ export const Instance = Type.Object(
         mdev_uuid: Type.Optional(Type.String({ description: 'Of the mediated device, while it runs' })),
       }),
     ),
+    skip_guest_agent: Type.Optional(Type.Boolean({ description: 'No one enters its guest: no exec, cp or stat; absent where they may' })),
     fresh_boot: Type.Optional(Type.Boolean({ description: 'Every start boots from the beginning; absent where they need not' })),
     has_snapshot: Type.Optional(Type.Boolean({ description: 'Does it have a sleeping state to restore' })),
     snapshot_policy: Type.Optional(SnapshotPolicy),
@@ -347,7 +348,12 @@ export const CreateInstanceRequest = Type.Object(
     health_check: Type.Optional(HealthCheck),
     restart_policy: Type.Optional(RestartPolicy),
     skip_kernel_headers: Type.Optional(Type.Boolean({ description: 'Taken and without effect: modules come with the guest kernel' })),
-    skip_guest_agent: Type.Optional(Type.Boolean()),
+    skip_guest_agent: Type.Optional(
+      Type.Boolean({
+        default: false,
+        description: 'No one enters the guest: exec, cp, stat and health checks that run a program are refused, of it and of its forks',
+      }),
+    ),
     fresh_boot: Type.Optional(
       Type.Boolean({ default: false, description: 'Every start boots from the beginning, with a kernel that draws secrets of its own' }),
     ),

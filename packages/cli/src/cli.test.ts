@@ -113,9 +113,9 @@ test('processor use is what was added since, and nothing when the process is ano
 
 test('what `run` asks for is what its options say, and nothing else', async () => {
   assert.deepEqual(await requestOf('alpine', [], { network: true }, { idle: false }), { image: 'alpine' })
-  const options = { network: false, freshBoot: true, memory: '512m', tag: ['a=b'] } as const
+  const options = { network: false, freshBoot: true, skipGuestAgent: true, memory: '512m', tag: ['a=b'] } as const
   assert.deepEqual(await requestOf('alpine', ['ls'], { ...options, tag: [...options.tag] }, { idle: false }), {
     ...{ image: 'alpine', cmd: ['ls'], tags: { a: 'b' }, network: { enabled: false }, size: '512m' },
-    fresh_boot: true,
+    ...{ fresh_boot: true, skip_guest_agent: true },
   })
 })

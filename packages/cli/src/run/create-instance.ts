@@ -33,6 +33,7 @@ export interface CreateOptions extends HealthOptions, RestartOptions {
   readonly ttl?: string
   readonly autoStandby?: string
   readonly network: boolean
+  readonly skipGuestAgent?: true
   readonly freshBoot?: true
   readonly platform?: string
 }
@@ -86,6 +87,7 @@ export async function requestOf(
     // The daemon knows which there are, and names them when this is none of them.
     ...(options.hypervisor !== undefined && { hypervisor: options.hypervisor as HypervisorKind }),
     ...(options.platform !== undefined && { platform: options.platform }),
+    ...(options.skipGuestAgent && { skip_guest_agent: true }),
     ...(options.freshBoot && { fresh_boot: true }),
     ...(options.ttl !== undefined && { ttl: options.ttl }),
     ...(options.autoStandby !== undefined && {

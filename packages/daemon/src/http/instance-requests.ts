@@ -54,6 +54,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
     ...present('snapshotPolicy', body.snapshot_policy),
     ...(body.auto_standby && { autoStandby: toAutoStandbyPolicy(body.auto_standby) }),
     ...present('skipKernelHeaders', body.skip_kernel_headers),
+    ...present('skipGuestAgent', body.skip_guest_agent),
     ...present('freshBoot', body.fresh_boot),
     ...(typeof expiresAtMs === 'number' && { expiresAtMs }),
     ...present('healthCheck', body.health_check && toHealthCheck(body.health_check)),

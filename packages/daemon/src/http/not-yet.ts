@@ -9,7 +9,6 @@ const isOn = (policy: { enabled?: boolean } | undefined): boolean => policy?.ena
 const NOT_YET: readonly (readonly [field: string, isAskedFor: (body: Partial<Asking>) => boolean, why: string])[] = [
   ['network.egress', (body) => isOn(body.network?.egress), 'egress mediation is not built yet'],
   ['credentials', (body) => Object.keys(body.credentials ?? {}).length > 0, 'credential brokering is not built yet'],
-  ['skip_guest_agent', (body) => body.skip_guest_agent === true, 'an instance cannot run without its agent'],
 ]
 
 /** Throws `not_supported` naming every field that cannot be had yet. The texts in it have been checked. */

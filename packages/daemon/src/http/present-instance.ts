@@ -41,6 +41,7 @@ export function presentInstance(instance: Instance, nowMs: number, attention: At
     ...(instance.gpu !== undefined && {
       gpu: { profile: instance.gpu.profile, ...(instance.gpu.mdevUuid !== undefined && { mdev_uuid: instance.gpu.mdevUuid }) },
     }),
+    ...(instance.skipGuestAgent && { skip_guest_agent: true }),
     ...(instance.freshBoot && { fresh_boot: true }),
     has_snapshot: instance.sleep !== undefined,
     ...(instance.snapshotPolicy !== undefined && { snapshot_policy: instance.snapshotPolicy as SnapshotPolicy }),

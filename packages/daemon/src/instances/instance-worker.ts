@@ -308,8 +308,9 @@ export class InstanceWorker implements WorkHost {
   }
 
   #subject(): Subject {
-    const { state, hypervisor } = this.instance
-    return { state, capabilities: this.#uses.work.hypervisorOf(hypervisor).capabilities, holdsDevice: holdsDevice(this.instance) }
+    const { state, hypervisor, skipGuestAgent: skipsGuestAgent } = this.instance
+    const { capabilities } = this.#uses.work.hypervisorOf(hypervisor)
+    return { state, capabilities, holdsDevice: holdsDevice(this.instance), skipsGuestAgent }
   }
 
   #denied(verb: Transition | Access, reason: string): AppError {

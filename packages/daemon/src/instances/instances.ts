@@ -755,6 +755,7 @@ export class Instances implements AsyncDisposable {
       state: instance.state,
       capabilities: this.#hypervisor(instance.hypervisor).capabilities,
       holdsDevice: holdsDevice(instance),
+      skipsGuestAgent: instance.skipGuestAgent,
       ...(isQueued ? { pending: this.#workerOf(instance).pending } : {}),
     }
   }

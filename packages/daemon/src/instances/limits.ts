@@ -188,10 +188,22 @@ export function assertNoNetwork({ ports, ...rates }: NonNullable<UpdateInstance[
   }
 }
 
-/** Throws `invalid_request` for a check that asks the guest over a network that it does not have. */
-export function assertCheckable({ probe }: HealthCheck, { enabled }: Pick<Instance['network'], 'enabled'>): void {
-  if (enabled || (probe.kind !== 'http' && probe.kind !== 'tcp')) return
-  throw new AppError('invalid_request', `A health check of the type ${probe.kind} needs the network enabled`, {
-    hint: 'Use one of the type exec, which runs a command in the guest',
-  })
+/**
+ * Throws `invalid_request` for a check that cannot be made of such an instance: of a port without a network, and of a program in a guest
+ * that lets no one run one.
+ */
+export function assertCheckable(
+  { probe }: HealthCheck,
+  { hasNetwork, skipGuestAgent }: { hasNetwork: boolean; skipGuestAgent: boolean },
+): void {
+  if (!hasNetwork && (probe.kind === 'http' || probe.kind === 'tcp')) {
+    throw new AppError('invalid_request', `A health check of the type ${probe.kind} needs the network enabled`, {
+      hint: 'Use one of the type exec, which runs a command in the guest',
+    })
+  }
+  if (skipGuestAgent && probe.kind === 'exec') {
+    throw new AppError('invalid_request', '`health_check.exec` runs a program in the guest, and `skip_guest_agent` lets no one do that', {
+      hint: 'Check a port with health_check.http or health_check.tcp, or make the instance without skip_guest_agent',
+    })
+  }
 }

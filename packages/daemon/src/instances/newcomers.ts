@@ -176,7 +176,8 @@ export class Newcomers {
     if (network.enabled === false) assertNoNetwork(network)
     else assertNetworked(driver, this.#uses.network)
     bandwidthOf(network)
-    if (request.healthCheck !== undefined) assertCheckable(request.healthCheck, { enabled: network.enabled !== false })
+    const { healthCheck, skipGuestAgent = false } = request
+    if (healthCheck !== undefined) assertCheckable(healthCheck, { hasNetwork: network.enabled !== false, skipGuestAgent })
     const { hotplugBytes = 0 } = request
     assertHotplug(driver, hotplugBytes, sizes.memoryBytes, limits)
     const platform = `linux/${host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`

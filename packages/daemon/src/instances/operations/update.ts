@@ -152,7 +152,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], allLimits: A
     throw new AppError('instance_expired', `The instance ${instance.name} has expired and is about to be deleted`)
   }
   if (name !== undefined) checkName(name)
-  if (healthCheck) assertCheckable(healthCheck, instance.network)
+  if (healthCheck) assertCheckable(healthCheck, { hasNetwork: instance.network.enabled, skipGuestAgent: instance.skipGuestAgent })
   if (env !== undefined) checkEnv({ ...instance.env, ...env })
   if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes && !TAKES_MEMORY.has(instance.state)) {
     throw new AppError(
