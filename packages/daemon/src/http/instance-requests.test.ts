@@ -174,3 +174,16 @@ test('an auto-standby policy is taken as a whole, what is left out is none', () 
   assert.equal(create({ auto_standby: { enabled: true, idle_timeout: '1ns' } }).autoStandby?.idleTimeoutMs, 1)
   assert.equal(create({}).autoStandby, undefined)
 })
+
+test('mediated egress that contradicts the request is told as malformed, not as missing', () => {
+  const credentials = { KEY: { source: { env: 'REAL' }, inject: [{ as: { header: 'authorization', format: `Bearer \${value}` } }] } }
+  const mediated = { network: { egress: { enabled: true } }, env: { REAL: 'x' }, credentials }
+  for (const [change, message] of [
+    [{ network: { enabled: false, egress: { enabled: true } } }, /`network\.egress` needs the network/],
+    [{ env: { REAL: 'x' }, credentials }, /`credentials` need `network\.egress\.enabled`/],
+    [{ ...mediated, env: {} }, /`credentials\.KEY\.source\.env` names "REAL"/],
+  ] as const) {
+    assert.throws(() => create(change), { code: 'invalid_request', message })
+  }
+  assert.throws(() => create(mediated), { code: 'not_supported', message: /`network\.egress`/ })
+})

@@ -13,6 +13,7 @@ import type { ForkSnapshotRequest } from '@dormouse/api/snapshots.ts'
 import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateInstance } from '../instances/instance.ts'
 import { toAutoStandbyPolicy } from './auto-standby-requests.ts'
+import { checkEgress } from './check-egress.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 import { toHealthCheck, toRestartPolicy } from './supervision-requests.ts'
@@ -22,6 +23,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
   const expiresAtMs = parseExpiry(body, nowMs)
   const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
   const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
+  checkEgress(body)
   refuseNotYet(body)
   return {
     name: body.name,
