@@ -5,6 +5,7 @@
  *   bridge table   the frames of a guest, before the bridge has learned anything of them: its own card and addresses, or dropped
  *   inet table     where packets may go: out, not to the host, not to each other; published ports; addresses towards the outside
  */
+import { CLOSED4, CLOSED6 } from '../lib/closed-addresses.ts'
 import { formatSubnet4, formatSubnet6, linkLocalOf, type Subnet4, type Subnet6, toNumber6 } from '../lib/subnet.ts'
 
 export interface BridgeRules {
@@ -54,25 +55,6 @@ const SETS = {
   ports6_at: 'inet',
 } as const
 type SetName = keyof typeof SETS
-
-/** 0.0.0.0/8 and loopback are the host's; 169.254.0.0/16 and the others are where clouds hand out the host's credentials. */
-const CLOSED4 = ['0.0.0.0/8', '100.100.100.200', '127.0.0.0/8', '168.63.129.16', '169.254.0.0/16']
-/**
- * The same over IPv6 (AWS, Google), addresses that carry an IPv4 one within, and what translators (NAT64, 6to4) would carry to those of
- * above. `::/96` takes loopback along.
- */
-const CLOSED6 = [
-  '::/96',
-  '::ffff:0:0/96',
-  '64:ff9b::/104',
-  '64:ff9b::7f00:0/104',
-  '64:ff9b::a9fe:0/112',
-  '2002::/24',
-  '2002:7f00::/24',
-  '2002:a9fe::/32',
-  'fd00:ec2::254',
-  'fd20:ce::254',
-]
 
 /** All of it, in place of what there was. */
 export function rulesetOf(rules: BridgeRules, guests: readonly GuestRules[]): string {
