@@ -61,8 +61,8 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'registry.ts',
     'pushes.ts',
   ],
-  // The contract, and what a driver is given: drivers are made by daemon.ts alone.
-  hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts'],
+  // The contract, and what a driver is given: drivers are made by daemon.ts alone. And what holds a process that outlives the daemon.
+  hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts', 'shim.ts'],
   // The layers, and what a capture consists of on disk.
   memory: ['memory.ts', 'capture-files.ts'],
   // The client, what a guest wrote down on its own, and the made-up guest of made-up VMs.

@@ -59,6 +59,7 @@ async function installLibrary(target: string): Promise<void> {
     main: 'packages/daemon/src/main.ts',
     // Started as a process, by its place beside main.js (docs/decisions/0021).
     'conversion-worker': 'packages/daemon/src/images/conversion-worker.ts',
+    'egress-worker': 'packages/daemon/src/egress/egress-worker.ts',
   })
   await writeFile(
     join(draft, 'package.json'),
