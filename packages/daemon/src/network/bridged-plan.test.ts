@@ -81,12 +81,25 @@ test('ports of one address, of all, and of IPv6 are told apart', () => {
 test('a closed host is closed, an opened one lets guests reach it and the ports published there', () => {
   const closed = rulesetOf(rules, [])
   assert.match(closed, /^table bridge dormouse0\ndelete table bridge dormouse0\n/)
-  assert.match(closed, /th dport 53 accept\ndrop\n\}\nchain through/)
+  assert.match(closed, /th dport 53 accept\n[^}]*\ndrop\n\}\nchain through/)
   const open = rulesetOf({ ...rules, opensHost: true, uplink: 'eth0', resolver: undefined }, [])
   assert.match(open, /oifname != "eth0" drop/)
   assert.doesNotMatch(open, /dport 53/)
   // Never the loopback, nor where credentials are.
   for (const text of [closed, open]) assert.match(text, /ip daddr \{ [^}]*127\.0\.0\.0\/8[^}]*169\.254\.0\.0\/16 \} drop/)
+})
+
+test('a guest with a proxy of its own is in the sets of its mode, with all its addresses', () => {
+  const egress = { mode: 'all', proxyPort: 4000 } as const
+  const sets = (one: GuestRules) =>
+    [...elementsOf([one])].flatMap(([name, list]) => (/prox|mediated/.test(name) && list.length > 0 ? [name] : []))
+  assert.deepEqual(sets(guest(2)), [])
+  assert.deepEqual(sets({ ...guest(2), egress }), ['proxies', 'proxy_ports', 'mediated4', 'mediated6'])
+  assert.deepEqual(sets({ ...guest(2), egress: { ...egress, mode: 'http_https_only' } }), [
+    ...['proxies', 'proxy_ports', 'mediated_web4', 'mediated_web6'],
+  ])
+  assert.match(changeOf('t', [guest(2)], [{ ...guest(2), egress }]), /add element inet t proxies \{ 10\.100\.0\.2 : 4000 \}/)
+  assert.match(changeOf('t', [{ ...guest(2), egress }], []), /delete element inet t mediated6 \{ fd00:1::2, fe80::ff:fe00:2 \}/)
 })
 
 test('a listing is read as what is fixed and what changes with the guests', () => {

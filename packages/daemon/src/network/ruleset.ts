@@ -37,7 +37,17 @@ export interface GuestRules {
     readonly hostPort: number
     readonly guestPort: number
   }[]
+  /** What it opens by TCP goes through its proxy; absent: it goes by itself. */
+  readonly egress?: {
+    /** What it may not open by itself: anything, or web servers at their usual ports. Names it may ask for as ever. */
+    readonly mode: 'all' | 'http_https_only'
+    /** Of its proxy, which listens at the IPv4 gateway. */
+    readonly proxyPort: number
+  }
 }
+
+/** Where each guest finds its own proxy, at the IPv4 gateway: the same for all, so that a fork finds its own. */
+export const PROXY_PORT = 3128
 
 /** Elements by the set or map that they are in, as nft writes them. */
 export type Elements = ReadonlyMap<string, readonly string[]>
@@ -53,6 +63,12 @@ const SETS = {
   ports4_at: 'inet',
   ports6: 'inet',
   ports6_at: 'inet',
+  proxies: 'inet',
+  proxy_ports: 'inet',
+  mediated4: 'inet',
+  mediated6: 'inet',
+  mediated_web4: 'inet',
+  mediated_web6: 'inet',
 } as const
 type SetName = keyof typeof SETS
 
@@ -80,7 +96,7 @@ export function changeOf(table: string, before: readonly GuestRules[], after: re
 export function elementsOf(guests: readonly GuestRules[]): Elements {
   const all = new Map<SetName, string[]>(Object.keys(SETS).map((name) => [name as SetName, []]))
   const add = (name: SetName, element: string): void => void all.get(name)?.push(element)
-  for (const { tap, mac, ipv4, ipv6, ports } of guests) {
+  for (const { tap, mac, ipv4, ipv6, ports, egress } of guests) {
     const name = `"${tap}"`
     const own6 = [ipv6, linkLocalOf(mac)]
     add('nics', `${name} . ${mac}`)
@@ -97,6 +113,12 @@ export function elementsOf(guests: readonly GuestRules[]): Elements {
       if (hostIp === '0.0.0.0' || hostIp === '::') add(family, `${PROTOCOLS[protocol]} . ${hostPort} : ${to}`)
       else add(`${family}_at`, `${hostIp} . ${PROTOCOLS[protocol]} . ${hostPort} : ${to}`)
     }
+    if (egress === undefined) continue
+    add('proxies', `${ipv4} : ${egress.proxyPort}`)
+    add('proxy_ports', `${egress.proxyPort}`)
+    const [set4, set6] = egress.mode === 'all' ? (['mediated4', 'mediated6'] as const) : (['mediated_web4', 'mediated_web6'] as const)
+    add(set4, ipv4)
+    for (const address of own6) add(set6, address)
   }
   return all
 }
@@ -170,6 +192,18 @@ function inetTable(rules: BridgeRules): string[] {
     'map ports4_at { typeof ip daddr . meta l4proto . th dport : ip daddr . th dport; }',
     'map ports6 { typeof meta l4proto . th dport : ip6 daddr . th dport; }',
     'map ports6_at { typeof ip6 daddr . meta l4proto . th dport : ip6 daddr . th dport; }',
+    'map proxies { typeof ip saddr : tcp dport; }',
+    'set proxy_ports { typeof tcp dport; }',
+    'set mediated4 { typeof ip saddr; }',
+    'set mediated6 { typeof ip6 saddr; }',
+    'set mediated_web4 { typeof ip saddr; }',
+    'set mediated_web6 { typeof ip6 saddr; }',
+    'chain direct {',
+    // What a guest opens itself. Told at once: a program that knows no proxy should fail, not hang.
+    `meta l4proto tcp ct original ip daddr ${gateway4} ct original proto-dst 53 return`,
+    `meta l4proto tcp ct original ip6 daddr ${gateway6} ct original proto-dst 53 return`,
+    'reject with tcp reset',
+    '}',
     'chain closed {',
     'type filter hook prerouting priority -150; policy accept;',
     `iifname "${bridge}" ip daddr { ${CLOSED4.join(', ')} } drop`,
@@ -181,6 +215,7 @@ function inetTable(rules: BridgeRules): string[] {
     'chain to_ports {',
     'type nat hook prerouting priority -100; policy accept;',
     ...dns,
+    `iifname "${bridge}" ip daddr ${gateway4} tcp dport ${PROXY_PORT} dnat ip to ${gateway4} : ip saddr map @proxies`,
     ...(opensHost ? [] : [`iifname "${bridge}" accept`]),
     ...toPorts,
     '}',
@@ -204,10 +239,15 @@ function inetTable(rules: BridgeRules): string[] {
     `ip6 daddr ${gateway6} icmpv6 type echo-request accept`,
     'icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept',
     ...(resolver === undefined ? [] : ['ct status dnat meta l4proto { tcp, udp } th dport 53 accept']),
+    `meta l4proto tcp ct status dnat ct original ip daddr ${gateway4} ct original proto-dst ${PROXY_PORT} accept`,
+    // A proxy speaks for one guest, and no other reaches it.
+    `ip daddr ${gateway4} tcp dport @proxy_ports reject with tcp reset`,
+    ...directRules(bridge),
     opensHost ? 'accept' : 'drop',
     '}',
     'chain through {',
     'type filter hook forward priority 0; policy accept;',
+    ...directRules(bridge),
     ...(opensHost ? [`iifname "${bridge}" oifname "${bridge}" ct status dnat accept`] : []),
     `iifname "${bridge}" oifname "${bridge}" drop`,
     ...(uplink === undefined ? [] : [`iifname "${bridge}" oifname != "${uplink}" drop`]),
@@ -218,6 +258,19 @@ function inetTable(rules: BridgeRules): string[] {
     '}',
     '}',
   ]
+}
+
+/** Connections that others have opened to a guest are answered as ever. */
+function directRules(bridge: string): string[] {
+  const own = `iifname "${bridge}" meta l4proto tcp ct direction original`
+  return ['ip', 'ip6'].flatMap((family) => {
+    const version = family === 'ip' ? 4 : 6
+    return [
+      `${own} ${family} saddr @mediated${version} jump direct`,
+      // As it was asked for, whatever a published port makes of it. One by one: of a set of these nft 1.0 makes something else.
+      ...[80, 443].map((port) => `${own} ${family} saddr @mediated_web${version} ct original proto-dst ${port} jump direct`),
+    ]
+  })
 }
 
 /** The resolver may change while guests sleep; what they are told, the gateway, does not. */
