@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { type IncomingMessage, request } from 'node:http'
 import { createServer } from 'node:https'
-import { type AddressInfo, connect, type Socket } from 'node:net'
+import { type AddressInfo, connect, createServer as createTcp, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, type TestContext, test } from 'node:test'
@@ -128,6 +128,27 @@ if (inOwnNetwork(import.meta.filename)) {
     assert.match(await ask(runDir, `${NAME}:${port}`), /is closed to instances/)
     await proxy.configure(order(SECRET), step())
     assert.equal(await ask(runDir, `${NAME}:${port}`), `Bearer ${SECRET}`)
+  })
+
+  test('where others reach its socket, no one but its guest is let in', async (t) => {
+    const { runDir, logFile } = placeOf(t)
+    // As the daemon hands it over: a socket that listens, by its descriptor.
+    const listening = createTcp().listen(0, OWN)
+    await once(listening, 'listening')
+    const { fd } = (listening as unknown as { _handle: { fd: number } })._handle
+    const { port } = listening.address() as AddressInfo
+    const proxy = await EgressProxy.start({ shimPath, runDir, log: { file: logFile, maxBytes: 1 << 20 }, guestFd: fd }, step())
+    t.after(() => proxy.kill())
+    listening.close()
+    const come = async (localAddress: string): Promise<string> => {
+      const socket = connect({ host: OWN, port, localAddress })
+      socket.on('error', () => undefined)
+      socket.write('CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: x\r\n\r\n')
+      return Buffer.concat(await Array.fromAsync(socket as AsyncIterable<Buffer>).catch(() => [])).toString()
+    }
+    await proxy.configure(order(SECRET, { guestAddress: '127.0.0.5' }), step())
+    assert.match(await come('127.0.0.5'), /^HTTP\/1\.1 403 /)
+    for (const address of ['127.0.0.6', OWN]) assert.equal(await come(address), '', address)
   })
 
   test('what it was told is nowhere to be read: no argument, environment, file or log, whatever it is told', async (t) => {

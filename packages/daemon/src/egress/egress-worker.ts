@@ -80,7 +80,8 @@ function answerTo(line: string): string {
 }
 
 const guests = createServer({ allowHalfOpen: true }, (socket) => {
-  if (current === undefined) socket.destroy()
+  const guest = current?.order.guestAddress
+  if (current === undefined || (guest !== undefined && socket.remoteAddress !== guest)) socket.destroy()
   else current.mediator.accept(socket)
 })
 createServer({ allowHalfOpen: true }, serve).listen({ fd: CONTROL_FD })

@@ -3,6 +3,8 @@ import type { Mediation } from './mediator.ts'
 
 export interface ProxyOrder {
   readonly mediation: Mediation
+  /** The only address that is let in, where others can reach the guest's socket: on a bridge. */
+  readonly guestAddress?: string
   /** Guests are here: no way to each other. As `10.100.0.0/16`. */
   readonly closedSubnets: readonly string[]
   /** Guests reach the host at its own addresses. */
