@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto'
 import { readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { assertHostInOrder } from './house-in-order.ts'
+import { assertHostInOrder, type ShownInstance } from './house-in-order.ts'
 import { InstanceStory, type ShownSnapshot } from './instance-story.ts'
 
 let story: InstanceStory
@@ -73,6 +73,11 @@ test('memory and disk go back to a snapshot, one that was taken while it ran, sl
   await story.untilItListens(booted)
   assert.equal(await file('booted'), 'three')
   assert.equal((await story.forkSnapshot(asleep, 'later', 'Standby')).state, 'Standby')
+  // A disk alone is no board's own.
+  const body = { name: 'moved', target_state: 'Running', target_hypervisor: 'qemu' }
+  const moved = await story.daemon.client.post<ShownInstance>(`/snapshots/${stopped.id}/fork?wait=running`, body)
+  assert.deepEqual([moved.state, moved.hypervisor, await file('moved')], ['Running', 'qemu', 'three'])
+  await story.remove('moved')
 
   // What others stand on stays for them.
   for (const { id } of listed) await story.daemon.client.delete(`/snapshots/${id}`)

@@ -72,9 +72,9 @@ export interface InstancesDoor {
   standby(id: InstanceId, options: StandbyAsked): Promise<Instance>
   restore(id: InstanceId): Promise<Instance>
   fork(id: InstanceId, request: ForkInstance): Promise<Instance>
-  forkSnapshot(snapshot: Snapshot, request: ForkInstance): Promise<Instance>
+  forkSnapshot(snapshot: Snapshot, request: ForkInstance, hypervisor?: HypervisorName): Promise<Instance>
   snapshot(id: InstanceId, request: SnapshotAsked): Promise<Snapshot>
-  restoreSnapshot(id: InstanceId, snapshot: Snapshot, target: ForkInstance['target']): Promise<Instance>
+  restoreSnapshot(id: InstanceId, snapshot: Snapshot, target?: ForkInstance['target'], hypervisor?: HypervisorName): Promise<Instance>
   update(id: InstanceId, change: UpdateInstance): Promise<Instance>
   delete(id: InstanceId, options: { graceful?: boolean }): Promise<unknown>
   attachVolume(id: InstanceId, mount: MountRequest): Promise<Instance>

@@ -2,6 +2,7 @@
 import { AppError } from '@dormouse/api/errors.ts'
 import type { Hypervisor } from '../hypervisors/hypervisor.ts'
 import type { Network } from '../network/network.ts'
+import type { Instance } from './instance.ts'
 import { checkDiskRate, checkHotplug, type Limits } from './limits.ts'
 
 type Driver = Pick<Hypervisor, 'name' | 'capabilities'>
@@ -45,4 +46,30 @@ export function assertDevices({ name, capabilities }: Driver): void {
   throw new AppError('not_supported', `The hypervisor ${name} cannot be given devices of the host (no gpu-passthrough)`, {
     hint: 'Use the hypervisor qemu',
   })
+}
+
+/**
+ * Throws `not_supported` for what an instance has and a VM of this driver could not: it was made for another's. Its memory is no part of that;
+ * it is never another's.
+ */
+export function assertTakes(
+  driver: Driver & Pick<Hypervisor, 'networks' | 'volumeSlots'>,
+  instance: Pick<Instance, 'memoryBytes' | 'hotplugBytes' | 'diskIoBps' | 'freshBoot' | 'devices' | 'gpu' | 'volumes'> & {
+    readonly network: Pick<Instance['network'], 'enabled'>
+  },
+  { limits, network, freshBoot }: { limits: Limits; network: Pick<Network, 'kind'>; freshBoot: boolean },
+): void {
+  const { hotplugBytes, memoryBytes, diskIoBps, devices = [], gpu, volumes } = instance
+  if (instance.network.enabled) assertNetworked(driver, network)
+  if (hotplugBytes > 0) assertHotplug(driver, hotplugBytes, memoryBytes, limits)
+  if (diskIoBps !== undefined) assertDiskRate(driver, diskIoBps)
+  if (instance.freshBoot === true || freshBoot) assertFreshBoot(driver)
+  if (devices.length > 0 || gpu !== undefined) assertDevices(driver)
+  const slots = volumes.map(({ slot }) => slot)
+  if (slots.some((slot) => slot >= driver.volumeSlots)) {
+    throw new AppError(
+      'not_supported',
+      `The hypervisor ${driver.name} has no place for the volumes of the snapshot: it takes ${driver.volumeSlots}`,
+    )
+  }
 }

@@ -118,7 +118,11 @@ export class InstanceWork {
     return this.host.log
   }
   get hypervisor(): Hypervisor {
-    return this.uses.hypervisorOf(this.instance.hypervisor)
+    return this.hypervisorWith({})
+  }
+  /** The driver of what it becomes `along` with its next VM: a snapshot may be of another's. */
+  hypervisorWith({ hypervisor = this.instance.hypervisor }: Partial<Instance>): Hypervisor {
+    return this.uses.hypervisorOf(hypervisor)
   }
   get runDir(): string {
     return this.uses.paths.vmRunDir(this.instance.id)
@@ -198,7 +202,7 @@ export class InstanceWork {
       { evenWhenFull },
     )
     this.host.instance = after
-    if (before.sleep !== undefined && !isDeepStrictEqual(filesOf(before), filesOf(after))) this.#unexpect()
+    if (before.sleep !== undefined && !isDeepStrictEqual(filesOf(before), filesOf(after))) this.#unexpect(before)
     if (before.state !== after.state) {
       const ms = Date.now() - before.phases.sinceMs
       this.log.info({ from: before.state, to: after.state, operation: this.operation, ms }, 'instance changed')
@@ -206,8 +210,8 @@ export class InstanceWork {
   }
 
   /** Nothing may hold the files of a sleeper that is another now. */
-  #unexpect(): void {
-    this.hypervisor.unexpect?.(this.instance.id).catch(this.leaveForSweep('a VM that waited for it'))
+  #unexpect({ id, hypervisor }: Instance): void {
+    this.uses.hypervisorOf(hypervisor).unexpect?.(id).catch(this.leaveForSweep('a VM that waited for it'))
   }
 
   /** The image that it was made of. Throws `not_found` when it has been taken away by force. */

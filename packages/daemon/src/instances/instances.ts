@@ -25,6 +25,7 @@ import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
 import { demandOf, takesMemory } from './admission.ts'
+import { carryOver } from './carry-over.ts'
 import { Consolidations } from './consolidations.ts'
 import { assertDiskRate, assertHotplug } from './driver-limits.ts'
 import { defaultTargetOf } from './fork-of.ts'
@@ -48,7 +49,7 @@ import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from '
 import { assertNoNetwork, bandwidthOf, limitsOf } from './limits.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
-import { Newcomers } from './newcomers.ts'
+import { Newcomers, PROBE_LIMIT_MS } from './newcomers.ts'
 import { attachVolume } from './operations/attach-volume.ts'
 import { create, undoCreate } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
@@ -383,10 +384,12 @@ export class Instances implements AsyncDisposable {
     return this.#goOn(child, target, () => this.#points.take(source, child.id, wanted))
   }
 
-  /** A new instance that goes on from a snapshot, whose source may be gone. */
-  async forkSnapshot(snapshot: Snapshot, request: ForkInstance): Promise<Instance> {
+  /** A new instance that goes on from a snapshot, whose source may be gone; from its disk alone with another `hypervisor` if that is wanted. */
+  async forkSnapshot(kept: Snapshot, request: ForkInstance, hypervisor?: HypervisorName): Promise<Instance> {
     this.#assertOpen()
-    const target = targetOf(snapshot, request.target)
+    const target = targetOf(kept, request.target)
+    const { gpu } = kept.instance
+    const snapshot = await this.#carryOver(kept, hypervisor, gpu === undefined ? {} : { gpu })
     const child = await this.#newcomers.makeFork(snapshot.instance, request, target)
     const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id, snapshot.generation))
     return this.#goOn(child, target, async () => {
@@ -410,11 +413,12 @@ export class Instances implements AsyncDisposable {
     return taken
   }
 
-  /** Takes an instance that does not run back to a snapshot of its own. */
-  async restoreSnapshot(id: InstanceId, kept: Snapshot, wanted: TargetState | undefined): Promise<Instance> {
-    if (kept.instance.id !== id)
-      throw new AppError('invalid_request', `The snapshot ${kept.id} is of another instance, ${kept.instance.name}`)
-    const target = targetOf(kept, wanted)
+  /** Takes an instance that does not run back to a snapshot of its own; its disk alone to another `hypervisor` if that is wanted. */
+  async restoreSnapshot(id: InstanceId, taken: Snapshot, wanted?: TargetState, hypervisor?: HypervisorName): Promise<Instance> {
+    if (taken.instance.id !== id)
+      throw new AppError('invalid_request', `The snapshot ${taken.id} is of another instance, ${taken.instance.name}`)
+    const target = targetOf(taken, wanted)
+    const kept = await this.#carryOver(taken, hypervisor, this.get(id))
     return this.#request(id, 'restore_snapshot', (work) =>
       this.room.reserving(id, async () => {
         const judge = await this.room.admitAs(work, { ...kept.instance, runs: target === 'Running' })
@@ -798,6 +802,18 @@ export class Instances implements AsyncDisposable {
     })
     this.#workers.set(instance.id, worker)
     return worker
+  }
+
+  async #carryOver(
+    snapshot: Snapshot,
+    wanted: HypervisorName | undefined,
+    { devices, gpu }: Pick<Instance, 'devices' | 'gpu'>,
+  ): Promise<Snapshot> {
+    const { config, network, settings, log } = this.#uses
+    const given = { limits: limitsOf(snapshot.instance.name, config.limits), network, freshBoot: settings.freshBoot }
+    const own = { ...present('devices', devices), ...present('gpu', gpu) }
+    const step = { signal: AbortSignal.timeout(PROBE_LIMIT_MS), log }
+    return carryOver(snapshot, { wanted, devices: own, hypervisorOf: (name) => this.#hypervisor(name), ...given }, step)
   }
 
   #hypervisor(name: HypervisorName): Hypervisor {

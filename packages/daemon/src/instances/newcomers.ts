@@ -63,7 +63,7 @@ export interface NewcomersUses {
 
 const IMAGE_WAIT_MS = 5000
 /** What a driver needs of the host is found out once, with a boot where it has to be. */
-const PROBE_LIMIT_MS = 120_000
+export const PROBE_LIMIT_MS = 120_000
 
 /** A create request once it is checked and its defaults are filled in. */
 interface Asked extends Pick<Instance, 'vcpus' | 'memoryBytes' | 'hotplugBytes' | 'diskIoBps'> {

@@ -16,6 +16,7 @@ import { Events } from '../events/events.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
 import { FakeMemory } from '../hypervisors/fake/fake-memory.ts'
+import type { Hypervisor, HypervisorName } from '../hypervisors/hypervisor.ts'
 import type { ReadyImage } from '../images/images.ts'
 import { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createLogger, type LogLevel } from '../log.ts'
@@ -82,6 +83,8 @@ export interface TestHouseOptions {
   readonly sharesBlocks?: boolean
   /** What its driver cannot do. */
   readonly lacks?: readonly Capability[]
+  /** A second driver, and what that cannot do. */
+  readonly beside?: { readonly name: HypervisorName; readonly lacks: readonly Capability[] }
   /** What a full database may spend. */
   readonly ballast?: Pick<Ballast, 'spend'>
 }
@@ -143,6 +146,12 @@ export class TestHouse implements AsyncDisposable {
   }
   get db(): Database {
     return this.#alive.db
+  }
+
+  #drivers(): ReadonlyMap<HypervisorName, Hypervisor> {
+    const { lacks = [], beside } = this.#options
+    const drivers = [{ name: 'fake', lacks } as const, ...(beside === undefined ? [] : [beside])]
+    return new Map(drivers.map((one) => [one.name, new FakeHypervisor(this.host, one)]))
   }
 
   /**
@@ -236,7 +245,7 @@ export class TestHouse implements AsyncDisposable {
       log: this.log,
       config,
       host: { cpus: 2, memoryBytes: 2 ** 34, isRoot: false, architecture: 'x86_64' },
-      hypervisors: new Map([['fake', new FakeHypervisor(this.host, { lacks: this.#options.lacks ?? [] })]]),
+      hypervisors: this.#drivers(),
       memory,
       compressing,
       network: new UserNetwork({ dns: [] }),

@@ -1,7 +1,4 @@
-import { AppError } from '@dormouse/api/errors.ts'
-import type { HypervisorName } from '../../hypervisors/hypervisor.ts'
 import type { Instance } from '../../instances/instance.ts'
-import type { Snapshot } from '../../snapshots/snapshots.ts'
 import type { Handlers } from '../handler.ts'
 import { toForkInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
@@ -36,8 +33,7 @@ export function snapshotRoutes({
     restoreSnapshot: async ({ params, body }) => {
       const instance = instances.resolve(params.id)
       using held = snapshots.hold(params.snapshotId)
-      assertSameHypervisor(held.snapshot, body.target_hypervisor)
-      return show(await instances.restoreSnapshot(instance.id, held.snapshot, body.target_state))
+      return show(await instances.restoreSnapshot(instance.id, held.snapshot, body.target_state, body.target_hypervisor))
     },
 
     listSnapshots: ({ query, setHeader }) => {
@@ -58,22 +54,9 @@ export function snapshotRoutes({
     forkSnapshot: async ({ params, query, body, signal }) => {
       const timeoutMs = waitLimitMs(query.timeout)
       using held = snapshots.hold(params.snapshotId)
-      assertSameHypervisor(held.snapshot, body.target_hypervisor)
-      const fork = await instances.forkSnapshot(held.snapshot, toForkInstance(body))
+      const fork = await instances.forkSnapshot(held.snapshot, toForkInstance(body), body.target_hypervisor)
       if (query.wait !== undefined) await instances.wait(fork.id, { state: 'Running', timeoutMs, signal })
       return show(instances.get(fork.id))
     },
   }
-}
-
-/** Memory and devices are one hypervisor's own; a disk alone could go to another, which is not built. */
-function assertSameHypervisor({ kind, instance }: Snapshot, wanted: HypervisorName | undefined): void {
-  if (wanted === undefined || wanted === instance.hypervisor) return
-  if (kind === 'Standby') {
-    throw new AppError(
-      'invalid_request',
-      `A snapshot of the kind Standby goes on with the hypervisor that it was taken with, ${instance.hypervisor}`,
-    )
-  }
-  throw new AppError('not_supported', `A snapshot of ${instance.hypervisor} cannot be given to ${wanted} yet`)
 }

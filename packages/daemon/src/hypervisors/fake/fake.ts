@@ -11,7 +11,7 @@ import type { Capability } from '@dormouse/api/instance-states.ts'
 import type { FakeGuestState } from '../../guest/fake-guest.ts'
 import type { Step } from '../../lib/step.ts'
 import { checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
-import type { Capture, Hypervisor, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { EXIT_RECORD, FakeHost, FakeMachine, type FakeOrigin } from './fake-host.ts'
 import { FakeVm } from './fake-vm.ts'
@@ -19,13 +19,17 @@ import { FakeVm } from './fake-vm.ts'
 export { FakeHost, type FaultPoint } from './fake-host.ts'
 
 export class FakeHypervisor implements Hypervisor {
-  readonly name = 'fake'
+  readonly name: HypervisorName
   readonly capabilities: ReadonlySet<Capability>
   readonly volumeSlots = 3
   readonly #host: FakeHost
 
-  /** `lacks`: what it cannot do, as some drivers cannot. */
-  constructor(host: FakeHost = new FakeHost(), { lacks = [] }: { readonly lacks?: readonly Capability[] } = {}) {
+  /** `lacks`: what it cannot do, as some drivers cannot. Of several on one host each has its own `name`. */
+  constructor(
+    host: FakeHost = new FakeHost(),
+    { lacks = [], name = 'fake' }: { readonly lacks?: readonly Capability[]; readonly name?: HypervisorName } = {},
+  ) {
+    this.name = name
     this.#host = host
     this.capabilities = new Set(ALL.filter((one) => !lacks.includes(one)))
   }

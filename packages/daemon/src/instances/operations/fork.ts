@@ -59,7 +59,7 @@ export async function goOnFrom(work: InstanceWork, point: Point, target: TargetS
   if (target === 'Running') return wakeFrom(work, capture, { isForeign, along })
   await using undo = new AsyncDisposableStack()
   await work.step('link', 30_000)
-  await work.hypervisor.assertFits(work.vmSpec(along), capture)
+  await work.hypervisorWith(along).assertFits(work.vmSpec(along), capture)
   const draft = await beginSleepDraft(work.uses.paths, work.instance.id)
   undo.defer(() => draft.discard())
   await linkCapture(capture.dir, draft.dir, await readManifest(capture.dir))

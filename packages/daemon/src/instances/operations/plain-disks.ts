@@ -1,5 +1,6 @@
 /** Disks of a VMM that knows no layers: each is one raw file, and what is a chain is copied into one before its VM comes to it. */
 import { isPlain } from '../../disks/layer.ts'
+import type { Hypervisor } from '../../hypervisors/hypervisor.ts'
 import type { DiskRole } from '../../hypervisors/vm-spec.ts'
 import type { Instance } from '../instance.ts'
 import { disksOf, withLayers } from '../instance-disks.ts'
@@ -8,7 +9,7 @@ import type { InstanceWork } from '../instance-work.ts'
 // It reads and writes all that is in the disk.
 const FLATTEN_LIMIT_MS = 1_800_000
 
-export const hasLayers = ({ hypervisor }: Pick<InstanceWork, 'hypervisor'>): boolean => hypervisor.capabilities.has('disk_layers')
+export const hasLayers = ({ capabilities }: Pick<Hypervisor, 'capabilities'>): boolean => capabilities.has('disk_layers')
 
 /**
  * What the instance becomes `along` with the start of its VM, with disks that its VMM can have. When it is disposed of, files that no row
@@ -19,7 +20,7 @@ export async function plainDisks(
   along: Partial<Instance>,
 ): Promise<{ readonly along: Partial<Instance> } & AsyncDisposable> {
   const becoming = { ...work.instance, ...along }
-  const chains = hasLayers(work) ? [] : disksOf(becoming).filter(({ layers }) => !isPlain(layers))
+  const chains = hasLayers(work.hypervisorWith(along)) ? [] : disksOf(becoming).filter(({ layers }) => !isPlain(layers))
   if (chains.length === 0) return { along, [Symbol.asyncDispose]: async () => undefined }
   const { disks } = work.uses
   const { uid } = becoming

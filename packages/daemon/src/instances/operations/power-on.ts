@@ -26,7 +26,7 @@ export async function powerOn(
   const spec = work.vmSpec(along)
   const spawn = await work.step('spawn', SPAWN_LIMIT_MS)
   const startedAt = performance.now()
-  const vm = await work.hypervisor.start(spec, spawn)
+  const vm = await work.hypervisorWith(along).start(spec, spawn)
   undo.defer(async () => {
     await vm.kill()
   })

@@ -52,7 +52,7 @@ export async function wakeFrom(work: InstanceWork, capture: Capture, { isForeign
   const spec = work.vmSpec(along)
   const load = await work.step('load', LOAD_LIMIT_MS)
   const startedAt = performance.now()
-  const vm = await work.hypervisor.restore(spec, capture, load)
+  const vm = await work.hypervisorWith(along).restore(spec, capture, load)
   undo.defer(async () => void (await vm.kill()))
   work.log.info({ origin: vm.origin, ms: Math.round(performance.now() - startedAt) }, 'VM restored')
 

@@ -75,7 +75,7 @@ async function takeRunning(work: InstanceWork, live: LiveVm, taking: TakePoint):
     takers = await close()
   }
   const into = diskOnly ? undefined : captured
-  const { capturing, instance } = hasLayers(work)
+  const { capturing, instance } = hasLayers(work.hypervisor)
     ? { capturing: await captureWithDisk(work, live, into, begin), instance: before }
     : await captureWithCopies(work, live, into, begin)
   if (capturing === undefined) return { instance }
