@@ -12,6 +12,8 @@ import { readFileSync } from 'node:fs'
 import { availableParallelism, cpus, totalmem } from 'node:os'
 import { join } from 'node:path'
 import type { Outcome } from '../../bench/promise.ts'
+import { startDaemon } from '../harness/daemon-process.ts'
+import { Scratch } from '../harness/scratch.ts'
 import { BENCH, FACTS, type Facts } from './run-facts.ts'
 import { tryKvm } from './try-kvm.ts'
 
@@ -25,6 +27,7 @@ const FILE_LIMIT_MS = 4 * 3_600_000
 const PROMISES = ['create_to_running', 'standby', 'restore', 'fork_ready']
 const REPOSITORY = join(import.meta.dirname, '../..')
 
+await compileDaemon()
 const facts = await findOut()
 console.log(`${FACTS}${JSON.stringify(facts)}`)
 const limits = {
@@ -53,6 +56,19 @@ process.exitCode = code ?? 1
 if (isBench && code === 0) {
   const outcomes = JSON.parse(readFileSync(join(REPOSITORY, 'bench/out/promises.json'), 'utf8')) as Outcome[]
   console.log(`${BENCH}${JSON.stringify(outcomes.map(({ samples: _, ...outcome }) => outcome))}`)
+}
+
+/**
+ * A daemon from source strips the types of some hundred files and compiles them, and Node keeps what it compiled when a process ends in order.
+ * Those of stories are mostly killed, so that each would begin anew, for minutes; one that is stopped does it for all of them.
+ */
+async function compileDaemon(): Promise<void> {
+  await using scratch = await Scratch.make()
+  for (const what of ['compiled and started', 'started']) {
+    await using daemon = await startDaemon({ dir: join(scratch.path, 'd'), driver: 'fake' })
+    console.log(`lab: a daemon was ${what} in ${(daemon.startMs / 1000).toFixed(1)} s`)
+    await daemon.stop()
+  }
 }
 
 async function findOut(): Promise<Facts> {
