@@ -1,6 +1,6 @@
 /** A daemon with instances of 2 GiB that change some of their memory, and what can be seen of their sleep from outside. */
 import { readdirSync, statSync } from 'node:fs'
-import { mkdir, readdir, readFile } from 'node:fs/promises'
+import { mkdir, open, readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { measureTscKhz } from '../packages/daemon/src/host/host-facts.ts'
 import { pollUntil } from '../packages/daemon/src/host/poll-until.ts'
@@ -202,4 +202,9 @@ export async function copySparse(from: string, to: string): Promise<void> {
 export async function makeOverlay(path: string): Promise<void> {
   await runCommand(['truncate', '-s', '10G', path], { step: limited() })
   await runCommand(['mkfs.ext4', '-q', '-F', path], { step: limited() })
+}
+
+export async function flush(file: string): Promise<void> {
+  await using handle = await open(file, 'r')
+  await handle.sync()
 }

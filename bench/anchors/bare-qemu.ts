@@ -100,6 +100,33 @@ export class BareQemu implements AsyncDisposable {
     await this.qmp.execute('cont', undefined, step)
   }
 
+  /** A program that has to end well. */
+  async run(command: readonly string[]): Promise<void> {
+    const { code } = await (await this.guest.exec({ command: [...command] }, limited())).exit
+    if (code !== 0) throw new Error(`The program in the plain guest ended with ${code}`)
+  }
+
+  /** Stops, and writes its whole memory and its devices into a file. */
+  async migrateTo(file: string): Promise<void> {
+    const step = limited()
+    // Left to itself QEMU migrates at the speed of an old network.
+    await this.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 }, step)
+    await this.qmp.execute('stop', undefined, step)
+    await this.qmp.execute('migrate', { uri: `exec:cat > ${file}` }, step)
+    const isDone = async (): Promise<boolean> => {
+      const { status } = (await this.qmp.execute('query-migrate', undefined, step)) as { status?: string }
+      if (status === 'failed') throw new Error('The plain QEMU could not migrate into a file')
+      return status === 'completed'
+    }
+    await pollUntil('a migration into a file', isDone, step, { everyMs: 1, upToMs: 2 })
+  }
+
+  /** Resolves when its process is gone. */
+  async quit(): Promise<void> {
+    await this.qmp.execute('quit', undefined, limited())
+    await this.#ended
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.qmp[Symbol.dispose]()
     await end(this.#child, this.#ended)

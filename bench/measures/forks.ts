@@ -1,13 +1,12 @@
 /** Live forks and snapshots of an instance of 2 GiB, beside a plain QEMU whose whole memory is migrated to a file. */
-import { open, rm } from 'node:fs/promises'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { guestNetworkOf } from '../../packages/daemon/src/network/network.ts'
 import { TICKER } from '../../test/harness/busybox-image.ts'
 import { BareQemu, bareGuestConfig, limited, MAC, WAKE } from '../anchors/bare-qemu.ts'
 import type { Bench } from '../bench.ts'
 import { atLeastTimesFaster, atMost, atMostAndFaster, type Measurement } from '../promise.ts'
-import { change, copySparse, makeOverlay, SleepingHouse, timed } from '../sleeping-house.ts'
+import { change, copySparse, flush, makeOverlay, SleepingHouse, timed } from '../sleeping-house.ts'
 
 export async function measureForks(bench: Bench): Promise<Measurement[]> {
   const { runs, tell } = bench
@@ -27,12 +26,12 @@ export async function measureForks(bench: Bench): Promise<Measurement[]> {
     forks.push(await house.ask(source, 'fork', { name: child, from_running: true, target_state: 'Running' }))
     await house.daemon.client.delete(`/instances/${child}`)
 
-    await runIn(bare, change())
+    await bare.run(change())
     bareForks.push(await bareFork(house, bare, `bare-${run}`))
 
     await house.run(source, change())
     snapshots.push(await house.ask(source, 'snapshots', { kind: 'Standby' }))
-    await runIn(bare, change())
+    await bare.run(change())
     bareSnapshots.push(await bareSnapshot(house, bare))
   }
   const pauses = (await house.logged<{ name: string; ms: number }>('VM stood still')).filter(({ name }) => name === source.name)
@@ -61,26 +60,7 @@ async function startBare(house: SleepingHouse): Promise<BareQemu> {
   const vm = await BareQemu.start({ ...house.machine, dir, disks: house.disksOver(join(dir, 'overlay')) })
   const guest = await vm.connectGuest()
   await guest.go(bareGuestConfig(TICKER, guestNetworkOf(MAC, [])), limited())
-  // Left to itself QEMU migrates at the speed of an old network.
-  await vm.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 }, limited())
   return vm
-}
-
-async function runIn({ guest }: BareQemu, command: readonly string[]): Promise<void> {
-  const { code } = await (await guest.exec({ command: [...command] }, limited())).exit
-  if (code !== 0) throw new Error(`The program in the plain guest ended with ${code}`)
-}
-
-async function migrateTo({ qmp }: BareQemu, file: string): Promise<void> {
-  const step = limited()
-  await qmp.execute('stop', undefined, step)
-  await qmp.execute('migrate', { uri: `exec:cat > ${file}` }, step)
-  const isDone = async (): Promise<boolean> => {
-    const { status } = (await qmp.execute('query-migrate', undefined, step)) as { status?: string }
-    if (status === 'failed') throw new Error('The plain QEMU could not migrate into a file')
-    return status === 'completed'
-  }
-  await pollUntil('a migration into a file', isDone, step, { everyMs: 1, upToMs: 2 })
 }
 
 async function bareFork(house: SleepingHouse, source: BareQemu, name: string): Promise<number> {
@@ -89,7 +69,7 @@ async function bareFork(house: SleepingHouse, source: BareQemu, name: string): P
   await source.qmp.execute('stop', undefined, limited())
   await copySparse(join(source.dir, 'overlay'), overlay)
   const from = performance.now()
-  await migrateTo(source, file)
+  await source.migrateTo(file)
   await source.qmp.execute('cont', undefined, limited())
   await using child = await BareQemu.start({ ...house.machine, dir, disks: house.disksOver(overlay), isIncoming: true })
   await child.load(`exec:cat ${file}`)
@@ -103,9 +83,8 @@ async function bareFork(house: SleepingHouse, source: BareQemu, name: string): P
 async function bareSnapshot(house: SleepingHouse, source: BareQemu): Promise<number> {
   const file = join(await house.place('snapshot'), 'state')
   const ms = await timed(async () => {
-    await migrateTo(source, file)
-    await using handle = await open(file, 'r')
-    await handle.sync()
+    await source.migrateTo(file)
+    await flush(file)
     await source.qmp.execute('cont', undefined, limited())
   })
   await rm(file)
