@@ -1,4 +1,6 @@
 import { Agent, request } from 'node:http'
+import { parseDuration } from '@dormouse/api/units.ts'
+import { timeFactor } from './slow-host.ts'
 
 export interface ApiAnswer<T> {
   readonly status: number
@@ -30,7 +32,8 @@ export class ApiClient implements Disposable {
   }
 
   /** Any answer, whatever its status. A body that is not JSON comes as text. */
-  call<T = unknown>(method: string, path: string, body?: unknown, options: { timeoutMs?: number } = {}): Promise<ApiAnswer<T>> {
+  call<T = unknown>(method: string, asked: string, body?: unknown, options: { timeoutMs?: number } = {}): Promise<ApiAnswer<T>> {
+    const path = patient(asked)
     const { promise, resolve, reject } = Promise.withResolvers<ApiAnswer<T>>()
     const text = body === undefined ? undefined : JSON.stringify(body)
     const signal = AbortSignal.timeout(options.timeoutMs ?? 120_000)
@@ -73,6 +76,17 @@ export class ApiClient implements Disposable {
   [Symbol.dispose](): void {
     this.#agent.destroy()
   }
+}
+
+/** How long an answer may wait for a state is said in the request (`?wait=running`, `/wait`): where everything is slow it may be longer. */
+function patient(asked: string): string {
+  if (timeFactor === 1 || !/\?(.*&)?wait=running|\/wait\?/.test(asked)) return asked
+  const [path = '', query] = asked.split('?')
+  const parameters = new URLSearchParams(query)
+  const waitMs = parseDuration(parameters.get('timeout') ?? '60s') ?? 0
+  // The API waits no longer.
+  parameters.set('timeout', `${Math.min(300, Math.ceil((waitMs / 1000) * timeFactor))}s`)
+  return `${path}?${parameters}`
 }
 
 function parse(text: string): unknown {

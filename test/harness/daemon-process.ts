@@ -11,7 +11,7 @@ import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hyper
 import { Paths } from '../../packages/daemon/src/paths.ts'
 import { ApiClient } from './api-client.ts'
 import { endProcessesNaming } from './processes.ts'
-import { slowHostSettings } from './slow-host.ts'
+import { slowHostSettings, timeFactor } from './slow-host.ts'
 
 export const REPOSITORY = resolve(import.meta.dirname, '../..')
 /** The daemon from source. */
@@ -67,7 +67,7 @@ export async function startDaemon(options: DaemonOptions): Promise<DaemonProcess
   const client = new ApiClient(socket)
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal)
-    const limit = setTimeout(() => child.kill('SIGKILL'), STOP_LIMIT_MS)
+    const limit = setTimeout(() => child.kill('SIGKILL'), STOP_LIMIT_MS * timeFactor)
     await exited
     clearTimeout(limit)
     client[Symbol.dispose]()

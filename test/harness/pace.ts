@@ -1,11 +1,15 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { timeFactor } from './slow-host.ts'
 
-/** Bytes a second, by two readings four seconds apart, of what has been flowing for one. Time is what is measured here, not waited for. */
+/** Where a reading itself takes long, it is a part of the time between two as anywhere. */
+const BETWEEN_MS = 4000 * Math.min(timeFactor, 5)
+
+/** Bytes a second, by two readings some seconds apart, of what has been flowing for one. Time is what is measured here, not waited for. */
 export async function paceOf(read: () => Promise<number>): Promise<number> {
   await sleep(1000)
   const [first, from] = [await read(), performance.now()]
-  await sleep(4000)
+  await sleep(BETWEEN_MS)
   return ((await read()) - first) / ((performance.now() - from) / 1000)
 }
 

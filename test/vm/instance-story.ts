@@ -13,6 +13,7 @@ import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { processesNaming } from '../harness/processes.ts'
 import { Scratch } from '../harness/scratch.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 import { mountSmallDisk } from '../harness/small-disk.ts'
 import { assertHostInOrder, atRest, type ShownInstance } from './house-in-order.ts'
 
@@ -237,7 +238,7 @@ export function portOf({ name, network }: ShownInstance): number {
 /** Sends `line` and hears the other side out. */
 async function hear(port: number, line: string): Promise<string> {
   const socket = connect(port, '127.0.0.1')
-  socket.setTimeout(30_000, () => socket.destroy(new Error(`port ${port} did not answer in time`)))
+  socket.setTimeout(30_000 * timeFactor, () => socket.destroy(new Error(`port ${port} did not answer in time`)))
   let said = ''
   socket.setEncoding('utf8').on('data', (text: string) => {
     said += text

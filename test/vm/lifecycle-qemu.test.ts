@@ -14,6 +14,7 @@ import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { endProcessesNaming, processesNaming } from '../harness/processes.ts'
 import { Scratch } from '../harness/scratch.ts'
+import { slowHostSettings, timeFactor } from '../harness/slow-host.ts'
 import { assertHostInOrder, atRest, disksOf, listeningPorts, type ShownInstance } from './house-in-order.ts'
 
 let scratch: Scratch
@@ -185,7 +186,7 @@ test('a command that is not there ends with 127 and words; the stop signal is th
   const from = performance.now()
   const stopped = await daemon.client.post<ShownInstance>('/instances/ignores/stop', { timeout: '1s' })
   assert.deepEqual([stopped.state, stopped.exit_code], ['Stopped', 137])
-  assert.ok(performance.now() - from < 15_000)
+  assert.ok(performance.now() - from < 15_000 * timeFactor)
   await remove('lacks')
   await remove('polite')
   await remove('ignores')
@@ -236,7 +237,12 @@ test('which acceleration VMs have, and why, is the same to the API, the log and 
     .map((line) => JSON.parse(line))
   const said = await runCommand([process.execPath, MAIN, 'doctor', '--json'], {
     step: { signal: AbortSignal.timeout(60_000) },
-    env: { PATH: process.env.PATH ?? '', DORMOUSE_DATA_DIR: join(dir, 'data'), DORMOUSE_RUN_DIR: join(dir, 'run') },
+    env: {
+      ...slowHostSettings,
+      PATH: process.env.PATH ?? '',
+      DORMOUSE_DATA_DIR: join(dir, 'data'),
+      DORMOUSE_RUN_DIR: join(dir, 'run'),
+    },
   })
   const findings: { what: string; says: string; mend?: string }[] = JSON.parse(said.stdout)
   assert.ok(logged.length > 0)
@@ -292,7 +298,7 @@ async function hear(port: number): Promise<string> {
       new Promise<string>((resolve) => {
         let said = ''
         const socket = connect(port, '127.0.0.1')
-        socket.setTimeout(2000, () => socket.destroy())
+        socket.setTimeout(2000 * timeFactor, () => socket.destroy())
         socket.on('data', (data) => {
           said += data
         })

@@ -6,6 +6,7 @@ import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { addSwap, buildPageOut, dropFromCache, swappedKib } from '../harness/paging.ts'
 import { scratchDir } from '../harness/scratch.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 import { InstanceStory, type Look } from './instance-story.ts'
 
 let story: InstanceStory
@@ -14,7 +15,8 @@ before(async () => {
 })
 after(() => story?.[Symbol.asyncDispose]())
 
-const ROUNDS = 50
+/** Each takes a good part of a minute where everything is slow. */
+const ROUNDS = timeFactor > 1 ? 10 : 50
 const CLOCK_LIMIT_MS = 100
 
 /** The same machine and workload as before, which has gone on. */
@@ -39,9 +41,9 @@ test(`a counter in RAM goes on over ${ROUNDS} naps: the same boot, open files, t
     const asleep = await story.standby('naps')
     assert.deepEqual([asleep.state, asleep.network], ['Standby', instance.network])
     // Neither who sleeps nor who runs notices that a daemon ends.
-    if (round === 10) await story.restartDaemon('kill')
+    if (round === ROUNDS / 5) await story.restartDaemon('kill')
     const awake = await story.restore('naps')
-    if (round === 30) await story.restartDaemon('kill')
+    if (round === (3 * ROUNDS) / 5) await story.restartDaemon('kill')
     assert.deepEqual([awake.state, awake.network], ['Running', instance.network])
     const now = await story.look(awake)
     assertGoesOn(now, last)

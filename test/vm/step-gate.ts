@@ -1,6 +1,7 @@
 /** A daemon that stops at named steps of its operations (`DORMOUSE_STOP_AT`), so that a test can do something just then. */
 import { readFileSync, statSync } from 'node:fs'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 
 /** Lets each daemon that writes to `log` pass wherever it stops, but where it is waited for. */
 export class StepGate implements AsyncDisposable {
@@ -22,7 +23,7 @@ export class StepGate implements AsyncDisposable {
     this.#wanted = step
     this.#reached = Promise.withResolvers()
     const late = Promise.withResolvers<never>()
-    const limit = setTimeout(() => late.reject(new Error(`No daemon came to ${step}`)), limitMs)
+    const limit = setTimeout(() => late.reject(new Error(`No daemon came to ${step}`)), limitMs * timeFactor)
     await Promise.race([this.#reached.promise, late.promise]).finally(() => clearTimeout(limit))
   }
 
