@@ -21,6 +21,8 @@ import { tryKvm } from './try-kvm.ts'
 const USUAL_BOOT_MS = 1500
 const LONGEST_BOOT_MS = 600_000
 const SLOWEST = 40
+/** A machine that is slow is so by what else its host does, and that changes while stories run: it was measured but once. */
+const SLOWER_YET = 2
 /** Of a file; its tests have limits of their own. */
 const FILE_LIMIT_MS = 4 * 3_600_000
 /** What an instance's life is made of; each has plain QEMU by hand beside it in the same run. */
@@ -64,11 +66,9 @@ if (isBench && code === 0) {
  */
 async function compileDaemon(): Promise<void> {
   await using scratch = await Scratch.make()
-  for (const what of ['compiled and started', 'started']) {
-    await using daemon = await startDaemon({ dir: join(scratch.path, 'd'), driver: 'fake' })
-    console.log(`lab: a daemon was ${what} in ${(daemon.startMs / 1000).toFixed(1)} s`)
-    await daemon.stop()
-  }
+  await using daemon = await startDaemon({ dir: join(scratch.path, 'd'), driver: 'fake' })
+  console.log(`lab: a daemon was compiled and started in ${(daemon.startMs / 1000).toFixed(1)} s`)
+  await daemon.stop()
 }
 
 async function findOut(): Promise<Facts> {
@@ -84,7 +84,7 @@ async function findOut(): Promise<Facts> {
     others: ['cloud-hypervisor', 'firecracker'].map((program) => `${program}: ${firstLine(program)}`),
     guestKernel: readFileSync(join(REPOSITORY, 'build/kernel/version'), 'utf8').trim(),
     bootMs,
-    factor: Math.min(SLOWEST, Math.max(1, Math.ceil(bootMs / USUAL_BOOT_MS))),
+    factor: bootMs <= USUAL_BOOT_MS ? 1 : Math.min(SLOWEST, Math.ceil((SLOWER_YET * bootMs) / USUAL_BOOT_MS)),
   }
 }
 
