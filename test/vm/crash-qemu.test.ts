@@ -20,6 +20,7 @@ import { importImage } from '../harness/import-image.ts'
 import { endProcessesNaming } from '../harness/processes.ts'
 import { makeStep } from '../harness/qemu-driver.ts'
 import { Scratch } from '../harness/scratch.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 import { assertHostInOrder, atRest, processesOf, type ShownInstance } from './house-in-order.ts'
 
 let scratch: Scratch
@@ -192,7 +193,7 @@ async function dieAt(at: string, deed: Deed): Promise<void> {
   const daemon = await begin(at)
   // The answer never comes.
   deed(daemon.client).catch(() => undefined)
-  const limit = setTimeout(() => void daemon.stop(), 60_000)
+  const limit = setTimeout(() => void daemon.stop(), 60_000 * timeFactor)
   try {
     assert.equal(await daemon.exited, 'SIGKILL', `it never came to ${at}`)
   } finally {

@@ -9,6 +9,7 @@ import { after, before, test } from 'node:test'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { killFamily } from '../../packages/daemon/src/host/process-identity.ts'
 import { findShims } from '../../packages/daemon/src/hypervisors/find-shims.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 import { atRest, type ShownInstance } from './house-in-order.ts'
 import { InstanceStory, type Look, type ShownSnapshot } from './instance-story.ts'
 
@@ -185,7 +186,7 @@ async function dieAt(at: string, deed: Deed, meanwhile: Deed = async () => undef
   const { daemon } = story
   // The answer never comes.
   deed().catch(() => undefined)
-  const limit = setTimeout(() => void daemon.stop(), 60_000)
+  const limit = setTimeout(() => void daemon.stop(), 60_000 * timeFactor)
   try {
     assert.equal(await daemon.exited, 'SIGKILL', `it never came to ${at}`)
   } finally {

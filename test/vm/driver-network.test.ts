@@ -14,6 +14,7 @@ import { agentManners } from '../harness/guest-manners.ts'
 import { assertPace, paceOf } from '../harness/pace.ts'
 import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 
 let driver: QemuUnderTest
 let guest: RunningGuest
@@ -68,7 +69,7 @@ const call = (port: number, host = '127.0.0.1'): Promise<string> =>
     })
     socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? 'error'))
     socket.on('close', () => resolve(said.trim()))
-    socket.setTimeout(5000, () => socket.destroy(new Error('silence')))
+    socket.setTimeout(5000 * timeFactor, () => socket.destroy(new Error('silence')))
   })
 /** The guest's server needs a moment between two calls. */
 const answers = (port: number): Promise<unknown> =>
