@@ -77,6 +77,10 @@ test('tokens that prove nothing are refused', async () => {
     'one of many kilobytes': `Bearer ${'a'.repeat(9000)}.b.c`,
   }
   for (const [name, header] of Object.entries(refused)) await assert.rejects(authority.callerOf(header), { code: 'unauthorized' }, name)
+  // What is no token at all is told as that, and not as one that is missing.
+  for (const header of ['Bearer nonsense', 'bearer a.b.c', `Bearer ${'a'.repeat(9000)}`]) {
+    await assert.rejects(authority.callerOf(header), { code: 'unauthorized', message: 'The token is not valid' }, header)
+  }
 })
 
 test('a token that was revoked is refused, also by a daemon that starts anew, and others go on', async () => {

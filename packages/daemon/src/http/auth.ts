@@ -57,6 +57,7 @@ const BEARER = /^Bearer +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)$/i
 const REGISTRY_CLAIMS = ['repos', 'scope', 'build_id']
 const REGISTRY_SUBJECTS = 'builder-'
 const TOKEN_MAX = 8192
+const NOT_VALID = 'The token is not valid'
 const CLOCK_TOLERANCE_S = 5
 // Timers take no more; a stream that lives longer is looked at again.
 const TIMER_MAX_MS = 2 ** 31 - 1
@@ -82,14 +83,15 @@ export class Authority {
   async claimsOf(authorization: string | undefined): Promise<JWTPayload> {
     if (authorization === undefined) throw unauthorized('This needs a token')
     const token = authorization.length <= TOKEN_MAX ? BEARER.exec(authorization)?.[1] : undefined
-    if (token === undefined) throw unauthorized('The Authorization header holds no bearer token')
+    if (token === undefined)
+      throw unauthorized(/^Bearer +\S/i.test(authorization) ? NOT_VALID : 'The Authorization header holds no bearer token')
     let claims: JWTPayload
     try {
       // Compares signatures in constant time. A token that never ends is none.
       const checks = { algorithms: ALGORITHMS, clockTolerance: CLOCK_TOLERANCE_S, requiredClaims: ['exp'] }
       claims = (await jwtVerify(token, this.#secret, checks)).payload
     } catch (error) {
-      throw unauthorized((error as { code?: string }).code === 'ERR_JWT_EXPIRED' ? 'The token has expired' : 'The token is not valid')
+      throw unauthorized((error as { code?: string }).code === 'ERR_JWT_EXPIRED' ? 'The token has expired' : NOT_VALID)
     }
     this.assertHolds({ subject: subjectOf(claims), token: factsOf(claims) })
     return claims

@@ -80,9 +80,10 @@ test('a file that is copied onto a directory lands inside it, by its own name', 
   const { talk, uses } = await house(t)
   await talk({ direction: 'to', guest_path: '/dir', src_basename: 'a.txt' }, { type: 'end' })
   await talk({ direction: 'to', guest_path: '/new', src_basename: 'a.txt' }, { type: 'end' })
+  await talk({ direction: 'to', guest_path: '/unnamed', src_basename: null, is_dir: null, mode: null }, { type: 'end' })
   assert.deepEqual(
     uses.instances.oneGuest.copied.map(({ path }) => path),
-    ['/dir/a.txt', '/new'],
+    ['/dir/a.txt', '/new', '/unnamed'],
   )
 })
 

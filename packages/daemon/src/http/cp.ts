@@ -4,7 +4,7 @@ import { type CopyCredit, type CopyStart, FRAME_MAX, HEADER_COST, WINDOW } from 
 import { Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
-import { checkInput } from './check-input.ts'
+import { FIRST_FRAME_MS, readFirstFrame } from './first-frame.ts'
 import { StreamCredit } from './stream-credit.ts'
 import type { GuestDoor } from './uses.ts'
 import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
@@ -24,7 +24,6 @@ const Start = Type.Object(
   { additionalProperties: false },
 )
 
-const FIRST_FRAME_MS = 10_000
 /** The published client still writes its last file when it has read the last frame, and takes a close before that for a failure. */
 const LEAVE_MS = 5_000
 
@@ -39,7 +38,7 @@ export async function copyFiles(peer: WebSocketPeer, { guest, log, closing }: Co
   const step: Step = { signal: AbortSignal.any([peer.gone, closing]), log }
   let start: CopyStart | undefined
   try {
-    start = readStart(await peer.next(FIRST_FRAME_MS))
+    start = readFirstFrame(Start, await peer.next(FIRST_FRAME_MS), 'what to copy,') as CopyStart
     if (start.direction === 'to') await copyIn(peer, guest, start, step)
     else await copyOut(peer, guest, start, step)
   } catch (error) {
@@ -152,15 +151,6 @@ function looksLikeMessage(chunk: Uint8Array): boolean {
   } catch {
     return false
   }
-}
-
-function readStart(frame: Frame | undefined): CopyStart {
-  if (frame === undefined) throw new AppError('invalid_request', `No first frame came within ${FIRST_FRAME_MS / 1000} s`)
-  if (!frame.isText) throw new AppError('invalid_request', 'The first frame must be text: what to copy, as JSON')
-  const value = parse(frame)
-  if (value === undefined) throw new AppError('invalid_request', 'The first frame is not valid JSON')
-  checkInput(Start, value, 'The first frame')
-  return value as CopyStart
 }
 
 const isEnd = (frame: Frame): boolean => (parse(frame) as { type?: unknown } | null | undefined)?.type === 'end'

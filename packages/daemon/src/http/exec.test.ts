@@ -134,12 +134,18 @@ test('clients that ask get stdout and stderr apart, with their channel', async (
   assert.deepEqual(outputs.map((one) => `${one?.channel} ${Buffer.from(one?.bytes ?? []).toString()}`).sort(), ['stderr err', 'stdout out'])
 })
 
-test('an empty command is a shell', async (t) => {
+test('an empty command is a shell, and so is one that was not given; null is not given', async (t) => {
   const { dial, uses } = await house(t)
-  const line = dial()
-  say(line, {})
-  await line.all
-  assert.deepEqual(uses.instances.oneGuest.execs[0]?.asked.command, ['/bin/sh'])
+  for (const frame of ['{}', '{"command":[]}', '{"command":null,"tty":true,"env":null,"cwd":null,"timeout":null}']) {
+    const line = dial()
+    say(line, frame)
+    await line.all
+    assert.deepEqual(uses.instances.oneGuest.execs.at(-1)?.asked.command, ['/bin/sh'], frame)
+  }
+  assert.deepEqual(
+    uses.instances.oneGuest.execs.map(({ asked }) => asked.tty),
+    [false, false, true],
+  )
 })
 
 test('stdin flows in order, and ends when the caller says so', async (t) => {
@@ -212,6 +218,8 @@ test('a first frame that is none is told, and nothing is run', async (t) => {
     '{"command":"ls"}',
     '{"comand":["ls"]}',
     '{"command":["a\\u0000b"]}',
+    '{"command":[null]}',
+    'null',
     '{"timeout":-1}',
     '{"timeout":2147484}',
     '{"timeout":31536000}',

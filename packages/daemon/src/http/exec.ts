@@ -15,6 +15,7 @@ import { type Static, Type } from 'typebox'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import { checkInput } from './check-input.ts'
+import { FIRST_FRAME_MS, readFirstFrame } from './first-frame.ts'
 import { StreamCredit } from './stream-credit.ts'
 import type { GuestDoor, GuestExecDoor } from './uses.ts'
 import type { Frame, WebSocketPeer } from './web-socket-peer.ts'
@@ -55,7 +56,6 @@ const OutputCredit = Type.Object(
 )
 const StdinEnd = Type.Object({ stdin: Type.Literal('eof') }, strict)
 
-const FIRST_FRAME_MS = 10_000
 /** How long output may still come after the command has ended: something that it left behind may hold the pipe. */
 const DRAIN_MS = 5_000
 const GUEST_SLACK_MS = 2_000
@@ -288,12 +288,7 @@ function write(stdin: Writable, data: Buffer): Promise<void> {
 }
 
 function readStart(frame: Frame | undefined): ExecStart {
-  if (frame === undefined) throw new AppError('invalid_request', `No first frame came within ${FIRST_FRAME_MS / 1000} s`)
-  if (!frame.isText) throw new AppError('invalid_request', 'The first frame must be text: the command as JSON')
-  const value = parse(frame)
-  if (value === undefined) throw new AppError('invalid_request', 'The first frame is not valid JSON')
-  checkInput(Start, value, 'The first frame')
-  const start = value as ExecStart
+  const start = readFirstFrame(Start, frame, 'the command') as ExecStart
   if (start.window !== undefined && start.separate_streams !== true) {
     throw new AppError('invalid_request', 'A `window` needs `separate_streams`: without them there are no frames to say what was taken')
   }
