@@ -58,6 +58,20 @@ test('commands and files need a running guest', () => {
   }
 })
 
+test('no one enters a guest that is yet to wake, nor one that is about to go; a fork or a snapshot keeps no one out', () => {
+  for (const operation of ['exec', 'copy', 'stat'] as const) {
+    for (const state of ['Standby', 'Paused'] as const) {
+      assert.deepEqual(
+        admit(operation, subject(state, ['restore'])),
+        { answer: 'denied', reason: 'it is not running yet: wait for Running' },
+        `${operation} in ${state}`,
+      )
+    }
+    for (const pending of ['standby', 'stop', 'delete'] as const) assert.equal(answer(operation, 'Running', [pending]), 'denied')
+    for (const pending of ['fork', 'snapshot'] as const) assert.equal(answer(operation, 'Running', [pending]), 'accepted')
+  }
+})
+
 test('an instance of unknown state can be stopped and deleted, not started', () => {
   assert.equal(answer('stop', 'Unknown'), 'accepted')
   assert.equal(answer('delete', 'Unknown'), 'accepted')

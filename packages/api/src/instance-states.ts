@@ -148,6 +148,8 @@ export function admit(operation: Operation, subject: Subject): Admission {
   // In every state: to wait for another would not help.
   if (subject.skipsGuestAgent && ENTERS_GUEST.has(operation)) return closed
   const rule = OPERATIONS[operation][state]
+  // Into a guest no one waits his turn: it has to run now, and to be let run.
+  if (ENTERS_GUEST.has(operation) && rule.answer === 'accepted' && OPERATIONS[operation][subject.state].answer === 'denied') return waking
   if (rule.answer === 'accepted' && rule.needs !== undefined && !subject.capabilities.has(rule.needs)) {
     return denied(`its hypervisor cannot do this (no ${rule.needs})`)
   }
@@ -161,6 +163,7 @@ const deviceInside = denied('it has a device of the host, and what is in a devic
 
 /** What a caller does inside the guest, by its agent. */
 const ENTERS_GUEST: ReadonlySet<Operation> = new Set(['exec', 'copy', 'stat'])
+const waking = denied('it is not running yet: wait for Running')
 const closed = denied('it was made with skip_guest_agent, so no one enters its guest: make another without')
 
 /** Where a transition leads when it succeeds, whatever state it began in. */

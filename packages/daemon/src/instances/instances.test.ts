@@ -476,6 +476,36 @@ test('the guest can be reached while Running only, and says why not otherwise', 
   assert.equal((await instances.stats(id)).memoryVmsBytes, 0)
 })
 
+test('through a nap and a wake the guest cannot be reached, as its state says, and never fails to answer', async () => {
+  await using house = new TestHouse()
+  const told: string[] = []
+  const instances = await house.begin({
+    atStep: async (operation, name) => {
+      if (operation !== 'standby' && operation !== 'restore') return
+      const [one] = house.instances.list()
+      assert.ok(one)
+      const step = { signal: AbortSignal.timeout(60_000), log: house.log }
+      const refusal = house.instances.guest(one.id, step, 'stat').then(
+        () => 'let in',
+        (error: { code: string }) => error.code,
+      )
+      told.push(`${operation}:${name} ${one.state} ${await refusal}`)
+    },
+  })
+  const { id } = await running(house)
+  await instances.standby(id)
+  await instances.restore(id)
+  for (const state of ['Running', 'Standby', 'Paused'])
+    assert.ok(
+      told.some((line) => line.includes(` ${state} `)),
+      told.join('\n'),
+    )
+  assert.deepEqual(
+    told.filter((line) => !line.endsWith(' invalid_state')),
+    [],
+  )
+})
+
 test('an image is in use while an instance stands on it', async () => {
   await using house = new TestHouse()
   const instances = await house.begin()
