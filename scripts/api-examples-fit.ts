@@ -1,5 +1,6 @@
 import type { RouteId } from '../packages/api/src/endpoints.ts'
 import { EXAMPLES } from '../packages/api/src/examples.ts'
+import { Problem } from '../packages/api/src/problem.ts'
 import { type Route, routes } from '../packages/api/src/routes.ts'
 import { checkInput } from '../packages/daemon/src/http/check-input.ts'
 import type { Exchange } from './api-examples-run.ts'
@@ -12,6 +13,8 @@ export function misfitOf(shown: Exchange, real: Exchange): string | undefined {
   if (JSON.stringify(shown.body) !== JSON.stringify(real.body)) return `the body is now ${JSON.stringify(real.body)}`
   if (shown.status !== real.status) return `the status is now ${real.status}`
   const route: Route = routes[real.route as RouteId]
+  if (real.status >= 400)
+    return faultOf(Problem, shown.answer) ?? faultOf(Problem, real.answer) ?? fieldsApart(Problem, shown.answer, real.answer, '')
   const { answer: schema } = route
   if (schema === undefined || route.stream === 'websocket') return undefined
   for (const { answer } of [shown, real]) {

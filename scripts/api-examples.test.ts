@@ -1,13 +1,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { EXAMPLES } from '../packages/api/src/examples.ts'
-import { ROUTE_IDS, type Route, routes } from '../packages/api/src/routes.ts'
+import { ROUTE_IDS } from '../packages/api/src/routes.ts'
 import { recordedExamples } from './api-examples-file.ts'
 
-test('every route that is built has an example, and its answer is recorded', () => {
+test('every route has an example, and its answer is recorded', () => {
   const recorded = recordedExamples().map(({ route }) => route)
   for (const id of ROUTE_IDS) {
-    if ((routes[id] as Route).later !== undefined) continue
     const shown = EXAMPLES.filter((example) => example.route === id && !example.isHidden)
     assert.equal(
       shown.length,

@@ -120,9 +120,10 @@ function exampleText(method: Method, { stream, rawBody }: Route, { request, body
   if (stream === 'websocket') {
     const frames = answer as readonly { client?: unknown; server?: unknown }[]
     for (const frame of frames) lines.push('client' in frame ? `→ ${frameText(frame.client)}` : `← ${frameText(frame.server)}`)
-  } else if (stream === 'sse') lines.push(`${status}`, ...(answer as unknown[]).map((message) => `data: ${JSON.stringify(message)}`))
+  } else if (stream === 'sse' && status < 400)
+    lines.push(`${status}`, ...(answer as unknown[]).map((message) => `data: ${JSON.stringify(message)}`))
   else lines.push(`${status}`, ...(answer === undefined ? [] : [typeof answer === 'string' ? answer : json(answer)]))
-  return `\`\`\`\n${method === 'GET' && stream !== undefined ? lines.join('\n').trimEnd() : lines.join('\n')}\n\`\`\`\n`
+  return `\`\`\`\n${method === 'GET' && stream !== undefined && status < 400 ? lines.join('\n').trimEnd() : lines.join('\n')}\n\`\`\`\n`
 }
 
 const frameText = (frame: unknown): string => (typeof frame === 'string' ? JSON.stringify(frame).slice(1, -1) : JSON.stringify(frame))

@@ -12,7 +12,7 @@ export interface Example {
   readonly query?: Readonly<Record<string, unknown>>
   readonly body?: unknown
   /** A raw body; what is in it stands in the runner under this name. */
-  readonly upload?: 'oci-archive' | 'volume-archive'
+  readonly upload?: 'oci-archive' | 'volume-archive' | 'build-source'
   /** Text frames to send over the WebSocket, or bytes, then what ends it. */
   readonly frames?: readonly (string | object)[]
   /** Messages of the event stream to wait for; all of them when left out. */
@@ -141,4 +141,23 @@ export const EXAMPLES: readonly Example[] = [
   { route: 'revokeTokens', body: { subject: 'ci' } },
   { route: 'createTicket', body: { path: '/instances/web/logs' } },
   { route: 'listAudit', query: { target: 'web', limit: 2 } },
+
+  // what is not built yet, and says so
+  {
+    route: 'createIngress',
+    body: { name: 'shop', rules: [{ match: { hostname: 'shop.example' }, target: { instance: 'web', port: 80 } }] },
+  },
+  { route: 'listIngresses' },
+  { route: 'getIngress', params: { id: 'shop' } },
+  { route: 'deleteIngress', params: { id: 'shop' } },
+  { route: 'createBuilder', body: { name: 'shop', disk_size_gb: 20 } },
+  { route: 'listBuilders' },
+  { route: 'getBuilder', params: { id: 'shop' } },
+  { route: 'pruneBuilder', params: { id: 'shop' } },
+  { route: 'deleteBuilder', params: { id: 'shop' } },
+  { route: 'createBuild', upload: 'build-source' },
+  { route: 'listBuilds' },
+  { route: 'getBuild', params: { id: 'hello' } },
+  { route: 'getBuildEvents', params: { id: 'hello' }, query: { follow: true } },
+  { route: 'cancelBuild', params: { id: 'hello' } },
 ]
