@@ -7,6 +7,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { CreateInstance, Instance } from './instance.ts'
+import type { GuestAccess } from './live-vm.ts'
 import { assertInOrder, settled, TEST_IMAGE, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
 const request = (name: string, more: Partial<CreateInstance> = {}): CreateInstance => ({
@@ -469,7 +470,7 @@ test('the guest can be reached while Running only, and says why not otherwise', 
   const { id } = await running(house)
   const step = { signal: AbortSignal.timeout(60_000), log: house.log }
   const guest = await instances.guest(id, step)
-  assert.equal(guest.hello.phase, 'parked')
+  assert.equal((await guest.stat('/', { followLinks: true }, step)).is_dir, true)
   assert.ok((await instances.stats(id)).memoryVmsBytes > 0)
   await instances.stop(id)
   await assert.rejects(instances.guest(id, step), { code: 'invalid_state', message: /it is stopped: start it first/ })
@@ -504,6 +505,46 @@ test('through a nap and a wake the guest cannot be reached, as its state says, a
     told.filter((line) => !line.endsWith(' invalid_state')),
     [],
   )
+})
+
+test('a program that is asked for while its instance is forked begins when the workload goes on', async () => {
+  await using house = new TestHouse()
+  const asked: Promise<string>[] = []
+  const instances = await house.begin({
+    atStep: async (operation, name) => {
+      if (operation !== 'fork' || !['freeze', 'pause', 'capture', 'pivot', 'resume'].includes(name)) return
+      const [one] = house.instances.list().filter(({ name }) => name === 'a')
+      assert.ok(one)
+      const step = { signal: AbortSignal.timeout(60_000), log: house.log }
+      const guest = await house.instances.guest(one.id, step)
+      asked.push(
+        guest.exec({ command: ['echo', name] }, step).then(
+          async ({ stdout }) => String(Buffer.concat(await Array.fromAsync(stdout))).trim(),
+          (error: Error) => error.message,
+        ),
+      )
+    },
+  })
+  const { id } = await running(house)
+  await instances.fork(id, { name: 'b', fromRunning: true, target: 'Standby' })
+  assert.deepEqual((await Promise.all(asked)).sort(), ['capture', 'freeze', 'pause', 'pivot', 'resume'])
+})
+
+test('a program that waits for a workload to go on is told when its instance is put to sleep instead', async () => {
+  await using house = new TestHouse()
+  let asked: Promise<unknown> = Promise.resolve()
+  let guest: GuestAccess | undefined
+  const step = { signal: AbortSignal.timeout(60_000), log: house.log }
+  const instances = await house.begin({
+    atStep: async (operation, name) => {
+      if (operation !== 'standby' || name !== 'pause') return
+      asked = assert.rejects(guest?.exec({ command: ['echo'] }, step) ?? Promise.resolve(), { message: /was put into standby/ })
+    },
+  })
+  const { id } = await running(house)
+  guest = await instances.guest(id, step)
+  await instances.standby(id)
+  await asked
 })
 
 test('an image is in use while an instance stands on it', async () => {

@@ -47,6 +47,7 @@ import { instanceLogger } from './instance-log.ts'
 import type { CrashPoint, WorkSettings, WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
 import { assertNoNetwork, bandwidthOf, limitsOf } from './limits.ts'
+import type { GuestAccess } from './live-vm.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
 import { Newcomers, PROBE_LIMIT_MS } from './newcomers.ts'
@@ -591,14 +592,20 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  /** The line to the guest's agent, for exec, copy and stat. Throws `invalid_state` unless Running, `guest_unavailable` when it does not answer. */
-  async guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat' = 'exec'): Promise<GuestClient> {
+  /** What callers do in the guest. Throws `invalid_state` unless Running, `guest_unavailable` when it does not answer. */
+  async guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat' = 'exec'): Promise<GuestAccess> {
     const instance = this.get(id)
-    const worker = this.#workerOf(instance)
+    const { live } = this.#workerOf(instance)
     const admission = admit(operation, this.#subject(instance, { isQueued: true }))
     if (admission.answer === 'denied') throw this.#denied(instance, operation, admission.reason)
-    if (!worker.live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
-    return worker.live.connected(step)
+    if (!live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
+    const guest = await live.connected(step)
+    return {
+      exec: (request, until) => live.exec(request, until),
+      stat: (path, options, until) => guest.stat(path, options, until),
+      copyTo: (request, source, until) => guest.copyTo(request, source, until),
+      copyFrom: (path, options, until) => guest.copyFrom(path, options, until),
+    }
   }
 
   /**

@@ -6,8 +6,8 @@
  *                       starting ─ wait ─►┘
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { AppError } from '@dormouse/api/errors.ts'
-import { GuestClient, type GuestConfig, type WakeRequest } from '../guest/guest-client.ts'
+import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
+import { type ExecRequest, GuestClient, type GuestConfig, type GuestExec, type WakeRequest } from '../guest/guest-client.ts'
 import type { Vm, VmExit } from '../hypervisors/hypervisor.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
@@ -20,6 +20,9 @@ export type VmReport =
   | { readonly kind: 'vm_exited'; readonly exit: VmExit }
   /** It did not come up. The VM still runs. */
   | { readonly kind: 'boot_failed'; readonly error: unknown }
+
+/** What callers do in a guest. */
+export type GuestAccess = Pick<GuestClient, 'exec' | 'stat' | 'copyTo' | 'copyFrom'>
 
 export interface LiveVmUses {
   readonly log: Logger
@@ -48,13 +51,18 @@ export class LiveVm {
   readonly #bootDeadline: number
   #guest: GuestClient | undefined
   /** Its workload was frozen for a capture, and is thawed by whoever froze it. */
-  isHeldStill = false
+  #isHeldStill = false
+  /** Until it has been: programs wait for that. */
+  #still: PromiseWithResolvers<void> | undefined
+  /** How often that has begun. */
+  #stills = 0
   #isUp = false
   #wake: WakeRequest | undefined
   readonly #up = Promise.withResolvers<void>()
   #attending: Promise<void> = Promise.resolve()
   #waiting: ((guest: GuestClient) => void)[] = []
   #exit: VmExit | undefined
+  #lastWord: AppError | undefined
 
   constructor(vm: Vm, uses: LiveVmUses) {
     this.vm = vm
@@ -129,6 +137,61 @@ export class LiveVm {
     }
   }
 
+  /** The workload is about to be frozen for a capture: a line that is dialled anew must not thaw it. Repeat is harmless. */
+  holdStill(): void {
+    this.#isHeldStill = true
+    this.#stills++
+    this.#still ??= Promise.withResolvers<void>()
+  }
+
+  /** It is about to be thawed, by whoever holds a line to it. */
+  letGo(): void {
+    this.#isHeldStill = false
+  }
+
+  /** It has been thawed, or is going to be as soon as its guest answers: programs that wait for that begin. */
+  goOn(): void {
+    this.#still?.resolve()
+    this.#still = undefined
+  }
+
+  /**
+   * A program in the guest, beside its workload. One that is asked for while the workload stands still for a capture begins when it goes on:
+   * that is a matter of milliseconds, and the caller has been told that the instance is Running.
+   */
+  async exec(request: ExecRequest, step: Step): Promise<GuestExec> {
+    for (;;) {
+      await this.#whenMoving(step)
+      const stills = this.#stills
+      const guest = await this.connected(step)
+      try {
+        return await guest.exec(request, step)
+      } catch (error) {
+        // The freeze was there first.
+        if (errorCodeOf(error) !== 'conflict' || this.#stills === stills) throw error
+      }
+    }
+  }
+
+  async #whenMoving({ signal }: Pick<Step, 'signal'>): Promise<void> {
+    if (this.#still === undefined) return
+    const { promise, reject } = Promise.withResolvers<never>()
+    const isOver = AbortSignal.any([signal, this.#released.signal])
+    const giveUp = () =>
+      reject(
+        this.#released.signal.aborted
+          ? (this.#lastWord ?? new AppError('guest_unavailable', 'The guest was lost while its workload stood still'))
+          : new AppError('timed_out', 'The program was not started in time', { cause: signal.reason }),
+      )
+    if (isOver.aborted) giveUp()
+    else isOver.addEventListener('abort', giveUp, { once: true })
+    try {
+      await Promise.race([this.#still.promise, promise])
+    } finally {
+      isOver.removeEventListener('abort', giveUp)
+    }
+  }
+
   /** Hangs up; it dials again, and hears from the guest anew how things stand. */
   async redial(): Promise<void> {
     await this.#hangUp()
@@ -136,6 +199,7 @@ export class LiveVm {
 
   /** Hangs up and reports no more; who waits for the guest is told `reason`. The VM goes on. Repeat is harmless. */
   async release(reason?: AppError): Promise<void> {
+    this.#lastWord ??= reason
     this.#released.abort()
     await this.#hangUp(reason)
     await this.#attending
@@ -178,7 +242,7 @@ export class LiveVm {
     )
     this.#guest = guest
     // A workload that stands still was left so by a daemon that died over a capture, or did not hear that it may go on.
-    const wake = this.#wake ?? (guest.hello.isFrozen && !this.isHeldStill ? {} : undefined)
+    const wake = this.#wake ?? (guest.hello.isFrozen && !this.#isHeldStill ? {} : undefined)
     if (wake !== undefined) await guest.wake(wake, step)
     this.#wake = undefined
     for (const resolve of this.#waiting.splice(0)) resolve(guest)

@@ -9,8 +9,7 @@ const FREEZE_LIMIT_MS = 3000
  */
 export async function freezeWorkload(work: InstanceWork, live: LiveVm): Promise<boolean> {
   const step = await work.step('freeze', FREEZE_LIMIT_MS)
-  // A line that drops and is dialled anew must not thaw what is about to be captured.
-  live.isHeldStill = true
+  live.holdStill()
   try {
     const guest = await live.connected(step)
     const { isWhole } = await guest.freeze({ bestEffort: true }, step)

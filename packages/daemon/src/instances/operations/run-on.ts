@@ -24,12 +24,14 @@ export async function runOn(work: InstanceWork, live: LiveVm): Promise<void> {
 
 /** The workload goes on. A freeze ends by a word alone, so a guest that does not hear it now is told on the next line to it. */
 export async function thaw(work: InstanceWork, live: LiveVm): Promise<void> {
-  live.isHeldStill = false
+  live.letGo()
   try {
     const step = work.undoStep(THAW_LIMIT_MS)
     await (await live.connected(step)).wake({}, step)
   } catch (error) {
     work.log.warn({ err: error }, 'the workload could not be thawed, and will be as soon as its guest answers')
     await live.redial()
+  } finally {
+    live.goOn()
   }
 }
