@@ -286,6 +286,22 @@ test('a guest that is lost while its command runs is no success to any client', 
   assert.deepEqual(await told({ separate_streams: true }), ['{"error":"The instance web was stopped","code":"guest_unavailable"}'])
 })
 
+test('a command that ends with the daemon is told so, also where its guest says nothing any more', async (t) => {
+  const { dial, run, server } = await house(t)
+  let begun = 0
+  run((exec) => {
+    begun++
+    exec.kill = () => exec.lose(new AppError('guest_unavailable', 'The connection to the guest agent was closed'))
+  })
+  const [merged, apart] = [dial(), dial()]
+  say(merged, start())
+  say(apart, start({ separate_streams: true }))
+  while (begun < 2) await new Promise(setImmediate)
+  await server.close()
+  assert.deepEqual((await merged.all).frames.map(String), ['Error: The daemon is shutting down\r\n', '{"exitCode":127}'])
+  assert.deepEqual((await apart.all).frames.map(String), ['{"error":"The daemon is shutting down","code":"shutting_down"}'])
+})
+
 test('the longest timeout, and one of a part of a millisecond, are as long as they say', async (t) => {
   const { dial, run, uses } = await house(t)
   run((exec) => setImmediate(() => exec.end(0)))

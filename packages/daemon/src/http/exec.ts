@@ -63,7 +63,7 @@ const GUEST_SLACK_MS = 2_000
 export interface ExecUses {
   readonly guest: GuestDoor
   readonly log: Logger
-  /** The daemon closes. */
+  /** The daemon closes, or the caller's token has ended; its reason says which. */
   readonly closing: AbortSignal
 }
 
@@ -85,10 +85,10 @@ export async function runExec(peer: WebSocketPeer, { guest, log, closing }: Exec
     exec = await guest.exec(requestOf(start), step)
   } catch (error) {
     log.debug({ err: error }, 'exec did not start')
-    await failStart(peer, start, error)
+    await failStart(peer, start, closing.aborted ? closing.reason : error)
     return
   }
-  await converse(peer, exec, start, step)
+  await converse(peer, exec, start, { step, closing })
 }
 
 /** A program that never was is told by its code and by words about why; one that ran tells how it ended. */
@@ -135,7 +135,12 @@ interface Session {
   readonly input: Stdin
 }
 
-async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecStart, { signal, log }: Step): Promise<void> {
+async function converse(
+  peer: WebSocketPeer,
+  exec: GuestExecDoor,
+  start: ExecStart,
+  { step: { signal, log }, closing }: { readonly step: Step; readonly closing: AbortSignal },
+): Promise<void> {
   const credit = { stdout: new StreamCredit(start.window), stderr: new StreamCredit(start.window) }
   const input = new Stdin(exec.stdin, start.window === undefined ? undefined : (bytes) => peer.sendJson({ credit: bytes }))
   const session: Session = { peer, exec, start, credit, input }
@@ -158,7 +163,8 @@ async function converse(peer: WebSocketPeer, exec: GuestExecDoor, start: ExecSta
     else await tellExit(peer, start, exit.code, exit.message)
   } catch (error) {
     log.debug({ err: error }, 'exec was cut off')
-    await failExec(peer, start, error)
+    // What follows from a close is told as that.
+    await failExec(peer, start, closing.aborted ? closing.reason : error)
   } finally {
     exec.kill()
   }
