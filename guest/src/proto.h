@@ -162,5 +162,6 @@
 #define TAG_ANNOUNCE 83
 #define TAG_ADDRESS 84
 #define TAG_PORT 85
+#define TAG_AUTHORITY 86
 
 #endif

@@ -84,6 +84,15 @@ static bool is_line(const char *line)
 	return !strpbrk(line, "\n\r");
 }
 
+/* Goes into files that others parse: text of PEM and nothing else, and whole lines. */
+static bool is_pem(const char *text)
+{
+	static const char first[] = "-----BEGIN CERTIFICATE-----\n", last[] = "\n-----END CERTIFICATE-----\n";
+	size_t n = strlen(text);
+	return n > sizeof first + sizeof last && strncmp(text, first, sizeof first - 1) == 0 && strcmp(text + n - (sizeof last - 1), last) == 0 &&
+	       strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= -\n") == n;
+}
+
 static bool flag(const struct tlv_field *f, bool *value)
 {
 	uint64_t number;
@@ -152,6 +161,7 @@ static bool field(struct request *r, const struct tlv_field *f)
 		return f->length >= 16 && f->length <= 512;
 	case TAG_HOSTNAME: return (r->hostname = text(r, f, 1, 63)) && is_hostname(r->hostname);
 	case TAG_MACHINE_ID: return (r->machine_id = text(r, f, 32, 32)) && is_hex(r->machine_id);
+	case TAG_AUTHORITY: return (r->authority = text(r, f, 1, AUTHORITY_MAX)) && is_pem(r->authority);
 	case TAG_BEST_EFFORT: return flag(f, &r->best_effort);
 	case TAG_CLOSE_CONNECTIONS: return flag(f, &r->close_connections);
 	case TAG_ANNOUNCE: return flag(f, &r->announce);

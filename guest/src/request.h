@@ -12,6 +12,7 @@
 #define VOLUMES_MAX 24
 #define DNS_MAX 8
 #define WORDS_MAX 16384
+#define AUTHORITY_MAX 16384
 
 struct volume {
 	char *serial, *path, *fs;
@@ -46,7 +47,7 @@ struct request {
 	/* freeze, wake */
 	bool best_effort, close_connections, announce;
 	/* go, wake */
-	char *hostname, *machine_id;
+	char *hostname, *machine_id, *authority;
 	char **hosts, **dns;
 	uint64_t clock_ns, grace_ms;
 	const uint8_t *entropy;

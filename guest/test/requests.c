@@ -95,6 +95,8 @@ static const char *describe(const struct request *r)
 		add(" volume=%s:%s:%s:%s", r->volumes[i].serial, r->volumes[i].path, r->volumes[i].fs, r->volumes[i].read_only ? "ro" : "rw");
 		add_number("room", r->volumes[i].room, r->volumes[i].room);
 	}
+	if (r->authority)
+		add(" authority=%zu", strlen(r->authority));
 	add_number("size", r->size, r->size);
 	if (request_has(r, TAG_CONFIG_ID))
 		add_hex("id", r->config_id, 4);

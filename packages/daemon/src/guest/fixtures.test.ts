@@ -65,13 +65,16 @@ const CONFIG: GuestConfig = {
   disks: { overlay: true, modules: true, volumes: [{ serial: 'volume-0', mountPath: '/data', readOnly: true, fs: 'ext4' }] },
 }
 
+const AUTHORITY = '-----BEGIN CERTIFICATE-----\nMIIBszCCAVqgAwIBAgIUAf+/\n-----END CERTIFICATE-----\n'
+
 const VOLUME: GuestVolume = { serial: 'volume-1', mountPath: '/srv/data', readOnly: false, fs: 'ext4' }
 
 const operation = (op: number) => new FieldWriter().number(TAG.OP, op)
 
 test('requests are written as the guest reads them', () => {
   const { fields, id } = encodeConfig(CONFIG)
-  const go = operation(OP.GO).bytes(TAG.CONFIG_ID, id).bytes(TAG.ENTROPY, Buffer.alloc(64, 7)).number(TAG.CLOCK_NS, 1795462594572000000n)
+  const head = (id: Buffer) =>
+    operation(OP.GO).bytes(TAG.CONFIG_ID, id).bytes(TAG.ENTROPY, Buffer.alloc(64, 7)).number(TAG.CLOCK_NS, 1795462594572000000n).finish()
   const exec = operation(OP.EXEC).number(TAG.WINDOW, 262144)
   writeWords(exec, ['ls', '-l', ''], { A: 'b=c' })
   exec.flag(TAG.TTY, true).text(TAG.CWD, '/tmp').text(TAG.USER, '1000').number(TAG.TIMEOUT_MS, 1500)
@@ -92,8 +95,9 @@ test('requests are written as the guest reads them', () => {
     announce: true,
     token: 'fork-2',
   })
+  const mediated = encodeConfig({ ...CONFIG, authority: AUTHORITY })
   const ours: Record<string, Buffer> = {
-    go: Buffer.concat([go.finish(), fields]),
+    go: Buffer.concat([head(id), fields]),
     exec: exec.finish(),
     stat: operation(OP.STAT).text(TAG.PATH, '/bin/sh').flag(TAG.FOLLOW, true).finish(),
     put: put.finish(),
@@ -124,6 +128,7 @@ test('requests are written as the guest reads them', () => {
       .bytes(TAG.VOLUME, encodeVolume(VOLUME))
       .number(TAG.SIZE, 2 ** 31)
       .finish(),
+    'go with an authority': Buffer.concat([head(mediated.id), mediated.fields]),
   }
   const rows = columnsOf('requests.txt')
   assert.deepEqual(

@@ -13,6 +13,8 @@ export interface GuestConfig {
   readonly network?: GuestNetworkConfig
   /** More lines for /etc/hosts, such as `10.0.0.9 db`. */
   readonly hosts?: readonly string[]
+  /** Certificates in PEM whose authorities its programs are to trust. */
+  readonly authority?: string
   readonly workload: {
     readonly kind: 'exec' | 'systemd'
     readonly argv: readonly string[]
@@ -71,6 +73,7 @@ export function encodeConfig(config: GuestConfig): { fields: Buffer; id: Buffer 
     .flag(TAG.MODULES, disks.modules)
   writeWords(fields, workload.argv, workload.env)
   for (const volume of disks.volumes) fields.bytes(TAG.VOLUME, encodeVolume(volume))
+  fields.optional(config.authority, (pem) => fields.text(TAG.AUTHORITY, checkAuthority(pem)))
   const bytes = fields.finish()
   return { fields: bytes, id: createHash('sha256').update(bytes).digest() }
 }
@@ -119,6 +122,20 @@ export function checkText(text: string): string {
   if (Buffer.byteLength(text) > WORD_MAX)
     throw new AppError('invalid_request', `A word of a command or environment is longer than ${WORD_MAX} bytes`)
   return text
+}
+
+// A certificate of ours has some 1000 bytes; the guest takes no more (guest/src/request.h).
+const AUTHORITY_MAX = 16384
+
+/** Plain text that begins and ends as PEM does: the guest copies it into files that others parse. */
+function checkAuthority(pem: string): string {
+  const isPem = /^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n -]+\n-----END CERTIFICATE-----\n$/.test(pem)
+  if (!isPem || pem.length > AUTHORITY_MAX)
+    throw new AppError(
+      'invalid_request',
+      `The authority that a guest is to trust is no certificate in PEM of ${AUTHORITY_MAX} bytes at most`,
+    )
+  return pem
 }
 
 function macBytes(mac: string): Buffer {

@@ -144,4 +144,5 @@ export const TAG = {
   ANNOUNCE: 83,
   ADDRESS: 84,
   PORT: 85,
+  AUTHORITY: 86,
 } as const

@@ -55,6 +55,15 @@ export interface UserNicSpec {
   readonly backend: 'user'
   readonly ports: readonly PortForward[]
   readonly bandwidth?: Bandwidth
+  /** What the guest opens itself is refused, and the way out is a proxy; absent: the way out is its own. */
+  readonly egress?: EgressSpec
+}
+
+export interface EgressSpec {
+  /** The unix socket of the proxy, which the guest reaches at 10.0.2.4, port 3128. It need not be there before the guest connects. */
+  readonly socket: string
+  /** Which TCP connections of the guest's own are refused: all of them, or those to ports 80 and 443. */
+  readonly mode: 'all' | 'http_https_only'
 }
 
 /** A TAP of that name is there. What passes through it is not the driver's affair: no ports, no rates, no counters. */
