@@ -44,8 +44,8 @@ static int obey(const struct client *client, char *line, const struct controlled
         snprintf(text, sizeof text, "error %s\n", strerror(errno));
         return answer(client, text);
     }
-    if (strncmp(line, "log ", 4) == 0) {
-        const char *wrong = move_log_named(what, line + 4);
+    if (strncmp(line, "log ", 4) == 0 || strncmp(line, "egress ", 7) == 0) {
+        const char *wrong = line[0] == 'l' ? move_log_named(what, line + 4) : what->give_proxy(what->context, line + 7);
         if (wrong == NULL) return answer(client, "ok\n");
         snprintf(text, sizeof text, "error %s\n", wrong);
         return answer(client, text);

@@ -22,6 +22,8 @@ struct controlled {
     size_t log_count;
     int *waits;
     void (*cut_streams)(void *context);
+    /* NULL, or why not. */
+    const char *(*give_proxy)(void *context, char *words);
     void *context;
 };
 
@@ -31,6 +33,7 @@ struct controlled {
  *   signal NAME →  ok | error WHY       NAME without SIG: KILL, TERM, STOP, CONT
  *   log NAME FILE →  ok | error WHY     the log of that name goes on in FILE
  *   claim       →  ok                   the VM is an instance's: it no longer ends with our connections
+ *   egress MODE SOCKET → ok | error WHY   a VM that waits: its network helper begins anew, with the proxy behind SOCKET as the way out
  *   cut         →  ok                   streams that the guest has opened into logs end here: their other end is gone, and others may come
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.

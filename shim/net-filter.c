@@ -18,7 +18,7 @@
 #define HAS_NONE_OF(argument, bits) SCMP_CMP(argument, SCMP_CMP_MASKED_EQ, (scmp_datum_t)(bits), 0)
 
 static const int plain[] = {
-    // Sockets; they are internet sockets, see below.
+    // Sockets; they are internet sockets, and to a proxy unix sockets, see below.
     SCMP_SYS(accept), SCMP_SYS(accept4), SCMP_SYS(bind), SCMP_SYS(connect), SCMP_SYS(getpeername), SCMP_SYS(getsockname), SCMP_SYS(getsockopt),
     SCMP_SYS(listen), SCMP_SYS(recvfrom), SCMP_SYS(recvmsg), SCMP_SYS(sendto), SCMP_SYS(shutdown),
     // Waiting; a wait that a stop signal broke into is restarted by the last of these.
@@ -35,7 +35,7 @@ struct rule {
     struct scmp_arg_cmp arguments[2];
 };
 
-int give_up_calls(void) {
+int give_up_calls(int has_proxy) {
     const int writing = O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND | O_PATH;
     const struct rule rules[] = {
         {SCMP_SYS(socket), 2, {IS(0, AF_INET), IS(2, 0)}},
@@ -62,7 +62,8 @@ int give_up_calls(void) {
         failed = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rules[i].call, rules[i].count, rules[i].arguments);
     // A resolver with an interface in its address (fe80::1%eth0) makes the C library try one of these, then an internet socket.
     const struct scmp_arg_cmp local[] = {IS(0, AF_UNIX)};
-    if (failed == 0) failed = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, local);
+    const uint32_t for_local = has_proxy ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EAFNOSUPPORT);
+    if (failed == 0) failed = seccomp_rule_add_array(filter, for_local, SCMP_SYS(socket), 1, local);
     if (failed == 0) failed = seccomp_load(filter);
     seccomp_release(filter);
     errno = -failed;

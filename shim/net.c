@@ -7,9 +7,10 @@
  * VM runs, what passes can be counted, and a bug in a packet parser is neither in QEMU's address space nor in the shim's. It runs as
  * the VM's user with one capability: to bind the ports below 1024 that it is told to publish.
  *
- *   dormouse-net [--open-host] [--rates 'TO FROM'] PORT..
+ *   dormouse-net [--egress MODE SOCKET] [--open-host] [--rates 'TO FROM'] PORT..
  *
- * PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT; TO and FROM are bytes a second to the guest and from it, 0 for no limit.
+ * PORT is PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT; TO and FROM are bytes a second to the guest and from it, 0 for no limit. With MODE, `all` or
+ * `http_https_only`, the guest opens no such TCP connections itself, and has the unix socket SOCKET for a proxy, at 10.0.2.4:3128.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -36,6 +37,13 @@ static int64_t now_ns(void *opaque) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+static void give_guest(const void *frame, size_t length) {
+    // A guest that does not read loses frames, as on any wire.
+    if (send(NIC_FD, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)length) return;
+    net.to_guest_bytes += length;
+    spend(&net.to_guest, length);
+}
+
 static ssize_t send_packet(const void *packet, size_t length, void *opaque) {
     (void)opaque;
     static uint8_t copy[FRAME];
@@ -45,11 +53,7 @@ static ssize_t send_packet(const void *packet, size_t length, void *opaque) {
         show_gateway(memcpy(copy, packet, length), length);
         frame = copy;
     }
-    // A guest that does not read loses frames, as on any wire.
-    if (send(NIC_FD, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)length) {
-        net.to_guest_bytes += length;
-        spend(&net.to_guest, length);
-    }
+    give_guest(frame, length);
     note_to_guest(frame, length, now_ns(NULL) / 1000000);
     return (ssize_t)length;
 }
@@ -189,6 +193,8 @@ static Slirp *new_slirp(void) {
 
 static void take_frames(void) {
     static uint8_t frame[FRAME];
+    uint8_t reset[RESET_SIZE];
+    size_t reset_length;
     // A few at a time, so that a flooding guest does not keep its own answers from it.
     for (int i = 0; i < 64; i++) {
         int64_t now = now_ns(NULL), now_ms = now / 1000000;
@@ -199,6 +205,10 @@ static void take_frames(void) {
         net.from_guest_bytes += (uint64_t)length;
         spend(&net.from_guest, (size_t)length);
         if (answer_on_loopback(&net, frame, (size_t)length, now_ms)) continue;
+        if (is_refused(frame, (size_t)length, reset, &reset_length)) {
+            if (reset_length > 0) give_guest(reset, reset_length);
+            continue;
+        }
         if (may_leave(frame, (size_t)length, now_ms)) slirp_input(net.slirp, frame, (int)length);
     }
 }
@@ -207,6 +217,9 @@ static void take_frames(void) {
 static const char *set_up(int argc, char **argv) {
     static char why[256];
     int at = 1;
+    // First of all: whoever gives a helper that waits a proxy puts it there.
+    const char *mode = argc > at + 2 && strcmp(argv[at], "--egress") == 0 ? argv[at + 1] : NULL, *proxy = mode == NULL ? NULL : argv[at + 2];
+    if (mode != NULL) at += 3;
     int is_open = argc > at && strcmp(argv[at], "--open-host") == 0;
     if (is_open) at++;
     const char *rates = argc > at + 1 && strcmp(argv[at], "--rates") == 0 ? argv[at + 1] : NULL;
@@ -218,12 +231,14 @@ static const char *set_up(int argc, char **argv) {
     if (!is_open && close_host() < 0) return "the kernel cannot be asked for the host's addresses";
     net.slirp = new_slirp();
     if (net.slirp == NULL) return "the network could not be set up";
+    if (mode != NULL && refuse(mode) < 0) return "there is no such mode of refusing";
+    if (proxy != NULL && show_proxy(net.slirp, proxy) < 0) return "the proxy has no place";
     if (!restore_rates(&net, now_ns(NULL)) && rates != NULL && set_rates(&net, rates, now_ns(NULL)) < 0) return "the rates are none";
     if (!restore_ports(&net))
         for (int i = at; i < argc; i++)
             if (add_port(&net, argv[i], why, sizeof why) < 0) return why;
     keep_spare();
-    if (give_up_calls() < 0) return "the kernel takes no filter of system calls";
+    if (give_up_calls(proxy != NULL) < 0) return "the kernel takes no filter of system calls";
     return NULL;
 }
 

@@ -37,9 +37,21 @@ struct net {
 /* What is fixed for every guest: see the plan in docs/drivers.md. */
 #define GUEST_ADDRESS "10.0.2.15"
 #define GUEST_ADDRESS6 "fdd0:6d05:e000::15"
+enum { PROXY_PORT = 3128 };
 
 /* net-frames.c: whether a frame of the guest's may leave it. */
 int may_leave(const uint8_t *frame, size_t length, int64_t now_ms);
+
+/* net-refuse.c: what a guest may not open itself whose way out is a proxy. */
+enum { RESET_SIZE = ETHERNET + 40 + 20 };
+/* From here on: `all` that it opens over TCP, or `http_https_only`. -1 for any other word. */
+int refuse(const char *mode);
+/* Whether the frame of the guest's is to go no further. What the guest is answered is put into `answer`, of RESET_SIZE bytes; none: length 0. */
+int is_refused(const uint8_t *frame, size_t length, uint8_t *answer, size_t *answer_length);
+
+/* net-proxy.c */
+/* The guest reaches this unix socket of the host's. -1 when that cannot be had. */
+int show_proxy(Slirp *slirp, const char *socket);
 
 /* net-host.c */
 /* From here on the host's own addresses are told from others. -1 when the kernel cannot be asked. */
@@ -88,5 +100,8 @@ void serve_control(struct net *net, int listener, int64_t now_ns);
 /* Publishes the ports that an earlier life of this helper had. 0 when this is the first life. */
 int restore_ports(struct net *net);
 
-/* net-filter.c: gives up every system call but those that the network needs. -1 with errno when that cannot be had. */
-int give_up_calls(void);
+/*
+ * net-filter.c: gives up every system call but those that the network needs, unix sockets too where it has no proxy. -1 with errno when that
+ * cannot be had.
+ */
+int give_up_calls(int has_proxy);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -38,17 +39,41 @@ static int open_file(const char *path, int flags) {
     return raise_fd(fd);
 }
 
-int listen_on(const char *name) {
+static int listen_as(const char *name, mode_t mode, int backlog) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(name) >= sizeof address.sun_path || strchr(name, '/') != NULL) fail("not a socket's name: %s", name);
+    if (strlen(name) >= sizeof address.sun_path) fail("not a socket's name: %s", name);
     strcpy(address.sun_path, name);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) fail_errno("cannot make a socket");
     unlink(name);
     if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) fail_errno("cannot bind %s", name);
-    if (chmod(name, 0600) < 0) fail_errno("cannot guard %s", name);
-    if (listen(fd, 16) < 0) fail_errno("cannot listen on %s", name);
+    if (chmod(name, mode) < 0) fail_errno("cannot guard %s", name);
+    if (listen(fd, backlog) < 0) fail_errno("cannot listen on %s", name);
     return raise_fd(fd);
+}
+
+int listen_on(const char *name) {
+    if (strchr(name, '/') != NULL) fail("not a socket's name: %s", name);
+    return listen_as(name, 0600, 16);
+}
+
+/*
+ * For another user's process: who may come in is whoever has been given the directory, which no path leads to for others. It may be there
+ * from an earlier life, with that process standing in it.
+ */
+static int offer(const char *value) {
+    const char *slash = strchr(value, '/');
+    char dir[64];
+    if (slash == NULL || strchr(slash + 1, '/') != NULL || slash[1] == '\0' || slash == value || (size_t)(slash - value) >= sizeof dir || value[0] == '.')
+        fail("not a directory and a socket's name: %s", value);
+    snprintf(dir, sizeof dir, "%.*s", (int)(slash - value), value);
+    if ((mkdir(dir, 0711) < 0 && errno != EEXIST) || chmod(dir, 0711) < 0) fail_errno("cannot make %s", dir);
+    return listen_as(value, 0666, SOMAXCONN);
+}
+
+int open_dir(const char *path) {
+    int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -1 : raise_fd(fd);
 }
 
 static int log_named(struct plan *plan, const char *name) {
@@ -82,6 +107,10 @@ static int open_kind(struct plan *plan, struct pair *pairs, size_t *pair_count, 
     if (IS("listen")) {
         plan->sockets[plan->socket_count++] = value;
         return listen_on(value);
+    }
+    if (IS("offer")) {
+        plan->sockets[plan->socket_count++] = value;
+        return offer(value);
     }
     if (IS("log")) {
         int ends[2];
@@ -162,7 +191,7 @@ static void copy_memory_for_vmm(struct plan *plan) {
 void read_plan(struct plan *plan, int argc, char **argv) {
     struct pair pairs[MAX_DESCRIPTORS] = {0};
     size_t pair_count = 0;
-    plan->blank_fd = plan->memory_fd = plan->copy_fd = plan->tap_fd = plan->own_dir_fd = -1;
+    plan->blank_fd = plan->memory_fd = plan->copy_fd = plan->tap_fd = plan->own_dir_fd = plan->helper_dir_fd = -1;
     int i = 0;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
         char *value = argv[i + 1];
@@ -211,6 +240,9 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->isolates_network = strcmp(value, "yes") == 0;
         } else if (IS("--locked")) {
             plan->locked_bytes = number(value, LLONG_MAX);
+        } else if (IS("--helper-dir")) {
+            plan->helper_dir_fd = open_dir(value);
+            if (plan->helper_dir_fd < 0) fail_errno("cannot open %s", value);
         } else if (IS("--helper")) {
             if (plan->helper_argc == MAX_HELPER_ARGS) fail("too many words for the helper");
             plan->helper_argv[plan->helper_argc++] = value;

@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 64, MAX_CGROUPS = 4, MAX_SERVED = 4 };
+enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 72, MAX_CGROUPS = 4, MAX_SERVED = 4 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
 struct descriptor {
@@ -61,6 +61,7 @@ struct plan {
     size_t helper_fd_count;
     char *helper_argv[MAX_HELPER_ARGS + 1];
     size_t helper_argc;
+    int helper_dir_fd; /* where the helper is started; -1: in the root */
     /* Names of sockets in `dir`, to be unlinked at the end. */
     const char *sockets[MAX_DESCRIPTORS];
     size_t socket_count;
@@ -79,7 +80,8 @@ struct plan {
  *   --serve NAME=SOCKET       a socket in that directory, by which the VMM opens a stream into that log
  *   --fd N=KIND, --helper-fd N=KIND   descriptor N of the VMM or of the helper, where KIND is
  *       inherit:M     descriptor M of the shim itself
- *       listen:NAME   a listening unix socket in DIR
+ *       listen:NAME   a listening unix socket in DIR, for the daemon's user alone
+ *       offer:SUB/NAME the same in a directory of its own below, for whoever is handed that directory
  *       log:NAME      a stream that the shim drains into that log
  *       read:FILE     FILE, opened by the shim
  *       write:FILE    FILE, opened by the shim for reading and writing
@@ -95,10 +97,13 @@ struct plan {
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
  *   --locked BYTES            how much memory the VMM may lock, as it does for devices of the host
  *   --helper ARG              a word of the helper's command line; repeated
+ *   --helper-dir DIR          where the helper is started, though its user may have no way there
  *   -- VMM ARGS
  */
 void read_plan(struct plan *plan, int argc, char **argv);
 
 int listen_on(const char *name);
+/* -1 with errno. */
+int open_dir(const char *path);
 /* The lowest number that the shim's own descriptors have: the numbers below are the children's. */
 enum { OWN_DESCRIPTORS = 100 };

@@ -143,23 +143,65 @@ static int start_helper(struct shim *shim, int ready_fd) {
         .uid = plan->uid,
         .gid = plan->gid,
         .may_bind_low_ports = 1,
+        .has_dir = plan->helper_dir_fd >= 0,
+        .dir_fd = plan->helper_dir_fd,
     });
     return shim->helper < 0 ? -1 : 0;
 }
 
-static void start_first_helper(struct shim *shim) {
+/* Nothing, or why it did not come up. */
+static const char *start_awaited_helper(struct shim *shim) {
+    static char line[LINE_SIZE];
     int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0) fail_errno("cannot make a pipe");
+    if (pipe2(ends, O_CLOEXEC) < 0) return "cannot make a pipe";
     int ready = fcntl(ends[1], F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
     close(ends[1]);
-    if (ready < 0 || start_helper(shim, ready) < 0) fail_errno("cannot start %s", shim->plan.helper_argv[0]);
+    if (ready < 0 || start_helper(shim, ready) < 0) {
+        snprintf(line, sizeof line, "cannot start %s: %s", shim->plan.helper_argv[0], strerror(errno));
+        if (ready >= 0) close(ready);
+        close(ends[0]);
+        return line;
+    }
     close(ready);
-    char line[LINE_SIZE] = "";
     struct pollfd waiting = {.fd = ends[0], .events = POLLIN};
     ssize_t got = poll(&waiting, 1, HELPER_LIMIT_MS) == 1 ? read(ends[0], line, sizeof line - 1) : 0;
     close(ends[0]);
-    if (got > 0) line[strcspn(line, "\n")] = '\0';
-    if (strcmp(line, "ok") != 0) fail("%s", got > 0 ? line : "the network helper did not come up");
+    if (got <= 0) return "the network helper did not come up";
+    line[got] = '\0';
+    line[strcspn(line, "\n")] = '\0';
+    return strcmp(line, "ok") == 0 ? NULL : line;
+}
+
+static void start_first_helper(struct shim *shim) {
+    const char *wrong = start_awaited_helper(shim);
+    if (wrong != NULL) fail("%s", wrong);
+}
+
+/*
+ * MODE SOCKET: the way out is a proxy from now on. Its helper begins anew, behind a filter that lets it reach one, and knows its ports and
+ * rates; what its guest and clients had open is lost, so this is for a VM that has no one's yet.
+ */
+static const char *give_proxy(void *context, char *words) {
+    struct shim *shim = context;
+    struct plan *plan = &shim->plan;
+    char *path = strchr(words, ' '), *name = path == NULL ? NULL : strrchr(path, '/');
+    if (plan->helper_argc == 0) return "it has no network helper";
+    if (name == NULL || path[1] != '/' || name == path + 1 || name[1] == '\0') return "a mode and a socket are wanted";
+    if (plan->helper_dir_fd >= 0) return "it has a proxy already";
+    if (plan->helper_argc + 3 > MAX_HELPER_ARGS) return "too many words for the helper";
+    *path++ = *name++ = '\0';
+    int dir = open_dir(path);
+    if (dir < 0) return "the directory of the proxy's socket cannot be opened";
+    memmove(plan->helper_argv + 4, plan->helper_argv + 1, (plan->helper_argc - 1) * sizeof *plan->helper_argv);
+    char *const first[] = {"--egress", strdup(words), strdup(name)};
+    memcpy(plan->helper_argv + 1, first, sizeof first);
+    plan->helper_argc += 3;
+    plan->helper_dir_fd = dir;
+    if (shim->helper > 0) {
+        kill(shim->helper, SIGKILL);
+        waitpid(shim->helper, NULL, 0);
+    }
+    return start_awaited_helper(shim);
 }
 
 static void start_vmm(struct shim *shim) {
@@ -292,6 +334,7 @@ static void serve(struct shim *shim, struct client *client) {
         .log_count = shim->plan.log_count,
         .waits = &shim->plan.waits,
         .cut_streams = cut_streams,
+        .give_proxy = give_proxy,
         .context = shim,
     };
     if (client->fd < 0 || serve_client(client, &what) >= 0) return;

@@ -21,11 +21,11 @@
 static int failures;
 
 /* How a process ends that calls this behind the filter: 0 when the call came back. */
-#define ENDS_BY(call) \
+#define ENDS_BY(call, has_proxy) \
     ({ \
         pid_t pid = fork(); \
         if (pid == 0) { \
-            if (give_up_calls() < 0) syscall(SYS_exit_group, 1); \
+            if (give_up_calls(has_proxy) < 0) syscall(SYS_exit_group, 1); \
             (void)(call); \
             syscall(SYS_exit_group, 0); \
         } \
@@ -42,8 +42,10 @@ static int failures;
         } \
     } while (0)
 
-#define WORKS(call) CHECK(ENDS_BY(call) == 0)
-#define KILLS(call) CHECK(ENDS_BY(call) == SIGSYS)
+#define WORKS(call) CHECK(ENDS_BY(call, 0) == 0)
+#define KILLS(call) CHECK(ENDS_BY(call, 0) == SIGSYS)
+/* Comes back, and gives this. */
+#define GIVES(call, value, has_proxy) CHECK(ENDS_BY((call) == (value) ? 0 : (syscall(SYS_exit_group, 2), 0), has_proxy) == 0)
 
 int main(void) {
     static char path[] = "/bin/true";
@@ -63,6 +65,10 @@ int main(void) {
     WORKS(open("/etc/resolv.conf", O_RDONLY));
     WORKS(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     WORKS(if_nametoindex("lo"));
+
+    GIVES(socket(AF_UNIX, SOCK_STREAM, 0), -1, 0);
+    GIVES(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) >= 0, 1, 1);
+    CHECK(ENDS_BY(socket(AF_NETLINK, SOCK_RAW, 0), 1) == SIGSYS);
 
     KILLS(execve(path, argv, argv));
     KILLS(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));

@@ -171,8 +171,59 @@ static void loopbacks(void) {
     }
 }
 
+/* A SYN, or another segment; -1: it goes on, else how long the answer is. */
+static int refusal(const char *to, int port, int flags, size_t cut, uint8_t *answer) {
+    uint8_t frame[128] = {0};
+    int is6 = strchr(to, ':') != NULL;
+    size_t length = is6 ? 14 + 40 + 20 : ipv4_frame(frame, "10.0.2.15", to, 6, 20), answer_length;
+    if (is6) {
+        frame[12] = 0x86, frame[13] = 0xdd, frame[14] = 0x60, frame[14 + 6] = 6, frame[14 + 5] = 20;
+        inet_pton(AF_INET6, "fdd0:6d05:e000::15", frame + 14 + 8);
+        inet_pton(AF_INET6, to, frame + 14 + 24);
+    } else {
+        frame[14 + 3] = 40;
+    }
+    uint8_t *tcp = frame + length - 20;
+    memcpy(frame, "\x52\x55\x0a\0\2\2\2\0\0\0\0\1", 12);
+    tcp[0] = 0x80, tcp[2] = (uint8_t)(port >> 8), tcp[3] = (uint8_t)port;
+    memset(tcp + 4, 0xff, 4);
+    tcp[12] = 5 << 4, tcp[13] = (uint8_t)flags;
+    return is_refused(frame, length - cut, answer, &answer_length) ? (int)answer_length : -1;
+}
+
+static void refusals(void) {
+    enum { SYN = 2, RST = 4, ACK = 16 };
+    uint8_t answer[RESET_SIZE];
+    CHECK(refusal("192.0.2.1", 443, SYN, 0, answer) == -1);
+    CHECK(refuse("some") == -1);
+    CHECK(refuse("http_https_only") == 0);
+    CHECK(refusal("192.0.2.1", 443, SYN, 0, answer) == 54);
+    CHECK(refusal("192.0.2.1", 8443, SYN, 0, answer) == -1);
+    CHECK(refuse("all") == 0);
+    CHECK(refusal("192.0.2.1", 8443, SYN, 0, answer) == 54);
+    CHECK(memcmp(answer, "\2\0\0\0\0\1\x52\x55\x0a\0\2\2\x08\0\x45", 15) == 0);
+    CHECK(memcmp(answer + 26, "\xc0\0\2\1\x0a\0\2\x0f", 8) == 0);
+    // Ports, no number, and all of its own after the last one: 0.
+    CHECK(memcmp(answer + 34, "\x20\xfb\x80\0\0\0\0\0\0\0\0\0\x50\x14", 14) == 0);
+    CHECK(sum_of(answer + 14, 20, 0) == 0xffff && sum_of(answer + 34, 20, sum_of(answer + 26, 8, 6 + 20)) == 0xffff);
+    CHECK(refusal("2001:db8::1", 22, SYN, 0, answer) == 74);
+    CHECK(sum_of(answer + 54, 20, sum_of(answer + 22, 32, 6 + 20)) == 0xffff && answer[67] == (RST | ACK));
+    CHECK(refusal("192.0.2.1", 80, SYN | ACK, 0, answer) == -1);
+    CHECK(refusal("192.0.2.1", 80, ACK, 0, answer) == -1);
+    CHECK(refusal("192.0.2.1", 80, SYN | RST, 0, answer) == 0);
+    CHECK(refusal("192.0.2.1", 80, SYN, 1, answer) == 0);
+    CHECK(refusal("10.0.2.4", 3128, SYN, 0, answer) == -1);
+    CHECK(refusal("10.0.2.4", 80, SYN, 0, answer) == 54);
+    CHECK(refusal("10.0.2.3", 53, SYN, 0, answer) == -1);
+    CHECK(refusal("fdd0:6d05:e000::3", 53, SYN, 0, answer) == -1);
+    CHECK(refusal("fdd0:6d05:e000::2", 53, SYN, 0, answer) == 74);
+    CHECK(refusal("192.0.2.1", 53, SYN, 0, answer) == 54);
+}
+
 static void noise(void) {
     static struct net net;
+    uint8_t reset[RESET_SIZE];
+    size_t reset_length;
     srand(1);
     for (int round = 0; round < 300000; round++) {
         size_t length = (size_t)rand() % 96;
@@ -187,6 +238,9 @@ static void noise(void) {
         note_to_guest(exact, length, round);
         if (shows_loopback(exact, length)) show_gateway(exact, length);
         answer_on_loopback(&net, exact, length, round);
+        if (length > 23 && round % 4 < 2) exact[23] = 6, exact[16] = 0, exact[17] = (uint8_t)(rand() % 96);
+        if (length > 23 && round % 4 == 2) exact[20] = 6, exact[18] = 0, exact[19] = (uint8_t)(rand() % 64);
+        is_refused(exact, length, reset, &reset_length);
         free(exact);
     }
 }
@@ -196,6 +250,7 @@ int main(void) {
     services();
     datagrams();
     loopbacks();
+    refusals();
     noise();
     return failures != 0;
 }

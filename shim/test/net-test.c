@@ -216,7 +216,7 @@ static void set_up_host(void) {
 /* ---- the helper ---- */
 
 static const char *helper_path;
-static int is_root, nic = -1, control = -1, memory = -1;
+static int is_root, nic = -1, control = -1, memory = -1, start_dir = -1;
 static pid_t helper;
 
 /* A life of the helper, as the shim starts it: the first says that it is ready, the next know their ports. 0 when it refused. */
@@ -240,6 +240,8 @@ static int begin(int is_first, const char *const *words) {
         .uid = 650000,
         .gid = 650000,
         .may_bind_low_ports = 1,
+        .has_dir = start_dir >= 0,
+        .dir_fd = start_dir,
     });
     if (helper < 0) give_up(helper_path);
     close(theirs);
@@ -258,9 +260,12 @@ static void begin_anew(const char *const *words) {
     if (!begin(1, words)) give_up("the helper did not come up");
 }
 
-static void begin_again(void) {
-    if (!begin(0, (const char *[]){NULL})) give_up("the helper did not come up again");
+#define BEGIN_AGAIN(...) begin_once_more((const char *[]){__VA_ARGS__ __VA_OPT__(, ) NULL})
+static void begin_once_more(const char *const *words) {
+    if (!begin(0, words)) give_up("the helper did not come up again");
 }
+
+static void begin_again(void) { BEGIN_AGAIN(); }
 
 static int lives(void) { return helper > 0 && waitpid(helper, NULL, WNOHANG) == 0; }
 
@@ -916,6 +921,155 @@ static void a_guest_is_as_fast_as_it_may_be(void) {
     end();
 }
 
+/* ---- a proxy as the way out ---- */
+
+/* In a directory that no path leads the helper to, since the one above it is closed. */
+static char closed_dir[] = "/tmp/net-test-XXXXXX";
+
+static int offer_proxy(int backlog) {
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    snprintf(to.sun_path, sizeof to.sun_path, "%s/guest/guest.sock", closed_dir);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (bind(fd, (struct sockaddr *)&to, sizeof to) < 0 || chmod(to.sun_path, 0666) < 0 || listen(fd, backlog) < 0) give_up(to.sun_path);
+    return raise_fd(fd);
+}
+
+static void withdraw_proxy(int listener) {
+    char path[64];
+    snprintf(path, sizeof path, "%s/guest/guest.sock", closed_dir);
+    close(listener);
+    if (unlink(path) < 0) give_up(path);
+}
+
+static void make_closed_dir(void) {
+    char path[64];
+    if (mkdtemp(closed_dir) == NULL) give_up(closed_dir);
+    snprintf(path, sizeof path, "%s/guest", closed_dir);
+    if (mkdir(path, 0755) < 0 || chmod(path, 0711) < 0) give_up(path);
+    start_dir = raise_fd(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+static void remove_closed_dir(void) {
+    char path[64];
+    snprintf(path, sizeof path, "%s/guest", closed_dir);
+    close(start_dir);
+    start_dir = -1;
+    if (rmdir(path) < 0 || rmdir(closed_dir) < 0) give_up(path);
+}
+
+static int accept_soon(int listener) {
+    int fd = -1;
+    SOON((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0);
+    return fd < 0 ? -1 : raise_fd(fd);
+}
+
+static void talk_to_proxy(int listener, int port) {
+    char text[64] = "";
+    memset(&tcp[port], 0, sizeof tcp[port]);
+    send_tcp("10.0.2.4", port, 3128, SYN, "");
+    SOON(is_open(&tcp[port]));
+    send_tcp("10.0.2.4", port, 3128, ACK, "");
+    int fd = accept_soon(listener);
+    if (fd < 0) return;
+    send_tcp("10.0.2.4", port, 3128, ACK | PUSH, "CONNECT");
+    SOON(recv(fd, text, sizeof text - 1, 0) > 0);
+    CHECK(strcmp(text, "CONNECT") == 0);
+    CHECK(send(fd, "200", 3, MSG_NOSIGNAL) == 3);
+    SOON(strcmp(tcp[port].data, "200") == 0);
+    close(fd);
+    SOON(tcp[port].flags & (FIN | RST));
+    send_tcp("10.0.2.4", port, 3128, RST | ACK, "");
+}
+
+/* At once: the next that is sent is answered after it. */
+static int is_reset(const char *to, int port) {
+    static int from = 40000;
+    struct flow *flow = &tcp[++from];
+    memset(flow, 0, sizeof *flow);
+    send_tcp(to, from, port, SYN, "");
+    settle();
+    int is_one = flow->frames == 1 && flow->flags == (RST | ACK) && flow->ack == 1001;
+    // With data, as a client may that has spoken with that server before, and the end in the same segment.
+    send_tcp(to, ++from, port, SYN | FIN, "early");
+    settle();
+    return is_one && tcp[from].frames == 1 && tcp[from].flags == (RST | ACK) && tcp[from].ack == 1007;
+}
+
+static const char *const places[] = {"198.51.100.2", "2001:db8::2", "192.0.2.7", "203.0.113.1", "10.0.2.2", "10.0.2.3", "fdd0:6d05:e000::3"};
+
+static void direct_connections_are_refused(void) {
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        for (int j = 0; j < 3; j++) CHECK(is_reset(places[i], (const int[]){7, 80, 443}[j]));
+    CHECK(is_reset("10.0.2.4", 3129));
+    CHECK(is_reset("198.51.100.2", 53));
+    memset(&tcp[2001], 0, sizeof tcp[2001]);
+    send_syn_in_fragments("198.51.100.2", 2001, 7);
+    settle();
+    CHECK(tcp[2001].frames == 0);
+    // What is no TCP is left alone.
+    udp[2002].data[0] = '\0';
+    send_udp("198.51.100.2", 2002, 7, "over UDP");
+    SOON(strcmp(udp[2002].data, "over UDP") == 0);
+    int server = bound(SOCK_STREAM, "198.51.100.1", 53);
+    send_tcp("10.0.2.3", 2003, 53, SYN, "");
+    SOON(is_called(server));
+    close(server);
+    the_name_server_answers();
+}
+
+static void a_proxy_is_the_way_out(void) {
+    make_closed_dir();
+    int proxy = offer_proxy(1024);
+#define EGRESS "--egress", "all", "guest.sock"
+    BEGIN(EGRESS, "tcp:0.0.0.0:8080:80", "udp:0.0.0.0:8007:7", "tcp:[::]:8080:80", "udp:[::]:8007:7");
+    boot_guest();
+    talk_to_proxy(proxy, 2010);
+    unsigned long long to = 0, before = 0;
+    sscanf(ask("traffic\n"), "ok %llu", &before);
+    direct_connections_are_refused();
+    sscanf(ask("traffic\n"), "ok %llu", &to);
+    CHECK(to - before >= 2 * 3 * 54 * sizeof places / sizeof *places);
+    published_ports_serve_the_host("198.51.100.1");
+    published_ports_serve_the_host("127.0.0.1");
+    published_ports_serve_the_host("2001:db8::1");
+    published_ports_serve_the_host("::1");
+    end();
+    BEGIN_AGAIN(EGRESS);
+    boot_guest();
+    direct_connections_are_refused();
+    talk_to_proxy(proxy, 2011);
+    CHECK(strstr(ask("ports\n"), "tcp:0.0.0.0:8080:80") != NULL);
+
+    // One that takes no one holds up no one else, one that is gone neither; and who comes in its place is found.
+    withdraw_proxy(proxy);
+    proxy = offer_proxy(1);
+    for (int port = 2100; port < 2110; port++) {
+        send_tcp("10.0.2.4", port, 3128, SYN, "");
+        SOON(is_open(&tcp[port]));
+        send_tcp("10.0.2.4", port, 3128, ACK, "");
+    }
+    for (int port = 2105; port < 2110; port++) SOON(tcp[port].flags & (FIN | RST));
+    CHECK(strncmp(ask("traffic\n"), "ok ", 3) == 0);
+    withdraw_proxy(proxy);
+    send_tcp("10.0.2.4", 2200, 3128, SYN, "");
+    SOON(is_open(&tcp[2200]));
+    send_tcp("10.0.2.4", 2200, 3128, ACK, "");
+    SOON(tcp[2200].flags & (FIN | RST));
+    proxy = offer_proxy(1024);
+    talk_to_proxy(proxy, 2012);
+    SOON(sleeps());
+    end();
+
+    BEGIN("--egress", "http_https_only", "guest.sock", "tcp:127.0.0.1:8080:80");
+    boot_guest();
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) CHECK(is_reset(places[i], 80) && is_reset(places[i], 443));
+    guests_reach_neighbours();
+    talk_to_proxy(proxy, 2013);
+    end();
+    withdraw_proxy(proxy);
+    remove_closed_dir();
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
@@ -931,6 +1085,7 @@ int main(int argc, char **argv) {
         TEST(a_flood_of_datagrams_is_outlived),
         TEST(a_flood_of_clients_leaves_the_guest_its_own),
         TEST(a_guest_is_as_fast_as_it_may_be),
+        TEST(a_proxy_is_the_way_out),
     };
     if (argc < 2) give_up("usage: net-test HELPER [TEST]");
     helper_path = realpath(argv[1], NULL);

@@ -2,17 +2,19 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { type IncomingMessage, request } from 'node:http'
 import { createServer } from 'node:https'
 import { type AddressInfo, connect, createServer as createTcp, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { after, type TestContext, test } from 'node:test'
 import { connect as connectTls } from 'node:tls'
 import { Issuer, makeAuthority } from '../../packages/daemon/src/egress/certificates.ts'
 import { EgressProxy, GUEST_SOCKET } from '../../packages/daemon/src/egress/egress-proxy.ts'
 import type { ProxyOrder } from '../../packages/daemon/src/egress/proxy-order.ts'
+import { NETWORK_SOCKET, NetworkHelper } from '../../packages/daemon/src/hypervisors/network-helper.ts'
+import { Shim } from '../../packages/daemon/src/hypervisors/shim.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { REPOSITORY } from '../harness/daemon-process.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
@@ -115,6 +117,61 @@ if (inOwnNetwork(import.meta.filename)) {
     assert.equal(await EgressProxy.adopt(runDir, proxy.handle, step()), undefined)
   })
 
+  test('one that comes after another is found where that one was', async (t) => {
+    const { proxy, runDir, logFile } = await proxyOf(t)
+    const place = statSync(join(runDir, dirname(GUEST_SOCKET))).ino
+    await proxy.kill()
+    const next = await EgressProxy.start({ shimPath, runDir, log: { file: logFile, maxBytes: 1 << 20 } }, step())
+    t.after(() => next.kill())
+    assert.equal(statSync(join(runDir, dirname(GUEST_SOCKET))).ino, place)
+    await next.configure(order(SECRET), step())
+    assert.equal(await ask(runDir, '127.0.0.1:1'), '403')
+  })
+
+  test('a VM that waits is led out by a proxy when it is known whose it is', async (t) => {
+    const { runDir } = await proxyOf(t)
+    const own = placeOf(t)
+    const shim = await Shim.launch(
+      {
+        shimPath,
+        runDir: own.runDir,
+        ...(process.getuid?.() === 0 && { user: { uid: 650_000, gid: 650_000 } }),
+        logs: [{ name: 'vmm', file: own.logFile, maxBytes: 1 << 20 }],
+        waits: true,
+        isolateNetwork: true,
+        vmm: { argv: ['sleep', '1000'], descriptors: [{ number: 3, kind: 'pair', name: 'nic' }] },
+        helper: {
+          argv: [join(REPOSITORY, 'build/shim/dormouse-net'), '--rates', '0 1000000'],
+          descriptors: [
+            { number: 3, kind: 'pair', name: 'nic' },
+            { number: 4, kind: 'listen', name: NETWORK_SOCKET },
+            { number: 5, kind: 'blank' },
+          ],
+        },
+      },
+      step(),
+    )
+    t.after(() => shim.kill())
+    const helpers = (): string[] =>
+      execFileSync('pgrep', ['-P', `${shim.identity.pid}`, 'dormouse-net'], { encoding: 'utf8' })
+        .trim()
+        .split('\n')
+    const before = helpers()
+    const socket = join(runDir, GUEST_SOCKET)
+    await assert.rejects(shim.giveProxy({ mode: 'all', socket: '/nowhere/at/all.sock' }, step()), /cannot be opened/)
+    await shim.giveProxy({ mode: 'all', socket }, step())
+    const [pid = '', ...others] = helpers()
+    assert.ok(others.length === 0 && !before.includes(pid))
+    const words = readFileSync(`/proc/${pid}/cmdline`, 'latin1').split('\0').slice(1, -1)
+    assert.deepEqual(words, ['--egress', 'all', 'guest.sock', '--rates', '0 1000000'])
+    assert.equal(readlinkSync(`/proc/${pid}/cwd`), dirname(socket))
+    // It is sound: it answers, and publishes.
+    const helper = new NetworkHelper(own.runDir)
+    await helper.setPorts([{ protocol: 'tcp', hostIp: '127.0.0.1', hostPort: 8080, guestPort: 80 }], step())
+    assert.deepEqual(await helper.traffic(), { toGuestBytes: 0, fromGuestBytes: 0 })
+    await assert.rejects(shim.giveProxy({ mode: 'all', socket }, step()), /it has a proxy already/)
+  })
+
   test('it goes no further than its guest may', async (t) => {
     const port = await hostOf(t)
     const { proxy, runDir } = await proxyOf(t)
@@ -164,7 +221,9 @@ if (inOwnNetwork(import.meta.filename)) {
     const kept = [logFile, ...files.map((name) => join(runDir, name))].map((file) => readFileSync(file, 'latin1'))
     assert.ok(![...told, ...kept].some((text) => text.includes(SECRET) || text.includes('PRIVATE KEY')))
     assert.match(readFileSync(`/proc/${pid}/limits`, 'latin1'), /Max core file size +0 +0 /)
-    for (const name of ['control.sock', GUEST_SOCKET]) assert.equal(statSync(join(runDir, name)).mode & 0o777, 0o600)
+    const modes = ['.', 'control.sock', dirname(GUEST_SOCKET), GUEST_SOCKET].map((name) => statSync(join(runDir, name)).mode & 0o777)
+    // Who is handed the guest's directory reaches its socket; no path leads there.
+    assert.deepEqual(modes, [0o700, 0o600, 0o711, 0o666])
     // It opens no inspector.
     process.kill(pid, 'SIGUSR1')
     const ended = await Promise.race([proxy.ended, proxy.configure(order(SECRET), step()).then(() => 'runs')])

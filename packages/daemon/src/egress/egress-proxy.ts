@@ -2,8 +2,8 @@
  * The proxy of one instance, in a process of its own, under a shim as a VMM is: it outlives the daemon, has a user of its own and no core
  * dumps, and its end is known. What it is to do it is told over a socket that no one but the daemon reaches.
  */
-
-import { join } from 'node:path'
+import { chmod, readdir, rm } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { AppError } from '@dormouse/api/errors.ts'
@@ -15,12 +15,15 @@ import { CONTROL_FD, GUEST_FD, type ProxyOrder } from './proxy-order.ts'
 
 export interface EgressProxyPlan {
   readonly shimPath: string
-  /** Must exist and be empty. */
+  /**
+   * Must exist; no one else may enter it from then on. What an earlier proxy left in it goes, but for the directory of the guest's socket, in which the network helper of a VM that
+   * runs may stand: so it is the same one for as long as that VM runs.
+   */
   readonly runDir: string
   /** Neither the daemon's nor the VM's; absent where the daemon is no root. */
   readonly user?: { readonly uid: number; readonly gid: number }
   readonly log: { readonly file: string; readonly maxBytes: number }
-  /** A listening socket that the guest reaches; absent: one is made in the run directory, `guest.sock`. */
+  /** A listening socket that the guest reaches; absent: one is made in the run directory, GUEST_SOCKET. */
   readonly guestFd?: number
 }
 
@@ -31,7 +34,8 @@ export interface EgressProxyHandle {
 }
 
 const CONTROL_SOCKET = 'control.sock'
-export const GUEST_SOCKET = 'guest.sock'
+/** In a directory of its own, which is handed to the network helper of the guest's VM. */
+export const GUEST_SOCKET = 'guest/guest.sock'
 // Of V8's heap; what passes through is no part of it.
 const HEAP_MIB = 96
 
@@ -44,7 +48,8 @@ export class EgressProxy implements Disposable {
 
   /** Resolves when its process is there. It takes nothing from its guest before it is configured. On throw nothing is left. */
   static async start({ shimPath, runDir, user, log, guestFd }: EgressProxyPlan, step: Step): Promise<EgressProxy> {
-    const guest = guestFd === undefined ? ({ kind: 'listen', name: GUEST_SOCKET } as const) : ({ kind: 'daemon', fd: guestFd } as const)
+    await clearRunDir(runDir)
+    const guest = guestFd === undefined ? ({ kind: 'offer', name: GUEST_SOCKET } as const) : ({ kind: 'daemon', fd: guestFd } as const)
     const shim = await Shim.launch(
       {
         shimPath,
@@ -104,6 +109,13 @@ export class EgressProxy implements Disposable {
   [Symbol.dispose](): void {
     this.#shim[Symbol.dispose]()
   }
+}
+
+async function clearRunDir(runDir: string): Promise<void> {
+  // Whoever gets as far as the guest's socket may use what the guest may.
+  await chmod(runDir, 0o700)
+  const left = (await readdir(runDir)).filter((name) => name !== dirname(GUEST_SOCKET))
+  await Promise.all(left.map((name) => rm(join(runDir, name), { recursive: true, force: true })))
 }
 
 /** From source beside this file, and in a bundle beside that. */

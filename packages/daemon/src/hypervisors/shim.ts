@@ -13,6 +13,7 @@ import type { Step } from '../lib/step.ts'
 import type { ProcessIdentity, VmExit } from './hypervisor.ts'
 import { portError } from './network-helper.ts'
 import { ShimJob } from './shim-job.ts'
+import type { EgressSpec } from './vm-spec.ts'
 
 export interface ShimPlan {
   readonly shimPath: string
@@ -38,6 +39,8 @@ export interface ShimPlan {
   /** Memory that the VMM may lock, for devices that reach it by themselves; absent: as little as any process. */
   readonly lockedBytes?: number
   readonly helper?: ShimChild
+  /** Where the helper is started, though no path may lead its user there; absent: in the root. */
+  readonly helperDir?: string
 }
 
 export interface ShimLog {
@@ -53,9 +56,12 @@ export interface ShimChild {
   readonly descriptors: readonly Descriptor[]
 }
 
-/** What a child of the shim finds under a descriptor number. `daemon`: a descriptor that this process holds open. */
+/**
+ * What a child of the shim finds under a descriptor number. `daemon`: a descriptor that this process holds open. `offer`: a socket that listens
+ * at `DIRECTORY/NAME` in the run directory, for whoever is handed that directory; no path leads others there.
+ */
 export type Descriptor = { readonly number: number } & (
-  | { readonly kind: 'listen' | 'log' | 'pair' | 'tap'; readonly name: string }
+  | { readonly kind: 'listen' | 'offer' | 'log' | 'pair' | 'tap'; readonly name: string }
   /** `scratch`: an empty file without a name, on the file system of the directory `file`. */
   | { readonly kind: 'read' | 'write' | 'scratch'; readonly file: string }
   /** The same, as large as it will be. */
@@ -109,6 +115,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
   const kindOf = (descriptor: Descriptor): string => {
     switch (descriptor.kind) {
       case 'listen':
+      case 'offer':
       case 'log':
       case 'pair':
       case 'tap':
@@ -146,6 +153,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.helper === undefined
       ? []
       : [...descriptors('--helper-fd', plan.helper), ...plan.helper.argv.flatMap((word) => ['--helper', word])]),
+    ...(plan.helperDir === undefined ? [] : ['--helper-dir', plan.helperDir]),
     '--',
     ...plan.vmm.argv,
   ]
@@ -254,6 +262,15 @@ export class Shim implements Disposable {
   async takeTap(name: string, step: Step): Promise<void> {
     using job = await this.#begin(['tap', name], `put the VM behind the TAP ${name}`, step)
     await job.answer(/^took \S+$/)
+  }
+
+  /**
+   * The way out of a VM that waits is the proxy at this socket from now on: its network helper has begun anew when this resolves. Its ports
+   * and rates stay; what is asked of the helper meanwhile is lost.
+   */
+  async giveProxy({ mode, socket }: EgressSpec, step: Step): Promise<void> {
+    using job = await this.#begin(['egress', mode, socket], "lead the VM's way out by its proxy", step)
+    await job.answer(/^ok$/)
   }
 
   /** A capture has cut the guest's streams without a word to their other end: they end here too, and the guest may open others. */

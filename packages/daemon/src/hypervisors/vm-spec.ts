@@ -60,7 +60,10 @@ export interface UserNicSpec {
 }
 
 export interface EgressSpec {
-  /** The unix socket of the proxy, which the guest reaches at 10.0.2.4, port 3128. It need not be there before the guest connects. */
+  /**
+   * The unix socket of the proxy, which the guest reaches at 10.0.2.4, port 3128. Its directory is there before the VM and stays the same one
+   * for as long as it runs; the socket may come later, and anew. Both are open to any user: what is above the directory keeps others out.
+   */
   readonly socket: string
   /** Which TCP connections of the guest's own are refused: all of them, or those to ports 80 and 443. */
   readonly mode: 'all' | 'http_https_only'

@@ -151,13 +151,16 @@ function planOf(uses: LaunchUses, { spec, machine, host, origin }: Launch): Shim
       ],
     },
     ...(spec.nic?.backend === 'user' ? { helper: networkHelper(uses, spec.nic) } : {}),
+    ...(spec.nic?.backend === 'user' && spec.nic.egress !== undefined ? { helperDir: path.dirname(spec.nic.egress.socket) } : {}),
   }
 }
 
-function networkHelper(uses: LaunchUses, { ports, bandwidth }: UserNicSpec): ShimPlan['helper'] {
+function networkHelper(uses: LaunchUses, { ports, bandwidth, egress }: UserNicSpec): ShimPlan['helper'] {
   return {
     argv: [
       uses.networkHelperPath,
+      // It is started in the socket's directory.
+      ...(egress === undefined ? [] : ['--egress', egress.mode, path.basename(egress.socket)]),
       ...(uses.allowHostAccess ? ['--open-host'] : []),
       ...(bandwidth === undefined ? [] : ['--rates', rateWords(bandwidth)]),
       ...ports.map(portWord),

@@ -55,8 +55,10 @@ export abstract class WaitingMachine implements Waiting {
     await rename(this.handle.runDir, spec.runDir)
     this.shim.moved(spec.runDir)
     const { app, vmm, journal } = spec.logs
-    const { ports = [], bandwidth } = spec.nic?.backend === 'user' ? spec.nic : {}
+    const { ports = [], bandwidth, egress } = spec.nic?.backend === 'user' ? spec.nic : {}
     const helper = new NetworkHelper(spec.runDir)
+    // Another helper answers from then on.
+    if (egress !== undefined) await this.shim.giveProxy(egress, step)
     const ready = Promise.all([
       this.shim.claim({ app, vmm, journal }, step),
       ...(ports.length === 0 ? [] : [helper.setPorts(ports, step)]),
