@@ -21,6 +21,7 @@
 #include "root.h"
 #include "stream.h"
 #include "timings.h"
+#include "trust.h"
 #include "wake.h"
 #include "workload.h"
 #include "world.h"
@@ -127,6 +128,8 @@ static const char *set_up(const struct request *c, int gate)
 		aside(gate, start_network, c);
 	if ((wrong = root_enter(c)) || (wrong = root_mount_volumes(c)))
 		return wrong;
+	if (c->authority)
+		aside(gate, trust_authority, c);
 	if (c->modules)
 		aside(gate, root_mount_modules, c);
 	if (!world_set_names(c))

@@ -1,7 +1,8 @@
 /** What becomes of the image's program: who it is, what it sees, how it ends and how that is told. */
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
-import { GuestClient } from '../../packages/daemon/src/guest/guest-client.ts'
+import { GuestClient, type GuestConfig } from '../../packages/daemon/src/guest/guest-client.ts'
+import type { VmSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
 import { makeStep } from '../harness/qemu-driver.ts'
 import { configOf, type Guest, type GuestHouse, guestHouse } from './guest-story.ts'
 
@@ -11,12 +12,18 @@ trap 'echo "init was told to power off"; kill -TERM -1; sleep 1; poweroff -f' RT
 while :; do sleep 0.1; done
 `
 
+const certificate = (text: string): string => `-----BEGIN CERTIFICATE-----\n${text}\n-----END CERTIFICATE-----`
+const AUTHORITY = `${certificate('T3Vy')}\n`
+// Without an end of its last line.
+const BUNDLE = certificate('VGhlaXJz')
+
 let house: GuestHouse
 before(async () => {
   house = await guestHouse('qemu-microvm', {
     '/sbin/init': FAKE_INIT,
     '/bin/notprogram': 'these are only words\n',
     '/etc/secret': 'not to be run\n',
+    '/etc/ssl/certs/ca-certificates.crt': BUNDLE,
   })
 })
 after(() => house[Symbol.asyncDispose]())
@@ -92,6 +99,57 @@ test('what a Docker in the guest needs of the kernel is there: overlay mounts, b
   const { code, stdout, stderr } = await guest.run(script, { user: '0' })
   assert.equal(code, 0, stderr)
   assert.equal(stdout, 'below\nveth0\n1\n')
+})
+
+/** What an image may have where others have a bundle, and what must become of it: nothing. */
+const NO_BUNDLES = `set -e
+  mkdir -p /etc/pki/tls/certs /etc/pki/ca-trust/extracted/pem /elsewhere
+  echo kept > /elsewhere/file
+  ln -s /proc/self/root/elsewhere/file /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem
+  truncate -s 1024G /etc/pki/tls/certs/ca-bundle.crt
+  mkfifo /etc/ssl/ca-bundle.pem
+  ln -s cert.pem /etc/ssl/cert.pem
+  mknod /etc/ssl/certs/ca-bundle.crt b 254 0
+  rm /usr/local/share/ca-certificates/*; ln -s /elsewhere/file /usr/local/share/ca-certificates/dormouse-egress.crt`
+
+test('an authority is trusted before the program runs, once over every start, and writes through nothing of the image', async () => {
+  const config: GuestConfig = {
+    ...configOf({ argv: ['sh', '-c', 'cat $SSL_CERT_FILE; exec sleep 1000'] }),
+    authority: AUTHORITY,
+  }
+  const bundle = `${BUNDLE}\n${AUTHORITY}`
+  const show = 'cat /etc/ssl/certs/ca-certificates.crt; echo; cat /etc/dormouse/egress.pem /usr/local/share/ca-certificates/*'
+  const shown = `${bundle}\n${AUTHORITY}${AUTHORITY}`
+  let disks: VmSpec['disks']
+  {
+    await using guest = await house.parked()
+    disks = guest.spec.disks
+    await guest.client.go(config, makeStep())
+    assert.equal(await guest.logged(/T3Vy/), bundle)
+    assert.equal((await guest.run(show)).stdout, shown)
+    const { code, stderr } = await guest.run(NO_BUNDLES, { user: '0' })
+    assert.equal(code, 0, stderr)
+    await guest.client.shutdown({ graceMs: 10 }, makeStep())
+    await guest.ended()
+  }
+  {
+    await using guest = await house.parked({ disks })
+    await guest.client.go(config, makeStep())
+    assert.equal((await guest.run(show)).stdout, shown)
+    const { stdout } = await guest.run('cat /elsewhere/file; stat -c "%F %s" /etc/pki/tls/certs/ca-bundle.crt; ls -A /etc/dormouse', {
+      user: '0',
+    })
+    assert.equal(stdout, `kept\nregular file ${2 ** 40}\nca-bundle.pem\negress.pem\n`)
+    await guest.run('rm -r /etc/dormouse; ln -s /dev/shm /etc/dormouse', { user: '0' })
+    await guest.client.shutdown({ graceMs: 10 }, makeStep())
+    await guest.ended()
+  }
+  await using guest = await house.parked({ disks })
+  const message = /The authority of its proxy could not be kept in \/etc\/dormouse: /
+  await assert.rejects(guest.client.go(config, makeStep()), { message })
+  const ending = await guest.client.exited
+  assert.equal(ending.code, 125)
+  assert.match(ending.message, message)
 })
 
 test('a program that ends takes the machine with it, and its code is written down', async () => {

@@ -95,7 +95,8 @@ test('requests are written as the guest reads them', () => {
     announce: true,
     token: 'fork-2',
   })
-  const mediated = encodeConfig({ ...CONFIG, authority: AUTHORITY })
+  const workload = { ...CONFIG.workload, env: { ...CONFIG.workload.env, SSL_CERT_FILE: '/mine' } }
+  const mediated = encodeConfig({ ...CONFIG, workload, authority: AUTHORITY })
   const ours: Record<string, Buffer> = {
     go: Buffer.concat([head(id), fields]),
     exec: exec.finish(),

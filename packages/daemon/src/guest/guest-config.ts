@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { isIP, isIPv4 } from 'node:net'
 import { AppError } from '@dormouse/api/errors.ts'
+import { AUTHORITY_ENV } from './authority-env.ts'
 import { FieldWriter } from './fields.ts'
 import { signalNumber } from './signals.ts'
 import { TAG, WORKLOAD } from './wire.ts'
@@ -13,7 +14,7 @@ export interface GuestConfig {
   readonly network?: GuestNetworkConfig
   /** More lines for /etc/hosts, such as `10.0.0.9 db`. */
   readonly hosts?: readonly string[]
-  /** Certificates in PEM whose authorities its programs are to trust. */
+  /** A certificate in PEM that its programs are to trust as an authority. Variables by which they find it are added to their environment. */
   readonly authority?: string
   readonly workload: {
     readonly kind: 'exec' | 'systemd'
@@ -71,7 +72,7 @@ export function encodeConfig(config: GuestConfig): { fields: Buffer; id: Buffer 
     .number(TAG.STOP_SIGNAL, signalNumber(workload.stopSignal))
     .flag(TAG.OVERLAY, disks.overlay)
     .flag(TAG.MODULES, disks.modules)
-  writeWords(fields, workload.argv, workload.env)
+  writeWords(fields, workload.argv, { ...(config.authority === undefined ? {} : AUTHORITY_ENV), ...workload.env })
   for (const volume of disks.volumes) fields.bytes(TAG.VOLUME, encodeVolume(volume))
   fields.optional(config.authority, (pem) => fields.text(TAG.AUTHORITY, checkAuthority(pem)))
   const bytes = fields.finish()
