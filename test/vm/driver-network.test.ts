@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import dgram from 'node:dgram'
 import { once } from 'node:events'
-import { mkdir, readFile } from 'node:fs/promises'
+import { chmod, mkdir, readFile } from 'node:fs/promises'
 import net from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
@@ -57,7 +57,11 @@ const freePort = async (): Promise<number> => {
 
 const tcp = (hostPort: number, guestPort = 80, hostIp = '127.0.0.1'): PortForward => ({ protocol: 'tcp', hostIp, hostPort, guestPort })
 
-const helperPid = (): number => Number(execFileSync('pgrep', ['-P', `${guest.vm.handle.shim.pid}`, 'dormouse-net'], { encoding: 'utf8' }))
+const helpersOf = ({ vm }: RunningGuest): string[] =>
+  execFileSync('pgrep', ['-P', `${vm.handle.shim.pid}`, 'dormouse-net'], { encoding: 'utf8' })
+    .trim()
+    .split('\n')
+const helperPid = (): number => Number(helpersOf(guest)[0])
 
 /** What a published port says; the error's code when nobody is there. */
 const call = (port: number, host = '127.0.0.1'): Promise<string> =>
@@ -241,6 +245,41 @@ test('a network helper has given up system calls, and one that dies of making su
   await answers(port)
   assert.match(await readFile(guest.spec.logs.vmm, 'utf8'), /the network helper ended \(SYS 31\), starting another/)
   await guest.vm.setPorts([], makeStep())
+})
+
+test('a guest whose way out is a proxy reaches it, is refused what it opens itself, and serves as ever, also after its helper has died', async () => {
+  // As with the proxy of an instance, no path leads the VM's user to it.
+  const closed = join(driver.dir, 'closed')
+  await mkdir(join(closed, 'guest'), { recursive: true })
+  await chmod(closed, 0o700)
+  await chmod(join(closed, 'guest'), 0o711)
+  const socket = join(closed, 'guest/proxy.sock')
+  const proxy = net.createServer((connection) => {
+    connection.on('error', () => undefined)
+    connection.end('hello from the proxy\n')
+  })
+  proxy.listen(socket)
+  await once(proxy, 'listening')
+  await using _proxy = { [Symbol.asyncDispose]: async () => void proxy.close() }
+  await chmod(socket, 0o666)
+  // A server for each life of the helper: the one that answers as it dies waits for the end of its connection for ever.
+  const served = [await freePort(), await freePort()]
+  const ports = served.map((port, life) => tcp(port, 80 + life))
+  await using mediated = await runGuest(driver, rootfs, {
+    nic: { mac: '02:00:00:00:00:01', backend: 'user', ports, egress: { socket, mode: 'all' } },
+  })
+  await mediated.sh('for port in 80 81; do (while :; do echo guest | nc -l -p $port; done) >/dev/null 2>&1 & done')
+  const [first] = helpersOf(mediated)
+  for (const [life, port] of served.entries()) {
+    const isLedOut = async (): Promise<boolean> => (await mediated.sh('nc -w 5 10.0.2.4 3128 </dev/null')) === 'hello from the proxy'
+    await pollUntil('the proxy to be reached', isLedOut, makeStep(20_000))
+    for (const host of ['192.0.2.1 8080', '2001:db8::1 443', '10.0.2.2 80', '10.0.2.4 80']) {
+      assert.match(await mediated.sh(`nc -w 20 ${host} </dev/null`), /Connection refused/, host)
+    }
+    await answers(port)
+    if (life === 0) process.kill(Number(first), 'SIGKILL')
+  }
+  assert.notDeepEqual(helpersOf(mediated), [first])
 })
 
 test('a port below 1024 can be published, though the helper is no one special', async (t) => {
