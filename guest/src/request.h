@@ -12,7 +12,7 @@
 #define VOLUMES_MAX 24
 #define DNS_MAX 8
 #define WORDS_MAX 16384
-#define AUTHORITY_MAX 16384
+#define AUTHORITY_MAX 32768
 
 struct volume {
 	char *serial, *path, *fs;

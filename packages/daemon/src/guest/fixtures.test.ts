@@ -139,6 +139,22 @@ test('requests are written as the guest reads them', () => {
   for (const [name = '', wire = ''] of rows) assert.equal(ours[name]?.toString('hex'), bytesOf(wire).toString('hex'), name)
 })
 
+test('an authority that the guest would refuse is not sent', () => {
+  const of = (text: string) => `-----BEGIN CERTIFICATE-----\n${text}\n-----END CERTIFICATE-----\n`
+  assert.ok(encodeConfig({ ...CONFIG, authority: of('A'.repeat(32768 - of('').length)) }))
+  for (const authority of [
+    '',
+    of(''),
+    of('a\0b'),
+    of('a\u001b[2J'),
+    of('é'),
+    of('A').trimEnd(),
+    ` ${of('A')}`,
+    of('A'.repeat(32769 - of('').length)),
+  ])
+    assert.throws(() => encodeConfig({ ...CONFIG, authority }), { code: 'invalid_request' }, JSON.stringify(authority.slice(0, 80)))
+})
+
 test('answers are read as the guest writes them', () => {
   const answers = new Map(columnsOf('answers.txt').map(([name = '', wire = '']) => [name, () => new FieldReader(bytesOf(wire))]))
   const of = (name: string) => (answers.get(name) ?? assert.fail(`no answer ${name}`))()
