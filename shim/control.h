@@ -23,7 +23,7 @@ struct controlled {
     int *waits;
     void (*cut_streams)(void *context);
     /* NULL, or why not. */
-    const char *(*give_proxy)(void *context, char *words);
+    const char *(*give_proxy)(void *context, const char *words);
     void *context;
 };
 

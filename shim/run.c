@@ -181,19 +181,22 @@ static void start_first_helper(struct shim *shim) {
  * MODE SOCKET: the way out is a proxy from now on. Its helper begins anew, behind a filter that lets it reach one, and knows its ports and
  * rates; what its guest and clients had open is lost, so this is for a VM that has no one's yet.
  */
-static const char *give_proxy(void *context, char *words) {
+static const char *give_proxy(void *context, const char *words) {
+    // Of the one call that is heeded.
+    static char kept[LINE_SIZE];
     struct shim *shim = context;
     struct plan *plan = &shim->plan;
-    char *path = strchr(words, ' '), *name = path == NULL ? NULL : strrchr(path, '/');
     if (plan->helper_argc == 0) return "it has no network helper";
-    if (name == NULL || path[1] != '/' || name == path + 1 || name[1] == '\0') return "a mode and a socket are wanted";
     if (plan->helper_dir_fd >= 0) return "it has a proxy already";
     if (plan->helper_argc + 3 > MAX_HELPER_ARGS) return "too many words for the helper";
+    snprintf(kept, sizeof kept, "%s", words);
+    char *path = strchr(kept, ' '), *name = path == NULL ? NULL : strrchr(path, '/');
+    if (name == NULL || path[1] != '/' || name == path + 1 || name[1] == '\0') return "a mode and a socket are wanted";
     *path++ = *name++ = '\0';
     int dir = open_dir(path);
     if (dir < 0) return "the directory of the proxy's socket cannot be opened";
+    char *const first[] = {"--egress", kept, name};
     memmove(plan->helper_argv + 4, plan->helper_argv + 1, (plan->helper_argc - 1) * sizeof *plan->helper_argv);
-    char *const first[] = {"--egress", strdup(words), strdup(name)};
     memcpy(plan->helper_argv + 1, first, sizeof first);
     plan->helper_argc += 3;
     plan->helper_dir_fd = dir;
