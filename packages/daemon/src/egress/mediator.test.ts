@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import type { LookupAddress } from 'node:dns'
 import { once } from 'node:events'
-import { createServer as createHttp, type IncomingMessage, request as requestHttp } from 'node:http'
+import { createServer as createHttp, type IncomingMessage, request as requestHttp, type ServerResponse } from 'node:http'
 import { createServer as createHttps } from 'node:https'
 import { type AddressInfo, connect as connectTcp, createServer as createTcp, type Server, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
@@ -276,6 +276,79 @@ test('before it knows what to do it does nothing, and a failure tells no value',
   const { status, text } = await ask(await secured(port, named), { headers: { host: named } })
   assert.deepEqual([status, text], [502, 'dormouse: api.example.com could not be reached: ECONNREFUSED\n'])
   assert.equal((await tunnel(port, `www.example.com:${gone}`)).status, 502)
+})
+
+/** A host that keeps its connections, and tells apart what it takes for requests. */
+async function keepingHost(t: TestContext) {
+  const seen: string[] = []
+  const issuer = new Issuer(outside)
+  const server = createHttps({ key: issuer.key, cert: issuer.issue('api.example.com', Date.now()) }, async (request, response) => {
+    const body = Buffer.concat(await Array.fromAsync(request as AsyncIterable<Buffer>)).toString()
+    seen.push(`${request.method} ${request.url} ${body}`)
+    response.end('x')
+  })
+  server.on('clientError', (_error, socket) => {
+    seen.push('nonsense')
+    socket.destroy()
+  })
+  return { port: await listen(t, server), seen }
+}
+
+test('the body of a request is never another request to its host, whatever the guest says of how it is framed', async (t) => {
+  const { port: hostPort, seen } = await keepingHost(t)
+  const { port } = await proxyOf(t)
+  const named = `api.example.com:${hostPort}`
+  const hidden = `POST /notes HTTP/1.1\r\nhost: ${named}\r\ncontent-length: 4000\r\n\r\n`
+  const wanted: string[] = []
+  for (const method of ['GET', 'HEAD', 'DELETE', 'OPTIONS', 'POST']) {
+    for (const chunks of [false, true]) {
+      const framing = chunks ? 'transfer-encoding: chunked' : `content-length: ${hidden.length}`
+      const body = chunks ? `${hidden.length.toString(16)}\r\n${hidden}\r\n0\r\n\r\n` : hidden
+      const line = await secured(port, named)
+      const named2 = `connection: content-length, transfer-encoding, close`
+      line.write(`${method} /${chunks} HTTP/1.1\r\nhost: ${named}\r\n${named2}\r\n${framing}\r\n\r\n${body}`)
+      await Array.fromAsync(line as AsyncIterable<Buffer>)
+      wanted.push(`${method} /${chunks} ${hidden}`)
+      // On the connection that was kept.
+      await ask(await secured(port, named), { path: '/next', headers: { host: named } })
+      wanted.push('GET /next ')
+    }
+  }
+  assert.deepEqual(seen, wanted)
+})
+
+test('an upgrade with a body is not passed on', async (t) => {
+  const host = await hostOf(t, 'api.example.com')
+  const { port } = await proxyOf(t)
+  const named = `api.example.com:${host.port}`
+  for (const framing of ['content-length: 4', 'transfer-encoding: chunked']) {
+    const line = await secured(port, named)
+    line.write(`GET /ws HTTP/1.1\r\nhost: ${named}\r\nconnection: upgrade\r\nupgrade: echo\r\n${framing}\r\n\r\n`)
+    assert.match(`${(await once(line, 'data'))[0]}`, /^HTTP\/1\.1 400 /)
+    line.destroy()
+  }
+  assert.deepEqual(host.seen, [])
+})
+
+test('of a guest that asks without waiting for answers only so many requests are under way', async (t) => {
+  const held: ServerResponse[] = []
+  let connections = 0
+  const server = createHttp((_request, response) => void held.push(response)).on('connection', () => connections++)
+  const hostPort = await listen(t, server)
+  const { port } = await proxyOf(t)
+  const named = `www.example.com:${hostPort}`
+  const guest = connectTcp(port, '127.0.0.1').on('error', () => undefined)
+  const request = (more = '') => `GET http://${named}/ HTTP/1.1\r\nhost: ${named}\r\n${more}\r\n`
+  guest.write(`${request().repeat(299)}${request('connection: close\r\n')}`)
+  const said = Array.fromAsync(guest as AsyncIterable<Buffer>)
+  while (held.length < 256) await new Promise(setImmediate)
+  for (const response of held) response.end('x')
+  const statuses = Buffer.concat(await said)
+    .toString()
+    .match(/HTTP\/1\.1 \d+/g)
+  // The first that is refused ends its connection.
+  assert.deepEqual(statuses, [...Array(256).fill('HTTP/1.1 200'), 'HTTP/1.1 503'])
+  assert.equal(connections, 256)
 })
 
 test('hosts are spoken to over connections that are kept, and end with the proxy', async (t) => {

@@ -42,6 +42,10 @@ interface Target {
 }
 
 const CONNECTIONS_MAX = 1024
+// Requests of one connection come without waiting for each other (RFC 9112, 9.3.2): connections alone bound nothing.
+const EXCHANGES_MAX = 256
+const KEPT_MAX = 64
+const KEPT_MS = 60_000
 const CONNECT_LIMIT_MS = 30_000
 // From a tunnel's beginning to what a guest says in it.
 const OPENING_LIMIT_MS = 30_000
@@ -58,15 +62,19 @@ export class Mediator implements Disposable {
   readonly #inner: Server
   readonly #targets = new WeakMap<Duplex, Target>()
   readonly #open = new Set<Duplex>()
-  readonly #plain = new HttpAgent({ keepAlive: true })
+  readonly #plain: HttpAgent
   readonly #secure: HttpsAgent
+  #exchanges = 0
   readonly #contexts = new Map<string, { readonly context: SecureContext; readonly issuedAtMs: number }>()
   #mediation: { readonly issuer: Issuer; readonly of: Mediation } | undefined
 
   constructor(uses: MediatorUses) {
     this.#uses = uses
     this.#lookup = lookupOf(uses.mayReach, uses.lookup)
-    this.#secure = new HttpsAgent({ keepAlive: true, ...(uses.trusted && { ca: [...uses.trusted] }) })
+    // The time is that of connections which are kept for later; one that is in use is left alone.
+    const keeping = { keepAlive: true, timeout: KEPT_MS }
+    this.#plain = new HttpAgent(keeping)
+    this.#secure = new HttpsAgent({ ...keeping, ...(uses.trusted && { ca: [...uses.trusted] }) })
     // Uploads and streams take as long as they take.
     const settings = { requestTimeout: 0, keepAliveTimeout: 60_000 }
     this.#outer = createServer(settings, (request, response) => guarded(response, () => this.#passPlain(request, response)))
@@ -206,6 +214,7 @@ export class Mediator implements Disposable {
       answer(response, ...failureOf(host, error))
       return
     }
+    if (!this.#begin(response, this.#plain)) return
     const headers = { ...endToEnd(request.headersDistinct), host: url.host }
     const options = { ...target, method: request.method, path: `${url.pathname}${url.search}`, agent: this.#plain, lookup: this.#lookup }
     exchange(request, response, host, requestHttp({ ...options, headers: framed(request, headers) }))
@@ -217,6 +226,7 @@ export class Mediator implements Disposable {
       answer(response, asked.status, asked.text)
       return
     }
+    if (!this.#begin(response, this.#secure)) return
     const { target, headers } = asked
     exchange(request, response, target.host, requestHttps({ ...this.#optionsOf(request, target), headers: framed(request, headers) }))
   }
@@ -227,6 +237,12 @@ export class Mediator implements Disposable {
     const asked = this.#askedOf(request)
     if ('status' in asked) {
       refuse(socket, asked.status, asked.text)
+      return
+    }
+    // A body has an end that both sides must see alike, and what follows an upgrade has none.
+    const { 'content-length': length = '0', 'transfer-encoding': coding } = request.headers
+    if (Number(length) !== 0 || coding !== undefined) {
+      refuse(socket, 400, 'A request for an upgrade that has a body is not passed on')
       return
     }
     const { target, headers } = asked
@@ -271,6 +287,20 @@ export class Mediator implements Disposable {
       target,
       headers: { ...endToEnd(request.headersDistinct), host: request.headers.host ?? target.host, ...Object.fromEntries(set) },
     }
+  }
+
+  /** False when the guest has too many requests under way: this one is answered. */
+  #begin(response: ServerResponse, agent: HttpAgent | HttpsAgent): boolean {
+    if (this.#exchanges >= EXCHANGES_MAX) {
+      answer(response, 503, 'This instance has too many requests under way: try again')
+      return false
+    }
+    this.#exchanges++
+    response.once('close', () => this.#exchanges--)
+    // What is kept for later gives way to what is wanted now.
+    const kept = Object.values(agent.freeSockets).flatMap((sockets) => sockets ?? [])
+    if (kept.length > KEPT_MAX) for (const socket of kept) socket.destroy()
+    return true
   }
 
   #optionsOf({ method, url }: IncomingMessage, { host, port }: Target) {
@@ -335,9 +365,15 @@ function endToEnd(headers: NodeJS.Dict<string[]>): Record<string, string[]> {
   return Object.fromEntries(Object.entries(headers).flatMap(([name, values]) => (values && !dropped.has(name) ? [[name, values]] : [])))
 }
 
-/** A body without a length is sent in chunks, whatever the method. */
-const framed = (request: IncomingMessage, headers: Headers): Headers =>
-  request.headers['transfer-encoding'] === undefined ? headers : { ...headers, 'transfer-encoding': 'chunked' }
+/**
+ * A body goes out as it came in, by its length or in chunks, whatever the method, and whatever the guest says of these headers: Node frames the
+ * bodies of some methods only (nodejs/node#27880), and what the host does not take for the body of this request would be its next request.
+ */
+function framed({ headers: { 'content-length': length, 'transfer-encoding': coding } }: IncomingMessage, headers: Headers): Headers {
+  const { 'content-length': _, ...rest } = headers
+  if (coding !== undefined) return { ...rest, 'transfer-encoding': 'chunked' }
+  return length === undefined ? rest : { ...rest, 'content-length': length }
+}
 
 /** Nothing that a guest can write ends its proxy. */
 function guarded(response: ServerResponse, pass: () => void): void {
