@@ -196,6 +196,45 @@ export const RestartStatus = Type.Object(
   },
 )
 
+const Egress = Type.Object(
+  {
+    enabled: Type.Optional(Type.Boolean({ default: false })),
+    enforcement: Type.Optional(
+      Type.Object(
+        {
+          mode: Type.Optional(
+            Type.Enum(['all', 'http_https_only'], {
+              description: 'What it cannot open by itself: any TCP, which is the default, or ports 80 and 443',
+            }),
+          ),
+        },
+        strict,
+      ),
+    ),
+  },
+  { ...strict, description: 'What it opens by TCP goes through a proxy on the host, which puts its credentials in' },
+)
+
+const Credential = Type.Object(
+  {
+    source: Type.Object({ env: Type.String({ minLength: 1, maxLength: 256 }) }, strict),
+    inject: Type.Array(
+      Type.Object(
+        {
+          as: Type.Object(
+            { header: Type.String({ minLength: 1, maxLength: 256 }), format: Type.String({ minLength: 1, maxLength: 1024 }) },
+            strict,
+          ),
+          hosts: Type.Optional(Type.Array(Type.String({ maxLength: 255 }), { maxItems: 64 })),
+        },
+        strict,
+      ),
+      { minItems: 1, maxItems: 64 },
+    ),
+  },
+  strict,
+)
+
 export const InstanceNetwork = Type.Object({
   enabled: Type.Boolean(),
   name: Type.Optional(Type.String({ description: 'The network it is on' })),
@@ -204,6 +243,7 @@ export const InstanceNetwork = Type.Object({
   bandwidth_download: Type.Optional(Bandwidth),
   bandwidth_upload: Type.Optional(Bandwidth),
   ports: Type.Optional(Type.Array(PortMapping)),
+  egress: Type.Optional(Egress),
 })
 
 export const Instance = Type.Object(
@@ -230,7 +270,12 @@ export const Instance = Type.Object(
     disk_io_bps: Type.Optional(Type.String({ description: 'What its disks may move together, where that was asked for' })),
     entrypoint: Type.Optional(Type.Array(Type.String(), { description: 'Given in place of the image’s own' })),
     cmd: Type.Optional(Type.Array(Type.String(), { description: 'Given in place of the image’s own' })),
-    env: Type.Optional(Type.Record(Type.String(), Type.String())),
+    env: Type.Optional(
+      Type.Record(Type.String(), Type.String(), { description: 'As its guest has it: of a credential `mock-NAME`, and no source of one' }),
+    ),
+    credentials: Type.Optional(
+      Type.Record(Type.String(), Credential, { description: 'By the variable that its guest sees; the values are told to no one' }),
+    ),
     tags: Type.Optional(Type.Record(Type.String(), Type.String())),
     network: Type.Optional(InstanceNetwork),
     volumes: Type.Optional(Type.Array(VolumeMount)),
@@ -268,35 +313,7 @@ const NetworkRequest = Type.Object(
     ports: Type.Optional(Type.Array(PortMapping, { maxItems: 64, description: 'Guest ports to publish on the host' })),
     bandwidth_download: Type.Optional(Bandwidth),
     bandwidth_upload: Type.Optional(Bandwidth),
-    egress: Type.Optional(
-      Type.Object(
-        {
-          enabled: Type.Optional(Type.Boolean({ default: false })),
-          enforcement: Type.Optional(Type.Object({ mode: Type.Optional(Type.Enum(['all', 'http_https_only'])) }, strict)),
-        },
-        strict,
-      ),
-    ),
-  },
-  strict,
-)
-
-const Credential = Type.Object(
-  {
-    source: Type.Object({ env: Type.String({ minLength: 1, maxLength: 256 }) }, strict),
-    inject: Type.Array(
-      Type.Object(
-        {
-          as: Type.Object(
-            { header: Type.String({ minLength: 1, maxLength: 256 }), format: Type.String({ minLength: 1, maxLength: 1024 }) },
-            strict,
-          ),
-          hosts: Type.Optional(Type.Array(Type.String({ maxLength: 255 }), { maxItems: 64 })),
-        },
-        strict,
-      ),
-      { minItems: 1, maxItems: 64 },
-    ),
+    egress: Type.Optional(Egress),
   },
   strict,
 )
@@ -340,7 +357,13 @@ export const CreateInstanceRequest = Type.Object(
         strict,
       ),
     ),
-    credentials: Type.Optional(Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Credential, { additionalProperties: false })),
+    credentials: Type.Optional(
+      Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Credential, {
+        additionalProperties: false,
+        description:
+          'By the variable that the guest sees, which says `mock-NAME`: the value of `source.env` stays on the host, and is put into what is asked of `hosts`. Needs `network.egress`',
+      }),
+    ),
     ttl: Type.Optional(Type.String({ maxLength: 64, description: 'Deleted this long after it was made; 0s is never' })),
     expires_at: Type.Optional(DateTime),
     snapshot_policy: Type.Optional(SnapshotPolicy),

@@ -49,7 +49,7 @@ export type Env = Static<typeof Env>
 export const EnvChange = Type.Record(EnvName, EnvValue, {
   ...envRules,
   minProperties: 1,
-  description: 'Merged into the environment; counts from the next start on',
+  description: 'Merged into the environment; counts from the next start on, and for credentials at once',
 })
 
 export const PLATFORM_PATTERN = '^[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?$'

@@ -47,6 +47,7 @@ test('an authority with hosts is good for no other host, whoever has its key', a
     assert.match(`${await handshake(authority, host)}`, /permitted subtree violation/, host)
   }
   assert.equal(await handshake(makeAuthority('web', undefined, NOW), 'evil.com'), undefined)
+  assert.match(`${await handshake(makeAuthority('web', [], NOW), 'evil.com')}`, /permitted subtree violation/)
 })
 
 test('certificates say what they are, and two authorities have nothing in common', () => {

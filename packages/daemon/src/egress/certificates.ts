@@ -129,7 +129,8 @@ function certificateOf({ subject, issuer, publicKey, signer, notBeforeMs, notAft
 
 /** Names below `x`, and `x` itself: what stands for a pattern and for a name alike. */
 function constraintsOf(hosts: readonly string[]): Buffer {
-  const trees = [...new Set(hosts.map((host) => host.replace(/^\*\./, '')))]
+  // A name that is no one's (RFC 6761, 6.4): without any, all would be permitted.
+  const trees = [...new Set((hosts.length === 0 ? ['invalid'] : hosts).map((host) => host.replace(/^\*\./, '')))]
   const permitted = trees.map((tree) => sequence(tagged(2, Buffer.from(tree, 'latin1'))))
   // A constraint of one kind leaves the others open: no address is good either. All of both families, each with its mask.
   const excluded = [8, 32].map((length) => sequence(tagged(7, Buffer.alloc(length))))

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { type AskedCredentials, credentialsOf, guestVariablesOf, headersFor, hostsOf, isMediated } from './credentials.ts'
+import { makeAuthority } from './certificates.ts'
+import { type AskedCredentials, changedVariables, credentialsOf, guestVariablesOf, headersFor, hostsOf, isMediated } from './credentials.ts'
 import { haveHostInCommon, hostNameOf, hostPatternOf, matchesHost } from './hosts.ts'
 
 const SECRET = 's3cret-of-the-host'
@@ -129,4 +130,25 @@ test('one header of one host has one credential', () => {
   assert.equal(Object.keys(read(two(undefined, undefined, 'X-Other'))).length, 2)
   const many = Array.from({ length: 257 }, (_, n) => `h${n}.x`)
   assert.throws(() => read(one([{ as: bearer, hosts: many }])), { code: 'invalid_request', message: /more than 256 hosts/ })
+})
+
+test('an environment changes as it is told, but what is shown of a value is none', () => {
+  const credentials = read({ REAL_KEY: { source: { env: 'REAL_KEY' }, inject: [{ as: bearer }] } })
+  const shown = guestVariablesOf(env, credentials)
+  assert.deepEqual(changedVariables(env, shown, credentials).REAL_KEY, SECRET)
+  assert.equal(changedVariables(env, { REAL_KEY: 'rotated' }, credentials).REAL_KEY, 'rotated')
+  assert.equal(changedVariables(env, { LANG: 'de' }, credentials).LANG, 'de')
+  for (const value of ['', 'a\nb']) {
+    assert.throws(
+      () => changedVariables(env, { REAL_KEY: value }, credentials),
+      ({ code, message }: { code: string; message: string }) => code === 'invalid_request' && !message.includes(SECRET),
+    )
+  }
+})
+
+test('as many hosts as an authority can name', () => {
+  const named = (count: number) =>
+    one([{ as: bearer, hosts: Array.from({ length: count }, (_, n) => `${n}.${'a'.repeat(60)}.${'b'.repeat(60)}.example`) }])
+  assert.ok(makeAuthority('x', hostsOf(read(named(60))), Date.now()).certificate.length < 16_384)
+  assert.throws(() => read(named(64)), { code: 'invalid_request', message: /8192 letters/ })
 })

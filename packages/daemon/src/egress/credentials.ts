@@ -40,6 +40,8 @@ type Variables = Readonly<Record<string, string>>
 const PLACEHOLDER = `\${value}`
 // Each is looked at beside each other.
 const HOSTS_MAX = 256
+// All of their names are in the authority's certificate, of which a guest takes 32 KiB.
+const HOST_LETTERS_MAX = 8192
 // RFC 9110, 5.6.2.
 const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/
 /** What frames a message, or says whom it is for: a proxy writes these itself. */
@@ -59,15 +61,17 @@ export function credentialsOf(asked: AskedCredentials, env: Variables): Credenti
   })
   const credentials = Object.fromEntries(all)
   assertDistinct(credentials)
-  assertUsable(credentials, env)
+  const letters = (hostsOf(credentials) ?? []).reduce((sum, host) => sum + host.length, 0)
+  if (letters > HOST_LETTERS_MAX) throw invalid(`The hosts of \`credentials\` have more than ${HOST_LETTERS_MAX} letters together`)
+  assertUsable(env, credentials)
   return credentials
 }
 
-/** Throws `invalid_request` when a value of `env` cannot be what a header says. */
-function assertUsable(credentials: Credentials, env: Variables): void {
+/** Throws `invalid_request` when a value of `env` is missing, or cannot be what a header says. */
+function assertUsable(env: Variables, credentials: Credentials): void {
   for (const [name, { source }] of Object.entries(credentials)) {
-    const value = env[source]
-    if (value === undefined || isFieldText(value)) continue
+    const value = Object.hasOwn(env, source) ? env[source] : undefined
+    if (value !== undefined && isFieldText(value)) continue
     throw invalid(`The value of \`env.${source.slice(0, 80)}\` cannot be in a header, which the credential ${name.slice(0, 80)} needs`)
   }
 }
@@ -77,6 +81,20 @@ export function guestVariablesOf(env: Variables, credentials: Credentials): Vari
   const sources = new Set(Object.values(credentials).map(({ source }) => source))
   const kept = Object.entries(env).filter(([name]) => !sources.has(name))
   return Object.fromEntries([...kept, ...Object.keys(credentials).map((name) => [name, mockOf(name)] as const)])
+}
+
+/**
+ * What an environment becomes: a source that is told as the guest has it stays as it is, so that what is shown can be sent back. Throws
+ * `invalid_request` when a credential could not be used with it any more.
+ */
+export function changedVariables(env: Variables, change: Variables, credentials: Credentials): Variables {
+  const shown = guestVariablesOf(env, credentials)
+  const sources = new Set(Object.values(credentials).map(({ source }) => source))
+  const isEcho = ([name, value]: [string, string]): boolean =>
+    sources.has(name) && Object.hasOwn(credentials, name) && value === shown[name]
+  const after = { ...env, ...Object.fromEntries(Object.entries(change).filter((one) => !isEcho(one))) }
+  assertUsable(after, credentials)
+  return after
 }
 
 const mockOf = (name: string): string => `mock-${name}`

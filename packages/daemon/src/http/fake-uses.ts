@@ -160,7 +160,7 @@ class FakeInstances implements InstancesDoor {
   async create(request: CreateInstance): Promise<Instance> {
     if (this.rows.some((row) => row.name === request.name))
       throw new AppError('name_conflict', `There is an instance ${request.name} already`)
-    const { network, volumes: _, devices: _devices, ...rest } = request
+    const { network, volumes: _, devices: _devices, egress: _egress, ...rest } = request
     const ports = (network?.ports ?? []).map((port) => ({ protocol: 'tcp' as const, hostIp: '0.0.0.0', ...port }))
     return this.add({ ...rest, state: 'Initializing', network: { enabled: network?.enabled ?? true, ports } })
   }

@@ -13,7 +13,7 @@ import type { ForkSnapshotRequest } from '@dormouse/api/snapshots.ts'
 import { parseBandwidth, parseDiskRate, parseDuration, parseSize } from '@dormouse/api/units.ts'
 import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateInstance } from '../instances/instance.ts'
 import { toAutoStandbyPolicy } from './auto-standby-requests.ts'
-import { checkEgress } from './check-egress.ts'
+import { toEgress } from './check-egress.ts'
 import { checkPolicies } from './check-policies.ts'
 import { refuseNotYet } from './not-yet.ts'
 import { toHealthCheck, toRestartPolicy } from './supervision-requests.ts'
@@ -23,7 +23,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
   const expiresAtMs = parseExpiry(body, nowMs)
   const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
   const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
-  checkEgress(body)
+  const egress = toEgress(body)
   refuseNotYet(body)
   return {
     name: body.name,
@@ -47,6 +47,7 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
         ...bandwidthOf(body.network),
       },
     }),
+    ...present('egress', egress),
     ...present(
       'volumes',
       body.volumes?.map((mount, index) => toMountRequest(mount, `volumes[${index}].`)),

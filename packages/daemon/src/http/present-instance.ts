@@ -1,5 +1,6 @@
 import type { PortMapping, Instance as Shown, SnapshotPolicy, VolumeMount } from '@dormouse/api/instances.ts'
 import { formatBandwidth, formatRate, formatSize } from '@dormouse/api/units.ts'
+import { guestVariablesOf } from '../egress/credentials.ts'
 import { durationsAt, type Instance } from '../instances/instance.ts'
 import type { Attention } from '../supervision/supervision.ts'
 import { presentAttention, presentHealthCheck, presentRestartPolicy } from './present-attention.ts'
@@ -33,9 +34,10 @@ export function presentInstance(instance: Instance, nowMs: number, attention: At
     ...(instance.diskIoBps !== undefined && { disk_io_bps: formatRate(instance.diskIoBps) }),
     ...(instance.entrypoint !== undefined && { entrypoint: [...instance.entrypoint] }),
     ...(instance.cmd !== undefined && { cmd: [...instance.cmd] }),
-    env: instance.env,
+    env: guestVariablesOf(instance.env, instance.egress?.credentials ?? {}),
+    ...presentCredentials(instance),
     tags: instance.tags,
-    network: presentNetwork(instance.network),
+    network: presentNetwork(instance),
     volumes: instance.volumes.map(presentMount),
     ...(instance.devices !== undefined && { devices: instance.devices.map(({ name }) => name) }),
     ...(instance.gpu !== undefined && {
@@ -62,7 +64,21 @@ const presentMount = ({ volumeId, mountPath, readOnly, overlayBytes }: Instance[
   ...(overlayBytes !== undefined && { overlay: true, overlay_size: formatSize(overlayBytes) }),
 })
 
-function presentNetwork(network: Instance['network']): NonNullable<Shown['network']> {
+/** Which there are and how they are used; no one is told a value. */
+function presentCredentials({ egress }: Instance): Pick<Shown, 'credentials'> {
+  const all = Object.entries(egress?.credentials ?? {})
+  if (all.length === 0) return {}
+  const shown = all.map(([name, { source, inject }]) => [
+    name,
+    {
+      source: { env: source },
+      inject: inject.map(({ header, format, hosts }) => ({ as: { header, format }, ...(hosts && { hosts: [...hosts] }) })),
+    },
+  ])
+  return { credentials: Object.fromEntries(shown) }
+}
+
+function presentNetwork({ network, egress }: Instance): NonNullable<Shown['network']> {
   if (!network.enabled) return { enabled: false, ip: null, mac: null }
   return {
     enabled: true,
@@ -74,5 +90,6 @@ function presentNetwork(network: Instance['network']): NonNullable<Shown['networ
     ),
     ...(network.bandwidthDownload !== undefined && { bandwidth_download: formatBandwidth(network.bandwidthDownload) }),
     ...(network.bandwidthUpload !== undefined && { bandwidth_upload: formatBandwidth(network.bandwidthUpload) }),
+    ...(egress && { egress: { enabled: true, enforcement: { mode: egress.mode } } }),
   }
 }

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { guestVariablesOf } from '../egress/credentials.ts'
 import type { GuestConfig, WakeRequest } from '../guest/guest-client.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Network } from '../network/network.ts'
@@ -37,7 +38,7 @@ export function guestConfigOf(instance: Instance, { image, network, hasModules }
     workload: {
       kind: isInit ? 'systemd' : 'exec',
       argv,
-      env: { PATH: DEFAULT_PATH, ...pairsOf(config.env), ...instance.env },
+      env: { PATH: DEFAULT_PATH, ...pairsOf(config.env), ...guestVariablesOf(instance.env, instance.egress?.credentials ?? {}) },
       cwd: config.workingDir || '/',
       user: config.user,
       stopSignal: config.stopSignal || (isInit ? SYSTEMD_STOP_SIGNAL : DEFAULT_STOP_SIGNAL),

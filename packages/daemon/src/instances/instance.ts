@@ -1,6 +1,6 @@
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { HypervisorName } from '../hypervisors/hypervisor.ts'
-import type { AutoStandbyPolicy, HealthCheck, Instance, Phases, RestartPolicy } from '../store/instance-record.ts'
+import type { AutoStandbyPolicy, HealthCheck, Instance, InstanceEgress, Phases, RestartPolicy } from '../store/instance-record.ts'
 
 export type {
   Attachment,
@@ -48,6 +48,7 @@ export interface CreateInstance {
     readonly bandwidthDownload?: number
     readonly bandwidthUpload?: number
   }
+  readonly egress?: Pick<InstanceEgress, 'mode' | 'credentials'>
   readonly volumes?: readonly MountRequest[]
   /** Names or ids of registered devices. */
   readonly devices?: readonly string[]

@@ -8,6 +8,8 @@ import type { Config } from '../config/config.ts'
 import type { Devices, PlannedDevices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
 import { nameLayer } from '../disks/layer.ts'
+import { makeAuthority } from '../egress/certificates.ts'
+import { hostsOf } from '../egress/credentials.ts'
 import type { Events } from '../events/events.ts'
 import type { HostFacts } from '../host/host-facts.ts'
 import type { Hypervisor, HypervisorName, PortForward } from '../hypervisors/hypervisor.ts'
@@ -17,6 +19,7 @@ import { createId } from '../lib/create-id.ts'
 import type { Logger } from '../log.ts'
 import { macOf, type Network } from '../network/network.ts'
 import type { Database } from '../store/database.ts'
+import type { InstanceEgress } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import { followAttachments, type Volumes } from '../volumes/volumes.ts'
 import { type Demand, demandOf, NOTHING } from './admission.ts'
@@ -254,6 +257,7 @@ export class Newcomers {
           ...bandwidthOf(request.network ?? {}),
           ...(isNetworked ? { mac: macOf(id) } : {}),
         },
+        ...present('egress', request.egress && egressOf(request.egress, request.name, nowMs)),
         env: request.env ?? {},
         tags: request.tags ?? {},
         skipGuestAgent: request.skipGuestAgent ?? false,
@@ -290,6 +294,11 @@ export class Newcomers {
     if (uid === undefined) throw new AppError('insufficient_resources', 'Every user id of the configured range is taken')
     return uid
   }
+}
+
+/** With an authority that is its own. */
+function egressOf({ mode, credentials }: NonNullable<CreateInstance['egress']>, name: string, nowMs: number): InstanceEgress {
+  return { mode, credentials, authority: makeAuthority(`dormouse ${name}`, hostsOf(credentials), nowMs) }
 }
 
 function assertPlatform(image: string, platform: string, own: string): void {

@@ -1,5 +1,7 @@
 import type { Compression } from '@dormouse/api/compression.ts'
 import type { InstanceState, Transition } from '@dormouse/api/instance-states.ts'
+import type { Authority } from '../egress/certificates.ts'
+import type { Credentials } from '../egress/credentials.ts'
 import type { BaseRef, HypervisorName, PortForward, VmHandle } from '../hypervisors/hypervisor.ts'
 
 declare const brand: unique symbol
@@ -27,6 +29,8 @@ export interface Instance {
   readonly overlayBytes: number
   readonly diskIoBps?: number
   readonly network: InstanceNetwork
+  /** What it opens by TCP goes through a proxy of its own; absent: it goes by itself. The same for all its life. */
+  readonly egress?: InstanceEgress
   /** In place of the image's own. */
   readonly entrypoint?: readonly string[]
   readonly cmd?: readonly string[]
@@ -184,6 +188,15 @@ export interface InstanceNetwork {
   readonly ports: readonly PortForward[]
   readonly bandwidthDownload?: number
   readonly bandwidthUpload?: number
+}
+
+/** The real values are in `env`, and stay on the host. */
+export interface InstanceEgress {
+  /** What it may not open by itself: anything, or web servers at their usual ports. */
+  readonly mode: 'all' | 'http_https_only'
+  readonly credentials: Credentials
+  /** Its own, and that of its forks: who is frozen has read it already. Good for the hosts of the credentials alone. */
+  readonly authority: Authority
 }
 
 /** How long it was in each state, in ms, and since when it is in the one it is in. */

@@ -21,6 +21,7 @@ const COLUMNS: Readonly<Record<string, (instance: Instance) => Value>> = {
   disk_io_bps: (i) => i.diskIoBps ?? null,
   bandwidth_download: (i) => i.network.bandwidthDownload ?? null,
   bandwidth_upload: (i) => i.network.bandwidthUpload ?? null,
+  egress: (i) => json(i.egress),
   network_enabled: (i) => Number(i.network.enabled),
   entrypoint: (i) => json(i.entrypoint),
   cmd: (i) => json(i.cmd),
@@ -222,6 +223,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
   const gpu = parse<NonNullable<Instance['gpu']>>(row.gpu)
   const healthCheck = parse<NonNullable<Instance['healthCheck']>>(row.health_check)
   const restartPolicy = parse<NonNullable<Instance['restartPolicy']>>(row.restart_policy)
+  const egress = parse<NonNullable<Instance['egress']>>(row.egress)
   const restarts = parse<NonNullable<Instance['restarts']>>(row.restarts)
   return {
     id: row.id as InstanceId,
@@ -255,6 +257,7 @@ function instanceOf(row: Row, ports: readonly PortForward[]): Instance {
       sinceMs: Number(row.phase_since_ms),
       durations: parse<Instance['phases']['durations']>(row.phase_durations) ?? {},
     },
+    ...(egress === undefined ? {} : { egress }),
     ...(row.fresh_boot === 1 ? { freshBoot: true } : {}),
     ...(row.entrypoint === null ? {} : { entrypoint: parse<string[]>(row.entrypoint) ?? [] }),
     ...(row.cmd === null ? {} : { cmd: parse<string[]>(row.cmd) ?? [] }),

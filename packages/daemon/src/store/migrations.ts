@@ -440,4 +440,11 @@ export const migrations: readonly Migration[] = [
       ALTER TABLE audit RENAME COLUMN is_refused TO share;
     `,
   },
+  {
+    name: 'mediated egress',
+    sql: `
+      -- how it goes out by its proxy: what is closed to it, its credentials without their values, its authority with the key; JSON
+      ALTER TABLE instances ADD COLUMN egress TEXT;
+    `,
+  },
 ]

@@ -33,7 +33,7 @@ export async function restoreSnapshot(work: InstanceWork, snapshot: Snapshot, ta
   // A VM that has loaded it proves that it is whole. One that is to sleep proves nothing, and what is given up for it would be lost.
   if (target === 'Standby' && point.capture) await work.uses.memory.verify(point.capture, await work.step('verify', VERIFY_LIMIT_MS))
   await sleepJobs.cancel(id)
-  const then = rememberedOf(snapshot)
+  const then = { ...rememberedOf(snapshot), env: variablesOf(snapshot, work.instance) }
   await using after = new AsyncDisposableStack()
   const tops = await makeLayers(work, { ...work.instance, ...then, disk: snapshot.disk, volumes })
   // Whichever way it ends, what the record does not name then goes.
@@ -88,15 +88,22 @@ function replacedBy({ instance, uses }: InstanceWork, wanted: readonly Attachmen
   })
 }
 
+/** As it was then, but for the values of credentials: one that has been rotated since does not come back. */
+function variablesOf({ instance: { env } }: Snapshot, now: Instance): Instance['env'] {
+  const sources = Object.values(now.egress?.credentials ?? {}).map(({ source }) => source)
+  const kept = sources.flatMap((name) => (now.env[name] === undefined ? [] : [[name, now.env[name]] as const]))
+  return { ...env, ...Object.fromEntries(kept) }
+}
+
 function rememberedOf({ instance, createdAtMs }: Snapshot): Partial<Instance> {
-  const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags } = instance
+  const { image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, tags } = instance
   const { diskIoBps, snapshotPolicy, autoStandby, skipGuestAgent, skipKernelHeaders, freshBoot, startedAtMs, exitCode, exitMessage } =
     instance
   const { healthCheck, restartPolicy } = instance
   // Of one that ran, what is gone back to ended when the snapshot was taken.
   const { stoppedAtMs = createdAtMs } = instance
   return {
-    ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, env, tags },
+    ...{ image, imageDigest, platform, hypervisor, vcpus, memoryBytes, hotplugBytes, overlayBytes, entrypoint, cmd, tags },
     ...{
       diskIoBps,
       snapshotPolicy,

@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import { AppError } from '@dormouse/api/errors.ts'
+import { changedVariables } from '../../egress/credentials.ts'
 import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
 import { diskRateOf } from '../disk-rate.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
@@ -153,7 +154,8 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], allLimits: A
   }
   if (name !== undefined) checkName(name)
   if (healthCheck) assertCheckable(healthCheck, { hasNetwork: instance.network.enabled, skipGuestAgent: instance.skipGuestAgent })
-  if (env !== undefined) checkEnv({ ...instance.env, ...env })
+  const envAfter = env && changedVariables(instance.env, env, instance.egress?.credentials ?? {})
+  if (envAfter !== undefined) checkEnv(envAfter)
   if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes && !TAKES_MEMORY.has(instance.state)) {
     throw new AppError(
       'invalid_state',
@@ -192,7 +194,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], allLimits: A
   return {
     ...(name === undefined ? {} : { name }),
     ...(tags === undefined ? {} : { tags }),
-    ...(env === undefined ? {} : { env: { ...instance.env, ...env } }),
+    ...(envAfter === undefined ? {} : { env: envAfter }),
     ...(snapshotPolicy === undefined ? {} : { snapshotPolicy }),
     ...(autoStandby === undefined ? {} : { autoStandby }),
     ...(expiresAtMs === undefined ? {} : { expiresAtMs: expiresAtMs ?? undefined }),
