@@ -62,7 +62,7 @@ const HEADS: Readonly<Record<string, readonly string[]>> = {
     'pushes.ts',
   ],
   // The contract, and what a driver is given: drivers are made by daemon.ts alone. And what holds a process that outlives the daemon.
-  hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts', 'shim.ts'],
+  hypervisors: ['hypervisor.ts', 'vm-spec.ts', 'inbound-words.ts', 'shim.ts', 'find-shims.ts'],
   // The room, and what a record holds of it: names of credentials, and the authority.
   egress: ['egress.ts', 'credentials.ts', 'certificates.ts'],
   // The layers, and what a capture consists of on disk.

@@ -123,6 +123,44 @@ if (inOwnNetwork(import.meta.filename)) {
     assert.deepEqual(house.spawns(), [])
   })
 
+  test('a guest whose way out is a proxy is led there, to its successor, and by the next daemon, whatever was flushed', async () => {
+    await using rows = await openRows()
+    const led = (): string => nft('list', 'map', 'inet', 'dmtest', 'proxies')
+    const mediated = (): string => nft('list', 'set', 'inet', 'dmtest', 'mediated4')
+    let a: Nic
+    let port: number
+    {
+      await using house = await begin(rows.db)
+      const { network } = house
+      await network.recover([], makeStep())
+      using door = await network.listenForProxy(makeStep())
+      a = house.nic('a', { egress: { mode: 'all', proxyPort: door.port } })
+      await network.attach(a, makeStep())
+      for (const isLost of [false, true]) {
+        if (isLost) nft('flush', 'ruleset')
+        assert.equal(await network.look(makeStep()), isLost)
+        assert.match(led(), new RegExp(`10\\.99\\.0\\.2 : ${door.port}`))
+        assert.match(mediated(), /10\.99\.0\.2/)
+      }
+      await network.publish(vm, { ...a, ports: [web] }, makeStep())
+      using next = await network.listenForProxy(makeStep())
+      port = next.port
+      await network.leadToProxy(a.id, port, makeStep())
+      assert.doesNotMatch(led(), new RegExp(` : ${door.port}`))
+      assert.equal(await network.look(makeStep()), false)
+    }
+    await using house = await begin(rows.db)
+    const { network } = house
+    // Its proxy has died meanwhile.
+    await network.recover([{ ...a, ports: [web], egress: { mode: 'all' } }], makeStep())
+    assert.doesNotMatch(led(), /10\.99\.0\.2/)
+    assert.match(mediated(), /10\.99\.0\.2/)
+    await network.leadToProxy(a.id, port, makeStep())
+    assert.match(led(), new RegExp(`10\\.99\\.0\\.2 : ${port}`))
+    await network.detach(a.id, makeStep())
+    assert.doesNotMatch(led() + mediated(), /10\.99\.0\.2/)
+  })
+
   test('a ruleset that was flushed, a bridge that was removed and a port that left it are put back', async () => {
     await using rows = await openRows()
     await using house = await begin(rows.db)

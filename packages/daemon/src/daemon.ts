@@ -11,6 +11,7 @@ import type { Config } from './config/config.ts'
 import { Devices } from './devices/devices.ts'
 import { PciIds } from './devices/pci-ids.ts'
 import { Disks } from './disks/disks.ts'
+import { Egress } from './egress/egress.ts'
 import { Events } from './events/events.ts'
 import { Garbage } from './garbage/garbage.ts'
 import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
@@ -151,6 +152,15 @@ export class Daemon implements AsyncDisposable {
     )
     const { memory } = set
     const network = networkOf({ config, db, log, stack, isRoot: host.isRoot, shimPath: assets.shim })
+    const egress = stack.use(
+      new Egress({
+        ...{ paths, network, log, shimPath: assets.shim, logMaxBytes: config.instances.logMaxBytes },
+        opensHost: config.network.allowHostAccess,
+        trusted: config.egress.trusted,
+        // After those of VMs, of VMs that wait, and of what fills volumes: no VM runs as it.
+        userOf: (uid) => uid + 2 * (config.instances.uidCount + 1),
+      }),
+    )
     const compressing = stack.use(new BackgroundJobs())
     const snapshots = new Snapshots({ db, events, disks, memory, paths, log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -167,6 +177,7 @@ export class Daemon implements AsyncDisposable {
       hypervisors,
       memory,
       network,
+      egress,
       linkCapacity: () => readLinkCapacity(config.network),
       compressing,
       crashPoint,
@@ -341,7 +352,7 @@ function crashPointOf({ crashAt, stopAt }: Pick<Config, 'crashAt' | 'stopAt'>, l
 
 function makeDirectories(paths: Paths): void {
   // A VM's own user goes through these to its disks and sockets, and can list nothing.
-  for (const dir of [paths.dataDir, paths.runDir, paths.instancesDir, paths.disksDir, paths.vmsDir]) {
+  for (const dir of [paths.dataDir, paths.runDir, paths.instancesDir, paths.disksDir, paths.vmsDir, paths.proxiesDir]) {
     mkdirSync(dir, { recursive: true, mode: 0o711 })
     chmodSync(dir, 0o711)
   }

@@ -91,6 +91,13 @@ export class Paths {
   get poolRunDir(): string {
     return join(this.runDir, 'pool')
   }
+  /** Directories of the proxies of the VMs that run. */
+  get proxiesDir(): string {
+    return join(this.runDir, 'egress')
+  }
+  proxyRunDir(id: string): string {
+    return join(this.proxiesDir, plainName(id).slice(0, RUN_ID_LENGTH))
+  }
   /** The same for a doctor's probe. */
   get doctorRunDir(): string {
     return join(this.runDir, `doctor-${process.pid}`)
@@ -155,7 +162,13 @@ export class Paths {
   }
   instanceLogs(id: string): InstanceLogPaths {
     const dir = this.instanceLogsDir(id)
-    return { app: join(dir, 'app.log'), vmm: join(dir, 'vmm.log'), daemon: join(dir, 'daemon.log'), journal: join(dir, 'journal') }
+    return {
+      app: join(dir, 'app.log'),
+      vmm: join(dir, 'vmm.log'),
+      daemon: join(dir, 'daemon.log'),
+      egress: join(dir, 'egress.log'),
+      journal: join(dir, 'journal'),
+    }
   }
 
   /** Directories of the VMs that run. */
@@ -175,6 +188,8 @@ export interface InstanceLogPaths {
   readonly vmm: string
   /** The daemon's own lines about the instance. */
   readonly daemon: string
+  /** What its proxy had to say of itself. */
+  readonly egress: string
   /** Facts from the guest, drained by the shim. */
   readonly journal: string
 }

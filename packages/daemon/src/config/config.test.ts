@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { makeAuthority } from '../egress/certificates.ts'
 import { configOf, readConfig } from './config.ts'
 import { readEnv } from './env.ts'
 
@@ -123,4 +124,22 @@ test('limits by name keep their order, and name what they limit', () => {
   ])
   assert.equal(configured({}).limits.maxVolumesBytes, undefined)
   assert.equal(configured({ MAX_TOTAL_VOLUME_STORAGE: '0' }).limits.maxVolumesBytes, 0)
+})
+
+test('authorities for proxies are read from a file, which must hold some and nothing broken', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'dm-'))
+  try {
+    const file = join(dir, 'authorities')
+    const [one, other] = ['one', 'other'].map((name) => makeAuthority(name, undefined, Date.now()).certificate)
+    writeFileSync(file, `# who\n${one}\n${other}`)
+    assert.deepEqual(configured({ EGRESS_CA_FILE: file }).egress.trusted, [one, other])
+    assert.deepEqual(configured({}).egress.trusted, [])
+    for (const content of ['', 'no certificate', `-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n`]) {
+      writeFileSync(file, content)
+      assert.throws(() => configured({ EGRESS_CA_FILE: file }), { code: 'invalid_request', message: /DORMOUSE_EGRESS_CA_FILE/ }, content)
+    }
+    assert.throws(() => configured({ EGRESS_CA_FILE: join(dir, 'none') }), { code: 'invalid_request' })
+  } finally {
+    rmSync(dir, { recursive: true })
+  }
 })

@@ -2,6 +2,7 @@
  * What the daemon is told: environment (`DORMOUSE_*`) over the file (JSON, `/etc/dormouse/config.json` or `DORMOUSE_CONFIG`) over
  * the defaults here. Every setting has one line in `SETTINGS`; an unknown or malformed one stops the start with a sentence.
  */
+import { X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { homedir } from 'node:os'
@@ -93,6 +94,10 @@ export interface Config {
     readonly uplink: string | undefined
     /** Bytes per second that admission gives out, in place of the uplink's speed. */
     readonly bandwidthBps: number | undefined
+  }
+  readonly egress: {
+    /** Authorities, in PEM, by whom proxies verify hosts beside those that Node trusts. */
+    readonly trusted: readonly string[]
   }
   /** Programs of other VMMs. */
   readonly vmms: {
@@ -271,6 +276,7 @@ const SETTINGS = {
     parseSubnet6(value) ? value : undefined,
   ),
   UPLINK: optionalText(),
+  EGRESS_CA_FILE: optionalText(),
   NETWORK_BANDWIDTH: setting<number | undefined>(undefined, 'a rate such as 10Gbps', (value) => positive(parseBandwidth(value))),
   GOLDEN: flag(true),
   MAX_GOLDEN_STORAGE: size('8GB'),
@@ -383,6 +389,7 @@ export function configOf(settings: ReadonlyMap<string, string>, file: ReadonlyMa
       uplink: s.UPLINK,
       bandwidthBps: s.NETWORK_BANDWIDTH,
     },
+    egress: { trusted: s.EGRESS_CA_FILE === undefined ? [] : authoritiesIn(s.EGRESS_CA_FILE) },
     vmms: { searchPath: process.env.PATH ?? '', firecracker: s.FIRECRACKER, cloudHypervisor: s.CLOUD_HYPERVISOR },
     kvmProbeLimitMs: s.KVM_PROBE_LIMIT,
     golden: { enabled: s.GOLDEN, maxGoldenBytes: s.MAX_GOLDEN_STORAGE, maxGoldenBoots: s.MAX_GOLDEN_BOOTS },
@@ -412,6 +419,20 @@ function keychainOf(named: string | undefined): Config['images']['keychain'] {
   if (named === 'off') return undefined
   if (named !== undefined) return { file: named, isNamed: true }
   return { file: join(process.env.DOCKER_CONFIG || join(homedir(), '.docker'), 'config.json'), isNamed: false }
+}
+
+/** Those of a file in PEM, which must be there and hold one at least. */
+function authoritiesIn(file: string): readonly string[] {
+  try {
+    const found = readFileSync(file, 'utf8').match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
+    if (found.length === 0) throw new Error('There is no certificate in it')
+    return found.map((pem) => `${new X509Certificate(pem)}`)
+  } catch (cause) {
+    throw new AppError('invalid_request', `The file ${file} of DORMOUSE_EGRESS_CA_FILE cannot be used`, {
+      hint: 'It takes certificates of authorities in PEM',
+      cause,
+    })
+  }
 }
 
 /** A flat JSON object of settings; lists may be arrays. A file that was named must be there. */

@@ -10,6 +10,9 @@ import { Mediator } from './mediator.ts'
 import { OwnAddresses } from './own-addresses.ts'
 import { CONTROL_FD, GUEST_FD, ORDER_MAX, type ProxyOrder } from './proxy-order.ts'
 
+// Who hands a guest's connections on must not wait: as many as a mediator takes.
+const BACKLOG = 1024
+
 const own = new OwnAddresses()
 let current: { readonly mediator: Mediator; readonly order: ProxyOrder } | undefined
 
@@ -75,7 +78,7 @@ function answerTo(line: string): string {
     // Not its message: a parser's quotes what it has read.
     return `error ${error instanceof Error ? error.name : 'unknown'}`
   }
-  if (!guests.listening) guests.listen({ fd: GUEST_FD })
+  if (!guests.listening) guests.listen({ fd: GUEST_FD, backlog: BACKLOG })
   return 'ok'
 }
 

@@ -17,6 +17,13 @@ type Deed = (instances: Instances) => Promise<unknown>
 const make: Deed = (instances) =>
   instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, network: { ports: [{ hostPort: 0, guestPort: 80 }] } })
 const makeRoomy: Deed = (instances) => instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, hotplugBytes: 2 ** 27 })
+const REAL = 'REAL_KEY'
+/** What it opens goes by a proxy. */
+const makeMediated: Deed = (instances) =>
+  instances.create({
+    ...{ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, env: { [REAL]: 'first' } },
+    egress: { mode: 'all', credentials: { KEY: { source: REAL, inject: [{ header: 'authorization', format: `\${value}` }] } } },
+  })
 const byName =
   (deed: (instances: Instances, id: ReturnType<Instances['resolve']>['id']) => Promise<unknown>): Deed =>
   (instances) =>
@@ -24,8 +31,8 @@ const byName =
 
 interface Case {
   readonly at: string
-  /** `roomy`: it runs, with room for more memory. */
-  readonly before: 'nothing' | 'running' | 'stopped' | 'roomy'
+  /** `roomy`: it runs, with room for more memory. `mediated`: with a proxy. `at rest` as well, and Stopped. */
+  readonly before: 'nothing' | 'running' | 'stopped' | 'roomy' | 'mediated' | 'mediated at rest'
   readonly deed: Deed
   /** What `a` is after the restart; undefined: gone, with all that it had. */
   readonly ends: InstanceState | undefined
@@ -74,16 +81,32 @@ const CASES: readonly Case[] = [
   { at: 'update:record', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:grow', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
   { at: 'update:settle', before: 'stopped', deed: byName((i, id) => i.update(id, { overlayBytes: 2 * TEST_OVERLAY })), ends: 'Stopped' },
+  { at: 'create:egress', before: 'nothing', deed: makeMediated, ends: undefined },
+  { at: 'create:attach', before: 'nothing', deed: makeMediated, ends: undefined },
+  { at: 'create:record', before: 'nothing', deed: makeMediated, ends: undefined },
+  { at: 'boot:go', before: 'nothing', deed: makeMediated, ends: 'Running' },
+  { at: 'start:egress', before: 'mediated at rest', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'start:record', before: 'mediated at rest', deed: byName((i, id) => i.start(id)), ends: 'Stopped' },
+  { at: 'stop:detach', before: 'mediated', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'stop:close_egress', before: 'mediated', deed: byName((i, id) => i.stop(id)), ends: 'Stopped' },
+  { at: 'delete:close_egress', before: 'mediated', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'delete:forget', before: 'mediated', deed: byName((i, id) => i.delete(id)), ends: undefined },
+  { at: 'update:record', before: 'mediated', deed: byName((i, id) => i.update(id, { env: { [REAL]: 'second' } })), ends: 'Running' },
+  { at: 'update:rotate', before: 'mediated', deed: byName((i, id) => i.update(id, { env: { [REAL]: 'second' } })), ends: 'Running' },
+  { at: 'standby:sweep', before: 'mediated', deed: byName((i, id) => i.standby(id)), ends: 'Standby' },
+  { at: 'standby:close_egress', before: 'mediated', deed: byName((i, id) => i.standby(id)), ends: 'Standby' },
 ]
+
+const MAKE: Readonly<Partial<Record<Case['before'], Deed>>> = { roomy: makeRoomy, mediated: makeMediated, 'mediated at rest': makeMediated }
 
 for (const { at, before, deed, ends } of CASES) {
   test(`a daemon that dies at ${at} (${before}) leaves an instance that is ${ends ?? 'gone'} after the restart`, async () => {
     await using house = new TestHouse()
     const first = await house.begin()
     if (before !== 'nothing') {
-      const { id } = (await (before === 'roomy' ? makeRoomy : make)(first)) as { id: ReturnType<Instances['resolve']>['id'] }
+      const { id } = (await (MAKE[before] ?? make)(first)) as { id: ReturnType<Instances['resolve']>['id'] }
       await first.wait(id, { state: 'Running', timeoutMs: 60_000 })
-      if (before === 'stopped') await first.stop(id)
+      if (before === 'stopped' || before === 'mediated at rest') await first.stop(id)
     }
     await house.end()
 
@@ -98,6 +121,7 @@ for (const { at, before, deed, ends } of CASES) {
     // And it can be worked with as if nothing had been.
     if (a) {
       if (a.state === 'Stopped') await instances.start(a.id)
+      if (a.state === 'Standby') await instances.restore(a.id)
       await instances.wait(a.id, { state: 'Running', timeoutMs: 60_000 })
       await instances.delete(a.id)
     } else await make(instances)

@@ -3,17 +3,19 @@ import { guestVariablesOf } from '../egress/credentials.ts'
 import type { GuestConfig, WakeRequest } from '../guest/guest-client.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Network } from '../network/network.ts'
+import { PROXY_PORT } from '../network/ruleset.ts'
 import type { Attachment, Instance } from './instance.ts'
 import { volumeRole } from './instance-disks.ts'
 import { nicOf } from './vm-spec-of.ts'
 
 export interface GuestConfigInputs {
   readonly image: Pick<ReadyImage, 'config'>
-  readonly network: Pick<Network, 'guestNetworkOf'>
+  readonly network: Pick<Network, 'guestNetworkOf' | 'proxyAddress'>
   readonly hasModules: boolean
 }
 
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+const NOT_BY_PROXY = 'localhost,127.0.0.1,::1'
 const DEFAULT_STOP_SIGNAL = 'SIGTERM'
 // systemd takes SIGTERM for "start anew"; this one means "halt" (systemd(1)).
 const SYSTEMD_STOP_SIGNAL = 'SIGRTMIN+3'
@@ -38,13 +40,30 @@ export function guestConfigOf(instance: Instance, { image, network, hasModules }
     workload: {
       kind: isInit ? 'systemd' : 'exec',
       argv,
-      env: { PATH: DEFAULT_PATH, ...pairsOf(config.env), ...guestVariablesOf(instance.env, instance.egress?.credentials ?? {}) },
+      env: { PATH: DEFAULT_PATH, ...pairsOf(config.env), ...variablesOf(instance, network.proxyAddress) },
       cwd: config.workingDir || '/',
       user: config.user,
       stopSignal: config.stopSignal || (isInit ? SYSTEMD_STOP_SIGNAL : DEFAULT_STOP_SIGNAL),
     },
     disks: { overlay: true, modules: hasModules, volumes: instance.volumes.map(volumeConfigOf) },
     ...(nic === undefined ? {} : { network: network.guestNetworkOf(nic) }),
+    ...authorityOf(instance),
+  }
+}
+
+/** Where there are no credentials it vouches for no one. */
+const authorityOf = ({ egress }: Instance): Pick<GuestConfig, 'authority'> =>
+  egress === undefined || Object.keys(egress.credentials).length === 0 ? {} : { authority: egress.authority.certificate }
+
+/** What was asked for, real values left out; where it goes out by a proxy, the way there, unless other words were asked for. */
+function variablesOf({ env, egress }: Instance, proxyAddress: string): Readonly<Record<string, string>> {
+  if (egress === undefined) return env
+  const proxy = `http://${proxyAddress}:${PROXY_PORT}`
+  // Both ways of writing them: each program knows its own.
+  return {
+    ...{ HTTP_PROXY: proxy, HTTPS_PROXY: proxy, NO_PROXY: NOT_BY_PROXY },
+    ...{ http_proxy: proxy, https_proxy: proxy, no_proxy: NOT_BY_PROXY },
+    ...guestVariablesOf(env, egress.credentials),
   }
 }
 

@@ -8,6 +8,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { InstanceState } from '@dormouse/api/instance-states.ts'
 import type { Devices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
+import type { Egress } from '../egress/egress.ts'
 import type { Events } from '../events/events.ts'
 import type { WakeRequest } from '../guest/guest-client.ts'
 import type { BaseRef, Hypervisor, HypervisorName, Vm } from '../hypervisors/hypervisor.ts'
@@ -16,7 +17,7 @@ import type { Images, ReadyImage } from '../images/images.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
-import type { Network } from '../network/network.ts'
+import type { Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import type { InstanceId } from '../store/instance-record.ts'
@@ -30,6 +31,7 @@ import type { LiveVm } from './live-vm.ts'
 import { holdsDevice, nicOf, vmSpecOf } from './vm-spec-of.ts'
 
 const ATTACH_LIMIT_MS = 30_000
+const EGRESS_LIMIT_MS = 30_000
 // A driver may take its time to let go of a GPU.
 const DEVICES_LIMIT_MS = 120_000
 
@@ -48,6 +50,7 @@ export interface WorkUses {
   readonly memory: LayeredMemory
   readonly network: Network
   readonly devices: Devices
+  readonly egress: Egress
   /** What is done with a sleeping state in the background. */
   readonly sleepJobs: SleepJobs
   readonly crashPoint: CrashPoint
@@ -234,14 +237,37 @@ export class InstanceWork {
 
   /** Gives its VM a place in the network, and the address that it has there. Before the VM starts; the undo is `sweep`. */
   async attach(): Promise<void> {
-    const { db, network } = this.uses
+    const { network } = this.uses
     const nic = nicOf(this.instance)
+    if (nic !== undefined) this.#takeAddress()
+    const egress = await this.#openWayOut()
     const step = await this.step('attach', ATTACH_LIMIT_MS)
     if (nic === undefined) return
+    await network.attach({ ...nic, ...egress }, step)
+  }
+
+  #takeAddress(): void {
+    const { db, network } = this.uses
+    const { id } = this.instance
     // Of another kind of network, or of another subnet.
-    const ip = network.addressOf(nic.id) ?? db.transaction(() => network.lease(nic.id))
+    const ip = network.addressOf(id) ?? db.transaction(() => network.lease(id))
     if (ip !== this.instance.network.ip) this.change({ network: { ...this.instance.network, ip } })
-    await network.attach(nic, step)
+  }
+
+  /** Its proxy, where it has one; before its network leads it there. */
+  async #openWayOut(): Promise<Pick<Nic, 'egress'>> {
+    const { egress } = this.instance
+    if (egress === undefined) return {}
+    const proxyPort = await this.uses.egress.open(this.instance, await this.step('egress', EGRESS_LIMIT_MS))
+    return { egress: { mode: egress.mode, proxyPort } }
+  }
+
+  /** What its credentials are worth now is what its proxy knows, from the next request of its guest's on. */
+  async rotate(): Promise<void> {
+    if (this.instance.egress === undefined) return
+    // What is on record is told also when the daemon is about to end.
+    await this.uses.crashPoint(this.operation, 'rotate')
+    await this.uses.egress.rotate(this.instance, { log: this.log })
   }
 
   /** Takes the devices that it has from the host, before its VM starts; the undo is `sweep`. */
@@ -260,7 +286,15 @@ export class InstanceWork {
     await this.hypervisor.sweep(this.runDir)
     await this.uses.crashPoint(this.operation, 'detach')
     await this.uses.network.detach(this.instance.id, this.undoStep(ATTACH_LIMIT_MS))
+    await this.#closeWayOut()
     await this.detachDevices()
+  }
+
+  async #closeWayOut(): Promise<void> {
+    const { egress, crashPoint } = this.uses
+    if (!egress.isOpen(this.instance.id)) return
+    await crashPoint(this.operation, 'close_egress')
+    await egress.close(this.instance.id)
   }
 
   /** Its VM must be gone: a driver that waits for one waits without an end. Repeat is harmless. */

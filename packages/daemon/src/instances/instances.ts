@@ -7,6 +7,7 @@ import { admit, isResting, type Operation, type Subject, type Transition } from 
 import type { Config } from '../config/config.ts'
 import type { Devices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
+import type { Egress } from '../egress/egress.ts'
 import type { Events } from '../events/events.ts'
 import type { GuestClient } from '../guest/guest-client.ts'
 import type { HostFacts } from '../host/host-facts.ts'
@@ -18,7 +19,7 @@ import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
-import type { LinkCapacity, Network } from '../network/network.ts'
+import type { LinkCapacity, Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
@@ -86,6 +87,7 @@ export interface InstancesUses {
   readonly host: Pick<HostFacts, 'cpus' | 'memoryBytes' | 'isRoot' | 'architecture'>
   readonly hypervisors: ReadonlyMap<HypervisorName, Hypervisor>
   readonly network: Network
+  readonly egress: Egress
   readonly linkCapacity: () => LinkCapacity
   readonly settings: Pick<WorkSettings, 'modules' | 'freshBoot'>
   readonly memory: LayeredMemory
@@ -177,6 +179,7 @@ export class Instances implements AsyncDisposable {
       memory: uses.memory,
       network: uses.network,
       devices: uses.devices,
+      egress: uses.egress,
       sleepJobs: {
         cancel: async (id) => {
           await this.#compressions.cancel(id)
@@ -203,10 +206,15 @@ export class Instances implements AsyncDisposable {
    * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
    */
   async recover(): Promise<Reconciled> {
-    const { network, log } = this.#uses
+    const { network, egress, log } = this.#uses
     // What is under way may have been cut short with its place in the network taken; whoever undoes it gives it up.
     const held = this.list().filter(({ vm, operation }) => vm !== undefined || operation !== undefined)
-    const nics = held.flatMap((instance) => nicOf(instance) ?? [])
+    const egressStep = (): Step => ({ signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log })
+    await egress.recover(held, egressStep())
+    const nics = held.flatMap((instance) => {
+      const nic = nicOf(instance)
+      return nic === undefined ? [] : [{ ...nic, ...egressOf(instance, egress.portOf(instance.id)) }]
+    })
     await network.recover(
       nics.filter(({ id }) => network.addressOf(id) !== undefined),
       { signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log },
@@ -218,6 +226,10 @@ export class Instances implements AsyncDisposable {
       hypervisors: this.#uses.hypervisors,
       workerOf: (instance) => this.#workerOf(instance),
     })
+    await egress.mend(
+      this.list().filter(({ vm }) => vm !== undefined),
+      egressStep(),
+    )
     // Those that the last daemon did not come to.
     for (const { id, sleep } of this.list({ state: 'Standby' })) {
       if (sleep?.wakes) this.restore(id).catch(() => undefined)
@@ -838,6 +850,10 @@ export class Instances implements AsyncDisposable {
     if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
   }
 }
+
+/** How its network is to lead it out. */
+const egressOf = ({ egress }: Pick<Instance, 'egress'>, proxyPort: number | undefined): Pick<Nic, 'egress'> =>
+  egress === undefined ? {} : { egress: { mode: egress.mode, proxyPort } }
 
 /** Of an update: 0 takes the rate away. */
 const diskIoOf = (asked: number | undefined, { diskIoBps }: Pick<Instance, 'diskIoBps'>): Pick<Instance, 'diskIoBps'> =>

@@ -409,7 +409,9 @@ async function attempt(house: TestHouse, verb: Verb, name: string): Promise<unkn
         image: 'test',
         overlayBytes: TEST_OVERLAY,
         network: { ports: [{ hostPort: 0, guestPort: 80 }] },
-        env: { ...portEnv(80), ...diskEnv(TEST_OVERLAY) },
+        env: { ...portEnv(80), ...diskEnv(TEST_OVERLAY), [SECRET]: 'first' },
+        // One goes out by a proxy, and so do its forks.
+        ...(name === 'a' && { egress: EGRESS }),
       })
       await instances.wait(id, { state: 'Running', timeoutMs: 60_000 })
       return undefined
@@ -424,7 +426,7 @@ async function attempt(house: TestHouse, verb: Verb, name: string): Promise<unkn
     if (verb === 'publish')
       await instances.update(id, {
         network: { ports: [{ hostPort: 0, guestPort: guestPort + 1 }] },
-        env: portEnv(guestPort + 1),
+        env: { ...portEnv(guestPort + 1), [SECRET]: `with ${guestPort + 1}` },
       })
     if (verb === 'grow') await instances.update(id, { overlayBytes: overlayBytes + GROWTH, env: diskEnv(overlayBytes + GROWTH) })
     if (verb === 'start') await instances.start(id).then(() => instances.wait(id, { state: 'Running', timeoutMs: 60_000 }))
@@ -447,6 +449,11 @@ async function attempt(house: TestHouse, verb: Verb, name: string): Promise<unkn
   }
 }
 
+const SECRET = 'REAL_KEY'
+const EGRESS = {
+  mode: 'all',
+  credentials: { KEY: { source: SECRET, inject: [{ header: 'authorization', format: `\${value}` }] } },
+} as const
 const GROWTH = 8 * 2 ** 20
 const portEnv = (guestPort: number | undefined) => ({ GUEST_PORT: `${guestPort}` })
 const diskEnv = (overlayBytes: number) => ({ OVERLAY: `${overlayBytes}` })

@@ -12,6 +12,9 @@ import { FakeSysfs } from '../devices/fake-sysfs.ts'
 import { PciIds } from '../devices/pci-ids.ts'
 import { Disks } from '../disks/disks.ts'
 import { formatOf, isPlain, nameLayer } from '../disks/layer.ts'
+import { Egress } from '../egress/egress.ts'
+import { FakeProxies } from '../egress/fake-proxies.ts'
+import type { ProxyOrder } from '../egress/proxy-order.ts'
 import { Events } from '../events/events.ts'
 import { pollUntil } from '../host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
@@ -92,6 +95,7 @@ export interface TestHouseOptions {
 export class TestHouse implements AsyncDisposable {
   readonly host = new FakeHost()
   readonly sysfs = new FakeSysfs()
+  readonly proxies = new FakeProxies()
   readonly dir = mkdtempSync(join(tmpdir(), 'dm-'))
   readonly paths = new Paths({ dataDir: join(this.dir, 'data'), runDir: join(this.dir, 'run') })
   readonly log
@@ -108,6 +112,7 @@ export class TestHouse implements AsyncDisposable {
         snapshots: Snapshots
         volumes: Volumes
         devices: Devices
+        egress: Egress
         compressing: BackgroundJobs
         memory: FakeMemory
         isDead: boolean
@@ -216,6 +221,13 @@ export class TestHouse implements AsyncDisposable {
       admit: (what, bytes) => instances.room.admitVolume(what, bytes),
     })
     const devices = new Devices({ db, events, sysfs: this.sysfs, pciIds: new PciIds([]), log: this.log, isRoot: true })
+    const network = new UserNetwork({ dns: [] })
+    const egress = new Egress({
+      ...{ paths: this.paths, network, log: this.log, shimPath: '', logMaxBytes: 1 << 20, opensHost: false, trusted: [] },
+      userOf: (uid) => uid,
+      processes: this.proxies,
+      retryMs: 1,
+    })
     const compressing = new BackgroundJobs()
     const snapshots = new Snapshots({ db, events, disks, memory, paths: this.paths, log: this.log, compressing, crashPoint })
     const instances: Instances = new Instances({
@@ -248,12 +260,13 @@ export class TestHouse implements AsyncDisposable {
       hypervisors: this.#drivers(),
       memory,
       compressing,
-      network: new UserNetwork({ dns: [] }),
+      network,
+      egress,
       linkCapacity: () => ({ bytesPerSecond: config.network.bandwidthBps, source: 'configured' }),
       settings: { modules: undefined, freshBoot: false },
       crashPoint,
     })
-    this.#life = Object.assign(life, { instances, snapshots, volumes, devices, compressing, memory })
+    this.#life = Object.assign(life, { instances, snapshots, volumes, devices, egress, compressing, memory })
     await instances.recover()
     snapshots.recover()
     return instances
@@ -277,6 +290,8 @@ export class TestHouse implements AsyncDisposable {
     life.isDead = true
     this.#life = undefined
     for (const machine of this.host.machines.values()) machine.hangUp()
+    // It does nothing more.
+    void life.egress[Symbol.asyncDispose]()
     life.db.close()
   }
 
@@ -284,6 +299,7 @@ export class TestHouse implements AsyncDisposable {
   async end(graceMs = 5000): Promise<void> {
     const life = this.#alive
     await life.instances.close(graceMs)
+    await life.egress[Symbol.asyncDispose]()
     this.#life = undefined
     life.db.close()
   }
@@ -350,6 +366,7 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     if (isPlain(disk)) assert.equal(statSync(house.paths.disk(String(disk[0]))).size, instance.overlayBytes)
   }
   await assertAwake(house, live)
+  await assertWaysOut(house, stored)
   assertDisks(house, stored, kept)
   await assertMemory(house, stored, kept)
   // No directory, socket or port left over.
@@ -363,6 +380,26 @@ export async function assertInOrder(house: TestHouse): Promise<void> {
     for (const { hostPort } of network.ports) assert.ok(open.includes(hostPort), `the port ${hostPort} of ${name} is closed`)
   for (const { id, name, network } of live)
     assert.deepEqual(running.find(({ spec }) => spec.id === id)?.bandwidth, paceOf(network), `how fast the network of ${name} is`)
+}
+
+/** Who runs and goes out by a proxy has one, which knows what is on record; and there are no others. */
+async function assertWaysOut(house: TestHouse, stored: readonly Instance[]): Promise<void> {
+  const running = stored.filter(({ state, vm, egress }) => egress !== undefined && (isLive(state) || vm !== undefined))
+  const { proxiesDir } = house.paths
+  for (const { id, name, env, egress } of running) {
+    const runDir = house.paths.proxyRunDir(id)
+    const order = (): ProxyOrder | undefined => house.proxies.running.get(runDir)?.order
+    await pollUntil(`the proxy of ${name} to run`, () => order() !== undefined, { signal: AbortSignal.timeout(10_000) })
+    const values = Object.values(egress?.credentials ?? {}).map(({ source }) => [source, env[source]])
+    assert.deepEqual(order()?.mediation.values, Object.fromEntries(values), `the proxy of ${name} has other values than are on record`)
+    assert.equal(order()?.mediation.authority.key, egress?.authority.key)
+  }
+  const wanted = running.map(({ id }) => house.paths.proxyRunDir(id)).sort()
+  assert.deepEqual([...house.proxies.running.keys()].sort(), wanted, 'proxies that run')
+  assert.deepEqual(
+    namesIn(proxiesDir).map((name) => join(proxiesDir, name)),
+    wanted,
+  )
 }
 
 /** Who runs has its devices, and the host has all others. */

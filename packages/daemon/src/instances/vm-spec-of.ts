@@ -1,7 +1,9 @@
+import { join } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { formatOf } from '../disks/layer.ts'
+import { GUEST_SOCKET } from '../egress/egress-proxy.ts'
 import type { Bandwidth } from '../hypervisors/hypervisor.ts'
-import type { DiskSpec, HostDeviceSpec, VmSpec } from '../hypervisors/vm-spec.ts'
+import type { DiskSpec, HostDeviceSpec, NicSpec, VmSpec } from '../hypervisors/vm-spec.ts'
 import type { ReadyImage } from '../images/images.ts'
 import type { Network, Nic } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
@@ -37,11 +39,17 @@ export function vmSpecOf(instance: Instance, { image, paths, network, modules, l
     disks: diskSpecsOf(instance, image, paths, modules),
     logs: { app, vmm, journal, maxBytes: logMaxBytes },
     freshBoot: freshBoot || instance.freshBoot === true,
-    ...(nic === undefined ? {} : { nic: network.nicSpecOf(nic) }),
+    ...(nic === undefined ? {} : { nic: nicSpecOf(instance, network.nicSpecOf(nic), paths) }),
     ...(diskIoBps === undefined ? {} : { diskIoBps }),
     ...(hostDevices.length === 0 ? {} : { hostDevices }),
     ...(instance.uid === undefined ? {} : { user: { uid: instance.uid, gid: instance.uid } }),
   }
+}
+
+/** Where the driver makes the network, it leads the guest to its proxy as well. */
+function nicSpecOf({ id, egress }: Instance, spec: NicSpec, paths: Paths): NicSpec {
+  if (egress === undefined || spec.backend !== 'user') return spec
+  return { ...spec, egress: { socket: join(paths.proxyRunDir(id), GUEST_SOCKET), mode: egress.mode } }
 }
 
 /** Something of the host is in it, or is to be: what is in a device can be put to sleep or copied by no one. Pure. */

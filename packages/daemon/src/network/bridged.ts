@@ -7,9 +7,12 @@
  * What should be is known here, from leases and from what is attached; the kernel is told in one call for each step, and looked at
  * again: before each attach, and now and then while anything is attached. What someone took away by hand is put back.
  */
+import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
 import { basename } from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
+import type { ListeningSocket } from '../egress/egress.ts'
 import { assertPortsFree } from '../host/assert-ports-free.ts'
 import { runCommand } from '../host/run-command.ts'
 import type { IgnoredConnections, Inbound, Vm } from '../hypervisors/hypervisor.ts'
@@ -81,6 +84,7 @@ interface Attached {
 
 const LOOK_EVERY_MS = 15_000
 const LOOK_LIMIT_MS = 10_000
+const PROXY_BACKLOG = 1024
 const WIRE_MTU = 1500
 const MIN_MTU = 1280
 
@@ -89,6 +93,8 @@ export class BridgedNetwork implements Network, AsyncDisposable {
   /** The contract's word for it. Connections over IPv6 are counted all the same. */
   readonly tracking = { mode: 'conntrack_events_v4_tcp', isRemembered: false } as const
   readonly model
+  readonly proxyAddress: string
+  readonly guestSubnets: readonly string[]
   readonly #uses: BridgedUses
   readonly #device: BridgeDevice
   readonly #tapPrefix: string
@@ -111,6 +117,8 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     this.#tapPrefix = tapPrefixOf(bridge)
     this.#ifbPrefix = ifbPrefixOf(bridge)
     const gateway = address4(subnet4, GATEWAY)
+    this.proxyAddress = gateway
+    this.guestSubnets = [formatSubnet4(subnet4), formatSubnet6(subnet6)]
     this.model = { model: 'bridge', gateway, subnet: formatSubnet4(subnet4) } as const
     const out = uplink ?? uplinkOf(readRoutes())
     this.#device = {
@@ -202,6 +210,30 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     await this.#inTurn(() => this.#setGuest(nic.id, { ...before, rules: { ...before.rules, ports: nic.ports } }, step))
   }
 
+  /** At the gateway, at a port that is free: the rules lead each guest to its own. */
+  async listenForProxy(step: Step): Promise<ListeningSocket> {
+    await this.#inTurn(() => this.#ensureReady(step))
+    // No one is led here yet.
+    const server = createServer((socket) => socket.destroy())
+    using undo = new DisposableStack()
+    undo.defer(() => void server.close())
+    server.listen({ host: this.proxyAddress, port: 0, backlog: PROXY_BACKLOG })
+    await once(server, 'listening', { signal: step.signal })
+    // Node has no word for a listening socket's descriptor.
+    const { fd } = (server as unknown as { readonly _handle: { readonly fd: number } })._handle
+    const { port } = server.address() as AddressInfo
+    const held = undo.move()
+    return { fd, port, [Symbol.dispose]: () => held.dispose() }
+  }
+
+  async leadToProxy(id: string, proxyPort: number, step: Step): Promise<void> {
+    await this.#inTurn(async () => {
+      const before = this.#attached.get(id)
+      if (before?.rules.egress === undefined) return
+      await this.#setGuest(id, { ...before, rules: { ...before.rules, egress: { ...before.rules.egress, proxyPort } } }, step)
+    })
+  }
+
   async pace(_vm: Vm, nic: Nic, step: Step): Promise<void> {
     await this.#inTurn(async () => {
       const before = this.#attached.get(nic.id)
@@ -274,12 +306,12 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     return [address4(settings.subnet4, host), address6(settings.subnet6, host)]
   }
 
-  #attachedOf({ id, mac, ports, bandwidth }: Nic): Attached {
+  #attachedOf({ id, mac, ports, bandwidth, egress }: Nic): Attached {
     const [ipv4, ipv6] = this.#addressesOf(id)
     const tap = this.#tapOf(id)
     return {
       device: { tap, addresses: hasIpv6() ? [ipv4, ipv6] : [ipv4] },
-      rules: { tap, mac, ipv4, ipv6, ports },
+      rules: { tap, mac, ipv4, ipv6, ports, ...(egress && { egress }) },
       rates: bandwidth,
     }
   }

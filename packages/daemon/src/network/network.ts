@@ -7,6 +7,7 @@
  * docs/networking.md draws both.
  */
 import { createHash } from 'node:crypto'
+import type { ListeningSocket, ProxyNetwork } from '../egress/egress.ts'
 import type { Bandwidth, IgnoredConnections, Inbound, PortForward, Vm } from '../hypervisors/hypervisor.ts'
 import type { NicSpec } from '../hypervisors/vm-spec.ts'
 import type { Step } from '../lib/step.ts'
@@ -18,6 +19,8 @@ export interface Nic {
   readonly mac: string
   readonly ports: readonly PortForward[]
   readonly bandwidth: Bandwidth
+  /** What it opens by TCP goes through its proxy, at that port of the host; absent: it goes by itself, or its driver sees to it. */
+  readonly egress?: { readonly mode: 'all' | 'http_https_only'; readonly proxyPort?: number | undefined }
 }
 
 /** Bytes, from the guest's viewpoint. */
@@ -26,7 +29,7 @@ export interface GuestTraffic {
   readonly sentBytes: number
 }
 
-export interface Network {
+export interface Network extends ProxyNetwork {
   readonly kind: 'user' | 'bridged'
   /** What `/capabilities` says of it. */
   readonly model: { readonly model: 'nat' | 'bridge'; readonly gateway?: string; readonly subnet?: string }
@@ -39,6 +42,9 @@ export interface Network {
   guestNetworkOf(nic: Pick<Nic, 'id' | 'mac'>): GuestNetwork
   /** What a driver is told. */
   nicSpecOf(nic: Nic): NicSpec
+
+  /** Where guests find their proxies, at PROXY_PORT: the same for all, so that a fork finds its own. */
+  readonly proxyAddress: string
 
   /** Before its VM starts. Repeat is harmless; when it throws, nothing of it is left. */
   attach(nic: Nic, step: Step): Promise<void>
@@ -86,6 +92,7 @@ export const USER_NET = {
   ipv4: { address: '10.0.2.15', prefix: 24, gateway: '10.0.2.2' },
   ipv6: { address: 'fdd0:6d05:e000::15', prefix: 64, gateway: 'fdd0:6d05:e000::2' },
   dnsForwarder: '10.0.2.3',
+  proxy: '10.0.2.4',
   // The helper takes each frame through memory, not over a wire: large ones are what makes it fast.
   mtu: 65_520,
 } as const
@@ -116,6 +123,9 @@ export class UserNetwork implements Network {
   readonly kind = 'user'
   readonly tracking = { mode: 'published_ports_tcp', isRemembered: true } as const
   readonly model = { model: 'nat' } as const
+  readonly proxyAddress = USER_NET.proxy
+  /** Each guest has a net of its own. */
+  readonly guestSubnets = []
   readonly #dns: readonly string[]
 
   constructor({ dns }: { readonly dns: readonly string[] }) {
@@ -134,6 +144,10 @@ export class UserNetwork implements Network {
   nicSpecOf({ mac, ports, bandwidth }: Nic): NicSpec {
     return { mac, backend: 'user', ports, ...(Object.keys(bandwidth).length === 0 ? {} : { bandwidth }) }
   }
+  async listenForProxy(): Promise<ListeningSocket | undefined> {
+    return undefined
+  }
+  async leadToProxy(): Promise<void> {}
   async attach(): Promise<void> {}
   async detach(): Promise<void> {}
   publish(vm: Vm, { ports }: Nic, step: Step): Promise<void> {

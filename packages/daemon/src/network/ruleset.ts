@@ -41,8 +41,8 @@ export interface GuestRules {
   readonly egress?: {
     /** What it may not open by itself: anything, or web servers at their usual ports. Names it may ask for as ever. */
     readonly mode: 'all' | 'http_https_only'
-    /** Of its proxy, which listens at the IPv4 gateway. */
-    readonly proxyPort: number
+    /** Of its proxy, which listens at the IPv4 gateway; undefined: it has none now. */
+    readonly proxyPort?: number | undefined
   }
 }
 
@@ -114,8 +114,10 @@ export function elementsOf(guests: readonly GuestRules[]): Elements {
       else add(`${family}_at`, `${hostIp} . ${PROTOCOLS[protocol]} . ${hostPort} : ${to}`)
     }
     if (egress === undefined) continue
-    add('proxies', `${ipv4} : ${egress.proxyPort}`)
-    add('proxy_ports', `${egress.proxyPort}`)
+    if (egress.proxyPort !== undefined) {
+      add('proxies', `${ipv4} : ${egress.proxyPort}`)
+      add('proxy_ports', `${egress.proxyPort}`)
+    }
     const [set4, set6] = egress.mode === 'all' ? (['mediated4', 'mediated6'] as const) : (['mediated_web4', 'mediated_web6'] as const)
     add(set4, ipv4)
     for (const address of own6) add(set6, address)

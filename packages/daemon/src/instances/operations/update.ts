@@ -74,6 +74,7 @@ export async function update(work: InstanceWork, { patch, ports, bandwidth, limi
   await work.step('record', 10_000)
   work.change({ ...change, ...(grows ? { operation: 'update' } : {}) }, { evenWhenFull: false })
   undo.move()
+  if (change.env !== undefined) await work.rotate()
   if (!grows) return
   try {
     await finishUpdate(work)
