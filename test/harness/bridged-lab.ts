@@ -19,6 +19,8 @@ export interface Lab extends AsyncDisposable {
   readonly dir: string
   /** What a command outside prints. */
   outside(...argv: readonly [string, ...string[]]): Promise<string>
+  /** A program outside, once it has said its first line; it ends with the lab. */
+  serve(...argv: readonly [string, ...string[]]): Promise<void>
   /** What has arrived outside so far. */
   counts(): Promise<{ readonly takenBytes: number; readonly calls: number }>
 }
@@ -46,11 +48,13 @@ export async function makeLab(): Promise<Lab> {
   const resolv = join(scratch.path, 'resolv.conf')
   writeFileSync(resolv, `nameserver ${OUTSIDE.ipv4}\n`)
   execFileSync('mount', ['--bind', resolv, '/etc/resolv.conf'])
-  const servers: ChildProcess = spawn('ip', ['netns', 'exec', OUT, process.execPath, join(import.meta.dirname, 'outside-servers.ts')], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  if (servers.stdout === null) throw new Error('no output')
-  await once(servers.stdout, 'data')
+  const servers: ChildProcess[] = []
+  const serve = async (...argv: readonly [string, ...string[]]): Promise<void> => {
+    const server = spawn('ip', ['netns', 'exec', OUT, ...argv], { stdio: ['ignore', 'pipe', 'inherit'] })
+    servers.push(server)
+    await once(server.stdout, 'data')
+  }
+  await serve(process.execPath, join(import.meta.dirname, 'outside-servers.ts'))
   const run = promisify(execFile)
   const lab: Lab = {
     dir: scratch.path,
@@ -60,12 +64,13 @@ export async function makeLab(): Promise<Lab> {
       }))
       return stdout.trim()
     },
+    serve,
     async counts() {
       const [takenBytes = 0, calls = 0] = (await lab.outside('/bin/busybox', 'nc', '-w', '5', '127.0.0.1', '9003')).split(' ').map(Number)
       return { takenBytes, calls }
     },
     async [Symbol.asyncDispose]() {
-      servers.kill('SIGKILL')
+      for (const server of servers) server.kill('SIGKILL')
       ip('netns', 'delete', OUT)
       execFileSync('umount', ['/etc/resolv.conf'])
       await scratch[Symbol.asyncDispose]()

@@ -63,9 +63,7 @@ test('a host address that is none is refused', () => {
     assert.throws(() => create(ports(text)), { code: 'invalid_request' }, text)
 })
 
-test('what is not built yet is refused by name, and its defaults are not', () => {
-  const mediated = { network: { egress: { enabled: true } } }
-
+test('defaults that are written out are taken as what they are', () => {
   const defaults = {
     volumes: [],
     devices: [],
@@ -82,7 +80,7 @@ test('what is not built yet is refused by name, and its defaults are not', () =>
   }
   assert.equal(create(defaults).name, 'web')
   assert.equal(create({ skip_guest_agent: true }).skipGuestAgent, true)
-  assert.throws(() => create(mediated), { code: 'not_supported', message: /`network\.egress`/ })
+  assert.ok(!('egress' in create(defaults)))
 })
 
 test('devices and a profile are handed on, and none where none is meant', () => {
@@ -175,7 +173,7 @@ test('an auto-standby policy is taken as a whole, what is left out is none', () 
   assert.equal(create({}).autoStandby, undefined)
 })
 
-test('mediated egress that contradicts the request is told as malformed, not as missing', () => {
+test('mediated egress that contradicts the request is told as malformed, and what does not is taken', () => {
   const credentials = { KEY: { source: { env: 'REAL' }, inject: [{ as: { header: 'authorization', format: `Bearer \${value}` } }] } }
   const mediated = { network: { egress: { enabled: true } }, env: { REAL: 'x' }, credentials }
   for (const [change, message] of [
@@ -185,5 +183,9 @@ test('mediated egress that contradicts the request is told as malformed, not as 
   ] as const) {
     assert.throws(() => create(change), { code: 'invalid_request', message })
   }
-  assert.throws(() => create(mediated), { code: 'not_supported', message: /`network\.egress`/ })
+  const { mode, credentials: taken } = create(mediated).egress ?? {}
+  assert.equal(mode, 'all')
+  assert.deepEqual(taken, { KEY: { source: 'REAL', inject: [{ header: 'authorization', format: `Bearer \${value}` }] } })
+  const web = { network: { egress: { enabled: true, enforcement: { mode: 'http_https_only' as const } } } }
+  assert.deepEqual(create(web).egress, { mode: 'http_https_only', credentials: {} })
 })

@@ -15,7 +15,6 @@ import type { CreateInstance, ForkInstance, MountRequest, PortRequest, UpdateIns
 import { toAutoStandbyPolicy } from './auto-standby-requests.ts'
 import { toEgress } from './check-egress.ts'
 import { checkPolicies } from './check-policies.ts'
-import { refuseNotYet } from './not-yet.ts'
 import { toHealthCheck, toRestartPolicy } from './supervision-requests.ts'
 
 export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): CreateInstance {
@@ -24,7 +23,6 @@ export function toCreateInstance(body: CreateInstanceRequest, nowMs: number): Cr
   const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
   const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
   const egress = toEgress(body)
-  refuseNotYet(body)
   return {
     name: body.name,
     image: body.image,
@@ -70,7 +68,6 @@ export function toUpdateInstance(body: UpdateInstanceRequest, nowMs: number): Up
   const expiresAtMs = parseExpiry(body, nowMs)
   const memoryBytes = sizeOf(body.size, 'size', 'invalid_size')
   const overlayBytes = sizeOf(body.overlay_size, 'overlay_size', 'invalid_overlay_size')
-  refuseNotYet(body)
   return {
     ...present('name', body.name),
     ...present('tags', body.tags),

@@ -63,6 +63,8 @@ function variablesOf({ env, egress }: Instance, proxyAddress: string): Readonly<
   return {
     ...{ HTTP_PROXY: proxy, HTTPS_PROXY: proxy, NO_PROXY: NOT_BY_PROXY },
     ...{ http_proxy: proxy, https_proxy: proxy, no_proxy: NOT_BY_PROXY },
+    // Node heeds them only then (24, cli.md).
+    NODE_USE_ENV_PROXY: '1',
     ...guestVariablesOf(env, egress.credentials),
   }
 }
