@@ -4,6 +4,7 @@ import { usageFailure } from '../failure.ts'
 import { ensureImage, type PullPolicy } from '../image-pull.ts'
 import { becomeRunning } from '../instance-life.ts'
 import { print, printJson, remark } from '../output/print.ts'
+import { addEgressOptions } from '../parse/egress.ts'
 import { addHealthOptions } from '../parse/health.ts'
 import { addRestartOptions } from '../parse/restart.ts'
 import { collect, parseChoice } from '../parse/values.ts'
@@ -61,6 +62,7 @@ export function define(command: Command): void {
     .option('--json', 'for programs: the instance, with -d')
     .addHelpText('after', HELP)
     .action((image: string, argv: string[]) => run(image, argv, command.optsWithGlobals()))
+  addEgressOptions(command)
   addRestartOptions(command)
   addHealthOptions(command)
 }

@@ -4,6 +4,7 @@ import { formatDuration } from '@dormouse/api/units.ts'
 import type { Daemon } from '../daemon.ts'
 import { environment } from '../environment.ts'
 import { bandwidthOf } from '../parse/bandwidth.ts'
+import { type EgressOptions, egressOf } from '../parse/egress.ts'
 import { readVariables } from '../parse/environment-variables.ts'
 import { type HealthOptions, healthCheckOf } from '../parse/health.ts'
 import { parseMount } from '../parse/mounts.ts'
@@ -12,7 +13,7 @@ import { type RestartOptions, restartPolicyOf } from '../parse/restart.ts'
 import { parseCount, parseDurationOption, parseSizeOption, parseTags } from '../parse/values.ts'
 import { randomName } from '../random-name.ts'
 
-export interface CreateOptions extends HealthOptions, RestartOptions {
+export interface CreateOptions extends EgressOptions, HealthOptions, RestartOptions {
   readonly name?: string
   readonly env?: string[]
   readonly envFile?: string[]
@@ -67,7 +68,8 @@ export async function requestOf(
   const env = await readVariables(options.envFile ?? [], options.env ?? [], environment.variable)
   const tags = parseTags(options.tag ?? [])
   const ports = (options.publish ?? []).flatMap(parsePorts)
-  const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }), ...bandwidthOf(options) }
+  const { credentials, ...way } = egressOf(options, env)
+  const network = { ...(ports.length > 0 && { ports }), ...(!options.network && { enabled: false }), ...bandwidthOf(options), ...way }
   const healthCheck = healthCheckOf(options)
   const restartPolicy = restartPolicyOf(options)
   return {
@@ -76,6 +78,7 @@ export async function requestOf(
     ...(env !== undefined && { env }),
     ...(tags !== undefined && { tags }),
     ...(Object.keys(network).length > 0 && { network }),
+    ...(credentials !== undefined && { credentials }),
     ...(options.volume?.length && { volumes: options.volume.map(parseMount) }),
     ...(options.device?.length && { devices: options.device }),
     ...(options.gpuProfile !== undefined && { gpu: { profile: options.gpuProfile } }),
