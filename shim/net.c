@@ -141,7 +141,8 @@ static int get_revents(int index, void *opaque) {
     if (got & POLLOUT) events |= SLIRP_POLL_OUT;
     if (got & POLLPRI) events |= SLIRP_POLL_PRI;
     if (got & POLLERR) events |= SLIRP_POLL_ERR;
-    if (got & POLLHUP) events |= SLIRP_POLL_HUP;
+    // Who only writes any more learns of the end as it writes. Told to read, libslirp reads the end again and again, and does not come to write.
+    if ((got & POLLHUP) && net.polls[index].events != POLLOUT) events |= SLIRP_POLL_HUP;
     return events;
 }
 

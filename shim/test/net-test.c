@@ -981,6 +981,28 @@ static void talk_to_proxy(int listener, int port) {
     send_tcp("10.0.2.4", port, 3128, RST | ACK, "");
 }
 
+/* The proxy has said all, and the guest leaves its side open. */
+static void be_left_by_proxy(int listener, int port, int is_gone, const char *more) {
+    memset(&tcp[port], 0, sizeof tcp[port]);
+    send_tcp("10.0.2.4", port, 3128, SYN, "");
+    SOON(is_open(&tcp[port]));
+    send_tcp("10.0.2.4", port, 3128, ACK, "");
+    int fd = accept_soon(listener);
+    if (fd < 0) return;
+    CHECK(send(fd, "403", 3, MSG_NOSIGNAL) == 3);
+    SOON(strcmp(tcp[port].data, "403") == 0);
+    if (is_gone)
+        close(fd);
+    else
+        shutdown(fd, SHUT_WR);
+    SOON(tcp[port].flags & (FIN | RST));
+    send_tcp("10.0.2.4", port, 3128, ACK, "");
+    if (more[0] != '\0') send_tcp("10.0.2.4", port, 3128, ACK | PUSH, more);
+    SOON(sleeps());
+    send_tcp("10.0.2.4", port, 3128, RST | ACK, "");
+    if (!is_gone) close(fd);
+}
+
 /* At once: the next that is sent is answered after it. */
 static int is_reset(const char *to, int port) {
     static int from = 40000;
@@ -1058,6 +1080,10 @@ static void a_proxy_is_the_way_out(void) {
     proxy = offer_proxy(1024);
     talk_to_proxy(proxy, 2012);
     SOON(sleeps());
+    be_left_by_proxy(proxy, 2020, 1, "");
+    be_left_by_proxy(proxy, 2021, 0, "");
+    be_left_by_proxy(proxy, 2022, 1, "more");
+    be_left_by_proxy(proxy, 2023, 0, "more");
     end();
 
     BEGIN("--egress", "http_https_only", "guest.sock", "tcp:127.0.0.1:8080:80");
