@@ -148,6 +148,10 @@ if (inOwnNetwork(import.meta.filename)) {
     }
     assert.ok(uid === owner(proxyOf(a)) && uid > 0)
 
+    const { host } = await daemon.client.get<{ host: { cgroups: { version: string } } }>('/capabilities')
+    if (host.cgroups.version !== 'none')
+      assert.match(readFileSync(`/proc/${proxyOf(a)}/cgroup`, 'utf8'), new RegExp(`/egress-${a.id}$`, 'm'))
+
     await rotate('a', 'second')
     assert.equal(await ask(a), 'Bearer second')
     await daemon.client.post('/instances/a/standby', {})

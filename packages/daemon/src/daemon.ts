@@ -18,7 +18,7 @@ import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts
 import { hostSysfs, noSysfs, type Sysfs } from './host/sysfs.ts'
 import { loadOrCreateSecret } from './http/secret.ts'
 import { HttpServer } from './http/server.ts'
-import { createHypervisors, type DriverUses, noCgroups, noMemory, nothingKept } from './hypervisor-set.ts'
+import { createHypervisors, type DriverUses, type HypervisorSet, noCgroups, noMemory, nothingKept } from './hypervisor-set.ts'
 import type { BaseRef, Hypervisor, HypervisorName } from './hypervisors/hypervisor.ts'
 import { Images } from './images/images.ts'
 import type { CrashPoint } from './instances/instance-work.ts'
@@ -135,7 +135,7 @@ export class Daemon implements AsyncDisposable {
       makeDisk: (file, owner, step) => disks.makeEmpty(file, DEFAULT_SIZES.overlayBytes, { owner, step }),
     }
     const uses = { config, log, paths, assets, isRoot: host.isRoot, stack, workDir: paths.goldenRunDir, isNeeded, pool }
-    const set =
+    const set: HypervisorSet =
       given === undefined
         ? createHypervisors(uses)
         : { drivers: given, memory: noMemory, kept: nothingKept, cgroups: noCgroups, recover: async () => undefined }
@@ -157,6 +157,7 @@ export class Daemon implements AsyncDisposable {
         ...{ paths, network, log, shimPath: assets.shim, logMaxBytes: config.instances.logMaxBytes },
         opensHost: config.network.allowHostAccess,
         trusted: config.egress.trusted,
+        ...(set.vmCgroups && { cgroups: set.vmCgroups }),
         // After those of VMs, of VMs that wait, and of what fills volumes: no VM runs as it.
         userOf: (uid) => uid + 2 * (config.instances.uidCount + 1),
       }),

@@ -51,6 +51,8 @@ export interface HypervisorSet {
   readonly kept: CollectableMemory & { isStale(facts: GoldenShape['facts']): Promise<boolean> }
   /** What limits each VM's processes on this host. */
   readonly cgroups: CgroupsAnswer
+  /** Where those have theirs; absent where there are none. */
+  readonly vmCgroups?: Cgroups
   /** Removes what a daemon left that died while it made a golden boot. Only for the daemon that holds the data directory: it ends what runs. */
   recover(): Promise<void>
 }
@@ -122,6 +124,7 @@ export function createHypervisors(uses: DriverUses): HypervisorSet {
       isStale,
     },
     cgroups: cgroups?.answer ?? { version: 'none', controllers: [], reason: 'they are turned off (DORMOUSE_CGROUPS)' },
+    ...(cgroups === undefined ? {} : { vmCgroups: cgroups }),
     recover: async () => {
       await memory.sweepGoldenBoots(() => false)
       await memory.sweepScratch()

@@ -23,6 +23,8 @@ export interface EgressProxyPlan {
   /** Neither the daemon's nor the VM's; absent where the daemon is no root. */
   readonly user?: { readonly uid: number; readonly gid: number }
   readonly log: { readonly file: string; readonly maxBytes: number }
+  /** Directories of cgroups that it enters. */
+  readonly cgroups?: readonly string[]
   /** A listening socket that the guest reaches; absent: one is made in the run directory, GUEST_SOCKET. */
   readonly guestFd?: number
 }
@@ -47,7 +49,7 @@ export class EgressProxy implements Disposable {
   }
 
   /** Resolves when its process is there. It takes nothing from its guest before it is configured. On throw nothing is left. */
-  static async start({ shimPath, runDir, user, log, guestFd }: EgressProxyPlan, step: Step): Promise<EgressProxy> {
+  static async start({ shimPath, runDir, user, log, cgroups, guestFd }: EgressProxyPlan, step: Step): Promise<EgressProxy> {
     await clearRunDir(runDir)
     const guest = guestFd === undefined ? ({ kind: 'offer', name: GUEST_SOCKET } as const) : ({ kind: 'daemon', fd: guestFd } as const)
     const shim = await Shim.launch(
@@ -55,6 +57,7 @@ export class EgressProxy implements Disposable {
         shimPath,
         runDir,
         ...(user && { user }),
+        ...(cgroups && { cgroups }),
         logs: [{ name: 'vmm', ...log }],
         isolateNetwork: false,
         vmm: {

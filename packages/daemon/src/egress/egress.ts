@@ -7,7 +7,8 @@
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
+import type { CgroupLimits, Cgroups } from '../host/cgroups.ts'
 import { killFamily } from '../host/process-identity.ts'
 import { findShims } from '../hypervisors/find-shims.ts'
 import type { VmExit } from '../hypervisors/hypervisor.ts'
@@ -57,6 +58,7 @@ export interface EgressUses {
   readonly opensHost: boolean
   /** Authorities, in PEM, by whom hosts are verified beside those that Node trusts. */
   readonly trusted: readonly string[]
+  readonly cgroups?: Pick<Cgroups, 'make' | 'remove'>
   /** As whom the proxy of a VM runs, by the VM's user. */
   userOf(vmUid: number): number
   /** For tests. */
@@ -64,6 +66,8 @@ export interface EgressUses {
   readonly retryMs?: number
 }
 
+/** Enough for all that a guest may have under way at once, and an end for one that was taken over. What it uses is charged to no VM. */
+const LIMITS: CgroupLimits = { weight: 1, cpus: 1, memoryBytes: 384 * 2 ** 20, pids: 64 }
 const START_LIMIT_MS = 30_000
 const CONFIGURE_LIMIT_MS = 10_000
 const RETRY_FIRST_MS = 100
@@ -202,18 +206,20 @@ export class Egress implements AsyncDisposable {
   }
 
   async #start(way: Way, step: Step): Promise<void> {
-    const { paths, network, shimPath, logMaxBytes, userOf } = this.#uses
+    const { paths, network, cgroups, shimPath, logMaxBytes, userOf } = this.#uses
     const { id, uid } = way.instance
     const runDir = paths.proxyRunDir(id)
     // The directory stays: its guest's helper may stand in it.
     if (existsSync(runDir)) await this.#processes.sweep(runDir)
     await mkdir(runDir, { recursive: true, mode: 0o700 })
     using door = await network.listenForProxy(step)
+    const entered = await cgroups?.make(cgroupOf(runDir), LIMITS)
     const plan = {
       shimPath,
       runDir,
       ...(uid === undefined ? {} : { user: { uid: userOf(uid), gid: userOf(uid) } }),
       log: { file: paths.instanceLogs(id).egress, maxBytes: logMaxBytes },
+      ...(entered && { cgroups: entered }),
       ...(door && { guestFd: door.fd }),
     }
     const proxy = await this.#processes.start(plan, step)
@@ -307,6 +313,7 @@ export class Egress implements AsyncDisposable {
     if (!existsSync(runDir)) return
     await this.#processes.sweep(runDir)
     await rm(runDir, { recursive: true, force: true, maxRetries: 5 })
+    await this.#uses.cgroups?.remove(cgroupOf(runDir))
   }
 
   #inTurn<T>(id: InstanceId, work: () => Promise<T>): Promise<T> {
@@ -320,6 +327,9 @@ export class Egress implements AsyncDisposable {
     return done
   }
 }
+
+/** Beside those of VMs, which are named as their instances. */
+const cgroupOf = (runDir: string): string => `egress-${basename(runDir)}`
 
 const hostProcesses: ProxyProcesses = {
   start: (plan, step) => EgressProxy.start(plan, step),
