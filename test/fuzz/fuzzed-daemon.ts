@@ -7,6 +7,7 @@ import { ERROR_CODES } from '../../packages/api/src/errors.ts'
 import { configOf } from '../../packages/daemon/src/config/config.ts'
 import { Daemon } from '../../packages/daemon/src/daemon.ts'
 import { FakeSysfs } from '../../packages/daemon/src/devices/fake-sysfs.ts'
+import { FakeProxies } from '../../packages/daemon/src/egress/fake-proxies.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { FakeHost, FakeHypervisor } from '../../packages/daemon/src/hypervisors/fake/fake.ts'
 import { createLogger } from '../../packages/daemon/src/log.ts'
@@ -47,11 +48,13 @@ export async function fuzzedDaemon(): Promise<FuzzedDaemon> {
   const faults = new Set<string>()
   const log = createLogger({ level: 'warn', destination: { write: (line) => void (isFault(line) && faults.add(line.trim())) } })
   const host = new FakeHost()
+  const proxies = new FakeProxies()
   const daemon = await Daemon.start({
     config: configOf(new Map(Object.entries(settings))),
     log,
     hypervisors: [new FakeHypervisor(host)],
     sysfs,
+    proxies,
   })
   undo.defer(() => daemon.stop())
   const client = undo.use(new ApiClient(join(dir, 'run/dormouse.sock')))
@@ -65,6 +68,7 @@ export async function fuzzedDaemon(): Promise<FuzzedDaemon> {
     assertEmptied: async () => {
       await empty(client)
       assert.deepEqual(host.running(), [])
+      assert.deepEqual([...proxies.running.keys()], [])
       assert.deepEqual([host.violations, sysfs.violations], [[], []])
       const { paths } = daemon
       for (const left of [paths.disksDir, paths.instancesDir, paths.imageDraftsDir, paths.imageRootfsDir, paths.imageLayersDir])

@@ -11,7 +11,7 @@ import type { Config } from './config/config.ts'
 import { Devices } from './devices/devices.ts'
 import { PciIds } from './devices/pci-ids.ts'
 import { Disks } from './disks/disks.ts'
-import { Egress } from './egress/egress.ts'
+import { Egress, type ProxyProcesses } from './egress/egress.ts'
 import { Events } from './events/events.ts'
 import { Garbage } from './garbage/garbage.ts'
 import { isTight, readHostFacts, readMemoryPressure } from './host/host-facts.ts'
@@ -51,6 +51,8 @@ export interface DaemonOptions {
   readonly crashPoint?: CrashPoint
   /** In place of the host's own; for tests. */
   readonly sysfs?: Sysfs
+  /** In place of processes of the host; for tests. */
+  readonly proxies?: ProxyProcesses
 }
 
 // Under way at the end: long enough for a create, short enough for an init system's patience.
@@ -104,6 +106,7 @@ export class Daemon implements AsyncDisposable {
     hypervisors: given,
     crashPoint = crashPointOf(config, log),
     sysfs = config.hypervisor === 'fake' ? noSysfs : hostSysfs,
+    proxies,
   }: DaemonOptions): Promise<Daemon> {
     const startedAt = performance.now()
     await using stack = new AsyncDisposableStack()
@@ -160,6 +163,7 @@ export class Daemon implements AsyncDisposable {
         ...(set.vmCgroups && { cgroups: set.vmCgroups }),
         // After those of VMs, of VMs that wait, and of what fills volumes: no VM runs as it.
         userOf: (uid) => uid + 2 * (config.instances.uidCount + 1),
+        ...(proxies && { processes: proxies }),
       }),
     )
     const compressing = stack.use(new BackgroundJobs())
