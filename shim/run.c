@@ -36,7 +36,7 @@
 enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
-enum { READY = 9, HELPER_LIMIT_MS = 5000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
+enum { READY = 9, HELPER_LIMIT_MS = 300000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
 
 struct shim {
     struct plan plan;
@@ -125,7 +125,7 @@ static void open_own_descriptors(struct shim *shim) {
 
 /*
  * The helper says `ok` on its descriptor READY once it has bound the published ports, or in one line why it could not. Only the
- * first start waits for that.
+ * first start waits for that: the daemon knows how long and ends us when it has had enough, so our own limit is for when it died.
  */
 static int start_helper(struct shim *shim, int ready_fd) {
     const struct plan *plan = &shim->plan;

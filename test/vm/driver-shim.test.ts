@@ -212,6 +212,22 @@ test('a helper that cannot come up keeps the VMM from starting', async (t) => {
   await assert.rejects(stat(marker(plan.dir)), { code: 'ENOENT' })
 })
 
+test('a helper that takes its time is waited for as long as the step lasts, and goes with it', async (t) => {
+  const plan = await planFor(t, 'exec sleep 60')
+  const said = join(plan.dir, 'said')
+  await writeFile(said, '', { mode: 0o666 })
+  await chmod(said, 0o666)
+  const helper = (script: string) => ({ argv: ['sh', '-c', `echo $$ >> ${said}; ${script}`], descriptors: [] })
+  // Longer than most things take on a host that is not overloaded.
+  await launched(t, { ...plan, helper: helper('sleep 6; echo ok >&9; exec sleep 63') })
+
+  const other = await planFor(t, 'exec sleep 60')
+  const hanging = Shim.launch({ ...other, helper: helper('exec sleep 64') }, makeStep(1000))
+  await assert.rejects(hanging, { code: 'timed_out' })
+  for (const pid of (await readFile(said, 'utf8')).trim().split('\n').slice(1))
+    await pollUntil('the helper to go', async () => !(await stat(`/proc/${pid}`).catch(() => undefined)), makeStep(5000))
+})
+
 test('a helper that dies is started again, one whose VMM ends dies with it', async (t) => {
   const plan = await planFor(t, 'exec sleep 60')
   const life = join(plan.dir, 'lives')
