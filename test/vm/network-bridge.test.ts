@@ -142,12 +142,23 @@ if (inOwnNetwork(import.meta.filename)) {
         assert.match(led(), new RegExp(`10\\.99\\.0\\.2 : ${door.port}`))
         assert.match(mediated(), /10\.99\.0\.2/)
       }
-      await network.publish(vm, { ...a, ports: [web] }, makeStep())
       using next = await network.listenForProxy(makeStep())
       port = next.port
-      await network.leadToProxy(a.id, port, makeStep())
-      assert.doesNotMatch(led(), new RegExp(` : ${door.port}`))
+      await Promise.all([network.publish(vm, { ...a, ports: [web] }, makeStep()), network.leadToProxy(a.id, port, makeStep())])
+      assert.match(led(), new RegExp(`10\\.99\\.0\\.2 : ${port}`))
       assert.equal(await network.look(makeStep()), false)
+      // Its proxy dies, and before that is known another's has the port.
+      const b = house.nic('b', { egress: { mode: 'all', proxyPort: port } })
+      await network.attach(b, makeStep())
+      assert.equal(await network.look(makeStep()), false)
+      await network.leadToProxy(a.id, undefined, makeStep())
+      assert.match(led(), new RegExp(`\\{ 10\\.99\\.0\\.3 : ${port} \\}`))
+      assert.match(nft('list', 'set', 'inet', 'dmtest', 'proxy_ports'), new RegExp(`\\{ ${port} \\}`))
+      assert.match(mediated(), /10\.99\.0\.2/)
+      assert.equal(await network.look(makeStep()), false)
+      await network.detach(b.id, makeStep())
+      assert.doesNotMatch(led(), /10\.99/)
+      await network.leadToProxy(a.id, port, makeStep())
     }
     await using house = await begin(rows.db)
     const { network } = house

@@ -44,8 +44,8 @@ export interface ProxyNetwork {
   listenForProxy(step: Step): Promise<ListeningSocket | undefined>
   /** By which the guest is told from others who reach that socket. */
   addressOf(id: string): string | undefined
-  /** A guest that is attached finds its proxy at `port` from now on. Nothing where it is not attached. */
-  leadToProxy(id: string, port: number, step: Step): Promise<void>
+  /** A guest that is attached finds its proxy at `port` from now on; undefined: it has none, and its way out is closed. Nothing where it is not attached. */
+  leadToProxy(id: string, port: number | undefined, step: Step): Promise<void>
 }
 
 export interface EgressUses {
@@ -70,6 +70,7 @@ export interface EgressUses {
 const LIMITS: CgroupLimits = { weight: 1, cpus: 1, memoryBytes: 384 * 2 ** 20, pids: 64 }
 const START_LIMIT_MS = 30_000
 const CONFIGURE_LIMIT_MS = 10_000
+const LEAD_LIMIT_MS = 10_000
 const RETRY_FIRST_MS = 100
 const RETRY_LAST_MS = 30_000
 // One that ran for so long is started again at once.
@@ -79,7 +80,7 @@ const HANDLE = 'handle'
 interface Way {
   instance: MediatedInstance
   proxy: RunningProxy | undefined
-  /** Where the network leads its guest; also of one that has died. */
+  /** Where the network leads its guest: of a proxy that runs, since a port that is let go of may be anyone's. */
   port: number | undefined
   startedAtMs: number
   failures: number
@@ -145,9 +146,16 @@ export class Egress implements AsyncDisposable {
     })
   }
 
-  /** Where the network leads it, also when its proxy has just died. */
+  /** Where the network leads it; undefined while it has no proxy, and where that is by no port. */
   portOf(id: InstanceId): number | undefined {
     return this.#ways.get(id)?.port
+  }
+
+  /** Once its guest is attached: the proxy that `open` began may have died since and have a successor, when there was no guest to lead to it. */
+  lead(id: InstanceId, step: Step): Promise<void> {
+    return this.#inTurn(id, async () => {
+      if (this.#ways.has(id)) await this.#uses.network.leadToProxy(id, this.portOf(id), step)
+    })
   }
 
   /** Has it a proxy, or something of one? */
@@ -184,7 +192,7 @@ export class Egress implements AsyncDisposable {
   async #adopt(instance: MediatedInstance, step: Step): Promise<void> {
     const runDir = this.#uses.paths.proxyRunDir(instance.id)
     const kept = readHandle(runDir)
-    const way: Way = { instance, proxy: undefined, port: kept?.port, startedAtMs: Date.now(), failures: 0, timer: undefined }
+    const way: Way = { instance, proxy: undefined, port: undefined, startedAtMs: Date.now(), failures: 0, timer: undefined }
     this.#ways.set(instance.id, way)
     if (kept === undefined) return
     const proxy = await this.#processes.adopt(runDir, kept, step).catch((err: unknown) => {
@@ -192,7 +200,7 @@ export class Egress implements AsyncDisposable {
       return undefined
     })
     if (proxy === undefined) return
-    this.#hold(way, proxy)
+    this.#hold(way, proxy, kept.port)
     await this.#tell(way, proxy, step.log).catch((err: unknown) =>
       step.log.error({ err, instance: instance.id }, 'a proxy could not be ended'),
     )
@@ -223,30 +231,33 @@ export class Egress implements AsyncDisposable {
       ...(door && { guestFd: door.fd }),
     }
     const proxy = await this.#processes.start(plan, step)
-    way.port = door?.port
     await using undo = new AsyncDisposableStack()
     undo.defer(async () => void (await proxy.kill()))
     await writeHandle(runDir, { ...proxy.handle, ...(door && { port: door.port }) })
-    await proxy.configure(this.#orderOf(way), step)
+    await proxy.configure(this.#orderOf(way.instance, door?.port), step)
     undo.move()
-    this.#hold(way, proxy)
+    this.#hold(way, proxy, door?.port)
   }
 
-  #hold(way: Way, proxy: RunningProxy): void {
-    way.proxy = proxy
-    way.startedAtMs = Date.now()
-    void proxy.ended.then((exit) => this.#inTurn(way.instance.id, async () => this.#onEnd(way, proxy, exit)))
+  #hold(way: Way, proxy: RunningProxy, port: number | undefined): void {
+    Object.assign(way, { proxy, port, startedAtMs: Date.now() })
+    void proxy.ended.then((exit) => this.#inTurn(way.instance.id, () => this.#onEnd(way, proxy, exit)))
   }
 
-  #onEnd(way: Way, proxy: RunningProxy, exit: VmExit): void {
+  async #onEnd(way: Way, proxy: RunningProxy, exit: VmExit): Promise<void> {
     if (way.proxy !== proxy || this.#ways.get(way.instance.id) !== way || this.#isClosed) return
-    way.proxy = undefined
+    Object.assign(way, { proxy: undefined, port: undefined })
     if (Date.now() - way.startedAtMs > STEADY_MS) way.failures = 0
     this.#uses.log.warn({ instance: way.instance.id, exit }, 'the proxy of an instance has ended and is started again')
+    const step = { signal: AbortSignal.timeout(LEAD_LIMIT_MS), log: this.#uses.log }
+    await this.#uses.network
+      .leadToProxy(way.instance.id, undefined, step)
+      .catch((err: unknown) => step.log.error({ err, instance: way.instance.id }, 'the way out of an instance could not be closed yet'))
     this.#startLater(way)
   }
 
   #startLater(way: Way): void {
+    clearTimeout(way.timer)
     if (this.#isClosed) return
     const pause = Math.min((this.#uses.retryMs ?? RETRY_FIRST_MS) * 2 ** way.failures++, RETRY_LAST_MS)
     way.timer = setTimeout(() => {
@@ -262,13 +273,16 @@ export class Egress implements AsyncDisposable {
   /** Its guest is there already, and is led to it once more. What fails is tried again. */
   async #startAgain(way: Way, step: Step): Promise<void> {
     const { id } = way.instance
+    const { network } = this.#uses
     try {
+      // Also where that failed before: no one is led to a port that was let go of.
+      await network.leadToProxy(id, undefined, step)
       await this.#start(way, step)
-      if (way.port !== undefined) await this.#uses.network.leadToProxy(id, way.port, step)
+      await network.leadToProxy(id, way.port, step)
     } catch (err) {
       step.log.error({ err, instance: id }, 'the proxy of an instance could not be started: its way out is closed until it can')
       const { proxy } = way
-      way.proxy = undefined
+      Object.assign(way, { proxy: undefined, port: undefined })
       await proxy?.kill().catch(() => undefined)
       this.#startLater(way)
     }
@@ -277,7 +291,7 @@ export class Egress implements AsyncDisposable {
   /** Rejects when it can be neither told nor ended. */
   async #tell(way: Way, proxy: RunningProxy, log: Logger): Promise<void> {
     try {
-      await proxy.configure(this.#orderOf(way), { signal: AbortSignal.timeout(CONFIGURE_LIMIT_MS), log })
+      await proxy.configure(this.#orderOf(way.instance, way.port), { signal: AbortSignal.timeout(CONFIGURE_LIMIT_MS), log })
     } catch (err) {
       log.error({ err, instance: way.instance.id }, 'the proxy of an instance cannot be told what to do, and is ended')
       // Its end is noticed, and another is started.
@@ -285,7 +299,8 @@ export class Egress implements AsyncDisposable {
     }
   }
 
-  #orderOf({ instance: { id, egress, env }, port }: Way): ProxyOrder {
+  /** `port` is where the proxy that is told listens; undefined: at a socket in its directory. */
+  #orderOf({ id, egress, env }: MediatedInstance, port: number | undefined): ProxyOrder {
     const { network, opensHost, trusted } = this.#uses
     const { authority, credentials } = egress
     // Others reach a port of the host, and no one a socket that a helper is handed. Without an address no one is let in.

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { guestVariablesOf } from '../egress/credentials.ts'
 import { pollUntil } from '../host/poll-until.ts'
-import { UserNetwork } from '../network/network.ts'
+import { type Nic, UserNetwork } from '../network/network.ts'
 import { guestConfigOf } from './guest-config-of.ts'
 import type { InstanceId } from './instance.ts'
 import { assertInOrder, settled, TEST_IMAGE, TEST_OVERLAY, TestHouse } from './test-house.ts'
@@ -136,6 +136,69 @@ test('a daemon that begins finds its proxies, tells them anew, and starts those 
   const [first, second] = ids.map((id) => proxyOf(house, id))
   assert.equal(first, kept)
   assert.notEqual(second, gone)
+})
+
+/** As a bridge does it: guests are led to ports of the host, once they are attached. */
+class LeadingNetwork {
+  /** Where the guests that are attached are led. */
+  readonly led = new Map<string, number | undefined>()
+  /** All that it was told to lead to. */
+  readonly told: (number | undefined)[] = []
+  onAttach: (() => Promise<void>) | undefined
+  #lastPort = 4000
+  readonly network = Object.assign(new UserNetwork({ dns: [] }), {
+    listenForProxy: async () => ({ fd: -1, port: ++this.#lastPort, [Symbol.dispose]: () => undefined }),
+    leadToProxy: async (id: string, port: number | undefined) => {
+      this.told.push(port)
+      if (this.led.has(id)) this.led.set(id, port)
+    },
+    attach: async ({ id, egress }: Nic) => {
+      await this.onAttach?.()
+      this.led.set(id, egress?.proxyPort)
+    },
+    detach: async (id: string) => void this.led.delete(id),
+    recover: async (live: readonly Nic[]) => {
+      for (const { id, egress } of live) this.led.set(id, egress?.proxyPort)
+    },
+  })
+}
+
+test('no one is led to the port of a proxy that has died: neither a guest that runs, nor one that comes, nor by the next daemon', async () => {
+  const bridge = new LeadingNetwork()
+  const { network, led, told } = bridge
+  await using house = new TestHouse({ network })
+  let instances = await house.begin()
+  const id = await running(house)
+  assert.deepEqual([led.get(id), proxyOf(house, id)?.order?.guestAddress], [4001, '10.0.2.15'])
+  const gate = Promise.withResolvers<void>()
+  using _ = { [Symbol.dispose]: () => gate.resolve() }
+  house.proxies.onStart = () => gate.promise
+  house.proxies.die(house.paths.proxyRunDir(id))
+  await until('no way out', () => led.get(id) === undefined)
+  house.proxies.onStart = undefined
+  gate.resolve()
+  await until('a way out', () => led.get(id) === 4002)
+  assert.equal(proxyOf(house, id)?.order?.guestAddress, '10.0.2.15')
+
+  await instances.standby(id)
+  bridge.onAttach = async () => {
+    bridge.onAttach = undefined
+    house.proxies.die(house.paths.proxyRunDir(id))
+    await until('another proxy', () => told.at(-1) === 4004)
+  }
+  await instances.restore(id)
+  assert.equal(led.get(id), 4004)
+
+  await house.end()
+  house.proxies.die(house.paths.proxyRunDir(id))
+  house.proxies.onStart = async () => {
+    throw new Error('never')
+  }
+  instances = await house.begin()
+  assert.equal(led.get(id), undefined)
+  house.proxies.onStart = undefined
+  await until('a way out', () => led.get(id) !== undefined)
+  await assertInOrder(house)
 })
 
 test('neither its guest, nor who asks, nor what is written down is told a value or the key of its authority', async () => {

@@ -237,13 +237,14 @@ export class InstanceWork {
 
   /** Gives its VM a place in the network, and the address that it has there. Before the VM starts; the undo is `sweep`. */
   async attach(): Promise<void> {
-    const { network } = this.uses
+    const { network, egress } = this.uses
     const nic = nicOf(this.instance)
     if (nic !== undefined) this.#takeAddress()
-    const egress = await this.#openWayOut()
+    const wayOut = await this.#openWayOut()
     const step = await this.step('attach', ATTACH_LIMIT_MS)
     if (nic === undefined) return
-    await network.attach({ ...nic, ...egress }, step)
+    await network.attach({ ...nic, ...wayOut }, step)
+    if (egress.portOf(this.instance.id) !== wayOut.egress?.proxyPort) await egress.lead(this.instance.id, step)
   }
 
   #takeAddress(): void {

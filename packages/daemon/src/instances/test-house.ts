@@ -24,7 +24,7 @@ import type { ReadyImage } from '../images/images.ts'
 import { BackgroundJobs } from '../lib/background-jobs.ts'
 import { createLogger, type LogLevel } from '../log.ts'
 import { checkState, readManifest } from '../memory/capture-files.ts'
-import { UserNetwork } from '../network/network.ts'
+import { type Network, UserNetwork } from '../network/network.ts'
 import { Paths } from '../paths.ts'
 import { type Snapshot, Snapshots } from '../snapshots/snapshots.ts'
 import type { Ballast } from '../store/ballast.ts'
@@ -90,6 +90,8 @@ export interface TestHouseOptions {
   readonly beside?: { readonly name: HypervisorName; readonly lacks: readonly Capability[] }
   /** What a full database may spend. */
   readonly ballast?: Pick<Ballast, 'spend'>
+  /** Of all its lives; each has one of its own otherwise, where drivers do all of it. */
+  readonly network?: Network
 }
 
 export class TestHouse implements AsyncDisposable {
@@ -221,7 +223,7 @@ export class TestHouse implements AsyncDisposable {
       admit: (what, bytes) => instances.room.admitVolume(what, bytes),
     })
     const devices = new Devices({ db, events, sysfs: this.sysfs, pciIds: new PciIds([]), log: this.log, isRoot: true })
-    const network = new UserNetwork({ dns: [] })
+    const network = this.#options.network ?? new UserNetwork({ dns: [] })
     const egress = new Egress({
       ...{ paths: this.paths, network, log: this.log, shimPath: '', logMaxBytes: 1 << 20, opensHost: false, trusted: [] },
       userOf: (uid) => uid,

@@ -98,6 +98,10 @@ test('a guest with a proxy of its own is in the sets of its mode, with all its a
   assert.deepEqual(sets({ ...guest(2), egress: { ...egress, mode: 'http_https_only' } }), [
     ...['proxies', 'proxy_ports', 'mediated_web4', 'mediated_web6'],
   ])
+  // One has let go of its port, which the other has been given.
+  const both = [guest(2), guest(3)].map((one) => ({ ...one, egress }))
+  assert.deepEqual(elementsOf(both).get('proxy_ports'), ['4000'])
+  assert.doesNotMatch(changeOf('t', both, both.slice(1)), /proxy_ports/)
   assert.match(changeOf('t', [guest(2)], [{ ...guest(2), egress }]), /add element inet t proxies \{ 10\.100\.0\.2 : 4000 \}/)
   assert.match(changeOf('t', [{ ...guest(2), egress }], []), /delete element inet t mediated6 \{ fd00:1::2, fe80::ff:fe00:2 \}/)
 })

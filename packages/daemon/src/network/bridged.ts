@@ -207,7 +207,12 @@ export class BridgedNetwork implements Network, AsyncDisposable {
         ({ protocol, hostIp, hostPort }) => protocol === port.protocol && hostIp === port.hostIp && hostPort === port.hostPort,
       )
     await assertPortsFree(nic.ports.filter(isNew))
-    await this.#inTurn(() => this.#setGuest(nic.id, { ...before, rules: { ...before.rules, ports: nic.ports } }, step))
+    await this.#inTurn(async () => {
+      // Another change may have been made while the ports were looked at.
+      const now = this.#attached.get(nic.id)
+      if (now === undefined) throw notOnBridge()
+      await this.#setGuest(nic.id, { ...now, rules: { ...now.rules, ports: nic.ports } }, step)
+    })
   }
 
   /** At the gateway, at a port that is free: the rules lead each guest to its own. */
@@ -226,7 +231,7 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     return { fd, port, [Symbol.dispose]: () => held.dispose() }
   }
 
-  async leadToProxy(id: string, proxyPort: number, step: Step): Promise<void> {
+  async leadToProxy(id: string, proxyPort: number | undefined, step: Step): Promise<void> {
     await this.#inTurn(async () => {
       const before = this.#attached.get(id)
       if (before?.rules.egress === undefined) return
@@ -394,7 +399,9 @@ export class BridgedNetwork implements Network, AsyncDisposable {
   /** What the kernel is told of one guest becomes `after`; when the rules it was told before are gone, all of them are told again. */
   async #setGuest(id: string, after: Attached | undefined, step: Step): Promise<void> {
     const before = this.#attached.get(id)
-    const change = changeOf(this.#rules().table, before === undefined ? [] : [before.rules], after === undefined ? [] : [after.rules])
+    const beside = this.#guests().filter(({ tap, egress }) => tap !== before?.device.tap && sharesPort(before, egress))
+    const [old, wanted] = [before, after].map((one) => [...(one === undefined ? [] : [one.rules]), ...beside])
+    const change = changeOf(this.#rules().table, old ?? [], wanted ?? [])
     const note = (held: Attached | undefined): void => void (held === undefined ? this.#attached.delete(id) : this.#attached.set(id, held))
     note(after)
     try {
@@ -522,6 +529,10 @@ export class BridgedNetwork implements Network, AsyncDisposable {
     this.#timer.unref()
   }
 }
+
+/** A port that a proxy has let go of may be another's by the time that this is known. */
+const sharesPort = (one: Attached | undefined, other: GuestRules['egress']): boolean =>
+  other?.proxyPort !== undefined && other.proxyPort === one?.rules.egress?.proxyPort
 
 /** Waits for both, whatever becomes of the first: nothing may go on behind an undo. */
 async function bothOf(...works: readonly Promise<void>[]): Promise<void> {

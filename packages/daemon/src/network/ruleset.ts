@@ -96,6 +96,7 @@ export function changeOf(table: string, before: readonly GuestRules[], after: re
 export function elementsOf(guests: readonly GuestRules[]): Elements {
   const all = new Map<SetName, string[]>(Object.keys(SETS).map((name) => [name as SetName, []]))
   const add = (name: SetName, element: string): void => void all.get(name)?.push(element)
+  const proxyPorts = new Set<number>()
   for (const { tap, mac, ipv4, ipv6, ports, egress } of guests) {
     const name = `"${tap}"`
     const own6 = [ipv6, linkLocalOf(mac)]
@@ -116,7 +117,9 @@ export function elementsOf(guests: readonly GuestRules[]): Elements {
     if (egress === undefined) continue
     if (egress.proxyPort !== undefined) {
       add('proxies', `${ipv4} : ${egress.proxyPort}`)
-      add('proxy_ports', `${egress.proxyPort}`)
+      // Of two guests while one of them is being led away; in the kernel it is there once.
+      if (!proxyPorts.has(egress.proxyPort)) add('proxy_ports', `${egress.proxyPort}`)
+      proxyPorts.add(egress.proxyPort)
     }
     const [set4, set6] = egress.mode === 'all' ? (['mediated4', 'mediated6'] as const) : (['mediated_web4', 'mediated_web6'] as const)
     add(set4, ipv4)
