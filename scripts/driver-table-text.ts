@@ -23,6 +23,7 @@ const WORDS: Readonly<Record<Capability, string>> = {
   disk_layers: 'disks of layers: copied without a copy of the disk',
   disk_hotplug: 'volumes come, go and grow while it runs',
   disk_limit: 'a rate of its disks that can be asked for',
+  disk_limit_live: 'that rate changes while it runs',
   memory_hotplug: 'memory is added while it runs',
   gpu: "devices of the host's",
   fresh_boot: 'boots from the start on request',

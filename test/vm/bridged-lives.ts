@@ -16,6 +16,9 @@ export interface BridgedLives {
   readonly refused: readonly object[]
 }
 
+/** Written at a MiB a second. */
+const RATED_MIB = 14
+
 function assertGoesOn(now: Look, then: Look): void {
   assert.deepEqual([now.born, now.held], [then.born, then.born])
   assert.ok(now.count >= then.count, `it counted ${now.count} after ${then.count}`)
@@ -110,6 +113,31 @@ export function tellBridgedLives({ driver, features, refused }: BridgedLives): v
     assertGoesOn(await story.look(back), then)
     assert.equal(await story.sh('kept', 'cat /told'), 'first')
     await story.remove('kept')
+  })
+
+  const rated = { skip: !features.includes('disk-io-limit') && 'it has no rate of its disks' }
+  test('what its disks move is limited, over a nap too; a VM keeps the rate that it began with', rated, async (t) => {
+    await run('rated', { overlay_size: '128MB', disk_io_bps: '1MB/s' })
+    // Four seconds of it pass at once, at most.
+    const leastMs = (RATED_MIB - 4) * 1000
+    const took = async (): Promise<number> => {
+      const from = performance.now()
+      await story.sh('rated', `dd if=/dev/zero of=/big bs=1M count=${RATED_MIB} && sync && rm /big`)
+      const ms = Math.round(performance.now() - from)
+      t.diagnostic(`${RATED_MIB} MiB took ${ms} ms`)
+      return ms
+    }
+    assert.ok((await took()) >= leastMs)
+    assert.equal((await story.refused('PATCH', '/instances/rated', { disk_io_bps: '1GB/s' })).code, 'invalid_state')
+    await story.standby('rated')
+    await story.restore('rated')
+    assert.ok((await took()) >= leastMs)
+    await story.standby('rated')
+    await story.daemon.client.patch('/instances/rated', { disk_io_bps: '1GB/s' })
+    await story.restore('rated')
+    // How quick it is here is no one's promise; it is told.
+    await took()
+    await story.remove('rated')
   })
 
   test('a guest that reboots ends its VM', async () => {

@@ -36,6 +36,7 @@ export const CAPABILITIES = [
   'disk_hotplug',
   'memory_hotplug',
   'disk_limit',
+  'disk_limit_live',
   'gpu',
   'disk_layers',
   'fresh_boot',

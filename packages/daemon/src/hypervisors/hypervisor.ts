@@ -126,7 +126,7 @@ export interface Vm {
   setBandwidth(bandwidth: Bandwidth, step: Step): Promise<void>
   /**
    * The budget of all its disks together from now on, as in `VmSpec.diskIoBps`; disks that came after the last call have none yet. Asked
-   * only of drivers with `disk_limit`. Repeat is harmless.
+   * only of drivers with `disk_limit_live`. Repeat is harmless.
    */
   setDiskRate(bytesPerSecond: number | undefined, step: Step): Promise<void>
   /**

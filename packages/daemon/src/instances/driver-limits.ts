@@ -34,6 +34,16 @@ export function assertDiskRate({ name, capabilities }: Driver, bytesPerSecond: n
   throw new AppError('not_supported', `The hypervisor ${name} cannot limit how much its disks move`)
 }
 
+/** Of one that has a VM: a start or a restore gives its disks the rate that is on record then. */
+export function assertDiskRateMoves({ name, capabilities }: Driver, instance: Pick<Instance, 'name' | 'state'>): void {
+  if (capabilities.has('disk_limit_live')) return
+  throw new AppError(
+    'invalid_state',
+    `The hypervisor ${name} cannot change how much the disks of a VM move: ${instance.name} is ${instance.state}, and would have to be Stopped or in Standby`,
+    { hint: `Stop it first: dormouse stop ${instance.name}` },
+  )
+}
+
 export function assertFreshBoot({ name, capabilities }: Driver): void {
   if (capabilities.has('fresh_boot')) return
   throw new AppError('not_supported', `The hypervisor ${name} cannot boot an instance from the start: its VMs wake from golden boots`, {

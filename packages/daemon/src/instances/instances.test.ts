@@ -738,6 +738,32 @@ test('what its disks move is limited from the start, at once by an update, and o
   await assertInOrder(house)
 })
 
+test('where a VM keeps the rate that it began with, a change is refused while there is one, and is there with the next', async () => {
+  await using house = new TestHouse({ lacks: ['disk_limit_live'] })
+  let instances = await house.begin()
+  const rateOf = (id: string): number | undefined => house.host.running().find(({ spec }) => spec.id === id)?.diskIoBps
+  const { id } = await running(house, 'a', { diskIoBps: 2 ** 24 })
+  const refused = { code: 'invalid_state', message: /disks of a VM .* a is Running/ }
+  await assert.rejects(instances.update(id, { diskIoBps: 2 ** 25, tags: { a: 'b' } }), refused)
+  await assert.rejects(instances.update(id, { diskIoBps: 0 }), refused)
+  await instances.update(id, { diskIoBps: 2 ** 24, tags: { c: 'd' } })
+  assert.deepEqual([instances.get(id).diskIoBps, instances.get(id).tags, rateOf(id)], [2 ** 24, { c: 'd' }, 2 ** 24])
+  house.crash()
+  instances = await house.begin()
+  await settled(instances)
+  assert.deepEqual([instances.get(id).state, rateOf(id)], ['Running', 2 ** 24])
+  await instances.standby(id)
+  await instances.update(id, { diskIoBps: 2 ** 25 })
+  await instances.restore(id)
+  assert.equal(rateOf(id), 2 ** 25)
+  await instances.stop(id)
+  await instances.update(id, { diskIoBps: 2 ** 26 })
+  await instances.start(id)
+  await settled(instances)
+  assert.equal(rateOf(id), 2 ** 26)
+  await assertInOrder(house)
+})
+
 test('rates that are asked for are promises, of which no more are made than the disks keep', async () => {
   await using house = new TestHouse({ settings: { DISK_IO_CAPACITY: '100MB/s', DISK_IO_RATIO: '1' } })
   const instances = await house.begin()

@@ -173,7 +173,7 @@ async function adopt(work: InstanceWork): Promise<void> {
 async function publishAsRecorded(work: InstanceWork): Promise<void> {
   const { live, instance } = work
   if (!live) return
-  if (work.hypervisor.capabilities.has('disk_limit')) {
+  if (work.hypervisor.capabilities.has('disk_limit_live')) {
     await live.vm
       .setDiskRate(diskRateOf(instance, work.uses.settings.diskIo), await work.step('disk_rate', 10_000))
       .catch((err: unknown) => work.log.error({ err }, 'the rate of its disks could not be set again'))

@@ -101,6 +101,7 @@ const FEATURES_OF: Readonly<Record<Capability, readonly (typeof RUNTIME_FEATURES
   gpu: ['gpu-passthrough'],
   // The contract has no words for these.
   disk_layers: [],
+  disk_limit_live: [],
   fresh_boot: [],
 }
 

@@ -100,11 +100,7 @@ export class CloudHypervisorVm implements Vm {
   async setBandwidth(): Promise<void> {}
 
   setDiskRate(): Promise<void> {
-    return Promise.reject(
-      new AppError('invalid_state', 'Cloud Hypervisor cannot change how fast disks may be while a VM runs', {
-        hint: 'Stop it, change it, and start it again',
-      }),
-    )
+    return Promise.reject(new AppError('not_supported', 'Cloud Hypervisor cannot change how much the disks of a VM move'))
   }
 
   async setHotplug(bytes: number): Promise<void> {

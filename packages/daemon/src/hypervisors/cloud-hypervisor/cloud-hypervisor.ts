@@ -38,7 +38,7 @@ export type { CloudHypervisorUses } from './cloud-hypervisor-host.ts'
 
 export class CloudHypervisor implements Hypervisor {
   readonly name: HypervisorName = 'cloud-hypervisor'
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'fresh_boot'] as const)
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_limit', 'fresh_boot'] as const)
   readonly networks = new Set(['tap'] as const)
   readonly volumeSlots = 0
   readonly #uses: CloudHypervisorUses

@@ -130,6 +130,7 @@ const ALL: readonly Capability[] = [
   'snapshots',
   'disk_hotplug',
   'disk_limit',
+  'disk_limit_live',
   'disk_layers',
   'fresh_boot',
   'memory_hotplug',

@@ -79,6 +79,7 @@ export class QemuHypervisor implements Hypervisor {
       'snapshots',
       'disk_hotplug',
       'disk_limit',
+      'disk_limit_live',
       'disk_layers',
       'fresh_boot',
       ...(board.takesDimms ? (['memory_hotplug'] as const) : []),

@@ -65,7 +65,7 @@ async function bringIn(work: InstanceWork, live: LiveVm, coming: Attachment): Pr
   if (disk === undefined || live.vm.diskHotplug === undefined) throw new AppError('not_supported', 'Its VM takes no disks while it runs')
   await live.vm.diskHotplug.insertDisk(disk, insert)
   // Before its guest has it: a disk that comes is not in the budget of the others.
-  if (work.hypervisor.capabilities.has('disk_limit'))
+  if (work.hypervisor.capabilities.has('disk_limit_live'))
     await live.vm.setDiskRate(diskRateOf(work.instance, work.uses.settings.diskIo), insert)
   const mount = await work.step('mount', MOUNT_LIMIT_MS)
   await (await live.connected(mount)).mount(volumeConfigOf(coming), mount)

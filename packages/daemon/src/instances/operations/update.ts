@@ -3,6 +3,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { changedVariables } from '../../egress/credentials.ts'
 import type { Evacuate, PortForward, Vm } from '../../hypervisors/hypervisor.ts'
 import { diskRateOf } from '../disk-rate.ts'
+import { assertDiskRateMoves } from '../driver-limits.ts'
 import type { Instance, UpdateInstance } from '../instance.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import {
@@ -42,9 +43,12 @@ export async function update(work: InstanceWork, { patch, ports, bandwidth, limi
   }
   if (ports !== undefined) assertPortsFree(work, ports)
   if (patch.name !== undefined) assertNameFree(work, patch.name)
+  const { live } = work
+  const rate = diskRateOf({ ...before, ...change }, work.uses.settings.diskIo)
+  const rateBefore = diskRateOf(before, work.uses.settings.diskIo)
+  if (live && rate !== rateBefore) assertDiskRateMoves(work.hypervisor, before)
 
   await using undo = new AsyncDisposableStack()
-  const { live } = work
   const [was, is] = [nicOf(before), nicOf({ ...before, ...change })]
   const { network } = work.uses
   if (ports !== undefined && live && was && is) {
@@ -57,8 +61,6 @@ export async function update(work: InstanceWork, { patch, ports, bandwidth, limi
     undo.defer(() => network.pace(live.vm, was, work.undoStep(10_000)))
     await network.pace(live.vm, is, step)
   }
-  const rate = diskRateOf({ ...before, ...change }, work.uses.settings.diskIo)
-  const rateBefore = diskRateOf(before, work.uses.settings.diskIo)
   if (live && rate !== rateBefore) {
     const step = await work.step('disk_rate', 10_000)
     undo.defer(() => live.vm.setDiskRate(rateBefore, work.undoStep(10_000)))
