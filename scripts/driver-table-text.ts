@@ -53,6 +53,7 @@ async function table(): Promise<string> {
     ...Object.entries(WORDS).map(([capability, words]) =>
       line([`${words} (\`${capability}\`)`, ...all.map(({ capabilities }) => (capabilities.has(capability as Capability) ? 'yes' : '–'))]),
     ),
+    line(['releases', ...all.map(({ versions }) => versions?.join(', ') ?? '')]),
     line(['volumes', ...all.map(({ volumeSlots }) => (volumeSlots === 0 ? '–' : `${volumeSlots}`))]),
     line(['networks', ...all.map(networksOf)]),
   ].join('\n')

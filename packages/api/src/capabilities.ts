@@ -21,6 +21,9 @@ export const Runtime = Type.Object(
     available: Type.Boolean(),
     features: Type.Array(Type.String()),
     version: Type.Optional(Type.String()),
+    versions: Type.Optional(
+      Type.Array(Type.String(), { description: 'Releases that it works with, newest first; absent where the distribution brings it' }),
+    ),
     acceleration: Type.Optional(Type.Enum(['kvm', 'tcg'], { description: 'kvm: by the processor; tcg: emulated, slower' })),
     reason: Type.Optional(Type.String({ description: 'Why it is not available, or why it runs without KVM' })),
     waiting: Type.Optional(Type.Integer({ minimum: 0, description: 'VMs that wait for the next creates and starts' })),

@@ -242,6 +242,7 @@ export class Daemon implements AsyncDisposable {
           hypervisors: drivers.map((driver) => ({
             name: driver.name,
             capabilities: driver.capabilities,
+            ...(driver.versions === undefined ? {} : { versions: driver.versions }),
             waiting: () => driver.waiting,
             probe: () => driver.probe({ signal: AbortSignal.timeout(60_000), log }),
           })),

@@ -122,7 +122,7 @@ export const checkHypervisors: Check = async (config) => {
         what: driver.name,
         state: probe.available ? (probe.acceleration === 'kvm' ? 'good' : 'poor') : isWanted(driver.name, config) ? 'bad' : 'good',
         says: probe.available
-          ? `available${version}, ${probe.acceleration ?? 'no acceleration'}${because(probe.reason)}`
+          ? `available${version}${among(driver.versions)}, ${probe.acceleration ?? 'no acceleration'}${because(probe.reason)}`
           : `not available${because(probe.reason)}`,
         ...(probe.mend === undefined ? {} : { mend: probe.mend }),
         ...(probe.available && probe.acceleration === 'tcg'
@@ -138,6 +138,8 @@ export const checkHypervisors: Check = async (config) => {
     return [{ what: 'hypervisors', state: 'bad', says: sentenceOf(error) }]
   }
 }
+
+const among = (versions: readonly string[] | undefined): string => (versions === undefined ? '' : ` (works with ${versions.join(' and ')})`)
 
 /** The others are there for who asks for them. */
 const isWanted = (name: HypervisorName, { hypervisor }: Config): boolean => name === hypervisor || name.startsWith('qemu')

@@ -67,6 +67,13 @@ test('a driver whose program is missing can do nothing, and says what is missing
   assert.deepEqual(default_runtime, { name: 'qemu', available: false })
 })
 
+test('releases that a driver works with are told, whether one of them is here or not', async (t) => {
+  const probe: Driver['probe'] = async () => ({ available: false, reason: 'There is no cloud-hypervisor in PATH' })
+  const { runtimes } = await told(t, [qemu, { ...qemu, name: 'cloud-hypervisor', versions: ['53', '52'], probe }])
+  const versionsOf = (wanted: string) => runtimes.find(({ name }) => name === wanted)?.versions
+  assert.deepEqual([versionsOf('cloud-hypervisor'), versionsOf('qemu'), versionsOf('vz')], [['53', '52'], undefined, undefined])
+})
+
 test('the network is told as it is: a bridge with its addresses, or none', async (t) => {
   const bridge = { model: 'bridge', gateway: '10.100.0.1', subnet: '10.100.0.0/16' } as const
   assert.deepEqual((await told(t, [qemu], bridge)).network, { ...bridge, guest_to_guest: false })

@@ -224,6 +224,8 @@ export interface HostDoor {
   readonly hypervisors: readonly {
     readonly name: HypervisorName
     readonly capabilities: ReadonlySet<Capability>
+    /** Releases of its VMM that it works with, where only some are. */
+    readonly versions?: readonly string[]
     /** How many VMs wait for starts, where any ever do. */
     readonly waiting?: () => number | undefined
     probe(): Promise<HypervisorProbe>

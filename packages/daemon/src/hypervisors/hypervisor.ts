@@ -20,6 +20,8 @@ export type HypervisorName = 'qemu' | 'qemu-microvm' | 'cloud-hypervisor' | 'fir
 export interface Hypervisor {
   readonly name: HypervisorName
   readonly capabilities: ReadonlySet<Capability>
+  /** Releases of its VMM that it works with, newest first: `53`, or `1.16.1`. Absent: those of the distributions that are supported. */
+  readonly versions?: readonly string[]
   /** How many volumes a machine has room for: the disks `volume-0` and so on. */
   readonly volumeSlots: number
   /** How it can put a guest on a network; absent: in every way there is. A guest without a network needs none of them. */

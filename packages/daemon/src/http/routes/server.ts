@@ -119,7 +119,7 @@ const isBuilt: Readonly<Record<string, boolean>> = (() => {
 
 async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabilities> {
   const runtimes = await Promise.all(
-    host.hypervisors.map(async ({ name, capabilities, probe, waiting }): Promise<Runtime> => {
+    host.hypervisors.map(async ({ name, capabilities, versions, probe, waiting }): Promise<Runtime> => {
       const { available, version: vmm, acceleration, reason, memoryOutOfReach } = await probe()
       const count = waiting?.()
       // What the driver can do and this host does not let it is not there.
@@ -130,6 +130,7 @@ async function capabilitiesOf({ host, version }: ServerUses): Promise<Capabiliti
         available,
         features: features.sort(),
         ...(vmm !== undefined && { version: vmm }),
+        ...(versions !== undefined && { versions: [...versions] }),
         ...(acceleration !== undefined && { acceleration }),
         ...(reason !== undefined && { reason }),
         ...(count !== undefined && { waiting: count }),

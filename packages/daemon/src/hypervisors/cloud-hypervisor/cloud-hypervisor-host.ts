@@ -11,7 +11,7 @@ import { hashGuestFile, readReach } from '../host-questions.ts'
 import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from '../vmm-binary.ts'
 import { withParked } from './parked-machine.ts'
 
-const CLOUD_HYPERVISOR: KnownVmm = {
+export const CLOUD_HYPERVISOR: KnownVmm = {
   title: 'Cloud Hypervisor',
   program: 'cloud-hypervisor',
   setting: 'DORMOUSE_CLOUD_HYPERVISOR',

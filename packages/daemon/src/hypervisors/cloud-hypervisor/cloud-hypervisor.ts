@@ -18,7 +18,7 @@ import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecor
 import { sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim } from '../shim.ts'
 import type { VmSpec } from '../vm-spec.ts'
-import { CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
+import { CLOUD_HYPERVISOR, CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
 import { CloudHypervisorVm } from './cloud-hypervisor-vm.ts'
 import { commonDescriptors, type Launched, launch } from './launch.ts'
 import {
@@ -39,6 +39,7 @@ export type { CloudHypervisorUses } from './cloud-hypervisor-host.ts'
 export class CloudHypervisor implements Hypervisor {
   readonly name: HypervisorName = 'cloud-hypervisor'
   readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_limit', 'fresh_boot'] as const)
+  readonly versions = CLOUD_HYPERVISOR.versions
   readonly networks = new Set(['tap'] as const)
   readonly volumeSlots = 0
   readonly #uses: CloudHypervisorUses

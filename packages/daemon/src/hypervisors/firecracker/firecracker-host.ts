@@ -11,7 +11,7 @@ import { hashGuestFile, readReach } from '../host-questions.ts'
 import { findVmmBinary, type KnownVmm, type WhereToLook } from '../vmm-binary.ts'
 import type { Machine } from './machine.ts'
 
-const FIRECRACKER: KnownVmm = {
+export const FIRECRACKER: KnownVmm = {
   title: 'Firecracker',
   program: 'firecracker',
   setting: 'DORMOUSE_FIRECRACKER',

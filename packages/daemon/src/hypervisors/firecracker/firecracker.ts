@@ -26,7 +26,7 @@ import { cgroupLimitsOf } from '../vm-cgroup.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import type { VmmApi } from '../vmm-api.ts'
 import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
-import { FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
+import { FIRECRACKER, FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
@@ -40,6 +40,7 @@ export class FirecrackerHypervisor implements Hypervisor {
    * None: frames that come for a guest whose VM is paused are put into its memory all the same, between a state and the memory that belongs
    * to it, and on a load before it is there.
    */
+  readonly versions = FIRECRACKER.versions
   readonly networks = new Set<'tap' | 'user'>()
   readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
   readonly volumeSlots = VOLUME_SLOTS
