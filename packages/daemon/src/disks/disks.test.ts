@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, statfs, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -213,6 +215,27 @@ for (const kind of ['xfs', 'btrfs'] as const) {
     assert.ok((blocks - bfree) * bsize < 200 << 20, 'the copy took the space again')
   })
 }
+
+test('a disk that a VMM holds locked is copied as it is, for whoever knows that it stands still', async () => {
+  await disks.createOverlay('held.raw', GIB, { step: step() })
+  await qemuIo(at('held.raw'), 'raw', 'write -P 7 500M 4k')
+  // As Cloud Hypervisor does: all bytes, for as long as the disk is open.
+  const lock = 'import fcntl, sys; f = open(sys.argv[1], "r+"); fcntl.lockf(f, fcntl.LOCK_EX); print("held", flush=True); sys.stdin.read()'
+  const holder = spawn('python3', ['-c', lock, at('held.raw')], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const ended = once(holder, 'close')
+  try {
+    await once(holder.stdout, 'data')
+    const copy = await disks.copy('held.raw', { step: step() })
+    await qemuIo(at(copy), 'raw', 'read -P 7 500M 4k', 'read -P 0 501M 4k')
+    await check(at(copy))
+    // What is not known to stand still is not read past its lock.
+    const chain = [await disks.newLayer(GIB, {}), 'held.raw']
+    await assert.rejects(disks.flatten(chain, { step: step() }), { code: 'internal_error', message: /lock/ })
+  } finally {
+    holder.kill('SIGKILL')
+    await ended
+  }
+})
 
 test('a flattening that is cancelled, or cannot be done, leaves nothing', async () => {
   await disks.createOverlay('long.raw', GIB, { step: step() })

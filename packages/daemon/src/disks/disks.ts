@@ -177,13 +177,17 @@ export class Disks {
 
   /**
    * A raw layer with the contents of another as they are now, which only whoever writes to it knows: sharing its blocks where the file
-   * system can, else copied. Not flushed when it shares them; see `flush`. When it throws, nothing has been made.
+   * system can, else copied. Not flushed when it shares them; see `flush`. A VMM may hold it locked. When it throws, nothing has been made.
    */
   async copy(name: string, options: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
-    return (await this.reflink(name, options)) ?? (await this.#intoRaw([name], await this.#sizeOf(name), options))
+    return (await this.reflink(name, options)) ?? (await this.#intoRaw([name], await this.#sizeOf(name), { ...options, isHeld: true }))
   }
 
-  async #intoRaw(chain: readonly string[], bytes: number, { owner, step }: { owner?: DiskOwner | undefined; step: Step }): Promise<string> {
+  async #intoRaw(
+    chain: readonly string[],
+    bytes: number,
+    { owner, step, isHeld = false }: { owner?: DiskOwner | undefined; step: Step; isHeld?: boolean },
+  ): Promise<string> {
     for (const name of chain.slice(1)) await this.#sizeOf(name)
     const name = nameLayer('raw')
     const path = this.#uses.paths.disk(name)
@@ -197,7 +201,7 @@ export class Disks {
       const target = opened.use(await open(path, 'wx+', 0o600))
       await target.truncate(bytes)
       if (owner) await target.chown(owner.uid, owner.gid)
-      await copyChain(layers, target, { step, ...(owner === undefined ? {} : { user: owner }) })
+      await copyChain(layers, target, { step, isHeld, ...(owner === undefined ? {} : { user: owner }) })
       await target.sync()
     } catch (error) {
       await rm(path, { force: true })

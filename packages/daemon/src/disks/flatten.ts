@@ -20,13 +20,16 @@ const FIRST_FD = 3
 const STDERR_KEPT = 4096
 const SAID_MAX = 1 << 18
 
-/** Copies what a guest would see of `layers`, top first, into `target`, a file of holes that is as large. Holes stay holes. Does not flush. */
+/**
+ * Copies what a guest would see of `layers`, top first, into `target`, a file of holes that is as large. Holes stay holes. Does not flush.
+ * `isHeld`: a VMM may hold them locked, and does not write to them now.
+ */
 export async function copyChain(
   layers: readonly OpenLayer[],
   target: { readonly fd: number },
-  options: { user?: { readonly uid: number; readonly gid: number }; step: Step },
+  options: { user?: { readonly uid: number; readonly gid: number }; isHeld?: boolean; step: Step },
 ): Promise<void> {
-  const { user, step } = options
+  const { user, isHeld = false, step } = options
   let said = ''
   const sets = [target, ...layers].map((_, index) => FIRST_FD + index)
   const child = spawn(
@@ -37,7 +40,7 @@ export async function copyChain(
       ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
       ...['-chardev', 'stdio,id=qmp,signal=off', '-mon', 'chardev=qmp,mode=control'],
       ...sets.flatMap((set) => ['-add-fd', `fd=${set},set=${set}`]),
-      ...['-blockdev', JSON.stringify({ 'node-name': 'source', ...sourceNode(layers) })],
+      ...['-blockdev', JSON.stringify({ 'node-name': 'source', ...sourceNode(layers, { locking: isHeld ? 'off' : 'on' }) })],
       ...[
         '-blockdev',
         JSON.stringify({
@@ -45,7 +48,7 @@ export async function copyChain(
           driver: 'raw',
           discard: 'unmap',
           'detect-zeroes': 'unmap',
-          file: fileNode(FIRST_FD, false),
+          file: fileNode(FIRST_FD, { isReadOnly: false }),
         }),
       ],
     ],
@@ -118,19 +121,19 @@ interface QmpLine {
 }
 
 /** Every node names its driver, and what is below it: nothing is probed, and no name in a layer is followed. */
-function sourceNode(layers: readonly OpenLayer[]): object {
+function sourceNode(layers: readonly OpenLayer[], { locking }: { locking: 'on' | 'off' }): object {
   return layers.reduceRight<object | null>((below, { format }, index) => {
-    const file = fileNode(FIRST_FD + 1 + index, true)
+    const file = fileNode(FIRST_FD + 1 + index, { isReadOnly: true, locking })
     return { driver: format, 'read-only': true, file, ...(format === 'qcow2' ? { backing: below } : {}) }
   }, null) as object
 }
 
-const fileNode = (set: number, isReadOnly: boolean): object => ({
+const fileNode = (set: number, { isReadOnly, locking = 'on' }: { isReadOnly: boolean; locking?: 'on' | 'off' }): object => ({
   driver: 'file',
   filename: `/dev/fdset/${set}`,
   'read-only': isReadOnly,
   'auto-read-only': false,
-  locking: 'on',
+  locking,
   ...(isReadOnly ? {} : { discard: 'unmap' }),
 })
 
