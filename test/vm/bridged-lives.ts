@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import type { Capabilities } from '@dormouse/api/capabilities.ts'
 import { readJournal } from '../../packages/daemon/src/guest/journal.ts'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { type Lab, makeLab } from '../harness/bridged-lab.ts'
 import type { ShownInstance } from './house-in-order.ts'
@@ -51,11 +52,20 @@ export function tellBridgedLives({ driver, features, refused }: BridgedLives): v
     assert.match(await story.sh('a', 'ip addr show dev eth0'), new RegExp(`inet ${addressOf(instance)}/`))
     assert.equal(await story.sh('a', 'echo kept > /kept; cat /kept; sync'), 'kept')
     await story.daemon.client.post('/instances/a/stop', {})
-    assert.equal((await story.expect('a', 'Stopped')).exit_code, 0)
+    // By the signal that asked it to.
+    assert.equal((await story.expect('a', 'Stopped')).exit_code, 143)
+    const child = await story.fork('a', { name: 'b', target_state: 'Running' })
+    await story.untilItListens(child)
+    assert.deepEqual([await story.sh('b', 'cat /kept'), await macIn('b')], ['kept', child.network.mac])
+    // Its disk is anyone's, and both have the same image then.
+    const { id } = await story.snapshot('a', { kind: 'Stopped' })
+    const other = { name: 'c', target_state: 'Running', target_hypervisor: 'qemu' }
+    const moved = await story.daemon.client.post<ShownInstance>(`/snapshots/${id}/fork?wait=running`, other)
+    assert.deepEqual([moved.hypervisor, await story.sh('c', 'cat /kept')], ['qemu', 'kept'])
     await story.daemon.client.post('/instances/a/start?wait=running', {})
     await story.untilItListens(await story.expect('a', 'Running'))
     assert.equal(await story.sh('a', 'cat /kept'), 'kept')
-    await story.remove('a')
+    await story.remove('a', 'b', 'c')
   })
 
   test('naps: the workload goes on, over a daemon that dies as well, and its journal is that of one boot', async () => {
@@ -112,7 +122,10 @@ export function tellBridgedLives({ driver, features, refused }: BridgedLives): v
     assert.equal(back.state, 'Running')
     assertGoesOn(await story.look(back), then)
     assert.equal(await story.sh('kept', 'cat /told'), 'first')
-    await story.remove('kept')
+    const other = await story.forkSnapshot(snapshot, 'other', 'Running')
+    assertGoesOn(await story.look(other), then)
+    assert.deepEqual([await story.sh('other', 'cat /told; hostname')], ['first\nother'])
+    await story.remove('kept', 'other')
   })
 
   const rated = { skip: !features.includes('disk-io-limit') && 'it has no rate of its disks' }
@@ -143,7 +156,8 @@ export function tellBridgedLives({ driver, features, refused }: BridgedLives): v
   test('a guest that reboots ends its VM', async () => {
     await run('boots')
     await story.sh('boots', 'reboot -f || echo b > /proc/sysrq-trigger').catch(() => undefined)
-    await story.expect('boots', 'Stopped')
+    const isOver = async () => (await story.get('boots')).state === 'Stopped'
+    await pollUntil('boots to be Stopped', isOver, { signal: AbortSignal.timeout(30_000) }, { everyMs: 50 })
     await story.remove('boots')
   })
 
