@@ -1,5 +1,7 @@
 /** What a guest sees of its disks: a golden boot knows none of them, and each guest that wakes from it has its own. */
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdir, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
@@ -54,6 +56,16 @@ async function disksOf(guest: RunningGuest): Promise<Map<string, { sectors: numb
 }
 
 const sectorsOf = async ({ path }: DiskSpec): Promise<number> => (await stat(path)).size / 512
+
+test('a machine starts beside VMMs that hold the whole of the image locked that they read', async (t) => {
+  const { driver, rootfs } = await house(t, Q35)
+  const lock = 'import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print("held", flush=True); sys.stdin.read()'
+  const holder = spawn('python3', ['-c', lock, rootfs.path], { stdio: ['pipe', 'pipe', 'inherit'] })
+  t.after(() => holder.kill())
+  await once(holder.stdout, 'data')
+  await using guest = await runGuest(driver, rootfs.path, { disks: [rootfs] })
+  assert.equal(await guest.sh('echo here'), 'here')
+})
 
 for (const board of [Q35, MICROVM]) {
   test(`on ${board.hypervisor} each guest that wakes knows its own disks as well as one that booted with them`, async (t) => {

@@ -35,6 +35,9 @@ export const FIXED_SLOTS = FIXED.length
 export const slotOf = (role: DiskRole): number =>
   role.startsWith('volume-') ? FIXED_SLOTS + Number(role.slice('volume-'.length)) : FIXED.indexOf(role)
 
+/** Disks that every instance may have and that no one writes. */
+const COMMON: ReadonlySet<DiskRole> = new Set(['rootfs', 'modules'])
+
 /** Which disk belongs into a slot. */
 export const roleOf = (slot: number): DiskRole => FIXED[slot] ?? `volume-${slot - FIXED_SLOTS}`
 
@@ -50,6 +53,8 @@ export const deviceOf = (role: DiskRole): string => `/machine/peripheral/${role}
 export interface LayerFile extends DiskLayer {
   readonly set: number
   readonly isWritten: boolean
+  /** No one writes it, whoever else has it. */
+  readonly isCommon?: boolean
 }
 
 /** The files of a disk, top first: the top for writing unless it is read-only, all below for reading. */
@@ -62,6 +67,7 @@ export const layersFrom = (disk: DiskSpec, first: number): LayerFile[] =>
     format,
     set: first + depth,
     isWritten: depth === 0 && !disk.readOnly,
+    ...(COMMON.has(disk.role) ? { isCommon: true } : {}),
     ...(limitBytes === undefined || depth > 0 ? {} : { limitBytes }),
   }))
 
@@ -94,17 +100,15 @@ function noteOf(path: string): string {
 }
 
 /** One layer and what is below it: nothing, as long as it is no one's. */
-export function layerNode(
-  layer: { readonly set: number; readonly isWritten: boolean } & Omit<DiskLayer, 'path'>,
-  below: object | null,
-): Record<string, unknown> {
+export function layerNode(layer: Omit<LayerFile, 'path'>, below: object | null): Record<string, unknown> {
   const file = {
     driver: 'file',
     'node-name': fileName(layer.set),
     filename: `/dev/fdset/${layer.set}`,
     'read-only': !layer.isWritten,
     'auto-read-only': false,
-    locking: 'on',
+    // Another VMM that reads it may hold all of it, as Cloud Hypervisor does, and QEMU would take that for a writer.
+    locking: layer.isCommon === true ? 'off' : 'on',
     ...(layer.isWritten ? { discard: 'unmap' } : {}),
   }
   // As it says itself where it ends, what would be written behind that does not fit. Of a raw layer it would say how large the disk is.
