@@ -5,9 +5,12 @@ import { timeFactor } from './slow-host.ts'
 
 const MARK = 'DORMOUSE_TEST_IN_NAMESPACE'
 
+/** Within the namespace a file runs again: what it has asked of the host it need not ask a second time. */
+export const isInOwnNetwork = process.env[MARK] !== undefined
+
 /** True within the namespace, where the tests are to be defined; without, one test runs the file there. */
 export function inOwnNetwork(file: string): boolean {
-  if (process.env[MARK] !== undefined) return true
+  if (isInOwnNetwork) return true
   test(`in a network namespace: ${file.split('/').at(-1)}`, (t) => {
     if (process.geteuid?.() !== 0) return t.skip('a network namespace is for root')
     // What is below /sys is of the namespace in which it was mounted.
