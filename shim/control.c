@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "tun.h"
+
 static int answer(const struct client *client, const char *text) {
     // A client that does not read is let go, never waited for.
     size_t length = strlen(text);
@@ -57,6 +59,12 @@ static int obey(const struct client *client, char *line, const struct controlled
     if (strcmp(line, "cut") == 0) {
         what->cut_streams(what->context);
         return answer(client, "ok\n");
+    }
+    if (strcmp(line, "shut") == 0 || strcmp(line, "open") == 0) {
+        if (vmm->tap_fd < 0) return answer(client, "error it has no TAP that could be shut\n");
+        if ((*line == 's' ? shut_tap : open_tap_again)(vmm->tap_fd) == 0) return answer(client, "ok\n");
+        snprintf(text, sizeof text, "error %s\n", strerror(errno));
+        return answer(client, text);
     }
     switch (start_job(client->fd, line, vmm)) {
         case 0: return answer(client, "error no such request\n");

@@ -35,6 +35,7 @@ struct controlled {
  *   claim       →  ok                   the VM is an instance's: it no longer ends with our connections
  *   egress MODE SOCKET → ok | error WHY   a VM that waits: its network helper begins anew, with the proxy behind SOCKET as the way out
  *   cut         →  ok                   streams that the guest has opened into logs end here: their other end is gone, and others may come
+ *   shut, open  →  ok | error WHY       nothing comes through its TAP any more, and is lost; or it comes again (--answer-tun)
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
  * Returns -1 when the client is to be let go.

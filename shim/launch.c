@@ -10,9 +10,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "tun.h"
 
 static int keep_one_capability(int capability) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -33,7 +36,7 @@ static int become(const struct launch *how) {
 }
 
 /* Only returns when it failed. */
-static void run_child(const struct launch *how, pid_t parent) {
+static void run_child(const struct launch *how, pid_t parent, int asking) {
     int zero = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (zero < 0 || dup2(zero, STDIN_FILENO) < 0) return;
     if (dup2(how->stderr_fd, STDOUT_FILENO) < 0 || dup2(how->stderr_fd, STDERR_FILENO) < 0) return;
@@ -67,7 +70,16 @@ static void run_child(const struct launch *how, pid_t parent) {
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);
     char *const environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", NULL};
+    if (how->tun_asker != NULL && ask_for_tun(asking) < 0) return;
     execvpe(how->argv[0], how->argv, environment);
+}
+
+/* The child's end is above the numbers that it gives to its descriptors. */
+static void make_asking(int ends[2]) {
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return;
+    int low = ends[1];
+    ends[1] = fcntl(low, F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
+    close(low);
 }
 
 pid_t launch(const struct launch *how) {
@@ -76,10 +88,12 @@ pid_t launch(const struct launch *how) {
     // Children's numbers end below the shim's own: the pipe must not be overwritten by one of them.
     int report = fcntl(trouble[1], F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
     close(trouble[1]);
+    int asking[2] = {-1, -1};
+    if (report >= 0 && how->tun_asker != NULL) make_asking(asking);
     pid_t parent = getpid();
-    pid_t pid = report < 0 ? -1 : fork();
+    pid_t pid = report < 0 || (how->tun_asker != NULL && asking[1] < 0) ? -1 : fork();
     if (pid == 0) {
-        run_child(how, parent);
+        run_child(how, parent, asking[1]);
         int error = errno;
         if (write(report, &error, sizeof error) < 0) _exit(126);
         _exit(127);
@@ -92,6 +106,9 @@ pid_t launch(const struct launch *how) {
         while (got < 0 && errno == EINTR);
     }
     close(trouble[0]);
+    if (pid > 0 && got <= 0 && how->tun_asker != NULL) *how->tun_asker = take_tun_asker(asking[0]);
+    for (int end = 0; end < 2; end++)
+        if (asking[end] >= 0) close(asking[end]);
     if (got <= 0) return pid;
     waitpid(pid, NULL, 0);
     errno = error;

@@ -238,6 +238,8 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->waits = strcmp(value, "yes") == 0;
         } else if (IS("--isolate-network")) {
             plan->isolates_network = strcmp(value, "yes") == 0;
+        } else if (IS("--answer-tun")) {
+            plan->answers_tun = strcmp(value, "yes") == 0;
         } else if (IS("--locked")) {
             plan->locked_bytes = number(value, LLONG_MAX);
         } else if (IS("--helper-dir")) {
@@ -253,5 +255,6 @@ void read_plan(struct plan *plan, int argc, char **argv) {
     }
     if (plan->dir == NULL) fail("no run directory was named");
     if (i + 1 >= argc) fail("no VMM was named");
+    if (plan->answers_tun && plan->tap_fd < 0) fail("no TAP was named that the VMM could find");
     plan->vmm_argv = argv + i + 1;
 }

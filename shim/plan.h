@@ -56,6 +56,7 @@ struct plan {
     char **vmm_argv;
     int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */
+    int answers_tun;      /* its TAP is what the VMM finds that opens /dev/net/tun */
     long long locked_bytes; /* memory that the VMM may keep from being moved, for devices that reach it; 0: as little as anyone */
     struct descriptor helper_fds[MAX_DESCRIPTORS];
     size_t helper_fd_count;
@@ -95,6 +96,7 @@ struct plan {
  *   --copies-memory yes       the VMM gets a memfd with what is in its memory's descriptor instead, and maps it shared
  *   --waits yes               ends the VMM when the last connection does, until `claim`
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
+ *   --answer-tun yes          the VMM that opens /dev/net/tun finds its TAP there, whatever name it has for it; shut, until `open`
  *   --locked BYTES            how much memory the VMM may lock, as it does for devices of the host
  *   --helper ARG              a word of the helper's command line; repeated
  *   --helper-dir DIR          where the helper is started, though its user may have no way there

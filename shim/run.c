@@ -32,8 +32,9 @@
 #include "plan.h"
 #include "record.h"
 #include "restart.h"
+#include "tun.h"
 
-enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
+enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_TUN = 1002, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
 enum { READY = 9, HELPER_LIMIT_MS = 300000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
@@ -44,6 +45,7 @@ struct shim {
     struct log_file *own_log;
     struct client clients[MAX_CLIENTS];
     int events, signals, listener, output_fd;
+    int tun_asker; /* -1: the VMM opens /dev/net/tun by itself */
     pid_t vmm, helper;
     int has_ended, vmm_status;
     long long helper_began_ms;
@@ -209,6 +211,8 @@ static const char *give_proxy(void *context, const char *words) {
 
 static void start_vmm(struct shim *shim) {
     struct plan *plan = &shim->plan;
+    // What comes before its memory is loaded would be put into it.
+    if (plan->answers_tun && shut_tap(plan->tap_fd) < 0) fail_errno("cannot shut the TAP");
     shim->vmm = launch(&(struct launch){
         .argv = plan->vmm_argv,
         .fds = plan->vmm_fds,
@@ -223,19 +227,22 @@ static void start_vmm(struct shim *shim) {
         .locked_bytes = plan->locked_bytes,
         .has_dir = plan->own_dir != NULL,
         .dir_fd = plan->own_dir_fd,
+        .tun_asker = plan->answers_tun ? &shim->tun_asker : NULL,
     });
     // Root in a container may be without the right to more than what it has.
     if (shim->vmm < 0 && errno == EPERM && plan->locked_bytes > 0) fail_errno("the VMM cannot be let lock its guest's memory");
     if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
+    if (plan->answers_tun && shim->tun_asker < 0) fail("the VMM cannot be answered");
+    if (shim->tun_asker >= 0) watch(shim, shim->tun_asker, ON_TUN);
 }
 
 /*
  * Locks on disks belong to the VMM: a descriptor left open here would hold them after it has let go. What a capture needs is kept: the
  * blank memory that device state is saved to, and the guest's memory, by which its mapping is known. The TAP of a VM that waits is one for
- * the time being.
+ * the time being, and that of a VMM that opens it itself is its when it asks.
  */
 static void let_go_of_descriptors(struct plan *plan) {
-    int tap_fd = plan->waits ? plan->tap_fd : -1;
+    int tap_fd = plan->waits || plan->answers_tun ? plan->tap_fd : -1;
     for (size_t i = 0; i < plan->vmm_fd_count; i++) {
         int fd = plan->vmm_fds[i].fd;
         if (fd != plan->blank_fd && fd != plan->memory_fd && fd != plan->copy_fd && fd != tap_fd) close(fd);
@@ -346,8 +353,16 @@ static void serve(struct shim *shim, struct client *client) {
     end_if_left(shim);
 }
 
+static void answer_vmm(struct shim *shim) {
+    if (shim->tun_asker < 0 || answer_tun(shim->tun_asker, shim->plan.tap_fd) >= 0) return;
+    close(shim->tun_asker);
+    shim->tun_asker = -1;
+}
+
 static void on_event(struct shim *shim, unsigned what) {
-    if (what == ON_SIGNAL) {
+    if (what == ON_TUN) {
+        answer_vmm(shim);
+    } else if (what == ON_SIGNAL) {
         on_signals(shim);
     } else if (what == ON_LISTEN) {
         accept_client(shim);
@@ -408,7 +423,7 @@ static void end(struct shim *shim) {
 
 int command_run(int argc, char **argv) {
     static struct shim shim;
-    shim.helper = -1;
+    shim.helper = shim.tun_asker = -1;
     read_plan(&shim.plan, argc, argv);
     // All that was handed over has been taken to where no child finds it by chance.
     close_range(3, OWN_DESCRIPTORS - 1, 0);

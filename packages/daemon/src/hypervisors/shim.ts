@@ -36,6 +36,8 @@ export interface ShimPlan {
   readonly ownDir?: { readonly name: string; readonly logs: readonly { readonly log: ShimLog['name']; readonly socket: string }[] }
   /** The VMM needs no network of its own: its traffic goes to the helper. */
   readonly isolateNetwork: boolean
+  /** Its TAP is what the VMM finds that opens /dev/net/tun, whatever name it has for it. Nothing comes through before `openTap`. */
+  readonly answersTun?: boolean
   /** Memory that the VMM may lock, for devices that reach it by themselves; absent: as little as any process. */
   readonly lockedBytes?: number
   readonly helper?: ShimChild
@@ -149,6 +151,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.copiesMemory ? ['--copies-memory', 'yes'] : []),
     ...(plan.waits ? ['--waits', 'yes'] : []),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
+    ...(plan.answersTun ? ['--answer-tun', 'yes'] : []),
     ...(plan.lockedBytes === undefined ? [] : ['--locked', `${plan.lockedBytes}`]),
     ...(plan.helper === undefined
       ? []
@@ -276,6 +279,18 @@ export class Shim implements Disposable {
   /** A capture has cut the guest's streams without a word to their other end: they end here too, and the guest may open others. */
   async cutStreams(step: Step): Promise<void> {
     using job = await this.#begin(['cut'], "end the guest's streams", step)
+    await job.answer(/^ok$/)
+  }
+
+  /** Of a VMM that opens its TAP itself: nothing comes through any more, and what would is lost. Repeat is harmless. */
+  async shutTap(step: Step): Promise<void> {
+    using job = await this.#begin(['shut'], 'shut the TAP', step)
+    await job.answer(/^ok$/)
+  }
+
+  /** Takes that back. Repeat is harmless. */
+  async openTap(step: Step): Promise<void> {
+    using job = await this.#begin(['open'], 'open the TAP', step)
     await job.answer(/^ok$/)
   }
 
