@@ -161,6 +161,17 @@ export function tellBridgedLives({ driver, features, refused }: BridgedLives): v
     await story.remove('boots')
   })
 
+  test('one without a network lives as well', async () => {
+    const shape = { image: 'box', vcpus: 1, size: '256MB', overlay_size: '64MB', network: { enabled: false } }
+    await story.daemon.client.post('/instances?wait=running', { ...shape, name: 'alone' })
+    assert.doesNotMatch(await story.sh('alone', 'echo first > /told; ls /sys/class/net'), /eth0/)
+    await story.standby('alone')
+    await story.restore('alone')
+    await story.daemon.client.post('/instances/alone/fork', { name: 'alone-too', from_running: true })
+    for (const name of ['alone', 'alone-too']) assert.equal(await story.sh(name, 'cat /told; hostname'), `first\n${name}`)
+    await story.remove('alone', 'alone-too')
+  })
+
   test('what it cannot do is refused with the reason, and capabilities say what it can', async () => {
     const shape = { name: 'no', image: 'box', size: '256MB', overlay_size: '64MB' }
     for (const wish of refused) {

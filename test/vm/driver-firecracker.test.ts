@@ -112,7 +112,6 @@ test('what it cannot do is refused with the reason before anything is started', 
   await using driver = await firecrackerUnderTest(agentManners)
   const wishes = [
     { nic: { mac: '02:00:00:00:00:01', backend: 'user', ports: [] } },
-    { nic: { mac: '02:00:00:00:00:01', backend: 'tap', tap: 'tap0' } },
     { hotplugMib: 128 },
     { freshBoot: true },
     { vcpus: 33 },

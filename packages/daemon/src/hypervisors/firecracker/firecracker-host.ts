@@ -84,7 +84,7 @@ export class FirecrackerHost {
     const { kernel, cpuModel: cpu } = readHostFacts()
     const answers = { file, version, kernelHash, initrdHash }
     const { kernelPath, initrdPath } = uses
-    const machine = { vcpus: 1, memoryMib: 256, kernelPath, initrdPath }
+    const machine = { vcpus: 1, memoryMib: 256, hasTap: false, kernelPath, initrdPath }
     const acceleration = await decideAcceleration(
       {
         device: uses.kvmDevice ?? '/dev/kvm',

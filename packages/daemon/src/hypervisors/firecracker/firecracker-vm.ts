@@ -60,9 +60,11 @@ export class FirecrackerVm implements Vm {
 
   /**
    * Its devices go on while its processors stand still, and what they still do must be done before a state is saved: the memory is read
-   * after it. Each question is answered in turn with their work, so behind the second one nothing is left of what was there at the first.
+   * after it. Each question is answered in turn with their work, so behind the second one nothing is left of what was there at the first,
+   * and nothing new comes by its network.
    */
   async #quiesce(step: Step): Promise<void> {
+    if (this.#hasTap) await this.#shim.shutTap(step)
     this.#guest?.destroy()
     this.#guest = undefined
     for (let turn = 0; turn < 2; turn++) await this.#api.ask(describeRequest, step)
@@ -75,8 +77,18 @@ export class FirecrackerVm implements Vm {
       if (!this.#isSaved) await this.#saveState(step)
       await this.#api.ask(stateRequest('Resumed'), step)
     }
+    if (this.#hasTap) await this.#shim.openTap(step)
     this.#pause?.resolve()
     this.#pause = undefined
+  }
+
+  /** Of one that was found: a daemon may have died before it had opened its network again. */
+  async openIfRunning(step: Step): Promise<void> {
+    if (this.#hasTap && (await this.#isRunning(step))) await this.#shim.openTap(step)
+  }
+
+  get #hasTap(): boolean {
+    return this.handle.machine?.facts.network === 'tap'
   }
 
   async capture(into: string, step: Step): Promise<CaptureUnderWay> {

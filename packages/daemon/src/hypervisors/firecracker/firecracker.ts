@@ -36,12 +36,8 @@ export type { FirecrackerUses } from './firecracker-host.ts'
 
 export class FirecrackerHypervisor implements Hypervisor {
   readonly name = 'firecracker'
-  /**
-   * None: frames that come for a guest whose VM is paused are put into its memory all the same, between a state and the memory that belongs
-   * to it, and on a load before it is there.
-   */
   readonly versions = FIRECRACKER.versions
-  readonly networks = new Set<'tap' | 'user'>()
+  readonly networks = new Set(['tap'] as const)
   readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
   readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: FirecrackerUses
@@ -72,7 +68,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     // Without a program none can be made, and those that there are may be of use again.
     const host = await this.#host.answers().catch(() => undefined)
     if (host === undefined) return false
-    const now = shapeOf(this.#machine({ vcpus: 1, memoryMib: 1 }), host).facts
+    const now = shapeOf({ ...this.#machine({ vcpus: 1, memoryMib: 1 }), hasTap: facts.network === 'tap' }, host).facts
     return Object.entries(now).some(([name, value]) => name !== 'vcpus' && facts[name] !== value)
   }
 
@@ -126,7 +122,12 @@ export class FirecrackerHypervisor implements Hypervisor {
   async reconnect(handle: VmHandle, step: Step): Promise<Vm | undefined> {
     if (handle.bootId !== readBootId()) return undefined
     const shim = await Shim.adopt(handle.runDir, handle.shim, handle.vmm, step)
-    return shim === undefined ? undefined : new FirecrackerVm(handle, 'adopted', shim)
+    if (shim === undefined) return undefined
+    const vm = new FirecrackerVm(handle, 'adopted', shim)
+    await vm
+      .openIfRunning(step)
+      .catch((err: unknown) => step.log.warn({ err, runDir: handle.runDir }, 'a VM that was found may be without its network'))
+    return vm
   }
 
   lastExit(runDir: string): Promise<VmExit | undefined> {
@@ -137,9 +138,9 @@ export class FirecrackerHypervisor implements Hypervisor {
     return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
-  #machine({ vcpus, memoryMib }: Pick<VmSpec, 'vcpus' | 'memoryMib'>): Machine {
+  #machine({ vcpus, memoryMib, nic }: Pick<VmSpec, 'vcpus' | 'memoryMib' | 'nic'>): Machine {
     const { kernelPath, initrdPath } = this.#uses
-    return { vcpus, memoryMib, kernelPath, initrdPath }
+    return { vcpus, memoryMib, hasTap: nic !== undefined, kernelPath, initrdPath }
   }
 
   #golden(machine: Machine, host: HostAnswers, step: Step): Promise<GoldenBoot> {
@@ -171,7 +172,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     const name = path.basename(spec.runDir)
     const entered = await cgroups?.make(name, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
     undo.defer(() => cgroups?.remove(name))
-    const shim = await Shim.launch({ ...this.#plan(spec, host, memoryOf(origin)), cgroups: entered ?? [] }, step)
+    const shim = await Shim.launch({ ...this.#plan(spec, host, memoryOf(origin), tapOf(spec)), cgroups: entered ?? [] }, step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     const api = apiOf(spec.runDir)
@@ -184,7 +185,10 @@ export class FirecrackerHypervisor implements Hypervisor {
       }
       // Their sizes may be others than when the state was saved.
       else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
-      if (origin.entry === 'wake') await api.ask(stateRequest('Resumed'), step)
+      if (origin.entry === 'wake') {
+        await api.ask(stateRequest('Resumed'), step)
+        if (machine.hasTap) await shim.openTap(step)
+      }
     } catch (cause) {
       if (errorCodeOf(cause) === 'timed_out' || errorCodeOf(cause) === 'snapshot_unusable') throw cause
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
@@ -205,7 +209,12 @@ export class FirecrackerHypervisor implements Hypervisor {
     return { shim, handle }
   }
 
-  #plan(spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>, host: HostAnswers, memory: Descriptor | undefined): ShimPlan {
+  #plan(
+    spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>,
+    host: HostAnswers,
+    memory: Descriptor | undefined,
+    tap: string | undefined,
+  ): ShimPlan {
     const { app, vmm, journal, maxBytes } = spec.logs
     return {
       shimPath: this.#uses.shimPath,
@@ -219,12 +228,14 @@ export class FirecrackerHypervisor implements Hypervisor {
       ],
       ownDir: VSOCK_OWN_DIR,
       isolateNetwork: true,
+      ...(tap === undefined ? {} : { answersTun: true }),
       ...(memory === undefined || spec.disks.length === 0 ? {} : { memory: FD.MEMORY }),
       vmm: {
         argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
         descriptors: [
           ...(memory === undefined ? [] : [memory]),
           ...diskDescriptors(spec.disks),
+          ...(tap === undefined ? [] : [{ number: FD.NIC, kind: 'tap', name: tap } as const]),
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
         ],
@@ -256,7 +267,10 @@ export class FirecrackerHypervisor implements Hypervisor {
       logs: { app: log, vmm: log, journal: log, maxBytes: 1 << 20 },
     }
     const descriptor = memory === undefined ? undefined : ({ number: FD.MEMORY, kind: 'daemon', fd: memory.fd } as const)
-    const shim = await Shim.launch({ ...this.#plan(spec, host, descriptor), cgroups: cgroups ?? [] }, step)
+    const shim = await Shim.launch(
+      { ...this.#plan(spec, host, descriptor, machine.hasTap ? GOLDEN_TAP : undefined), cgroups: cgroups ?? [] },
+      step,
+    )
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     let hasEnded = false
@@ -304,6 +318,8 @@ function memoryOf(origin: Origin): Descriptor {
   return base.kind === 'file' ? { number, kind: 'read', file: base.path } : { number, kind: 'daemon', fd: base.fd }
 }
 
+const tapOf = ({ nic }: Pick<VmSpec, 'nic'>): string | undefined => (nic?.backend === 'tap' ? nic.tap : undefined)
+
 /** Firecracker opens files by their names, as its own user: what it loads lies in its own directory. */
 async function layState({ runDir, user }: Pick<VmSpec, 'runDir' | 'user'>, origin: Origin): Promise<void> {
   const own = path.join(runDir, OWN_DIR)
@@ -337,7 +353,7 @@ function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus }: VmSpec): 
   const refuse = (what: string): never => {
     throw new AppError('not_supported', `Firecracker ${what}`, { hint: 'Use qemu' })
   }
-  if (nic !== undefined) refuse('has no network: frames would come into the memory of a VM that is paused')
+  if (nic?.backend === 'user') refuse('can only be on a bridge')
   if (hostDevices !== undefined) refuse('takes no devices of the host')
   if (hotplugMib !== undefined) refuse('cannot add memory to a VM whose memory has layers')
   if (freshBoot) refuse('has no memory layers without a golden boot')
@@ -351,6 +367,9 @@ const idOf = (id: string): string => id.replaceAll(/[^A-Za-z0-9-]/g, '-').slice(
 class WakeFailed extends Error {
   override readonly name = 'WakeFailed'
 }
+
+/** Of no bridge, and gone with the machine. */
+const GOLDEN_TAP = 'dmgolden%d'
 
 /** A journal has a handful of lines; a guest that writes more is not believed anyway. */
 const JOURNAL_BYTES = 256 * 1024

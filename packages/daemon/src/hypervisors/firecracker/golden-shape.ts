@@ -20,6 +20,7 @@ export function captureFactsOf(machine: Machine, host: Pick<HostAnswers, 'versio
     vcpus: machine.vcpus,
     slots: SLOTS.map(({ name }) => name).join(','),
     kernel: host.kernelHash,
+    ...(machine.hasTap ? { network: 'tap' } : {}),
   }
 }
 
@@ -36,5 +37,6 @@ const WORDS: Readonly<Record<string, (then: Value, now: Value) => string>> = {
   vmm: (then, now) => `it was taken by ${then}, this is ${now}`,
   kernel: () => 'it was taken with another guest kernel than the one that is installed',
   cpu: (then, now) => `it was taken on another processor (${then}, not ${now})`,
+  network: (then, now) => `its network was ${then ?? 'none'}, the instance's is ${now ?? 'none'}`,
   vcpus: (then, now) => `it had ${then} processors, the instance has ${now}`,
 }

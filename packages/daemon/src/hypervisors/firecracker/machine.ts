@@ -9,12 +9,14 @@ import type { DiskRole, DiskSpec } from '../vm-spec.ts'
 export interface Machine {
   readonly vcpus: number
   readonly memoryMib: number
+  /** It has a card behind a TAP. */
+  readonly hasTap: boolean
   readonly kernelPath: string
   readonly initrdPath: string
 }
 
 /** Descriptors that the shim gives to Firecracker under these numbers; a slot's is DISK and its index. */
-export const FD = { SAVE: 16, MEMORY: 17, DISK: 30 } as const
+export const FD = { SAVE: 16, MEMORY: 17, NIC: 18, DISK: 30 } as const
 
 export interface Slot {
   readonly name: DiskRole

@@ -38,6 +38,7 @@ const DOCUMENT: Readonly<Record<string, Shape | undefined>> = {
     required: { vcpu_count: 'number', mem_size_mib: 'number' },
     optional: { smt: 'flag', track_dirty_pages: 'flag' },
   },
+  'PUT /network-interfaces/{iface_id}': { required: { iface_id: 'text', host_dev_name: 'text' }, optional: { guest_mac: 'text' } },
   'PUT /snapshot/create': { required: { snapshot_path: 'text', mem_file_path: 'text' }, optional: { snapshot_type: ['Full', 'Diff'] } },
   'PUT /snapshot/load': {
     required: { snapshot_path: 'text' },
@@ -80,7 +81,7 @@ function assertDocumented({ method, path, body }: VmmRequest): void {
   else assertShape(body, shape, known)
 }
 
-const machine: Machine = { vcpus: 2, memoryMib: 512, kernelPath: '/k/vmlinux', initrdPath: '/k/initrd' }
+const machine: Machine = { vcpus: 2, memoryMib: 512, hasTap: true, kernelPath: '/k/vmlinux', initrdPath: '/k/initrd' }
 
 test('everything that is asked is in the document, with what it wants and nothing that it does not know', () => {
   const all = [
@@ -95,7 +96,8 @@ test('everything that is asked is in the document, with what it wants and nothin
 test('a machine is whole before it starts', () => {
   const drives = ['/drives/rootfs', '/drives/overlay', '/drives/modules']
   const paths = bootRequests(machine, SLOTS).map(({ path }) => path)
-  assert.deepEqual(paths, ['/machine-config', '/boot-source', ...drives, '/vsock', '/actions'])
+  assert.deepEqual(paths, ['/machine-config', '/boot-source', ...drives, '/network-interfaces/nic', '/vsock', '/actions'])
+  assert.ok(!bootRequests({ ...machine, hasTap: false }, SLOTS).some(({ path }) => path.startsWith('/network-interfaces/')))
 })
 
 test('what its guest flushes is flushed, and what it may not write it cannot', () => {
@@ -113,7 +115,8 @@ test('what its guest flushes is flushed, and what it may not write it cannot', (
 test('names of files and sockets are the same in every VM, so that a state loads in any', () => {
   const state = JSON.stringify([bootRequests(machine, SLOTS).slice(2), loadRequest('state')])
   const names = [...state.matchAll(/"([^"]*(?:\/|sock)[^"]*)"/g)].map(([, name]) => String(name))
-  for (const name of names) assert.match(name, /^(\/proc\/self\/fd\/\d+|vsock\.sock|\/(drives|snapshot|vsock|actions)\b.*)$/)
+  for (const name of names)
+    assert.match(name, /^(\/proc\/self\/fd\/\d+|vsock\.sock|\/(drives|network-interfaces|snapshot|vsock|actions)\b.*)$/)
 })
 
 test('its kernel is told what its machine cannot tell', () => {

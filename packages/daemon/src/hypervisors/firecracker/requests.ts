@@ -10,15 +10,20 @@ import { FD, kernelCommandLine, type Machine, type Slot } from './machine.ts'
 /** A place that no one can write to. */
 const NOWHERE = '/proc/self/fd/none'
 
+/** Of every machine: what it opens by that name is the TAP that its shim has for it. */
+const TAP = 'tap'
+const NIC = 'nic'
+
 const fileOf = (number: number): string => `/proc/self/fd/${number}`
 
 /** All that a machine is made of, and its start. */
 export function bootRequests(machine: Machine, slots: readonly Slot[]): VmmRequest[] {
-  const { vcpus, memoryMib, kernelPath, initrdPath } = machine
+  const { vcpus, memoryMib, hasTap, kernelPath, initrdPath } = machine
   return [
     put('/machine-config', { vcpu_count: vcpus, mem_size_mib: memoryMib, smt: false, track_dirty_pages: false }),
     put('/boot-source', { kernel_image_path: kernelPath, initrd_path: initrdPath, boot_args: kernelCommandLine(slots) }),
     ...slots.map(driveRequest),
+    ...(hasTap ? [put(`/network-interfaces/${NIC}`, { iface_id: NIC, host_dev_name: TAP })] : []),
     put('/vsock', { guest_cid: GUEST_CID, uds_path: VSOCK_SOCKET }),
     put('/actions', { action_type: 'InstanceStart' }),
   ]

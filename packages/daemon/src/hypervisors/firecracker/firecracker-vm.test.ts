@@ -1,0 +1,105 @@
+/** What a VM asks of its VMM and of its shim, and in which order, beside an API that answers as Firecracker's does. */
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { createServer } from 'node:http'
+import os from 'node:os'
+import path from 'node:path'
+import { after, before, test } from 'node:test'
+import { silentLogger } from '../../log.ts'
+import type { VmHandle } from '../hypervisor.ts'
+import { OWN_DIR } from '../own-dir.ts'
+import type { Shim } from '../shim.ts'
+import { API_SOCKET, FirecrackerVm } from './firecracker-vm.ts'
+
+let dir: string
+let count = 0
+before(async () => {
+  dir = await mkdtemp(path.join(os.tmpdir(), 'firecracker-vm-'))
+})
+after(() => rm(dir, { recursive: true, force: true }))
+
+const step = () => ({ signal: AbortSignal.timeout(20_000), log: silentLogger })
+
+interface House extends AsyncDisposable {
+  readonly vm: FirecrackerVm
+  /** What was asked since this was asked last. */
+  asked(): string[]
+}
+
+interface Wishes {
+  readonly network?: 'tap'
+  readonly state?: string
+  readonly isAdopted?: boolean
+}
+
+async function houseOf({ network, state = 'Running', isAdopted = false }: Wishes): Promise<House> {
+  const runDir = path.join(dir, `${count++}`)
+  await mkdir(path.join(runDir, OWN_DIR), { recursive: true })
+  const asked: string[] = []
+  let now = state
+  const server = createServer(async (request, answer) => {
+    const chunks: Buffer[] = []
+    for await (const chunk of request) chunks.push(chunk)
+    const body = chunks.length === 0 ? {} : JSON.parse(Buffer.concat(chunks).toString())
+    answer.setHeader('content-type', 'application/json')
+    if (request.method === 'GET') {
+      asked.push('?')
+      answer.end(JSON.stringify({ state: now }))
+    } else if (request.url === '/snapshot/create') {
+      asked.push('save')
+      const fault_message = 'Create snapshot error: Cannot perform open on the memory backing file: No such file or directory (os error 2)'
+      answer.writeHead(400).end(JSON.stringify({ fault_message }))
+    } else {
+      asked.push(body.state)
+      now = body.state === 'Paused' ? 'Paused' : 'Running'
+      answer.writeHead(204).end()
+    }
+  })
+  server.listen(path.join(runDir, OWN_DIR, API_SOCKET))
+  await once(server, 'listening')
+  const note = (what: string) => async (): Promise<void> => void asked.push(what)
+  const shim = { ended: new Promise(() => undefined), shutTap: note('shut'), openTap: note('open'), cutStreams: note('cut') }
+  const facts = { ...(network === undefined ? {} : { network }) }
+  const handle = { runDir, machine: { base: 'golden/x', baseSum: 'x', memoryBytes: 1, facts } } as unknown as VmHandle
+  return {
+    vm: new FirecrackerVm(handle, isAdopted ? 'adopted' : 'golden', shim as unknown as Shim),
+    asked: () => asked.splice(0),
+    [Symbol.asyncDispose]: async () => {
+      server.closeAllConnections()
+      server.close()
+    },
+  }
+}
+
+test('nothing comes by its network from before its devices are waited for until it runs again', async () => {
+  await using house = await houseOf({ network: 'tap' })
+  await house.vm.pause(step())
+  assert.deepEqual(house.asked(), ['?', 'Paused', 'shut', '?', '?'])
+  await house.vm.pause(step())
+  assert.deepEqual(house.asked(), ['?', 'shut', '?', '?'])
+  // A state is saved first, without which no one could reach its guest any more.
+  await house.vm.resume(step())
+  assert.deepEqual(house.asked(), ['?', 'shut', '?', '?', 'save', 'cut', 'Resumed', 'open'])
+  await house.vm.resume(step())
+  assert.deepEqual(house.asked(), ['?', 'open'])
+})
+
+test('one without a network has none that could be shut', async () => {
+  await using house = await houseOf({})
+  await house.vm.pause(step())
+  await house.vm.resume(step())
+  assert.deepEqual(
+    house.asked().filter((what) => what === 'shut' || what === 'open'),
+    [],
+  )
+})
+
+test('one that is found has its network again when it runs, and not while it stands still', async () => {
+  await using running = await houseOf({ network: 'tap', isAdopted: true })
+  await running.vm.openIfRunning(step())
+  assert.deepEqual(running.asked(), ['?', 'open'])
+  await using paused = await houseOf({ network: 'tap', isAdopted: true, state: 'Paused' })
+  await paused.vm.openIfRunning(step())
+  assert.deepEqual(paused.asked(), ['?'])
+})
