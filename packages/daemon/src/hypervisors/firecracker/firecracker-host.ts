@@ -16,8 +16,8 @@ export const FIRECRACKER: KnownVmm = {
   program: 'firecracker',
   setting: 'DORMOUSE_FIRECRACKER',
   home: 'https://github.com/firecracker-microvm/firecracker/releases',
-  // Before it a guest that is woken may be out of reach: its vsock loses connections (1.15), or answers to them (1.16.0).
-  versions: ['1.16.1'],
+  // Not 1.16.0: what was on its way out of a guest when it was captured keeps its vsock from ever being heard of again.
+  versions: ['1.16.1', '1.15.1'],
 }
 
 export interface FirecrackerUses {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { createServer } from 'node:http'
+import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
@@ -10,6 +11,7 @@ import { silentLogger } from '../../log.ts'
 import type { VmHandle } from '../hypervisor.ts'
 import { OWN_DIR } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
+import { VSOCK_SOCKET } from '../vsock-guest.ts'
 import { API_SOCKET, FirecrackerVm } from './firecracker-vm.ts'
 
 let dir: string
@@ -23,6 +25,7 @@ const step = () => ({ signal: AbortSignal.timeout(20_000), log: silentLogger })
 
 interface House extends AsyncDisposable {
   readonly vm: FirecrackerVm
+  readonly runDir: string
   /** What was asked since this was asked last. */
   asked(): string[]
 }
@@ -31,9 +34,10 @@ interface Wishes {
   readonly network?: 'tap'
   readonly state?: string
   readonly isAdopted?: boolean
+  readonly version?: string
 }
 
-async function houseOf({ network, state = 'Running', isAdopted = false }: Wishes): Promise<House> {
+async function houseOf({ network, state = 'Running', isAdopted = false, version = '1.16.1' }: Wishes): Promise<House> {
   const runDir = path.join(dir, `${count++}`)
   await mkdir(path.join(runDir, OWN_DIR), { recursive: true })
   const asked: string[] = []
@@ -60,9 +64,10 @@ async function houseOf({ network, state = 'Running', isAdopted = false }: Wishes
   await once(server, 'listening')
   const note = (what: string) => async (): Promise<void> => void asked.push(what)
   const shim = { ended: new Promise(() => undefined), shutTap: note('shut'), openTap: note('open'), cutStreams: note('cut') }
-  const facts = { ...(network === undefined ? {} : { network }) }
+  const facts = { vmm: `Firecracker ${version}`, ...(network === undefined ? {} : { network }) }
   const handle = { runDir, machine: { base: 'golden/x', baseSum: 'x', memoryBytes: 1, facts } } as unknown as VmHandle
   return {
+    runDir,
     vm: new FirecrackerVm(handle, isAdopted ? 'adopted' : 'golden', shim as unknown as Shim),
     asked: () => asked.splice(0),
     [Symbol.asyncDispose]: async () => {
@@ -102,4 +107,25 @@ test('one that is found has its network again when it runs, and not while it sta
   await using paused = await houseOf({ network: 'tap', isAdopted: true, state: 'Paused' })
   await paused.vm.openIfRunning(step())
   assert.deepEqual(paused.asked(), ['?'])
+})
+
+test('of a version whose guests may be reached too early the second connection is the one that counts', async () => {
+  for (const [version, number] of [
+    ['1.15.1', 2],
+    ['1.16.1', 1],
+  ] as const) {
+    await using house = await houseOf({ version })
+    let taken = 0
+    const server = net.createServer((socket) => {
+      socket.on('error', () => undefined)
+      socket.once('data', () => socket.write(`OK ${++taken}\n${taken}`))
+    })
+    server.listen(path.join(house.runDir, OWN_DIR, VSOCK_SOCKET))
+    await once(server, 'listening')
+    const stream = await house.vm.connectGuest(step())
+    const [said] = await once(stream, 'data')
+    assert.deepEqual([String(said), taken], [`${number}`, number])
+    stream.destroy()
+    server.close()
+  }
 })
