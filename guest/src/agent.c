@@ -118,9 +118,10 @@ static void aside(int gate, const char *(*part)(const struct request *), const s
 static const char *set_up(const struct request *c, int gate)
 {
 	const char *wrong;
+	uint64_t since = now_us();
 	if (modules_wait() && !modules_load(root_initrd(), "later"))
 		return "The drivers of its disks and its network could not be loaded";
-	if (!world_add_entropy(c->entropy, c->entropy_length) || !world_set_clock(c->clock_ns) ||
+	if (!world_add_entropy(c->entropy, c->entropy_length) || !world_set_clock(c->clock_ns + (now_us() - since) * 1000) ||
 	    !world_draw(agent.boot_nonce, sizeof agent.boot_nonce))
 		return "The clock or the generator of random numbers could not be set";
 	timings_took("world");
