@@ -92,8 +92,10 @@ static const char *keep(const char *dir_path, const char *name, const char *text
 {
 	int dir = open_dir(dir_path);
 	const char *wrong = dir >= 0 && put_new(dir, name, text) ? NULL : explain(dir_path);
+	int error = errno;
 	if (dir >= 0)
 		close(dir);
+	errno = error;
 	return wrong;
 }
 
@@ -177,8 +179,14 @@ static const char *link_bundle(const char *target)
 const char *trust_authority(const struct request *config)
 {
 	const char *wrong, *bundle = OWN;
-	if ((wrong = keep(OWN_DIR, OWN, config->authority)) || (wrong = keep(LOCAL_DIR, LOCAL, config->authority)))
+	if ((wrong = keep(OWN_DIR, OWN, config->authority)))
 		return wrong;
+	/* A volume may lie there, or a link of the image's: then only the next update-ca-certificates forgets it. */
+	if ((wrong = keep(LOCAL_DIR, LOCAL, config->authority))) {
+		if (errno == ENOSPC)
+			return wrong;
+		say("%s", wrong);
+	}
 	for (size_t i = 0; i < sizeof BUNDLES / sizeof *BUNDLES; i++) {
 		enum outcome outcome = add_to(BUNDLES[i], config->authority);
 		if (outcome == FAILED)

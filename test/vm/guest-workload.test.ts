@@ -140,6 +140,15 @@ test('an authority is trusted before the program runs, once over every start, an
       user: '0',
     })
     assert.equal(stdout, `kept\nregular file ${2 ** 40}\nca-bundle.pem\negress.pem\n`)
+    await guest.run('rm -r /usr/local/share; ln -s /dev/shm /usr/local/share', { user: '0' })
+    await guest.client.shutdown({ graceMs: 10 }, makeStep())
+    await guest.ended()
+  }
+  {
+    // Another file system is where update-ca-certificates would look: that alone keeps no program from starting.
+    await using guest = await house.parked({ disks })
+    await guest.client.go(config, makeStep())
+    assert.equal((await guest.run('cat $SSL_CERT_FILE; ls -A /dev/shm')).stdout, bundle)
     await guest.run('rm -r /etc/dormouse; ln -s /dev/shm /etc/dormouse', { user: '0' })
     await guest.client.shutdown({ graceMs: 10 }, makeStep())
     await guest.ended()
