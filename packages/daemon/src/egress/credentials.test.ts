@@ -79,6 +79,8 @@ test('a header is set for the hosts that it is for, with the value that the envi
       { as: { header: 'X-Key', format: `\${value}/\${value}` }, hosts: ['api.example.com'] },
     ]),
   )
+  // Shown as it was asked for.
+  assert.equal(credentials.KEY?.inject[1]?.header, 'X-Key')
   assert.deepEqual(headersFor('api.example.com', credentials, env), [
     ['authorization', `Bearer ${SECRET}`],
     ['x-key', `${SECRET}/${SECRET}`],
@@ -138,6 +140,15 @@ test('an environment changes as it is told, but what is shown of a value is none
   assert.deepEqual(changedVariables(env, shown, credentials).REAL_KEY, SECRET)
   assert.equal(changedVariables(env, { REAL_KEY: 'rotated' }, credentials).REAL_KEY, 'rotated')
   assert.equal(changedVariables(env, { LANG: 'de' }, credentials).LANG, 'de')
+  // By the name that the guest has no one would ever see a value.
+  const other = read(one([{ as: bearer }]))
+  assert.throws(() => changedVariables(env, { KEY: 'new' }, other), {
+    code: 'invalid_request',
+    message: /`env\.KEY` .* of `env\.REAL_KEY`$/,
+  })
+  assert.equal(changedVariables(env, guestVariablesOf(env, other), other).REAL_KEY, SECRET)
+  assert.throws(() => credentialsOf(one([{ as: bearer }]), { ...env, KEY: 'new' }), { code: 'invalid_request' })
+  assert.ok(credentialsOf(one([{ as: bearer }]), { ...env, KEY: 'mock-KEY' }))
   for (const value of ['', 'a\nb']) {
     assert.throws(
       () => changedVariables(env, { REAL_KEY: value }, credentials),

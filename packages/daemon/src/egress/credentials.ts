@@ -7,7 +7,7 @@ import { haveHostInCommon, hostPatternOf, matchesHost } from './hosts.ts'
 
 /** How a credential is used. */
 export interface Injection {
-  /** In small letters. */
+  /** As it was asked for; in what is asked of a host it is in small letters. */
   readonly header: string
   /** What the header says, with `${value}` for the real value. */
   readonly format: string
@@ -63,6 +63,7 @@ export function credentialsOf(asked: AskedCredentials, env: Variables): Credenti
   assertDistinct(credentials)
   const letters = (hostsOf(credentials) ?? []).reduce((sum, host) => sum + host.length, 0)
   if (letters > HOST_LETTERS_MAX) throw invalid(`The hosts of \`credentials\` have more than ${HOST_LETTERS_MAX} letters together`)
+  assertNotHidden(env, credentials)
   assertUsable(env, credentials)
   return credentials
 }
@@ -73,6 +74,17 @@ function assertUsable(env: Variables, credentials: Credentials): void {
     const value = Object.hasOwn(env, source) ? env[source] : undefined
     if (value !== undefined && isFieldText(value)) continue
     throw invalid(`The value of \`env.${source.slice(0, 80)}\` cannot be in a header, which the credential ${name.slice(0, 80)} needs`)
+  }
+}
+
+/** Throws `invalid_request` when a variable is given a value that no one would see: the guest has a mock by that name. */
+function assertNotHidden(given: Variables, credentials: Credentials): void {
+  const sources = new Set(Object.values(credentials).map(({ source }) => source))
+  for (const [name, { source }] of Object.entries(credentials)) {
+    if (sources.has(name) || !Object.hasOwn(given, name) || given[name] === mockOf(name)) continue
+    throw invalid(
+      `\`env.${name.slice(0, 80)}\` is what the guest has in place of a credential: its value is that of \`env.${source.slice(0, 80)}\``,
+    )
   }
 }
 
@@ -92,6 +104,7 @@ export function changedVariables(env: Variables, change: Variables, credentials:
   const sources = new Set(Object.values(credentials).map(({ source }) => source))
   const isEcho = ([name, value]: [string, string]): boolean =>
     sources.has(name) && Object.hasOwn(credentials, name) && value === shown[name]
+  assertNotHidden(change, credentials)
   const after = { ...env, ...Object.fromEntries(Object.entries(change).filter((one) => !isEcho(one))) }
   assertUsable(after, credentials)
   return after
@@ -106,7 +119,7 @@ export function headersFor(host: string, credentials: Credentials, env: Variable
     if (value === undefined) return []
     return inject
       .filter(({ hosts }) => hosts === undefined || hosts.some((pattern) => matchesHost(pattern, host)))
-      .map(({ header, format }) => [header, format.replaceAll(PLACEHOLDER, () => value)] as const)
+      .map(({ header, format }) => [header.toLowerCase(), format.replaceAll(PLACEHOLDER, () => value)] as const)
   })
 }
 
@@ -123,9 +136,9 @@ export function hostsOf(credentials: Credentials): readonly string[] | undefined
 }
 
 function injectionOf({ as, hosts }: AskedCredentials[string]['inject'][number], where: string): Injection {
-  const header = as.header.toLowerCase()
-  if (!TOKEN.test(header)) throw invalid(`\`${where}.as.header\` is no name of a header: ${JSON.stringify(as.header)}`)
-  if (OWN_HEADERS.has(header)) throw invalid(`\`${where}.as.header\` is ${as.header}, which belongs to the connection`)
+  const { header } = as
+  if (!TOKEN.test(header)) throw invalid(`\`${where}.as.header\` is no name of a header: ${JSON.stringify(header)}`)
+  if (OWN_HEADERS.has(header.toLowerCase())) throw invalid(`\`${where}.as.header\` is ${header}, which belongs to the connection`)
   if (!as.format.includes(PLACEHOLDER)) throw invalid(`\`${where}.as.format\` must contain ${PLACEHOLDER}`)
   if (!isFieldText(as.format)) throw invalid(`\`${where}.as.format\` holds what cannot be in a header`)
   if (hosts === undefined) return { header, format: as.format }
@@ -145,7 +158,8 @@ function assertDistinct(credentials: Credentials): void {
   const seen: { name: string; header: string; hosts: readonly string[] | undefined }[] = []
   let count = 0
   for (const [name, { inject }] of Object.entries(credentials)) {
-    for (const { header, hosts } of inject) {
+    for (const { header: asked, hosts } of inject) {
+      const header = asked.toLowerCase()
       count += hosts?.length ?? 1
       if (count > HOSTS_MAX) throw invalid(`\`credentials\` name more than ${HOSTS_MAX} hosts`)
       const twin = seen.find((other) => other.header === header && overlap(other.hosts, hosts))
