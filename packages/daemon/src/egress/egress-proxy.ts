@@ -16,8 +16,8 @@ import { CONTROL_FD, GUEST_FD, type ProxyOrder } from './proxy-order.ts'
 export interface EgressProxyPlan {
   readonly shimPath: string
   /**
-   * Must exist; no one else may enter it from then on. What an earlier proxy left in it goes, but for the directory of the guest's socket, in which the network helper of a VM that
-   * runs may stand: so it is the same one for as long as that VM runs.
+   * Must exist; no one else may enter it from then on. What an earlier proxy left in it goes, but for the directory of the guest's socket, in
+   * which the network helper of a VM that runs may stand: so it is the same one for as long as that VM runs.
    */
   readonly runDir: string
   /** Neither the daemon's nor the VM's; absent where the daemon is no root. */

@@ -58,10 +58,14 @@ test('a fork has a proxy of its own, and the authority that its guest has read',
   const kept = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
   const fork = await instances.fork(id, { name: 'b', fromRunning: true })
   await instances.update(fork.id, { env: { REAL_KEY: 'of the fork' } })
+  await instances.update(id, { env: { REAL_KEY: 'rotated', LANG: 'de' } })
+  const early = await instances.forkSnapshot(kept, { name: 'd' })
+  assert.equal(early.env.LANG, 'C')
   await instances.delete(id)
   const again = await instances.forkSnapshot(kept, { name: 'c' })
   for (const [it, value] of [
     [fork, 'of the fork'],
+    [early, 'rotated'],
     [again, SECRET],
   ] as const) {
     assert.deepEqual(instances.get(it.id).egress, kept.instance.egress)

@@ -60,7 +60,7 @@ import { fork, type TargetState } from './operations/fork.ts'
 import { growVolume } from './operations/grow-volume.ts'
 import { hold, startByPolicy, stopToRestart, type WantedRestart } from './operations/restart.ts'
 import { restore } from './operations/restore.ts'
-import { pointOf, restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
+import { pointOf, restoreSnapshot, targetOf, variablesOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
 import { isKeptAwake, type StandbyOptions, type StayAwake, standby } from './operations/standby.ts'
 import { type Admit, type StartOverrides, start } from './operations/start.ts'
@@ -403,7 +403,10 @@ export class Instances implements AsyncDisposable {
     const target = targetOf(kept, request.target)
     const { gpu } = kept.instance
     const snapshot = await this.#carryOver(kept, hypervisor, gpu === undefined ? {} : { gpu })
-    const child = await this.#newcomers.makeFork(snapshot.instance, request, target)
+    // Once the source is gone, no one knows more than the snapshot.
+    const source = this.find(kept.instance.id)
+    const env = source === undefined ? snapshot.instance.env : variablesOf(snapshot, source)
+    const child = await this.#newcomers.makeFork({ ...snapshot.instance, env }, request, target)
     const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id, snapshot.generation))
     return this.#goOn(child, target, async () => {
       // What was deleted meanwhile cannot be claimed.

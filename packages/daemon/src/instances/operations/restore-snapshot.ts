@@ -89,7 +89,7 @@ function replacedBy({ instance, uses }: InstanceWork, wanted: readonly Attachmen
 }
 
 /** As it was then, but for the values of credentials: one that has been rotated since does not come back. */
-function variablesOf({ instance: { env } }: Snapshot, now: Instance): Instance['env'] {
+export function variablesOf({ instance: { env } }: Snapshot, now: Instance): Instance['env'] {
   const sources = Object.values(now.egress?.credentials ?? {}).map(({ source }) => source)
   const kept = sources.flatMap((name) => (now.env[name] === undefined ? [] : [[name, now.env[name]] as const]))
   return { ...env, ...Object.fromEntries(kept) }
