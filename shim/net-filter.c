@@ -15,6 +15,8 @@
 
 /* Most calls take 32 bits of an argument and ignore the rest, so that is what is compared. */
 #define IS(argument, value) SCMP_CMP(argument, SCMP_CMP_MASKED_EQ, 0xffffffffu, (scmp_datum_t)(value))
+/* Beside the type there may be SOCK_CLOEXEC and SOCK_NONBLOCK. */
+#define OF_TYPE(type) SCMP_CMP(1, SCMP_CMP_MASKED_EQ, 0xf, (scmp_datum_t)(type))
 #define HAS_NONE_OF(argument, bits) SCMP_CMP(argument, SCMP_CMP_MASKED_EQ, (scmp_datum_t)(bits), 0)
 
 static const int plain[] = {
@@ -61,9 +63,9 @@ int give_up_calls(int has_proxy) {
     for (size_t i = 0; i < sizeof rules / sizeof *rules && failed == 0; i++)
         failed = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rules[i].call, rules[i].count, rules[i].arguments);
     // A resolver with an interface in its address (fe80::1%eth0) makes the C library try one of these, then an internet socket.
-    const struct scmp_arg_cmp local[] = {IS(0, AF_UNIX)};
-    const uint32_t for_local = has_proxy ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EAFNOSUPPORT);
-    if (failed == 0) failed = seccomp_rule_add_array(filter, for_local, SCMP_SYS(socket), 1, local);
+    const struct scmp_arg_cmp local[] = {IS(0, AF_UNIX), OF_TYPE(SOCK_DGRAM)}, proxy[] = {IS(0, AF_UNIX), OF_TYPE(SOCK_STREAM)};
+    if (failed == 0) failed = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), has_proxy ? 2 : 1, local);
+    if (failed == 0 && has_proxy) failed = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2, proxy);
     if (failed == 0) failed = seccomp_load(filter);
     seccomp_release(filter);
     errno = -failed;

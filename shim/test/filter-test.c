@@ -68,6 +68,10 @@ int main(void) {
 
     GIVES(socket(AF_UNIX, SOCK_STREAM, 0), -1, 0);
     GIVES(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) >= 0, 1, 1);
+    // To a proxy connections alone; what looks up an interface goes on without.
+    GIVES(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), -1, 1);
+    CHECK(ENDS_BY(if_nametoindex("lo"), 1) == 0);
+    CHECK(ENDS_BY(socket(AF_UNIX, SOCK_SEQPACKET, 0), 1) == SIGSYS);
     CHECK(ENDS_BY(socket(AF_NETLINK, SOCK_RAW, 0), 1) == SIGSYS);
 
     KILLS(execve(path, argv, argv));
