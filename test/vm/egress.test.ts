@@ -9,11 +9,13 @@ import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { Issuer, makeAuthority } from '../../packages/daemon/src/egress/certificates.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
+import { findShims } from '../../packages/daemon/src/hypervisors/find-shims.ts'
 import { type Lab, makeLab, OUTSIDE } from '../harness/bridged-lab.ts'
 import { makeBusyboxImage } from '../harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
+import { childrenOf } from '../harness/memory-holder.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
 import { programClosure } from '../harness/program-closure.ts'
 
@@ -143,10 +145,11 @@ if (inOwnNetwork(import.meta.filename)) {
       for (const port of [443, 9000]) assert.equal(await open(a, host, port), 'ECONNREFUSED', `${host} ${port}`)
     }
     // Neither root, nor the VM's user.
-    const { uid = 0 } = JSON.parse(execFileSync('stat', ['-c', '{"uid": %u}', `/proc/${proxyOf(a)}`], { encoding: 'utf8' })) as {
-      uid?: number
-    }
-    assert.ok(uid === owner(proxyOf(a)) && uid > 0)
+    const [shim] = await findShims(daemon.paths.vmRunDir(a.id))
+    const children = await childrenOf(shim?.pid ?? assert.fail())
+    const machine = children.find((pid) => readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu'))
+    const users = [owner(proxyOf(a)), owner(machine ?? assert.fail())]
+    assert.ok(users.every((uid) => uid > 0) && users[0] !== users[1], `${users}`)
 
     const { host } = await daemon.client.get<{ host: { cgroups: { version: string } } }>('/capabilities')
     if (host.cgroups.version !== 'none')
