@@ -260,6 +260,7 @@ test('the control socket answers one line to one line, and lets nonsense go', as
   }
   assert.equal(await ask('status'), `running ${shim.vmm.pid}\n`)
   assert.equal(await ask('signal CONT', 'signal HUP', 'dance'), 'ok\nerror no such signal\nerror no such request\n')
+  assert.equal(await ask('egress all /run/nowhere'), 'error the VM does not wait\n')
   assert.equal(await ask('x'.repeat(5000)), '')
   assert.equal(await ask('status'), `running ${shim.vmm.pid}\n`)
 })

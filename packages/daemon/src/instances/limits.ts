@@ -117,9 +117,12 @@ export function checkName(name: string): void {
 }
 
 const MAX_ENV_BYTES = 256 * 1024
+// An authority of 32 KiB, and the variables by which programs find it and the proxy, go to the guest in one request with it.
+const EGRESS_BYTES = 64 * 1024
 
-/** Names without `=` and NUL, values without NUL, and all of it small enough for one exec. */
-export function checkEnv(env: Readonly<Record<string, string>>): void {
+/** Names without `=` and NUL, values without NUL, and all of it small enough for one exec, beside what a way out by a proxy needs. */
+export function checkEnv(env: Readonly<Record<string, string>>, { hasEgress }: { readonly hasEgress: boolean }): void {
+  const most = hasEgress ? MAX_ENV_BYTES - EGRESS_BYTES : MAX_ENV_BYTES
   let bytes = 0
   for (const [key, value] of Object.entries(env)) {
     if (key === '' || /[=\0]/.test(key) || value.includes('\0')) {
@@ -127,7 +130,7 @@ export function checkEnv(env: Readonly<Record<string, string>>): void {
     }
     bytes += Buffer.byteLength(key) + Buffer.byteLength(value) + 2
   }
-  if (bytes > MAX_ENV_BYTES) throw new AppError('invalid_request', `The environment is larger than ${formatSize(MAX_ENV_BYTES)}`)
+  if (bytes > most) throw new AppError('invalid_request', `The environment is larger than ${formatSize(most)}`)
 }
 
 /** The ports as a driver takes them; each host port once. `hostPort` 0 stays 0 here. */

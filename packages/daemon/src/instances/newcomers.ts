@@ -163,7 +163,7 @@ export class Newcomers {
 
   #checkCreate(request: CreateInstance): Asked {
     checkName(request.name)
-    checkEnv(request.env ?? {})
+    checkEnv(request.env ?? {}, { hasEgress: request.egress !== undefined })
     const sizes = {
       vcpus: request.vcpus ?? DEFAULT_SIZES.vcpus,
       memoryBytes: request.memoryBytes ?? DEFAULT_SIZES.memoryBytes,

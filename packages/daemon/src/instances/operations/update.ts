@@ -158,7 +158,7 @@ function changeOf(instance: Instance, patch: UpdateInputs['patch'], allLimits: A
   if (name !== undefined) checkName(name)
   if (healthCheck) assertCheckable(healthCheck, { hasNetwork: instance.network.enabled, skipGuestAgent: instance.skipGuestAgent })
   const envAfter = env && changedVariables(instance.env, env, instance.egress?.credentials ?? {})
-  if (envAfter !== undefined) checkEnv(envAfter)
+  if (envAfter !== undefined) checkEnv(envAfter, { hasEgress: instance.egress !== undefined })
   if (hotplugBytes !== undefined && hotplugBytes !== instance.hotplugBytes && !TAKES_MEMORY.has(instance.state)) {
     throw new AppError(
       'invalid_state',
