@@ -8,7 +8,8 @@ import { after, before, test } from 'node:test'
 import type { VmmRequest } from '../vmm-api.ts'
 import { VmmRefusal } from '../vmm-api.ts'
 import { API_SOCKET, Control, type MachineState, REQUESTS } from './control.ts'
-import { rateBucket, restoreCommandLine } from './machine.ts'
+import { bootCommandLine, rateBucket, restoreCommandLine, slotsOf } from './machine.ts'
+import { rewire } from './saved-state.ts'
 
 /** What the OpenAPI document of Cloud Hypervisor 52.0 and 53.0 says (info.version 0.3.0), as far as it is used here. */
 const DOCUMENT = {
@@ -24,6 +25,10 @@ const DOCUMENT = {
   MemoryRestoreMode: ['Copy', 'OnDemand'],
   RestoreConfig: ['source_url', 'prefault', 'memory_restore_mode', 'resume'],
   TokenBucket: ['size', 'one_time_burst', 'refill_time'],
+  RateLimiterConfig: ['bandwidth', 'ops'],
+  RateLimitGroupConfig: ['id', 'rate_limiter_config'],
+  /** As far as disks of ours have it. */
+  DiskConfig: ['path', 'readonly', 'id', 'serial', 'rate_limit_group', 'image_type'],
 } as const
 
 test('requests are those of the published document', () => {
@@ -50,6 +55,27 @@ test('a restore asks for a mode that is published; none of them maps memory copy
   assert.ok(words.every(([name = '']) => (DOCUMENT.RestoreConfig as readonly string[]).includes(name)))
   const mode = words.find(([name]) => name === 'memory_restore_mode')?.[1]
   assert.ok(DOCUMENT.MemoryRestoreMode.some((one) => one.toLowerCase() === mode))
+})
+
+test('disks and their rate are told in words of the document, when a machine boots and when it wakes', () => {
+  const isIn = (words: readonly string[], value: unknown): void =>
+    assert.deepEqual(
+      Object.keys(value as object).filter((name) => !words.includes(name)),
+      [],
+    )
+  const disks = [{ role: 'rootfs', path: '/r', format: 'raw', readOnly: true }] as const
+  const wiring = { program: 'ch', disks, sharesMemory: false, diskIoBps: 2 ** 20 }
+  for (const disk of bootCommandLine({ vcpus: 1, memoryMib: 1, hasTap: false }, wiring).filter((word) => word.includes('serial='))) {
+    isIn(DOCUMENT.DiskConfig, Object.fromEntries(disk.split(',').map((word) => word.split('='))))
+  }
+  const saved = { payload: {}, memory: { zones: [{ id: 'ram' }] }, disks: [{ id: 'rootfs' }, { id: 'empty-1' }, { id: 'empty-2' }] }
+  const { disks: woken, rate_limit_groups: groups } = rewire(saved, { slots: slotsOf(disks), sharesMemory: false, diskIoBps: 2 ** 20 })
+  for (const disk of woken as object[]) isIn(DOCUMENT.DiskConfig, disk)
+  for (const group of groups as { rate_limiter_config: { bandwidth: object } }[]) {
+    isIn(DOCUMENT.RateLimitGroupConfig, group)
+    isIn(DOCUMENT.RateLimiterConfig, group.rate_limiter_config)
+    isIn(DOCUMENT.TokenBucket, group.rate_limiter_config.bandwidth)
+  }
 })
 
 const typesOf = (body: unknown): Readonly<Record<string, string>> =>
