@@ -230,7 +230,7 @@ test('who has no credentials goes out by a proxy all the same, and trusts no one
   const config = guestConfigOf(instances.get(id), { image: TEST_IMAGE, network, hasModules: false })
   assert.deepEqual([config.authority, config.workload.env.REAL_KEY], [undefined, SECRET])
   // What is said of the way out goes to the guest with its environment.
-  const env = { LONG: 'x'.repeat(200 * 1024) }
+  const env = { LONG: 'x'.repeat(100 * 1024), MORE: 'x'.repeat(100 * 1024) }
   await assert.rejects(instances.update(id, { env }), { code: 'invalid_request', message: /larger than 192 ?K/ })
   await assert.rejects(
     instances.create({ name: 'b', image: 'test', overlayBytes: TEST_OVERLAY, env, egress: { mode: 'all', credentials: {} } }),

@@ -47,7 +47,7 @@ import { layersOf } from './instance-disks.ts'
 import { instanceLogger } from './instance-log.ts'
 import type { CrashPoint, WorkSettings, WorkUses } from './instance-work.ts'
 import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
-import { assertNoNetwork, bandwidthOf, limitsOf } from './limits.ts'
+import { assertNoNetwork, bandwidthOf, checkCommand, limitsOf } from './limits.ts'
 import type { GuestAccess } from './live-vm.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
@@ -301,6 +301,7 @@ export class Instances implements AsyncDisposable {
   }
 
   async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
+    checkCommand(overrides)
     const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
     return this.#request(id, 'start', (work) => start(work, overrides, this.#admitAgain), {
       ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),

@@ -117,6 +117,8 @@ export function checkName(name: string): void {
 }
 
 const MAX_ENV_BYTES = 256 * 1024
+// execve(2): a word holds 128 KiB with its NUL, and so does a variable with its name.
+const MAX_WORD_BYTES = 128 * 1024 - 1
 // An authority of 32 KiB, and the variables by which programs find it and the proxy, go to the guest in one request with it.
 const EGRESS_BYTES = 64 * 1024
 
@@ -128,9 +130,35 @@ export function checkEnv(env: Readonly<Record<string, string>>, { hasEgress }: {
     if (key === '' || /[=\0]/.test(key) || value.includes('\0')) {
       throw new AppError('invalid_request', `${JSON.stringify(key.slice(0, 80))} cannot be an environment variable`)
     }
-    bytes += Buffer.byteLength(key) + Buffer.byteLength(value) + 2
+    const own = Buffer.byteLength(key) + Buffer.byteLength(value) + 1
+    if (own > MAX_WORD_BYTES) {
+      throw new AppError(
+        'invalid_request',
+        `The environment variable ${key.slice(0, 80)} is larger than a program can be given: ${MAX_WORD_BYTES} bytes with its name`,
+        {
+          hint: 'Put what is large into a file: dormouse cp, or a volume',
+        },
+      )
+    }
+    bytes += own + 1
   }
   if (bytes > most) throw new AppError('invalid_request', `The environment is larger than ${formatSize(most)}`)
+}
+
+/** Throws `invalid_request` for a word that no program can be given. */
+export function checkCommand({
+  entrypoint = [],
+  cmd = [],
+}: {
+  readonly entrypoint?: readonly string[]
+  readonly cmd?: readonly string[]
+}): void {
+  for (const word of [...entrypoint, ...cmd]) {
+    if (Buffer.byteLength(word) <= MAX_WORD_BYTES) continue
+    throw new AppError('invalid_request', `A word of the command is larger than a program can be given: ${MAX_WORD_BYTES} bytes`, {
+      hint: 'Put what is large into a file: dormouse cp, or a volume',
+    })
+  }
 }
 
 /** The ports as a driver takes them; each host port once. `hostPort` 0 stays 0 here. */

@@ -33,6 +33,7 @@ import {
   assertCheckable,
   assertNoNetwork,
   bandwidthOf,
+  checkCommand,
   checkEnv,
   checkName,
   checkSizes,
@@ -163,6 +164,7 @@ export class Newcomers {
 
   #checkCreate(request: CreateInstance): Asked {
     checkName(request.name)
+    checkCommand(request)
     checkEnv(request.env ?? {}, { hasEgress: request.egress !== undefined })
     const sizes = {
       vcpus: request.vcpus ?? DEFAULT_SIZES.vcpus,

@@ -10,7 +10,7 @@ import { diskRateOf } from './disk-rate.ts'
 import { exitOf } from './exit-of.ts'
 import { argvOf, guestConfigOf } from './guest-config-of.ts'
 import { durationsAt, enterPhase, type Instance, type InstanceId, type Phases } from './instance.ts'
-import { portsOf } from './limits.ts'
+import { checkCommand, checkEnv, portsOf } from './limits.ts'
 import { planOf, type ReclaimUses, reclaimMemory } from './memory-reclaim.ts'
 import { TEST_IMAGE } from './test-house.ts'
 import { vmSpecOf } from './vm-spec-of.ts'
@@ -259,4 +259,13 @@ test('what is planned counts what is idle, as what is applied does; instances na
   assert.deepEqual(await told(0), [0, 'skipped'])
   const { plannedBytes, appliedBytes } = await asked(40 * MB, false)
   assert.deepEqual([plannedBytes, appliedBytes], [50 * MB, 50 * MB])
+})
+
+test('what is longer than a program can be given is refused as it is asked for, and what just fits is not', () => {
+  const longest = 'x'.repeat(128 * 1024 - 1)
+  checkCommand({ entrypoint: ['sh'], cmd: [longest] })
+  assert.throws(() => checkCommand({ cmd: [`${longest}x`] }), { code: 'invalid_request', message: /131071 bytes/ })
+  assert.throws(() => checkCommand({ entrypoint: ['é'.repeat(65_536)] }), { code: 'invalid_request' })
+  checkEnv({ A: longest.slice(2) }, { hasEgress: false })
+  assert.throws(() => checkEnv({ A: longest.slice(1) }, { hasEgress: false }), { code: 'invalid_request', message: /variable A is larger/ })
 })
