@@ -50,6 +50,7 @@ export const NOT_HERE: Readonly<Record<string, string>> = {
   'devices-qemu': `${SAME}where a guest finds the devices of a host, as far as it can be seen without any`,
   'disk-rate': 'measures a pace, on a machine that has none',
   'driver-shim': `${SAME}the shim with programs that are no VMMs`,
+  egress: `${SAME}which way what a guest opens goes out, and what is put into it`,
   'full-disk': `${SAME}a disk without room`,
   'full-disk-sleep': `${SAME}a disk without room`,
   'garbage-qemu': `${SAME}what no row needs`,
