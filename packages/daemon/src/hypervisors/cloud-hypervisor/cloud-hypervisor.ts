@@ -17,6 +17,7 @@ import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
 import { sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim } from '../shim.ts'
+import { shimLogsOf } from '../vm-logs.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { CLOUD_HYPERVISOR, CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
 import { CloudHypervisorVm } from './cloud-hypervisor-vm.ts'
@@ -211,7 +212,6 @@ export class CloudHypervisor implements Hypervisor {
     step: Step,
   ): Promise<Launched> {
     const { cgroups, shimPath } = this.#uses
-    const { app, vmm, journal, maxBytes } = spec.logs
     return launch(
       {
         machine,
@@ -223,11 +223,7 @@ export class CloudHypervisor implements Hypervisor {
           runDir: spec.runDir,
           ...(spec.user === undefined ? {} : { user: spec.user }),
           groups: host.groups,
-          logs: [
-            { name: 'app', file: app, maxBytes },
-            { name: 'vmm', file: vmm, maxBytes },
-            { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
-          ],
+          logs: shimLogsOf(spec.logs),
           isolateNetwork: true,
           memory: FD.MEMORY,
           copiesMemory: host.outOfReach !== undefined,
@@ -283,8 +279,6 @@ function memoryOf(base: HeldBase, { memoryMib }: Machine): Descriptor {
 
 const ZERO_SUM = '0'.repeat(16)
 const BOARD = 'cloud-hypervisor'
-/** A journal has a handful of lines; a guest that writes more is not believed anyway. */
-const JOURNAL_BYTES = 256 * 1024
 
 /** All that a state and a memory must find again when they are woken. */
 function shapeOf(machine: Machine, host: HostAnswers): GoldenShape {

@@ -23,6 +23,7 @@ import { OWN_DIR } from '../own-dir.ts'
 import { makeRunDir, sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim, type ShimPlan } from '../shim.ts'
 import { cgroupLimitsOf } from '../vm-cgroup.ts'
+import { shimLogsOf } from '../vm-logs.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import type { VmmApi } from '../vmm-api.ts'
 import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
@@ -215,17 +216,12 @@ export class FirecrackerHypervisor implements Hypervisor {
     memory: Descriptor | undefined,
     tap: string | undefined,
   ): ShimPlan {
-    const { app, vmm, journal, maxBytes } = spec.logs
     return {
       shimPath: this.#uses.shimPath,
       runDir: spec.runDir,
       ...(spec.user === undefined ? {} : { user: spec.user }),
       groups: host.acceleration.groups,
-      logs: [
-        { name: 'app', file: app, maxBytes },
-        { name: 'vmm', file: vmm, maxBytes },
-        { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
-      ],
+      logs: shimLogsOf(spec.logs),
       ownDir: VSOCK_OWN_DIR,
       isolateNetwork: true,
       ...(tap === undefined ? {} : { answersTun: true }),
@@ -370,6 +366,3 @@ class WakeFailed extends Error {
 
 /** Of no bridge, and gone with the machine. */
 const GOLDEN_TAP = 'dmgolden%d'
-
-/** A journal has a handful of lines; a guest that writes more is not believed anyway. */
-const JOURNAL_BYTES = 256 * 1024

@@ -11,6 +11,7 @@ import { NETWORK_SOCKET, NetworkHelper, portWord, rateWords } from '../network-h
 import { makeRunDir } from '../run-dir.ts'
 import { type Descriptor, Shim, type ShimPlan } from '../shim.ts'
 import { cgroupLimitsOf } from '../vm-cgroup.ts'
+import { shimLogsOf } from '../vm-logs.ts'
 import type { DiskSpec, NicSpec, UserNicSpec, VmSpec } from '../vm-spec.ts'
 import type { Board } from './boards.ts'
 import { commandLine, FD, type Machine, STATE_URI, type Wiring } from './command-line.ts'
@@ -106,7 +107,6 @@ export const networkOf = (runDir: string, hasNetwork: boolean): NetworkHelper | 
 export const networkKindOf = (spec: VmSpec): 'user' | 'tap' | 'none' => spec.nic?.backend ?? 'none'
 
 function planOf(uses: LaunchUses, { spec, machine, host, origin }: Launch): ShimPlan {
-  const { app, vmm, journal, maxBytes } = spec.logs
   const waits = origin.entry !== 'boot' && origin.waits === true
   // Its disks are not the ones that it will have.
   const changesDisks = waits && origin.entry === 'wake'
@@ -125,11 +125,7 @@ function planOf(uses: LaunchUses, { spec, machine, host, origin }: Launch): Shim
     runDir: spec.runDir,
     ...(spec.user === undefined ? {} : { user: spec.user }),
     groups: host.acceleration.groups,
-    logs: [
-      { name: 'app', file: app, maxBytes },
-      { name: 'vmm', file: vmm, maxBytes },
-      { name: 'journal', file: journal, maxBytes: Math.min(maxBytes, JOURNAL_BYTES), isCapped: true },
-    ],
+    logs: shimLogsOf(spec.logs),
     waits,
     isolateNetwork: true,
     ...(spec.hostDevices === undefined ? {} : { lockedBytes: lockedBytesOf(machine) }),
@@ -187,5 +183,3 @@ function nicDescriptors(nic: NicSpec | undefined): Descriptor[] {
 
 /** The descriptors that shim/net.c expects. */
 const NET_FD = { NIC: 3, CONTROL: 4, PORTS: 5 } as const
-/** A journal has a handful of lines; a guest that writes more is not believed anyway. */
-const JOURNAL_BYTES = 256 * 1024
