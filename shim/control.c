@@ -6,7 +6,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "tun.h"
+#include "answer.h"
+#include "tap.h"
 
 static int answer(const struct client *client, const char *text) {
     // A client that does not read is let go, never waited for.
@@ -66,6 +67,14 @@ static int obey(const struct client *client, char *line, const struct controlled
         if (vmm->tap_fd < 0) return answer(client, "error it has no TAP that could be shut\n");
         if ((*line == 's' ? shut_tap : open_tap_again)(vmm->tap_fd) == 0) return answer(client, "ok\n");
         snprintf(text, sizeof text, "error %s\n", strerror(errno));
+        return answer(client, text);
+    }
+    if (strncmp(line, "answer ", 7) == 0 || strncmp(line, "refuse ", 7) == 0) {
+        const char *wrong = what->answers == NULL ? "it opens everything by itself" : NULL;
+        if (wrong == NULL && line[0] == 'a') wrong = set_answer(what->answers, line + 7);
+        else if (wrong == NULL) take_answer(what->answers, line + 7);
+        if (wrong == NULL) return answer(client, "ok\n");
+        snprintf(text, sizeof text, "error %s\n", wrong);
         return answer(client, text);
     }
     switch (start_job(client->fd, line, vmm)) {

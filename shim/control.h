@@ -2,6 +2,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "answer.h"
 #include "drain.h"
 #include "job.h"
 
@@ -21,6 +22,7 @@ struct controlled {
     struct log_file *logs;
     size_t log_count;
     int *waits;
+    struct answers *answers; /* NULL: the VMM opens everything by itself */
     void (*cut_streams)(void *context);
     /* NULL, or why not. */
     const char *(*give_proxy)(void *context, const char *words);
@@ -36,6 +38,8 @@ struct controlled {
  *   egress MODE SOCKET → ok | error WHY   a VM that waits: its network helper begins anew, with the proxy behind SOCKET as the way out
  *   cut         →  ok                   streams that the guest has opened into logs end here: their other end is gone, and others may come
  *   shut, open  →  ok | error WHY       nothing comes through its TAP any more, and is lost; or it comes again (--answer-tun)
+ *   answer NAME=KIND →  ok | error WHY  what a VMM finds that opens that name (--answers), from now on
+ *   refuse NAME →  ok                   nothing, from now on
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
  * Returns -1 when the client is to be let go.

@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "tun.h"
+#include "answer.h"
 
 static int keep_one_capability(int capability) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -70,7 +70,7 @@ static void run_child(const struct launch *how, pid_t parent, int asking) {
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);
     char *const environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", NULL};
-    if (how->tun_asker != NULL && ask_for_tun(asking) < 0) return;
+    if (how->asker != NULL && ask_for_answers(asking) < 0) return;
     execvpe(how->argv[0], how->argv, environment);
 }
 
@@ -89,9 +89,9 @@ pid_t launch(const struct launch *how) {
     int report = fcntl(trouble[1], F_DUPFD_CLOEXEC, OWN_DESCRIPTORS);
     close(trouble[1]);
     int asking[2] = {-1, -1};
-    if (report >= 0 && how->tun_asker != NULL) make_asking(asking);
+    if (report >= 0 && how->asker != NULL) make_asking(asking);
     pid_t parent = getpid();
-    pid_t pid = report < 0 || (how->tun_asker != NULL && asking[1] < 0) ? -1 : fork();
+    pid_t pid = report < 0 || (how->asker != NULL && asking[1] < 0) ? -1 : fork();
     if (pid == 0) {
         run_child(how, parent, asking[1]);
         int error = errno;
@@ -106,7 +106,7 @@ pid_t launch(const struct launch *how) {
         while (got < 0 && errno == EINTR);
     }
     close(trouble[0]);
-    if (pid > 0 && got <= 0 && how->tun_asker != NULL) *how->tun_asker = take_tun_asker(asking[0]);
+    if (pid > 0 && got <= 0 && how->asker != NULL) *how->asker = take_asker(asking[0]);
     for (int end = 0; end < 2; end++)
         if (asking[end] >= 0) close(asking[end]);
     if (got <= 0) return pid;

@@ -16,7 +16,7 @@ struct launch {
     int isolates_network;
     long long locked_bytes; /* 0: as little as anyone */
     int may_bind_low_ports;
-    int *tun_asker; /* gets the descriptor by which the child is answered that opens /dev/net/tun; NULL: no one answers */
+    int *asker; /* gets the descriptor by which the child is answered that opens certain names; NULL: no one answers */
     int has_dir; /* it is started in the directory that dir_fd is, else in the root */
     int dir_fd;
 };

@@ -240,6 +240,11 @@ void read_plan(struct plan *plan, int argc, char **argv) {
             plan->isolates_network = strcmp(value, "yes") == 0;
         } else if (IS("--answer-tun")) {
             plan->answers_tun = strcmp(value, "yes") == 0;
+        } else if (IS("--answers")) {
+            plan->answers_opens = strcmp(value, "yes") == 0;
+        } else if (IS("--answer")) {
+            const char *wrong = set_answer(&plan->answers, value);
+            if (wrong != NULL) fail("cannot answer for %s: %s", value, wrong);
         } else if (IS("--locked")) {
             plan->locked_bytes = number(value, LLONG_MAX);
         } else if (IS("--helper-dir")) {
@@ -256,5 +261,6 @@ void read_plan(struct plan *plan, int argc, char **argv) {
     if (plan->dir == NULL) fail("no run directory was named");
     if (i + 1 >= argc) fail("no VMM was named");
     if (plan->answers_tun && plan->tap_fd < 0) fail("no TAP was named that the VMM could find");
+    plan->answers.tap_fd = plan->answers_tun ? plan->tap_fd : -1;
     plan->vmm_argv = argv + i + 1;
 }

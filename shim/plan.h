@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "answer.h"
+
 enum { MAX_DESCRIPTORS = 96, MAX_LOGS = 4, MAX_GROUPS = 8, MAX_HELPER_ARGS = 72, MAX_CGROUPS = 4, MAX_SERVED = 4 };
 
 /* A descriptor that the VMM or the helper gets under a number that its own arguments name. */
@@ -57,6 +59,8 @@ struct plan {
     int waits;            /* its VM is no one's yet, and ends with the daemon's last connection */
     int isolates_network; /* the VMM itself gets an empty network namespace */
     int answers_tun;      /* its TAP is what the VMM finds that opens /dev/net/tun */
+    int answers_opens;    /* so is what `answers` names, now or later */
+    struct answers answers;
     long long locked_bytes; /* memory that the VMM may keep from being moved, for devices that reach it; 0: as little as anyone */
     struct descriptor helper_fds[MAX_DESCRIPTORS];
     size_t helper_fd_count;
@@ -97,6 +101,8 @@ struct plan {
  *   --waits yes               ends the VMM when the last connection does, until `claim`
  *   --isolate-network yes     gives the VMM a network namespace with nothing in it
  *   --answer-tun yes          the VMM that opens /dev/net/tun finds its TAP there, whatever name it has for it; shut, until `open`
+ *   --answers yes             the VMM may be given files by names that it opens, now and later (answer.h)
+ *   --answer NAME=KIND        one of them; KIND is ro:FILE, rw:FILE or blank:
  *   --locked BYTES            how much memory the VMM may lock, as it does for devices of the host
  *   --helper ARG              a word of the helper's command line; repeated
  *   --helper-dir DIR          where the helper is started, though its user may have no way there

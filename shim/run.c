@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "answer.h"
 #include "commands.h"
 #include "control.h"
 #include "drain.h"
@@ -32,9 +33,9 @@
 #include "plan.h"
 #include "record.h"
 #include "restart.h"
-#include "tun.h"
+#include "tap.h"
 
-enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_TUN = 1002, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
+enum { ON_SIGNAL = 1000, ON_LISTEN = 1001, ON_QUESTION = 1002, ON_SERVED = 1100 /* and up */, ON_CLIENT = 2000 /* and up; below ON_SIGNAL: sources by index */ };
 
 /* The helper's end of the pipe on which it says once that it is ready. */
 enum { READY = 9, HELPER_LIMIT_MS = 300000, JOB_LIMIT_S = 5, FIRST_CLIENT_LIMIT_MS = 10000 };
@@ -45,7 +46,7 @@ struct shim {
     struct log_file *own_log;
     struct client clients[MAX_CLIENTS];
     int events, signals, listener, output_fd;
-    int tun_asker; /* -1: the VMM opens /dev/net/tun by itself */
+    int asker; /* -1: whatever the VMM opens, it opens by itself */
     pid_t vmm, helper;
     int has_ended, vmm_status;
     long long helper_began_ms;
@@ -211,6 +212,7 @@ static const char *give_proxy(void *context, const char *words) {
 
 static void start_vmm(struct shim *shim) {
     struct plan *plan = &shim->plan;
+    int is_answered = plan->answers_tun || plan->answers_opens;
     // What comes before its memory is loaded would be put into it.
     if (plan->answers_tun && shut_tap(plan->tap_fd) < 0) fail_errno("cannot shut the TAP");
     shim->vmm = launch(&(struct launch){
@@ -227,13 +229,13 @@ static void start_vmm(struct shim *shim) {
         .locked_bytes = plan->locked_bytes,
         .has_dir = plan->own_dir != NULL,
         .dir_fd = plan->own_dir_fd,
-        .tun_asker = plan->answers_tun ? &shim->tun_asker : NULL,
+        .asker = is_answered ? &shim->asker : NULL,
     });
     // Root in a container may be without the right to more than what it has.
     if (shim->vmm < 0 && errno == EPERM && plan->locked_bytes > 0) fail_errno("the VMM cannot be let lock its guest's memory");
     if (shim->vmm < 0) fail_errno("cannot start %s", plan->vmm_argv[0]);
-    if (plan->answers_tun && shim->tun_asker < 0) fail("the VMM cannot be answered");
-    if (shim->tun_asker >= 0) watch(shim, shim->tun_asker, ON_TUN);
+    if (is_answered && shim->asker < 0) fail("the VMM cannot be answered");
+    if (shim->asker >= 0) watch(shim, shim->asker, ON_QUESTION);
 }
 
 /*
@@ -343,6 +345,7 @@ static void serve(struct shim *shim, struct client *client) {
         .logs = shim->logs,
         .log_count = shim->plan.log_count,
         .waits = &shim->plan.waits,
+        .answers = shim->plan.answers_opens ? &shim->plan.answers : NULL,
         .cut_streams = cut_streams,
         .give_proxy = give_proxy,
         .context = shim,
@@ -354,13 +357,13 @@ static void serve(struct shim *shim, struct client *client) {
 }
 
 static void answer_vmm(struct shim *shim) {
-    if (shim->tun_asker < 0 || answer_tun(shim->tun_asker, shim->plan.tap_fd) >= 0) return;
-    close(shim->tun_asker);
-    shim->tun_asker = -1;
+    if (shim->asker < 0 || answer_one(shim->asker, &shim->plan.answers) >= 0) return;
+    close(shim->asker);
+    shim->asker = -1;
 }
 
 static void on_event(struct shim *shim, unsigned what) {
-    if (what == ON_TUN) {
+    if (what == ON_QUESTION) {
         answer_vmm(shim);
     } else if (what == ON_SIGNAL) {
         on_signals(shim);
@@ -423,7 +426,7 @@ static void end(struct shim *shim) {
 
 int command_run(int argc, char **argv) {
     static struct shim shim;
-    shim.helper = shim.tun_asker = -1;
+    shim.helper = shim.asker = -1;
     read_plan(&shim.plan, argc, argv);
     // All that was handed over has been taken to where no child finds it by chance.
     close_range(3, OWN_DESCRIPTORS - 1, 0);

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/ethtool.h>
+#include <linux/filter.h>
 #include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -101,4 +102,15 @@ void take_tap(const struct job *job) {
     become_tap(fd, job->words);
     give_offers(fd, &offers);
     say("took %s", job->words);
+}
+
+int shut_tap(int tap) {
+    struct sock_filter nothing[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+    const struct sock_fprog program = {1, nothing};
+    return ioctl(tap, TUNATTACHFILTER, &program);
+}
+
+int open_tap_again(int tap) {
+    struct sock_fprog none = {0, NULL};
+    return ioctl(tap, TUNDETACHFILTER, &none);
 }

@@ -64,6 +64,7 @@ export const NOT_HERE: Readonly<Record<string, string>> = {
   'pushed-image': `${SAME}how an image gets here`,
   reclaim: `${SAME}what an admission may take back`,
   'schedules-qemu': `${SAME}when a snapshot is due`,
+  'shim-answers': `${SAME}the shim with a shell for a VMM`,
   'shim-tun': `${SAME}the shim with a program that is no VMM`,
   'sleep-bytes': `${SAME}how many bytes a nap writes, over many of them`,
   'sleep-interrupted': 'crash-sleep-qemu and vmm-killed-sleep stand for it',

@@ -10,6 +10,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import { identityOf, isAlive, killFamily, signalProcess, waitForExit } from '../host/process-identity.ts'
 import { connectTo } from '../host/unix-socket.ts'
 import type { Step } from '../lib/step.ts'
+import { type AnsweredFile, answerWord } from './answered-file.ts'
 import type { ProcessIdentity, VmExit } from './hypervisor.ts'
 import { portError } from './network-helper.ts'
 import { ShimJob } from './shim-job.ts'
@@ -38,6 +39,8 @@ export interface ShimPlan {
   readonly isolateNetwork: boolean
   /** Its TAP is what the VMM finds that opens /dev/net/tun, whatever name it has for it. Nothing comes through before `openTap`. */
   readonly answersTun?: boolean
+  /** What else it finds by names that it opens; more may come while it runs, also where there is none yet. Absent: it opens all by itself. */
+  readonly answers?: readonly AnsweredFile[]
   /** Memory that the VMM may lock, for devices that reach it by themselves; absent: as little as any process. */
   readonly lockedBytes?: number
   readonly helper?: ShimChild
@@ -152,6 +155,7 @@ function shimArguments(plan: ShimPlan): { argv: string[]; inherited: number[] } 
     ...(plan.waits ? ['--waits', 'yes'] : []),
     ...(plan.isolateNetwork ? ['--isolate-network', 'yes'] : []),
     ...(plan.answersTun ? ['--answer-tun', 'yes'] : []),
+    ...(plan.answers === undefined ? [] : ['--answers', 'yes', ...plan.answers.flatMap((file) => ['--answer', answerWord(file)])]),
     ...(plan.lockedBytes === undefined ? [] : ['--locked', `${plan.lockedBytes}`]),
     ...(plan.helper === undefined
       ? []
@@ -291,6 +295,21 @@ export class Shim implements Disposable {
   /** Takes that back. Repeat is harmless. */
   async openTap(step: Step): Promise<void> {
     using job = await this.#begin(['open'], 'open the TAP', step)
+    await job.answer(/^ok$/)
+  }
+
+  /**
+   * The VMM finds this by its name from its next opening on. Its plan must have had `answers`. What it has open stays open, and is let go of
+   * by the VMM alone. Repeat is harmless.
+   */
+  async answer(file: AnsweredFile, step: Step): Promise<void> {
+    using job = await this.#begin(['answer', answerWord(file)], `have the VM find ${file.name}`, step)
+    await job.answer(/^ok$/)
+  }
+
+  /** Whoever opens that name from now on finds nothing. Repeat is harmless. */
+  async refuse(name: string, step: Step): Promise<void> {
+    using job = await this.#begin(['refuse', name], `keep ${name} from the VM`, step)
     await job.answer(/^ok$/)
   }
 
