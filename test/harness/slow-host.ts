@@ -11,3 +11,6 @@ export const timeFactor = Number(process.env.TEST_TIME_FACTOR || 1)
 
 /** How long a guest may take to boot with KVM there; undefined: as on any host. */
 export const kvmProbeLimitMs = parseDuration(slowHostSettings.DORMOUSE_KVM_PROBE_LIMIT ?? '')
+
+/** Of a program that is told a limit, for what is to come (`nc -w`); what is not to come is not waited for as long. */
+export const PATIENCE_S = 5 * timeFactor

@@ -14,7 +14,7 @@ import { agentManners } from '../harness/guest-manners.ts'
 import { assertPace, paceOf } from '../harness/pace.ts'
 import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
-import { timeFactor } from '../harness/slow-host.ts'
+import { PATIENCE_S, timeFactor } from '../harness/slow-host.ts'
 
 let driver: QemuUnderTest
 let guest: RunningGuest
@@ -87,7 +87,7 @@ test("the host's own addresses are closed to a guest, unless its driver opens th
   assert.equal(server.calls(), 0)
   await using open = await qemuUnderTest('qemu', agentManners, { allowHostAccess: true })
   await using trusted = await runGuest(open, rootfs)
-  assert.equal(await trusted.sh(`nc -w 5 ${address} ${server.port} </dev/null`), 'hello from the host')
+  assert.equal(await trusted.sh(`nc -w ${PATIENCE_S} ${address} ${server.port} </dev/null`), 'hello from the host')
 })
 
 test('a guest has the addresses and the large frames that it was promised, and no others', async () => {
@@ -271,10 +271,11 @@ test('a guest whose way out is a proxy reaches it, is refused what it opens itse
   await mediated.sh('for port in 80 81; do (while :; do echo guest | nc -l -p $port; done) >/dev/null 2>&1 & done')
   const [first] = helpersOf(mediated)
   for (const [life, port] of served.entries()) {
-    const isLedOut = async (): Promise<boolean> => (await mediated.sh('nc -w 5 10.0.2.4 3128 </dev/null')) === 'hello from the proxy'
+    const isLedOut = async (): Promise<boolean> =>
+      (await mediated.sh(`nc -w ${PATIENCE_S} 10.0.2.4 3128 </dev/null`)) === 'hello from the proxy'
     await pollUntil('the proxy to be reached', isLedOut, makeStep(20_000))
     for (const host of ['192.0.2.1 8080', '2001:db8::1 443', '10.0.2.2 80', '10.0.2.4 80']) {
-      assert.match(await mediated.sh(`nc -w 20 ${host} </dev/null`), /Connection refused/, host)
+      assert.match(await mediated.sh(`nc -w ${4 * PATIENCE_S} ${host} </dev/null`), /Connection refused/, host)
     }
     await answers(port)
     if (life === 0) process.kill(Number(first), 'SIGKILL')

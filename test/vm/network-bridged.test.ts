@@ -15,7 +15,7 @@ import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
 import { assertPace, paceOf } from '../harness/pace.ts'
-import { timeFactor } from '../harness/slow-host.ts'
+import { PATIENCE_S, timeFactor } from '../harness/slow-host.ts'
 
 interface Shown {
   readonly id: string
@@ -28,8 +28,6 @@ interface Shown {
 const BRIDGE = 'dormouse0'
 const GATEWAY = { ipv4: '10.100.0.1', ipv6: 'fdd0:6d05:e001::1' }
 const IMAGE = 'test/bridged:latest'
-/** For what is to come; what is not to come is not waited for as long. */
-const PATIENCE_S = 5 * timeFactor
 const soon = (ms = 20_000): { signal: AbortSignal } => ({ signal: AbortSignal.timeout(ms) })
 
 if (inOwnNetwork(import.meta.filename)) {

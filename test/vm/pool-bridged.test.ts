@@ -17,6 +17,7 @@ import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
 import { artefacts, makeStep } from '../harness/qemu-driver.ts'
 import { scratchDir } from '../harness/scratch.ts'
+import { PATIENCE_S } from '../harness/slow-host.ts'
 
 interface Line {
   readonly msg?: string
@@ -107,7 +108,7 @@ if (inOwnNetwork(import.meta.filename)) {
   }
   const untilOneWaits = (): Promise<unknown> => pollUntil('a VM to wait', isWaiting, makeStep(120_000), { everyMs: 50 })
   const called = (name: string): Promise<string> =>
-    sh(name, `nc -w 5 ${OUTSIDE.ipv4} 9000 </dev/null; nc -w 5 ${OUTSIDE.ipv6} 9000 </dev/null`)
+    sh(name, `nc -w ${PATIENCE_S} ${OUTSIDE.ipv4} 9000 </dev/null; nc -w ${PATIENCE_S} ${OUTSIDE.ipv6} 9000 </dev/null`)
   const FROM_HOST = `called by ${HOST.ipv4}\ncalled by ${HOST.ipv6}`
 
   /** What a frame of the guest's card holds on average while at least 32 MiB go one way. */
