@@ -13,6 +13,7 @@ import { importImage } from '../harness/import-image.ts'
 import { endProcessesNaming } from '../harness/processes.ts'
 import { Scratch } from '../harness/scratch.ts'
 import { sdkOver } from '../harness/sdk-over-socket.ts'
+import { timeFactor } from '../harness/slow-host.ts'
 
 let scratch: Scratch
 let daemon: DaemonProcess
@@ -118,6 +119,6 @@ test('files go in and come out again, byte for byte', { timeout: 120_000 }, asyn
 
 test('an example runs against it', { timeout: 120_000 }, async () => {
   const example = join(REPOSITORY, 'examples/over-the-unix-socket.ts')
-  const { stdout } = await promisify(execFile)(process.execPath, [example, daemon.socket], { timeout: 60_000 })
+  const { stdout } = await promisify(execFile)(process.execPath, [example, daemon.socket], { timeout: 60_000 * timeFactor })
   assert.equal(stdout, 'guest: Running\nguest\n')
 })
