@@ -55,9 +55,12 @@ test('what a VMM answers is parsed, and a silent yes is nothing', async () => {
   ])
 })
 
+/** Of no form that is known. */
+const OTHERS = ['{"fault_message":{"toString":1}}', '[[1]]', 'null', `${'['.repeat(100_000)}${']'.repeat(100_000)}`]
+
 test('a refusal carries the status and the words, of either kind, and nothing that could end a line', async () => {
-  const answers = ['["VM is not running","it was\\nended"]', '{"fault_message":"Invalid request"}', 'plain words']
-  const words = ['VM is not running: it was ended', 'Invalid request', 'plain words']
+  const answers = ['["VM is not running","it was\\nended"]', '{"fault_message":"Invalid request"}', 'plain words', ...OTHERS]
+  const words = ['VM is not running: it was ended', 'Invalid request', 'plain words', ...OTHERS.map((text) => text.slice(0, 500))]
   await using vmm = await answering((_request, response) => response.writeHead(400).end(answers.shift()))
   for (const expected of words) {
     const refusal = await vmm.api.ask({ method: 'PUT', path: '/x' }, within(5000)).catch((error: unknown) => error)
@@ -72,6 +75,18 @@ test('one that never answers is given up in time, one that hangs up is an error'
   await assert.rejects(silent.api.ask({ method: 'GET', path: '/x' }, within(30)), { code: 'timed_out' })
   await using rude = await served(net.createServer((socket) => socket.destroy()))
   await assert.rejects(rude.api.ask({ method: 'GET', path: '/x' }, within(5000)))
+})
+
+test('one that answers with another protocol, or half of an answer, is not waited for', async () => {
+  for (const words of ['101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n', '200 OK\r\nContent-Length: 9\r\n\r\nhalf']) {
+    await using vmm = await served(
+      net.createServer((socket) => void socket.on('error', () => undefined).once('data', () => socket.end(`HTTP/1.1 ${words}`))),
+    )
+    await assert.rejects(
+      vmm.api.ask({ method: 'GET', path: '/x' }, within(60_000)),
+      (error: { code?: string }) => error.code !== 'timed_out',
+    )
+  }
 })
 
 test('an answer without end, and one that is no JSON, are not believed', async () => {

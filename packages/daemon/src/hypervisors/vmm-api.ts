@@ -61,7 +61,9 @@ function exchange(
       host: 'localhost',
       ...(text === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
     }
+    const hungUp = (): void => reject(new AppError('internal_error', `The VMM hung up without a whole answer to ${path}`))
     const request = httpRequest({ createConnection: () => socket, method, path, headers, signal }, (response) => {
+      request.off('close', hungUp)
       const chunks: Buffer[] = []
       let bytes = 0
       response.on('data', (chunk: Buffer) => {
@@ -70,9 +72,13 @@ function exchange(
         else chunks.push(chunk)
       })
       response.on('error', reject)
+      // After the end, or without one.
+      response.on('close', hungUp)
       response.on('end', () => resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') }))
     })
     request.on('error', reject)
+    // Without a word to anyone, as when it is to speak another protocol: that has no answer, and no error.
+    request.on('close', hungUp)
     request.end(text)
   })
 }
@@ -85,18 +91,19 @@ function parse(text: string, { path }: VmmRequest): unknown {
   }
 }
 
-/** Cloud Hypervisor answers a list of causes, Firecracker an object with `fault_message`. */
+/** Cloud Hypervisor answers a list of causes, Firecracker an object with `fault_message`; what is neither is told as it came. */
 function wordsOf(text: string): string {
   let words: unknown
   try {
     words = JSON.parse(text)
   } catch {
-    words = text
+    // Told as it came.
   }
-  if (Array.isArray(words)) words = words.join(': ')
   if (typeof words === 'object' && words !== null && 'fault_message' in words) words = words.fault_message
+  if (Array.isArray(words) && words.every((one) => typeof one === 'string')) words = words.join(': ')
   // Nothing of it may end a line of a log.
-  return String(words)
+  return (typeof words === 'string' ? words : text)
+    .slice(0, 4096)
     .replaceAll(/\p{Cc}+/gu, ' ')
     .trim()
     .slice(0, 500)
