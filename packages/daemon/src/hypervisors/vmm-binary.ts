@@ -22,6 +22,8 @@ export interface KnownVmm {
 export interface VmmBinary {
   readonly file: string
   readonly version: string
+  /** Of the file that said so. */
+  readonly stamp: string
 }
 
 export interface WhereToLook {
@@ -34,15 +36,33 @@ export interface WhereToLook {
 /** Throws `dependency_missing` with a sentence when there is none, or none that is known; the hint says where to get one. */
 export async function findVmmBinary(vmm: KnownVmm, where: WhereToLook, step: Step): Promise<VmmBinary> {
   const hint = `Get one of ${vmm.versions.join(', ')} from ${vmm.home}, and put it into PATH or name it by ${vmm.setting}`
-  const file = where.file ?? (await inPath(vmm.program, where.searchPath))
+  // As it is from here: a shim starts it from elsewhere.
+  const file = where.file === undefined ? await inPath(vmm.program, where.searchPath) : path.resolve(where.file)
   if (file === undefined)
     throw new AppError('dependency_missing', `${vmm.title} is not installed: there is no ${vmm.program} in PATH`, { hint })
   if (!(await isProgram(file)))
     throw new AppError('dependency_missing', `${vmm.title} is not at ${file} (${vmm.setting}), or cannot be run`, { hint })
+  // Before it speaks: one that is exchanged meanwhile is asked again.
+  const stamp = await stampOf(file)
   const version = versionIn((await ask(vmm, file, hint, step)).stdout)
   if (version === undefined) throw new AppError('dependency_missing', `${file} does not say which version of ${vmm.title} it is`, { hint })
-  if (vmm.versions.some((known) => version === known || version.startsWith(`${known}.`))) return { file, version }
-  throw new AppError('dependency_missing', `${vmm.title} ${version} at ${file} is not a version that is supported`, { hint })
+  const isRelease = /^[\d.]+$/.test(version)
+  if (isRelease && vmm.versions.some((known) => version === known || version.startsWith(`${known}.`))) return { file, version, stamp }
+  const what = isRelease ? 'a version that is supported' : 'a release'
+  throw new AppError('dependency_missing', `${vmm.title} ${version} at ${file} is not ${what}`, { hint })
+}
+
+/** Is what is there the file that said its version? */
+export const isStill = async ({ file, stamp }: VmmBinary): Promise<boolean> => (await stampOf(file)) === stamp
+
+/** Another one whenever another file is put there, or something is written to it. */
+async function stampOf(file: string): Promise<string> {
+  try {
+    const { dev, ino, size, mtimeNs } = await stat(file, { bigint: true })
+    return [dev, ino, size, mtimeNs].join(':')
+  } catch {
+    return 'none'
+  }
 }
 
 async function ask({ title }: KnownVmm, file: string, hint: string, step: Step): Promise<{ readonly stdout: string }> {
@@ -53,8 +73,8 @@ async function ask({ title }: KnownVmm, file: string, hint: string, step: Step):
   }
 }
 
-/** `cloud-hypervisor v53.0.0`, `Firecracker v1.12.0`. */
-export const versionIn = (text: string): string | undefined => /\bv(\d+\.\d+(?:\.\d+)?)/.exec(text)?.[1]
+/** `cloud-hypervisor v53.0.0`, `Firecracker v1.12.0`; with what follows in those that are no releases: `v53.0-12-gabcdef`. */
+export const versionIn = (text: string): string | undefined => /\bv(\d+\.\d+\S*)/.exec(text)?.[1]
 
 async function inPath(program: string, searchPath: string): Promise<string | undefined> {
   for (const dir of searchPath.split(path.delimiter)) {

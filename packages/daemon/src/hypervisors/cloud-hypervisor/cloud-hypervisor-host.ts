@@ -8,6 +8,7 @@ import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
 import { decideAcceleration } from '../acceleration.ts'
 import { hashGuestFile, readReach } from '../host-questions.ts'
+import { KeptAnswers } from '../kept-answers.ts'
 import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from '../vmm-binary.ts'
 import { withParked } from './parked-machine.ts'
 
@@ -51,10 +52,12 @@ export interface HostAnswers {
   readonly outOfReach: string | undefined
 }
 
-/** A failure is not kept: what was missing may be installed. */
 export class CloudHypervisorHost {
   readonly #uses: CloudHypervisorUses
-  #answers: Promise<HostAnswers> | undefined
+  readonly #kept = new KeptAnswers<HostAnswers>(
+    () => this.#ask(),
+    ({ binary }) => binary,
+  )
 
   constructor(uses: CloudHypervisorUses) {
     this.#uses = uses
@@ -62,11 +65,7 @@ export class CloudHypervisorHost {
 
   /** Throws `dependency_missing` where no VM of it can run, and says why. */
   answers(): Promise<HostAnswers> {
-    this.#answers ??= this.#ask().catch((error) => {
-      this.#answers = undefined
-      throw error
-    })
-    return this.#answers
+    return this.#kept.get()
   }
 
   async #ask(): Promise<HostAnswers> {

@@ -8,7 +8,8 @@ import type { Step } from '../../lib/step.ts'
 import type { Memory } from '../../memory/memory.ts'
 import { type Acceleration, decideAcceleration } from '../acceleration.ts'
 import { hashGuestFile, readReach } from '../host-questions.ts'
-import { findVmmBinary, type KnownVmm, type WhereToLook } from '../vmm-binary.ts'
+import { KeptAnswers } from '../kept-answers.ts'
+import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from '../vmm-binary.ts'
 import type { Machine } from './machine.ts'
 
 export const FIRECRACKER: KnownVmm = {
@@ -42,9 +43,7 @@ export interface FirecrackerUses {
   readonly kvmProbeLimitMs?: number
 }
 
-export interface HostAnswers {
-  readonly file: string
-  readonly version: string
+export interface HostAnswers extends VmmBinary {
   readonly acceleration: Acceleration
   readonly kernelHash: string
   readonly initrdHash: string
@@ -53,11 +52,13 @@ export interface HostAnswers {
 /** Boots a guest until it is parked, and ends it. */
 export type TryBoot = (machine: Machine, host: HostAnswers, step: Step) => Promise<void>
 
-/** A failure is not kept: what was missing may be installed. */
 export class FirecrackerHost {
   readonly #uses: FirecrackerUses
   readonly #tryBoot: TryBoot
-  #answers: Promise<HostAnswers> | undefined
+  readonly #kept = new KeptAnswers<HostAnswers>(
+    () => this.#ask(),
+    (answers) => answers,
+  )
 
   constructor(uses: FirecrackerUses, tryBoot: TryBoot) {
     this.#uses = uses
@@ -66,11 +67,7 @@ export class FirecrackerHost {
 
   /** Throws `dependency_missing` without a program or KVM, and `not_supported` where it cannot do its work, each with a sentence. */
   answers(): Promise<HostAnswers> {
-    this.#answers ??= this.#ask().catch((error) => {
-      this.#answers = undefined
-      throw error
-    })
-    return this.#answers
+    return this.#kept.get()
   }
 
   async #ask(): Promise<HostAnswers> {
@@ -78,11 +75,12 @@ export class FirecrackerHost {
     const limitMs = uses.kvmProbeLimitMs ?? 20_000
     // Many may wait for it, so it runs under a limit of its own.
     const step = { signal: AbortSignal.timeout(40_000 + limitMs), log: uses.log }
-    const { file, version } = await findVmmBinary(FIRECRACKER, uses.program, step)
+    const binary = await findVmmBinary(FIRECRACKER, uses.program, step)
     const [kernelHash, initrdHash] = await Promise.all([hashGuestFile(uses.kernelPath), hashGuestFile(uses.initrdPath)])
     await assertReach(uses, step)
     const { kernel, cpuModel: cpu } = readHostFacts()
-    const answers = { file, version, kernelHash, initrdHash }
+    const { file, version } = binary
+    const answers = { ...binary, kernelHash, initrdHash }
     const { kernelPath, initrdPath } = uses
     const machine = { vcpus: 1, memoryMib: 256, hasTap: false, kernelPath, initrdPath }
     const acceleration = await decideAcceleration(
