@@ -182,7 +182,8 @@ const noCompiler = () => () => {
 }
 
 function addHooks(app: FastifyInstance, uses: AppUses): void {
-  app.addHook('onRequest', async (request, reply) => {
+  // What gives a promise is waited for, and each wait costs as much as the rest of a hook: neither gives one without need.
+  app.addHook('onRequest', (request, reply, done) => {
     reply.header('x-request-id', request.id)
     // Before anything is refused: a page that may ask reads why.
     uses.origins.tell(request, reply)
@@ -192,38 +193,66 @@ function addHooks(app: FastifyInstance, uses: AppUses): void {
     if (uses.closing.aborted) throw new AppError('shutting_down', 'The daemon is shutting down')
     if (uses.origins.isPreflight(request)) {
       uses.origins.check(request)
-      return uses.origins.answerPreflight(request, reply).send()
+      uses.origins.answerPreflight(request, reply).send()
+      return undefined
     }
-    const { access, route, routeId } = request.routeOptions.config
-    // Nothing is found there, which is said to everyone.
-    if (request.is404) return
-    if (access === undefined) throw new AppError('forbidden', 'No one may do this')
-    const ticket = takeTicket(request, route)
-    if (access !== 'open') {
-      try {
-        uses.origins.check(request)
-        if (access === 'itself') return undefined
-        request.caller = uses.isTrusted ? hostCaller : await callerOf(request, ticket, uses)
-        authorize(request.caller, access)
-      } catch (error) {
-        throw noteRefused(error, request, uses)
-      }
-    }
-    if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
-    if (isChange(request)) {
-      const subjectId = routeId && (await uses.resourceId(routeId, request.params as Record<string, string>))
-      const known = subjectId === undefined ? {} : { subjectId }
-      request.audited = uses.audit.begin(
-        { ...auditFacts(request, uses), ...known },
-        subjectId === undefined ? {} : { resourceId: subjectId },
-      )
-    }
-    return undefined
+    // Where nothing is found, which is said to everyone.
+    const admitted = request.is404 ? undefined : admit(request, uses)
+    if (admitted === undefined) done()
+    return admitted
   })
-  app.addHook('onResponse', async (request, reply) => {
+  app.addHook('onResponse', (request, reply, done) => {
     tellLog(request, reply, uses)
     if (request.routeOptions.config.access === 'itself') auditItself(request, reply, uses)
+    done()
   })
+}
+
+/** Throws or rejects with what refuses the request. */
+function admit(request: FastifyRequest, uses: AppUses): Promise<void> | undefined {
+  const { access, route } = request.routeOptions.config
+  if (access === undefined) throw new AppError('forbidden', 'No one may do this')
+  const ticket = takeTicket(request, route)
+  if (access !== 'open') {
+    try {
+      uses.origins.check(request)
+      if (access === 'itself') return undefined
+      if (!uses.isTrusted) return admitProven(request, { access, ticket }, uses)
+      request.caller = hostCaller
+      authorize(hostCaller, access)
+    } catch (error) {
+      throw noteRefused(error, request, uses)
+    }
+  }
+  return admitted(request, uses)
+}
+
+async function admitProven(
+  request: FastifyRequest,
+  { access, ticket }: { access: Route['scope']; ticket: unknown },
+  uses: AppUses,
+): Promise<void> {
+  try {
+    request.caller = await callerOf(request, ticket, uses)
+    authorize(request.caller, access)
+  } catch (error) {
+    throw noteRefused(error, request, uses)
+  }
+  await admitted(request, uses)
+}
+
+/** Of who may: is it there to be used, and what is written down of it. */
+function admitted(request: FastifyRequest, uses: AppUses): Promise<void> | undefined {
+  const { route, routeId } = request.routeOptions.config
+  if (route?.later !== undefined) throw new AppError('not_supported', `${route.later}: ${routeId} cannot be used`)
+  return isChange(request) ? beginAudit(request, uses) : undefined
+}
+
+async function beginAudit(request: FastifyRequest, uses: AppUses): Promise<void> {
+  const { routeId } = request.routeOptions.config
+  const subjectId = routeId && (await uses.resourceId(routeId, request.params as Record<string, string>))
+  const known = subjectId === undefined ? {} : { subjectId }
+  request.audited = uses.audit.begin({ ...auditFacts(request, uses), ...known }, subjectId === undefined ? {} : { resourceId: subjectId })
 }
 
 /** The ticket of a stream, which leaves the query: no handler and no log sees it. */
@@ -351,16 +380,27 @@ function registerRoute(app: FastifyInstance, id: RouteId, uses: AppUses): void {
     method,
     url,
     config,
-    handler: async (request, reply) => {
+    handler: (request, reply) => {
       if (!handler) throw new AppError('not_supported', `${id} is not built yet`)
       const given = asked(route, request, reply, uses)
-      // Also when the caller has hung up: that ends the waiting, not the work.
-      const answer = await Promise.try(() => handler(given)).catch((error: unknown) => {
+      // Both also when the caller has hung up: that ends the waiting, not the work.
+      const onAnswer = (answer: unknown): unknown => {
+        request.audited?.end({ result: 'done', status: route.status, ...resourceOf(answer) })
+        return send(route, answer, reply, given)
+      }
+      const onError = (error: unknown): never => {
         endAudit(request, error)
         throw error
-      })
-      request.audited?.end({ result: 'done', status: route.status, ...resourceOf(answer) })
-      return send(route, answer, reply, given)
+      }
+      let answer: unknown
+      try {
+        answer = handler(given)
+      } catch (error) {
+        return onError(error)
+      }
+      if (answer instanceof Promise) return answer.then(onAnswer, onError)
+      onAnswer(answer)
+      return undefined
     },
   })
 }

@@ -69,6 +69,7 @@ const SELECT = `SELECT id, ${NAMES.join(', ')} FROM instances`
 export class InstanceRows {
   readonly #db: Database
   readonly #byId = new Map<string, Instance>()
+  readonly #byName = new Map<string, Instance>()
   /** Newest first; undefined when one has come or gone since. */
   #newestFirst: readonly Instance[] | undefined
 
@@ -79,7 +80,7 @@ export class InstanceRows {
       const owner = String(row.instance_id)
       ports.set(owner, [...(ports.get(owner) ?? []), portOf(row)])
     }
-    for (const row of db.prepare(SELECT).all() as Row[]) this.#byId.set(String(row.id), instanceOf(row, ports.get(String(row.id)) ?? []))
+    for (const row of db.prepare(SELECT).all() as Row[]) this.#keep(instanceOf(row, ports.get(String(row.id)) ?? []))
   }
 
   insert(instance: Instance): void {
@@ -106,6 +107,7 @@ export class InstanceRows {
     this.#db.transaction(() => {
       this.#db.prepare('DELETE FROM instances WHERE id = ?').run(id)
       this.#db.afterCommit(() => {
+        this.#freeName(id)
         this.#byId.delete(id)
         this.#newestFirst = undefined
       })
@@ -117,8 +119,7 @@ export class InstanceRows {
   }
 
   findByName(name: string): Instance | undefined {
-    const row = this.#db.prepare('SELECT id FROM instances WHERE name = ?').get(name)
-    return row === undefined ? undefined : this.#byId.get(String(row.id))
+    return this.#byName.get(name)
   }
 
   /** At most two: enough to know that a prefix is ambiguous. */
@@ -208,9 +209,21 @@ export class InstanceRows {
   /** Once the change is durable, it is also what is read. */
   #hold(instance: Instance): void {
     this.#db.afterCommit(() => {
-      this.#byId.set(instance.id, instance)
+      this.#freeName(instance.id)
+      this.#keep(instance)
       this.#newestFirst = undefined
     })
+  }
+
+  #keep(instance: Instance): void {
+    this.#byId.set(instance.id, instance)
+    this.#byName.set(instance.name, instance)
+  }
+
+  /** Unless another one, written in the same transaction, has taken it already. */
+  #freeName(id: string): void {
+    const known = this.#byId.get(id)
+    if (known !== undefined && this.#byName.get(known.name) === known) this.#byName.delete(known.name)
   }
 }
 
