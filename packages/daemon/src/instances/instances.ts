@@ -3,7 +3,7 @@
  * the rows, so a list never waits for an operation.
  */
 import { AppError } from '@dormouse/api/errors.ts'
-import { admit, isResting, type Operation, type Subject, type Transition } from '@dormouse/api/instance-states.ts'
+import { isResting } from '@dormouse/api/instance-states.ts'
 import type { Config } from '../config/config.ts'
 import type { Devices } from '../devices/devices.ts'
 import type { Disks } from '../disks/disks.ts'
@@ -19,17 +19,16 @@ import { createId } from '../lib/create-id.ts'
 import type { Step } from '../lib/step.ts'
 import type { Logger } from '../log.ts'
 import type { LayeredMemory } from '../memory/memory.ts'
-import type { LinkCapacity, Network, Nic } from '../network/network.ts'
+import type { LinkCapacity, Network } from '../network/network.ts'
 import type { Paths } from '../paths.ts'
 import type { Database } from '../store/database.ts'
 import { InstanceRows } from '../store/instances.ts'
 import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
-import { followAttachments, type Volume, type Volumes } from '../volumes/volumes.ts'
+import type { Volume, Volumes } from '../volumes/volumes.ts'
 import { demandOf, takesMemory } from './admission.ts'
 import { carryOver } from './carry-over.ts'
-import { Consolidations } from './consolidations.ts'
 import { assertDiskRate, assertHotplug } from './driver-limits.ts'
-import { defaultTargetOf } from './fork-of.ts'
+import { Forks } from './forks.ts'
 import { HostRoom } from './host-room.ts'
 import type {
   CreateInstance,
@@ -43,36 +42,33 @@ import type {
   UpdateInstance,
   WaitResult,
 } from './instance.ts'
-import { layersOf } from './instance-disks.ts'
-import { instanceLogger } from './instance-log.ts'
 import type { CrashPoint, WorkSettings, WorkUses } from './instance-work.ts'
-import { InstanceWorker, type RequestOptions, type Rewiring, type Story } from './instance-worker.ts'
 import { assertNoNetwork, bandwidthOf, checkCommand, limitsOf } from './limits.ts'
 import type { GuestAccess } from './live-vm.ts'
 import { isLogThere, type LogBatch, readLog } from './log-lines.ts'
 import { type Reclaimed, type ReclaimRequest, reclaimMemory } from './memory-reclaim.ts'
 import { Newcomers, PROBE_LIMIT_MS } from './newcomers.ts'
 import { attachVolume } from './operations/attach-volume.ts'
-import { create, undoCreate } from './operations/create.ts'
+import { create } from './operations/create.ts'
 import { type DeleteOptions, deleteInstance } from './operations/delete.ts'
 import { detachVolume } from './operations/detach-volume.ts'
-import { fork, type TargetState } from './operations/fork.ts'
+import type { TargetState } from './operations/fork.ts'
 import { growVolume } from './operations/grow-volume.ts'
 import { hold, startByPolicy, stopToRestart, type WantedRestart } from './operations/restart.ts'
-import { restore } from './operations/restore.ts'
-import { pointOf, restoreSnapshot, targetOf, variablesOf } from './operations/restore-snapshot.ts'
+import { restoreSnapshot, targetOf } from './operations/restore-snapshot.ts'
 import { type SnapshotRequest, snapshot } from './operations/snapshot.ts'
-import { isKeptAwake, type StandbyOptions, type StayAwake, standby } from './operations/standby.ts'
+import type { StandbyOptions, StayAwake } from './operations/standby.ts'
 import { type Admit, type StartOverrides, start } from './operations/start.ts'
 import { type StopOptions, stop } from './operations/stop.ts'
 import { update } from './operations/update.ts'
-import { type HeldPoint, Points } from './points.ts'
 import { PublishedPorts } from './published-ports.ts'
-import { type Reconciled, reconcile } from './reconcile.ts'
+import type { Reconciled } from './reconcile.ts'
 import { SharedReads } from './shared-reads.ts'
-import { SleepCompressions } from './sleep-compressions.ts'
-import { holdsDevice, nicOf, vmSpecOf } from './vm-spec-of.ts'
+import { Sleeps } from './sleeps.ts'
+import { takeUp } from './take-up.ts'
+import { nicOf } from './vm-spec-of.ts'
 import { type WaitFor, waitForState } from './wait.ts'
+import { Workers } from './workers.ts'
 
 export interface InstancesUses {
   readonly db: Database
@@ -100,8 +96,6 @@ export interface InstancesUses {
 
 /** How much of an id is enough to name an instance. */
 const MIN_PREFIX = 4
-const NETWORK_LIMIT_MS = 60_000
-const DEVICES_LIMIT_MS = 60_000
 
 export class Instances implements AsyncDisposable {
   readonly #uses: InstancesUses
@@ -111,17 +105,11 @@ export class Instances implements AsyncDisposable {
   readonly room: HostRoom
   readonly #ports: PublishedPorts
   readonly #newcomers: Newcomers
-  readonly #points: Points
-  readonly #consolidations: Consolidations
-  readonly #logReads = new SharedReads()
-  readonly #compressions: SleepCompressions
   readonly #work: WorkUses
-  readonly #workers = new Map<InstanceId, InstanceWorker>()
-  readonly #end = new AbortController()
-  /** Those that sleep for a moment, to give memory back. */
-  readonly #naps = new Map<InstanceId, Promise<void>>()
-  readonly #idleListeners = new Set<(id: InstanceId) => void>()
-  #isClosed = false
+  readonly #workers: Workers
+  readonly #sleeps: Sleeps
+  readonly #forks: Forks
+  readonly #logReads = new SharedReads()
   #isReclaiming = false
 
   constructor(uses: InstancesUses) {
@@ -136,36 +124,6 @@ export class Instances implements AsyncDisposable {
       ...(makeRoom === undefined ? {} : { makeRoom }),
     })
     this.#ports = new PublishedPorts(this.#rows, config.network.publishAddress)
-    this.#newcomers = new Newcomers({
-      ...uses,
-      rows: this.#rows,
-      room: this.room,
-      ports: this.#ports,
-      hypervisorOf: (name) => this.#hypervisor(name),
-      assertOpen: () => this.#assertOpen(),
-    })
-    this.#points = new Points({
-      paths: uses.paths,
-      request: async (id, story) => this.#workerOf(this.get(id)).request('fork', story),
-      claim: ({ instance }, takers) => this.#claim(instance, takers),
-      sweep: ({ instance }) => this.#sweepUnused(layersOf(instance)),
-    })
-    const crashPoint = uses.crashPoint ?? (async () => undefined)
-    const sleepUses = {
-      memory: uses.memory,
-      paths: uses.paths,
-      log: uses.log,
-      crashPoint,
-      find: (id: InstanceId) => this.find(id),
-      perform: async (id: InstanceId, name: string, story: Story) => this.#workerOf(this.get(id)).perform(name, undefined, story),
-    }
-    this.#consolidations = new Consolidations({ ...sleepUses, maxBytesPerSecond: uses.config.snapshots.consolidationBytesPerSecond })
-    this.#compressions = new SleepCompressions({
-      ...sleepUses,
-      jobs: uses.compressing,
-      isBaseShared: (base, id) => this.#standsOn(base, id),
-      endConsolidation: (id) => this.#consolidations.cancel(id),
-    })
     const { stopGraceMs, deleteGraceMs, bootLimitMs, logMaxBytes } = uses.config.instances
     this.#work = {
       db: uses.db,
@@ -180,13 +138,8 @@ export class Instances implements AsyncDisposable {
       network: uses.network,
       devices: uses.devices,
       egress: uses.egress,
-      sleepJobs: {
-        cancel: async (id) => {
-          await this.#compressions.cancel(id)
-          await this.#consolidations.cancel(id)
-        },
-      },
-      crashPoint,
+      sleepJobs: { cancel: (id) => this.#sleeps.cancelJobs(id) },
+      crashPoint: uses.crashPoint ?? (async () => undefined),
       settings: {
         ...uses.settings,
         diskIo: { capacityBps: uses.config.limits.diskIoBps, ratio: uses.config.limits.diskIoRatio, cpus: uses.host.cpus },
@@ -199,43 +152,40 @@ export class Instances implements AsyncDisposable {
       hypervisorOf: (name) => this.#hypervisor(name),
       isBaseShared: (base, id) => this.#standsOn(base, id),
     }
+    const [find, get] = [this.find.bind(this), this.get.bind(this)]
+    const { log } = uses
+    this.#workers = new Workers({ work: this.#work, log, get })
+    const doors = { work: this.#work, workers: this.#workers, room: this.room, find, get }
+    this.#newcomers = new Newcomers({
+      ...uses,
+      rows: this.#rows,
+      room: this.room,
+      ports: this.#ports,
+      hypervisorOf: (name) => this.#hypervisor(name),
+      assertOpen: () => this.#workers.assertOpen(),
+    })
+    this.#sleeps = new Sleeps({
+      ...doors,
+      log,
+      compressing: uses.compressing,
+      consolidationBytesPerSecond: config.snapshots.consolidationBytesPerSecond,
+      admitAgain: this.#admitAgain,
+    })
+    this.#forks = new Forks({
+      ...doors,
+      newcomers: this.#newcomers,
+      carryOver: (snapshot, wanted, given) => this.#carryOver(snapshot, wanted, given),
+      compress: (id) => this.#sleeps.compress(id),
+    })
   }
 
   /**
    * Compares what is stored with what is true and mends it: VMs that outlived the last daemon are held again, what was cut short is
    * undone or finished. Once, before the first request. Resolves when every instance is in a true state or on its way there.
    */
-  async recover(): Promise<Reconciled> {
-    const { network, egress, log } = this.#uses
-    // What is under way may have been cut short with its place in the network taken; whoever undoes it gives it up.
-    const held = this.list().filter(({ vm, operation }) => vm !== undefined || operation !== undefined)
-    const egressStep = (): Step => ({ signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log })
-    await egress.recover(held, egressStep())
-    const nics = held.flatMap((instance) => {
-      const nic = nicOf(instance)
-      return nic === undefined ? [] : [{ ...nic, ...egressOf(instance, egress.portOf(instance.id)) }]
-    })
-    await network.recover(
-      nics.filter(({ id }) => network.addressOf(id) !== undefined),
-      { signal: AbortSignal.timeout(NETWORK_LIMIT_MS), log },
-    )
-    await this.#uses.devices.recover((id) => this.find(id) !== undefined, { signal: AbortSignal.timeout(DEVICES_LIMIT_MS), log })
-    const reconciled = await reconcile({
-      ...this.#work,
-      log: this.#uses.log,
-      hypervisors: this.#uses.hypervisors,
-      workerOf: (instance) => this.#workerOf(instance),
-    })
-    await egress.mend(
-      this.list().filter(({ vm }) => vm !== undefined),
-      egressStep(),
-    )
-    // Those that the last daemon did not come to.
-    for (const { id, sleep } of this.list({ state: 'Standby' })) {
-      if (sleep?.wakes) this.restore(id).catch(() => undefined)
-      else this.#attendSleep(id)
-    }
-    return reconciled
+  recover(): Promise<Reconciled> {
+    const { hypervisors, log } = this.#uses
+    return takeUp({ ...this.#work, hypervisors, log, sleeps: this.#sleeps, workerOf: (instance) => this.#workers.of(instance) })
   }
 
   // Looking
@@ -276,8 +226,7 @@ export class Instances implements AsyncDisposable {
 
   /** True while work is under way or waiting, for one instance or for any. */
   isBusy(id?: InstanceId): boolean {
-    if (id !== undefined) return this.#workers.get(id)?.isBusy ?? false
-    return [...this.#workers.values()].some((worker) => worker.isBusy)
+    return this.#workers.isBusy(id)
   }
 
   /** True while an instance stands on that image, so that it may not be deleted. */
@@ -294,16 +243,16 @@ export class Instances implements AsyncDisposable {
 
   /** Resolves when the VM runs and the instance is Initializing; the guest is then still on its way. */
   async create(request: CreateInstance): Promise<Instance> {
-    this.#assertOpen()
+    this.#workers.assertOpen()
     const instance = await this.#newcomers.make(request)
-    await this.#workerOf(instance).perform('create', undefined, create)
+    await this.#workers.of(instance).perform('create', undefined, create)
     return this.get(instance.id)
   }
 
   async start(id: InstanceId, overrides: StartOverrides = {}): Promise<Instance> {
     checkCommand(overrides)
     const hasOverrides = Boolean(overrides.entrypoint?.length || overrides.cmd?.length)
-    return this.#request(id, 'start', (work) => start(work, overrides, this.#admitAgain), {
+    return this.#workers.request(id, 'start', (work) => start(work, overrides, this.#admitAgain), {
       ...(hasOverrides ? { refuseAlready: 'it runs already, and its command can be changed only by a start from Stopped' } : {}),
     })
   }
@@ -313,10 +262,10 @@ export class Instances implements AsyncDisposable {
     const graceMs = force ? 0 : grace
     const options = { ...present('force', force), ...present('graceMs', grace) }
     const { restartPolicy } = this.get(id)
-    const isRefused = this.#workerOf(this.get(id)).admission('stop').answer === 'denied'
-    const stopped = this.#request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
+    const isRefused = this.#workers.of(this.get(id)).admission('stop').answer === 'denied'
+    const stopped = this.#workers.request(id, 'stop', (work) => stop(work, options), graceMs === undefined ? {} : { graceMs })
     // What is Stopped already, or is being stopped by its policy, would be started again: behind that stop, and before any start.
-    const holding = restartPolicy === undefined || isRefused ? undefined : this.#request(id, 'update', async (work) => hold(work))
+    const holding = restartPolicy === undefined || isRefused ? undefined : this.#workers.request(id, 'update', async (work) => hold(work))
     await Promise.all([stopped, holding])
     return this.get(id)
   }
@@ -324,31 +273,19 @@ export class Instances implements AsyncDisposable {
   /** Starts it again, as its policy has it; of one that runs and is not well, it is stopped first. Nothing, when that is no longer so. */
   async restartByPolicy(id: InstanceId, wanted: WantedRestart): Promise<void> {
     // Each half looks again: someone may have stopped, started or changed it meanwhile.
-    if (this.get(id).state === 'Running') await this.#request(id, 'stop', (work) => stopToRestart(work, wanted), { isTentative: true })
-    await this.#request(id, 'start', (work) => startByPolicy(work, this.#admitAgain), { isTentative: true })
+    if (this.get(id).state === 'Running')
+      await this.#workers.request(id, 'stop', (work) => stopToRestart(work, wanted), { isTentative: true })
+    await this.#workers.request(id, 'start', (work) => startByPolicy(work, this.#admitAgain), { isTentative: true })
   }
 
   /** Resolves when its memory is on disk and its VM is gone. Options are refused when it sleeps already. */
-  async standby(id: InstanceId, options: StandbyOptions = {}): Promise<Instance> {
-    // Whoever asks for it is not done with a nap, which is about to end.
-    if (!options.wakes) await this.#naps.get(id)?.catch(() => undefined)
-    const refuse =
-      Object.keys(options).length > 0 ? { refuseAlready: 'it is in standby already, and was compressed as it was asked for then' } : {}
-    try {
-      await this.#request(id, 'standby', (work) => standby(work, options), refuse)
-    } catch (error) {
-      // It joined one that no one had asked for, and that gave way to someone: this one was asked for.
-      if (isKeptAwake(error)) return this.standby(id, options)
-      throw error
-    }
-    return this.#slept(id)
+  standby(id: InstanceId, options: StandbyOptions = {}): Promise<Instance> {
+    return this.#sleeps.standby(id, options)
   }
 
   /** A standby that no one asked for: `stayAwake` may say no, until it is on record. Refused while another one is under way. */
-  async nap(id: InstanceId, stayAwake: StayAwake): Promise<Instance> {
-    const refuse = { refuseAlready: 'it is in standby already, or on its way there' }
-    await this.#request(id, 'standby', (work) => standby(work, { stayAwake }), refuse)
-    return this.#slept(id)
+  nap(id: InstanceId, stayAwake: StayAwake): Promise<Instance> {
+    return this.#sleeps.nap(id, stayAwake)
   }
 
   /** Can its driver put it to sleep? */
@@ -359,72 +296,40 @@ export class Instances implements AsyncDisposable {
 
   /** Is a standby of it under way, or waiting? */
   isFallingAsleep(id: InstanceId): boolean {
-    return this.#workers.get(id)?.pending.includes('standby') ?? false
+    return this.#workers.find(id)?.pending.includes('standby') ?? false
   }
 
   /** The connections that others have opened to it. Rejects while it does not run, and when they cannot be counted. */
   async inbound(id: InstanceId, ignored: IgnoredConnections, step: Step): Promise<Inbound> {
     const instance = this.get(id)
-    const [vm, nic] = [this.#workers.get(id)?.live?.vm, nicOf(instance)]
+    const [vm, nic] = [this.#workers.find(id)?.live?.vm, nicOf(instance)]
     if (vm === undefined) throw new AppError('guest_unavailable', `The VM of ${instance.name} is not held`)
     return nic === undefined ? { active: 0 } : this.#uses.network.inbound(vm, nic, ignored, step)
   }
 
-  #slept(id: InstanceId): Instance {
-    this.#attendSleep(id, () => this.#expectRestore(id))
-    return this.get(id)
-  }
-
   /** Resolves when the agent has answered. */
-  async restore(id: InstanceId): Promise<Instance> {
-    try {
-      return await this.#request(id, 'restore', (work) => this.room.reserving(id, () => restore(work, this.#admitAgain)))
-    } catch (error) {
-      // It sleeps on, and what the attempt cancelled is still to be done.
-      this.#attendSleep(id)
-      throw error
-    }
+  restore(id: InstanceId): Promise<Instance> {
+    return this.#sleeps.restore(id)
   }
 
   /** A second instance that goes on from where this one is. Resolves when it is in its target state. */
-  async fork(id: InstanceId, request: ForkInstance): Promise<Instance> {
-    this.#assertOpen()
-    const source = this.get(id)
-    const target = request.target ?? defaultTargetOf(source.state)
-    const admission = admit('fork', this.#subject(source, { isQueued: true }))
-    if (admission.answer === 'denied') throw this.#denied(source, 'fork', admission.reason)
-    const child = await this.#newcomers.makeFork(source, request, target)
-    const wanted = { fromRunning: request.fromRunning === true, diskOnly: target === 'Stopped' }
-    return this.#goOn(child, target, () => this.#points.take(source, child.id, wanted))
+  fork(id: InstanceId, request: ForkInstance): Promise<Instance> {
+    return this.#forks.fork(id, request)
   }
 
   /** A new instance that goes on from a snapshot, whose source may be gone; from its disk alone with another `hypervisor` if that is wanted. */
-  async forkSnapshot(kept: Snapshot, request: ForkInstance, hypervisor?: HypervisorName): Promise<Instance> {
-    this.#assertOpen()
-    const target = targetOf(kept, request.target)
-    const { gpu } = kept.instance
-    const snapshot = await this.#carryOver(kept, hypervisor, gpu === undefined ? {} : { gpu })
-    // Once the source is gone, no one knows more than the snapshot.
-    const source = this.find(kept.instance.id)
-    const env = source === undefined ? snapshot.instance.env : variablesOf(snapshot, source)
-    const child = await this.#newcomers.makeFork({ ...snapshot.instance, env }, request, target)
-    const point = pointOf(snapshot, this.#uses.paths.snapshotDir(snapshot.id, snapshot.generation))
-    return this.#goOn(child, target, async () => {
-      // What was deleted meanwhile cannot be claimed.
-      if (this.#snapshots.find(snapshot.id) === undefined) throw new AppError('not_found', `There is no snapshot ${snapshot.id} any more`)
-      this.#claim(point.instance, [child.id])
-      return { point, [Symbol.asyncDispose]: async () => this.#sweepUnused(layersOf(point.instance)) }
-    })
+  forkSnapshot(kept: Snapshot, request: ForkInstance, hypervisor?: HypervisorName): Promise<Instance> {
+    return this.#forks.forkSnapshot(kept, request, hypervisor)
   }
 
   /** A kept point of the instance. Resolves when it is whole on disk. */
   async snapshot(id: InstanceId, request: Omit<SnapshotRequest, 'id'>): Promise<Snapshot> {
-    this.#assertOpen()
+    this.#workers.assertOpen()
     const snapshotId = createId()
     const { name } = this.get(id)
-    const admission = admit('snapshot', this.#subject(this.get(id), { isQueued: true }))
+    const admission = this.#workers.admission(this.get(id), 'snapshot', { isQueued: true })
     if (admission.answer === 'denied') throw new AppError('conflict', `A snapshot of ${name} cannot be taken now: ${admission.reason}`)
-    await this.#request(id, 'snapshot', (work) => snapshot(work, { ...request, id: snapshotId }))
+    await this.#workers.request(id, 'snapshot', (work) => snapshot(work, { ...request, id: snapshotId }))
     const taken = this.#snapshots.find(snapshotId)
     if (taken === undefined) throw new AppError('not_found', `The snapshot of ${name} was deleted as soon as it was taken`)
     return taken
@@ -436,7 +341,7 @@ export class Instances implements AsyncDisposable {
       throw new AppError('invalid_request', `The snapshot ${taken.id} is of another instance, ${taken.instance.name}`)
     const target = targetOf(taken, wanted)
     const kept = await this.#carryOver(taken, hypervisor, this.get(id))
-    return this.#request(id, 'restore_snapshot', (work) =>
+    return this.#workers.request(id, 'restore_snapshot', (work) =>
       this.room.reserving(id, async () => {
         const judge = await this.room.admitAs(work, { ...kept.instance, runs: target === 'Running' })
         if (target === 'Running' || kept.instance.overlayBytes > work.instance.overlayBytes) judge()
@@ -448,7 +353,7 @@ export class Instances implements AsyncDisposable {
   async delete(id: InstanceId, options: DeleteOptions = {}): Promise<void> {
     const instance = this.get(id)
     const graceMs = options.graceful === false ? 0 : this.#uses.config.instances.deleteGraceMs
-    await this.#workerOf(instance).request('delete', (work) => deleteInstance(work, options), { graceMs })
+    await this.#workers.of(instance).request('delete', (work) => deleteInstance(work, options), { graceMs })
   }
 
   /** Changes what the patch names, all or nothing. */
@@ -463,7 +368,7 @@ export class Instances implements AsyncDisposable {
       assertHotplug(this.#hypervisor(current.hypervisor), rest.hotplugBytes, rest.memoryBytes ?? current.memoryBytes, limits)
     }
     const mayGrow = rest.overlayBytes !== undefined || rest.diskIoBps !== undefined || rest.hotplugBytes !== undefined
-    return await this.#request(id, 'update', (work) =>
+    return await this.#workers.request(id, 'update', (work) =>
       this.room.reserving(id, async () => {
         const { instance } = work
         const then = {
@@ -482,16 +387,16 @@ export class Instances implements AsyncDisposable {
 
   /** Gives host memory back, or says of each instance why it does not. Throws `conflict` while another one is under way. */
   async reclaimMemory(request: ReclaimRequest): Promise<Reclaimed> {
-    this.#assertOpen()
+    this.#workers.assertOpen()
     if (this.#isReclaiming) throw new AppError('conflict', 'Memory is being given back already: ask again when that is done')
     this.#isReclaiming = true
     try {
       return await reclaimMemory(request, {
         log: this.#uses.log,
         list: () => this.list(),
-        usage: async (id) => this.#workers.get(id)?.live?.vm.usage(),
-        obstacle: (instance) => this.#napObstacle(instance),
-        nap: (id) => this.#napToReclaim(id),
+        usage: async (id) => this.#workers.find(id)?.live?.vm.usage(),
+        obstacle: (instance) => this.#sleeps.obstacle(instance),
+        nap: (id) => this.#sleeps.napAndWake(id),
         releaseWaiting: async (untilMs) => {
           let bytes = 0
           for (const hypervisor of this.#uses.hypervisors.values()) bytes += (await hypervisor.releaseWaiting?.(untilMs)) ?? 0
@@ -509,37 +414,9 @@ export class Instances implements AsyncDisposable {
     }
   }
 
-  #napObstacle(instance: Instance): string | undefined {
-    if (instance.state !== 'Running') return `it is ${instance.state}`
-    if (this.isBusy(instance.id)) return 'it is in the middle of an operation'
-    const admission = admit('standby', this.#subject(instance))
-    return admission.answer === 'denied' ? admission.reason : undefined
-  }
-
-  async #napToReclaim(id: InstanceId): Promise<void> {
-    const nap = this.#napAndWake(id)
-    this.#naps.set(id, nap)
-    try {
-      await nap
-    } finally {
-      this.#naps.delete(id)
-    }
-  }
-
-  /** What it takes of the host is kept for it meanwhile. */
-  async #napAndWake(id: InstanceId): Promise<void> {
-    const sleepAndWake = async (): Promise<void> => {
-      await this.standby(id, { compression: 'off', wakes: true })
-      await this.#consolidations.settled(id)
-      // What fails here for a moment must not leave it asleep.
-      await this.restore(id).catch(() => this.restore(id))
-    }
-    await this.room.reserving(id, sleepAndWake, { ...this.get(id), runs: true })
-  }
-
   /** Resolves when it is mounted, of an instance that runs, or will be with its next start. */
   async attachVolume(id: InstanceId, mount: MountRequest): Promise<Instance> {
-    return this.#request(id, 'attach_volume', (work) =>
+    return this.#workers.request(id, 'attach_volume', (work) =>
       attachVolume(work, mount, { judge: (bytes) => this.room.admitDisk(work.instance.name, bytes) }),
     )
   }
@@ -547,12 +424,12 @@ export class Instances implements AsyncDisposable {
   /** Throws `in_use` while something in the guest uses it. */
   async detachVolume(id: InstanceId, volume: string): Promise<Instance> {
     const { id: volumeId } = this.#uses.volumes.resolve(volume)
-    return this.#request(id, 'detach_volume', (work) => detachVolume(work, volumeId))
+    return this.#workers.request(id, 'detach_volume', (work) => detachVolume(work, volumeId))
   }
 
   /** A volume becomes larger, whether it is attached or not. */
   async growVolume(text: string, bytes: number): Promise<Volume> {
-    this.#assertOpen()
+    this.#workers.assertOpen()
     const { volumes } = this.#uses
     const volume = volumes.resolve(text)
     if (bytes < volume.bytes) throw new AppError('invalid_size', `The volume ${volume.name} can only grow`)
@@ -565,7 +442,7 @@ export class Instances implements AsyncDisposable {
       })
     }
     const { name } = this.get(holder.instanceId)
-    await this.#request(holder.instanceId, 'attach_volume', (work) =>
+    await this.#workers.request(holder.instanceId, 'attach_volume', (work) =>
       growVolume(work, volume.id, bytes, { judge: (more) => this.room.admitVolume(name, more) }),
     )
     return volumes.resolve(volume.id)
@@ -576,7 +453,7 @@ export class Instances implements AsyncDisposable {
     for (const id of this.#rows.findExpired(Date.now())) {
       const instance = this.find(id)
       if (!instance || this.isBusy(id)) continue
-      this.#workerOf(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
+      this.#workers.of(instance).log.info({ expiresAtMs: instance.expiresAtMs }, 'instance expired and is deleted')
       around(instance, () => this.delete(id)).catch(() => undefined)
     }
   }
@@ -587,7 +464,7 @@ export class Instances implements AsyncDisposable {
     if (wanted.state === 'Unknown') throw new AppError('invalid_state', 'Unknown cannot be waited for')
     this.get(id)
     return waitForState(id, wanted, {
-      onChange: (listener) => this.#onChange(id, listener),
+      onChange: (listener) => this.#workers.onChange(id, listener),
       find: (it) => this.find(it),
       isBusy: (it) => this.isBusy(it),
     })
@@ -596,7 +473,7 @@ export class Instances implements AsyncDisposable {
   /** What the VMM has used; zeros when none runs. */
   async stats(id: InstanceId): Promise<InstanceStats> {
     const instance = this.get(id)
-    const usage = await this.#workers.get(id)?.live?.vm.usage()
+    const usage = await this.#workers.find(id)?.live?.vm.usage()
     const traffic = this.#uses.network.traffic(id)
     return {
       instance,
@@ -611,9 +488,8 @@ export class Instances implements AsyncDisposable {
   /** What callers do in the guest. Throws `invalid_state` unless Running, `guest_unavailable` when it does not answer. */
   async guest(id: InstanceId, step: Step, operation: 'exec' | 'copy' | 'stat' = 'exec'): Promise<GuestAccess> {
     const instance = this.get(id)
-    const { live } = this.#workerOf(instance)
-    const admission = admit(operation, this.#subject(instance, { isQueued: true }))
-    if (admission.answer === 'denied') throw this.#denied(instance, operation, admission.reason)
+    const { live } = this.#workers.of(instance)
+    this.#workers.assertAdmitted(instance, operation)
     if (!live) throw new AppError('guest_unavailable', `The guest of ${instance.name} does not answer`)
     const guest = await live.connected(step)
     return {
@@ -629,7 +505,7 @@ export class Instances implements AsyncDisposable {
    * in the middle of an operation, or has been in one before the look was over: a guest that stood still says nothing of itself.
    */
   async observe<T>(id: InstanceId, step: Step, look: (guest: GuestClient, address?: string) => Promise<T>): Promise<T | undefined> {
-    const worker = this.#workers.get(id)
+    const worker = this.#workers.find(id)
     const instance = this.find(id)
     if (worker?.live === undefined || worker.isBusy || instance?.state !== 'Running') return undefined
     const { live, turns } = worker
@@ -668,14 +544,14 @@ export class Instances implements AsyncDisposable {
       follow,
       shared: this.#logReads,
       isOver,
-      onChange: (listener) => this.#onChange(id, listener),
+      onChange: (listener) => this.#workers.onChange(id, listener),
       ...(signal === undefined ? {} : { signal }),
     })
   }
 
   /** Resolves when no sleeping state is being consolidated, or waits for it. */
   consolidated(): Promise<void> {
-    return this.#consolidations.settled()
+    return this.#sleeps.consolidated()
   }
 
   // The end
@@ -685,12 +561,7 @@ export class Instances implements AsyncDisposable {
    * start is undone, a stop or delete is finished by the next daemon. VMs go on.
    */
   async close(graceMs: number): Promise<void> {
-    this.#isClosed = true
-    const limit = setTimeout(() => this.#end.abort(new AppError('shutting_down', 'The daemon is shutting down')), graceMs)
-    // Each may wait for the other: a consolidation for its turn with a worker, a worker for one that it cancels.
-    const jobs = [this.#consolidations, this.#uses.compressing].map((job) => job[Symbol.asyncDispose]())
-    await Promise.all([...jobs, ...[...this.#workers.values()].map((worker) => worker.close())])
-    clearTimeout(limit)
+    await this.#workers.close(graceMs, () => [this.#sleeps, this.#uses.compressing].map((jobs) => jobs[Symbol.asyncDispose]()))
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -703,128 +574,12 @@ export class Instances implements AsyncDisposable {
     return this.room.admitAs(work, { ...work.instance, runs: true })
   }
 
-  /** Begins what is done with a sleeping state in the background. What is compressed at once needs no base of its own first. */
-  #attendSleep(id: InstanceId, onConsolidated?: () => void): void {
-    const sleep = this.find(id)?.sleep
-    if (sleep === undefined) return
-    if (sleep.compress === undefined || sleep.compress.atMs > Date.now()) this.#consolidations.begin(id, onConsolidated)
-    this.#compressions.begin(id)
-  }
-
-  /** Who has just gone to sleep may soon be woken: its driver makes ready for it. */
-  #expectRestore(id: InstanceId): void {
-    const instance = this.find(id)
-    if (instance?.sleep === undefined) return
-    const { paths, network, settings } = this.#work
-    const image = this.#uses.images.byDigest(instance.imageDigest)
-    const { generation, base } = instance.sleep
-    if (image === undefined) return
-    const spec = vmSpecOf(instance, { image, paths, network, ...settings })
-    const capture = { dir: paths.instanceSleep(id, generation), base, isShared: this.#standsOn(base, id) }
-    this.#hypervisor(instance.hypervisor).expectRestore?.(spec, capture)
-  }
-
-  /** A fork's row and its way to `target`; what cannot be taken leaves nothing. */
-  async #goOn(child: Instance, target: TargetState, take: () => Promise<HeldPoint>): Promise<Instance> {
-    let held: HeldPoint
-    try {
-      held = await take()
-    } catch (error) {
-      await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) => undoCreate(work, error))
-      throw error
-    }
-    await using point = held
-    await this.#workerOf(this.get(child.id)).perform('create', undefined, (work) =>
-      fork(work, point.point, { target, admit: this.room.admitAs }),
-    )
-    this.#compressions.begin(child.id)
-    return this.get(child.id)
-  }
-
-  /**
-   * Rows of forks name the layers that they will stand on, and have volumes of their own for those that the source writes to. One that was
-   * asked something meanwhile has a worker, which follows.
-   */
-  #claim(source: Instance, takers: readonly InstanceId[]): void {
-    const { db, events, volumes } = this.#uses
-    const claimed = db.transaction(() => {
-      const found = takers.flatMap((id) => this.#rows.find(id) ?? [])
-      return found.map((before) => {
-        const own = source.volumes.map((attachment) => volumes.attachmentOfFork(attachment, before))
-        const taker = { ...before, disk: source.disk, volumes: own }
-        followAttachments({ rows: volumes.rows, events }, taker, before.volumes, own)
-        this.#rows.update(taker)
-        return taker
-      })
-    })
-    for (const taker of claimed) {
-      const worker = this.#workers.get(taker.id)
-      if (worker) worker.instance = taker
-    }
-  }
-
-  async #sweepUnused(disk: readonly string[]): Promise<void> {
-    await this.#uses.disks.release(disk)
-    await this.#uses.memory.sweepBases()
-  }
-
   #standsOn(base: BaseRef, except?: InstanceId): boolean {
     return (
       this.#rows.list().some(({ id, vm, sleep }) => id !== except && (vm?.machine?.base === base || sleep?.base === base)) ||
       this.#snapshots.standsOn(base) ||
-      this.#points.standsOn(base)
+      this.#forks.standsOn(base)
     )
-  }
-
-  /** As the gate sees it; `isQueued` with what is under way for it. */
-  #subject(instance: Instance, { isQueued = false } = {}): Subject {
-    return {
-      state: instance.state,
-      capabilities: this.#hypervisor(instance.hypervisor).capabilities,
-      holdsDevice: holdsDevice(instance),
-      skipsGuestAgent: instance.skipGuestAgent,
-      ...(isQueued ? { pending: this.#workerOf(instance).pending } : {}),
-    }
-  }
-
-  #denied({ name, state }: Instance, operation: Operation, reason: string): AppError {
-    return new AppError('invalid_state', `The instance ${name} cannot take ${operation} now: ${reason}`, { detail: { state } })
-  }
-
-  async #request(id: InstanceId, verb: Transition | Rewiring, story: Story, options: RequestOptions = {}): Promise<Instance> {
-    this.#assertOpen()
-    await this.#workerOf(this.get(id)).request(verb, story, options)
-    return this.get(id)
-  }
-
-  /** Calls `listener` when the instance has changed, and when nothing is under way for it any more. */
-  #onChange(id: InstanceId, listener: () => void): Disposable {
-    const onIdle = (idle: InstanceId) => idle === id && listener()
-    this.#idleListeners.add(onIdle)
-    const listening = this.#uses.events.listen(({ subject }) => subject === id && listener())
-    return {
-      [Symbol.dispose]: () => {
-        this.#idleListeners.delete(onIdle)
-        listening[Symbol.dispose]()
-      },
-    }
-  }
-
-  #workerOf(instance: Instance): InstanceWorker {
-    const known = this.#workers.get(instance.id)
-    if (known) return known
-    const { paths, log, config } = this.#uses
-    const worker = new InstanceWorker(instance, {
-      work: this.#work,
-      log: instanceLogger(log, instance, { path: paths.instanceLogs(instance.id).daemon, maxBytes: config.instances.logMaxBytes }),
-      signal: this.#end.signal,
-      onForgotten: () => this.#workers.delete(instance.id),
-      onIdle: () => {
-        for (const listener of this.#idleListeners) listener(instance.id)
-      },
-    })
-    this.#workers.set(instance.id, worker)
-    return worker
   }
 
   async #carryOver(
@@ -849,15 +604,7 @@ export class Instances implements AsyncDisposable {
     }
     return hypervisor
   }
-
-  #assertOpen(): void {
-    if (this.#isClosed) throw new AppError('shutting_down', 'The daemon is shutting down')
-  }
 }
-
-/** How its network is to lead it out. */
-const egressOf = ({ egress }: Pick<Instance, 'egress'>, proxyPort: number | undefined): Pick<Nic, 'egress'> =>
-  egress === undefined ? {} : { egress: { mode: egress.mode, proxyPort } }
 
 /** Of an update: 0 takes the rate away. */
 const diskIoOf = (asked: number | undefined, { diskIoBps }: Pick<Instance, 'diskIoBps'>): Pick<Instance, 'diskIoBps'> =>
