@@ -118,10 +118,12 @@ export class GuestClient implements AsyncDisposable {
         .bytes(TAG.ENTROPY, randomBytes(ENTROPY_BYTES))
         .number(TAG.CLOCK_NS, clockNs())
         .finish()
+    const askedAt = performance.now()
     const answer = await this.#ask('The workload could not be started', Buffer.concat([head(), fields]), step, GO_LIMIT_MS)
+    const onItsWayMs = performance.now() - askedAt - workedMs(answer)
     this.#bootNonce = nonceOf(answer) ?? this.#bootNonce
     this.#events.started.resolve()
-    step.log.debug({ timings: timingsOf(answer) }, 'guest started')
+    step.log.debug({ timings: timingsOf(answer), onItsWayMs }, 'guest started')
   }
 
   /** Resolves once the workload has been started, by whomever. Rejects when it ended before that, or the connection did. */
