@@ -14,8 +14,13 @@ export function inOwnNetwork(file: string): boolean {
   test(`in a network namespace: ${file.split('/').at(-1)}`, (t) => {
     if (process.geteuid?.() !== 0) return t.skip('a network namespace is for root')
     // What is below /sys is of the namespace in which it was mounted.
-    const script = 'mount -t sysfs none /sys && ip link set lo up && exec "$0" --test --test-concurrency=1 --test-reporter=spec "$1"'
-    const { status, stdout } = spawnSync('unshare', ['--net', '--mount', 'sh', '-c', script, process.execPath, file], {
+    const script = 'mount -t sysfs none /sys && ip link set lo up && exec "$0" --test --test-concurrency=1 "$@"'
+    // What this side says comes at the end, which may be long in coming where everything is slow: there it is told meanwhile, too.
+    const reports = ['stdout', ...(timeFactor > 1 ? ['stderr'] : [])].flatMap((to) => [
+      '--test-reporter=spec',
+      `--test-reporter-destination=${to}`,
+    ])
+    const { status, stdout } = spawnSync('unshare', ['--net', '--mount', 'sh', '-c', script, process.execPath, ...reports, file], {
       env: { ...process.env, [MARK]: '1', NODE_TEST_CONTEXT: undefined },
       encoding: 'utf8',
       stdio: ['ignore', 'pipe', 'inherit'],
