@@ -6,6 +6,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Cgroups } from '../host/cgroups.ts'
 import { killFamily } from '../host/process-identity.ts'
 import { findShims } from './find-shims.ts'
+import { removeOwnDir } from './own-dir.ts'
 
 /** A run directory is one VM's. What a dead one left is cleared away; a living one is never started over. */
 export async function makeRunDir(runDir: string): Promise<void> {
@@ -19,6 +20,7 @@ export async function clearRunDir(runDir: string): Promise<void> {
   // Every shim's directory exists, so only then is there one to be looked for.
   if (!existsSync(runDir)) return
   if ((await findShims(runDir)).length > 0) throw new AppError('conflict', `A VM still runs in ${runDir}`)
+  await removeOwnDir(runDir)
   await rm(runDir, { recursive: true, force: true })
 }
 
@@ -27,7 +29,7 @@ export async function sweepRunDir(runDir: string, cgroups: Cgroups | undefined):
   const limit = { signal: AbortSignal.timeout(10_000) }
   // The VMM and the network helper die with their shim.
   for (const shim of await findShims(runDir)) await killFamily(shim, limit)
-  // A VMM's own directory may still be written by it as it ends.
-  await rm(runDir, { recursive: true, force: true, maxRetries: 5 })
+  await removeOwnDir(runDir)
+  await rm(runDir, { recursive: true, force: true })
   await cgroups?.remove(path.basename(runDir))
 }
