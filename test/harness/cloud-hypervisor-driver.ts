@@ -1,52 +1,16 @@
-/** The real Cloud Hypervisor driver for a test, as qemu-driver.ts has QEMU's; and why there is none here. */
-import { join } from 'node:path'
+/** The real Cloud Hypervisor driver for a test, as qemu-driver.ts has QEMU's. */
 import { CloudHypervisor, type CloudHypervisorUses } from '../../packages/daemon/src/hypervisors/cloud-hypervisor/cloud-hypervisor.ts'
-import { artefacts, type GuestManners, makeStep, type QemuUnderTest, qemuUnderTest } from './qemu-driver.ts'
-import { kvmProbeLimitMs } from './slow-host.ts'
+import { type KvmDriverUnderTest, kvmDriverUnderTest, whyNot } from './kvm-driver.ts'
+import type { GuestManners } from './qemu-driver.ts'
 
-export interface CloudHypervisorUnderTest extends Omit<QemuUnderTest, 'hypervisor'> {
-  readonly hypervisor: CloudHypervisor
-}
+export type CloudHypervisorUnderTest = KvmDriverUnderTest<CloudHypervisor>
 
-/** Its machines have no network. */
-export async function cloudHypervisorUnderTest(
+export const cloudHypervisorUnderTest = (
   guest: GuestManners,
   changes: Partial<CloudHypervisorUses> = {},
-): Promise<CloudHypervisorUnderTest> {
-  const house = await qemuUnderTest('qemu', guest)
-  const { dir, memory } = house
-  const isRoot = process.geteuid?.() === 0
-  const hypervisor = new CloudHypervisor({
-    memory,
-    log: makeStep().log,
-    shimPath: artefacts.shimPath,
-    kernelPath: artefacts.kernelPath,
-    initrdPath: artefacts.initrdPath,
-    program: { file: undefined, searchPath: process.env.PATH ?? '' },
-    workDir: join(dir, 'work'),
-    probeFile: join(dir, 'cloud-hypervisor-kvm.json'),
-    ...(kvmProbeLimitMs === undefined ? {} : { kvmProbeLimitMs }),
-    awaitParked: guest.awaitParked,
-    ...(isRoot ? { goldenUser: { uid: GOLDEN_UID, gid: GOLDEN_UID } } : {}),
-    ...changes,
-  })
-  return {
-    ...house,
-    hypervisor,
-    async makeSpec(changes = {}) {
-      const { nic: _nic, ...spec } = await house.makeSpec(changes)
-      return changes.nic === undefined ? spec : { ...spec, nic: changes.nic }
-    },
-  }
-}
+): Promise<CloudHypervisorUnderTest> => kvmDriverUnderTest(guest, GOLDEN_UID, (uses) => new CloudHypervisor({ ...uses, ...changes }))
 
 /** Undefined when it can be tried here. */
-export async function whyNoCloudHypervisor(guest: GuestManners): Promise<string | undefined> {
-  await using driver = await cloudHypervisorUnderTest(guest)
-  // A VM keeps no process from ending, and nothing else is here yet that would.
-  const awake = setInterval(() => undefined, 60_000)
-  const { available, reason } = await driver.hypervisor.probe(makeStep()).finally(() => clearInterval(awake))
-  return available ? undefined : (reason ?? 'it is not available')
-}
+export const whyNoCloudHypervisor = (guest: GuestManners): Promise<string | undefined> => whyNot(cloudHypervisorUnderTest(guest))
 
 const GOLDEN_UID = 599_998
