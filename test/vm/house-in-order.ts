@@ -4,11 +4,10 @@ import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
-import { QMP_SOCKET } from '../../packages/daemon/src/hypervisors/qemu/qemu-vm.ts'
-import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import type { ApiClient } from '../harness/api-client.ts'
 import { cgroupsOf, type FoundProcess, processesNaming } from '../harness/processes.ts'
-import { artefacts, makeStep } from '../harness/qemu-driver.ts'
+import { artefacts } from '../harness/qemu-driver.ts'
+import { stateOfVmm, VMMS } from './vmms.ts'
 
 export interface ShownInstance {
   readonly id: string
@@ -45,6 +44,8 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
 
   const { shims, vmms, helpers } = await processesOfInstances(dir)
   const disks = disksOf(dir)
+  const bridged = bridgedOnes(dir)
+  const hasHelper = ({ id, network }: ShownInstance): boolean => network.enabled !== false && !bridged.has(id)
   for (const instance of instances) {
     const { id, name } = instance
     const isRunning = running.includes(instance)
@@ -53,15 +54,15 @@ export async function assertHostInOrder(dir: string, instances: readonly ShownIn
     const children = [vmms, helpers].map((found) => found.filter(({ parent }) => parent === own[0]?.pid))
     assert.deepEqual(
       children.map(({ length }) => length),
-      isRunning ? [1, instance.network.enabled === false ? 0 : 1] : [0, 0],
+      isRunning ? [1, hasHelper(instance) ? 1 : 0] : [0, 0],
       `VMM and network helper of ${name}`,
     )
     if (isRunning) assertLayers(dir, instance, disks.get(id) ?? [], openFiles(children[0]?.[0]?.pid ?? 0))
-    assertPorts(instance, isRunning, children[1]?.[0]?.pid)
+    if (!bridged.has(id)) assertPorts(instance, isRunning, children[1]?.[0]?.pid)
   }
   assert.deepEqual(
     [shims.length, vmms.length, helpers.length],
-    [running.length, running.length, running.filter(({ network }) => network.enabled !== false).length],
+    [running.length, running.length, running.filter(hasHelper).length],
     'a shim, a VMM or a network helper runs for no instance',
   )
   await assertCgroups(dir, running)
@@ -84,9 +85,7 @@ async function assertCgroups(dir: string, running: readonly ShownInstance[]): Pr
 /** No VM stands still; sleeping states, snapshots and bases of memory are those that rows name, and nothing is on its way to one. */
 async function assertMemory(dir: string, running: readonly ShownInstance[]): Promise<void> {
   for (const instance of running) {
-    using qmp = await Qmp.connect(join(runDirOf(dir)(instance), QMP_SOCKET), makeStep(10_000))
-    const { status } = (await qmp.execute('query-status', undefined, makeStep(10_000))) as { status: string }
-    assert.equal(status, 'running', `the VM of ${instance.name}`)
+    assert.equal(await stateOfVmm(instance.hypervisor, runDirOf(dir)(instance)), 'running', `the VM of ${instance.name}`)
   }
   const differences = (): string[] => {
     const { asleep, snapshots, bases } = memoryOf(dir)
@@ -121,6 +120,17 @@ function memoryOf(dir: string): { asleep: Map<string, string[]>; snapshots: stri
       snapshots: snapshots.map(({ name }) => String(name)),
       bases: bases.all().flatMap(({ base }) => (String(base).startsWith('base/') ? [String(base).slice('base/'.length)] : [])),
     }
+  } finally {
+    db.close()
+  }
+}
+
+/** Those that have an address on a bridge: their ports are its, and they have no helper. */
+function bridgedOnes(dir: string): Set<string> {
+  const db = new DatabaseSync(join(dir, 'data/dormouse.db'), { readOnly: true })
+  try {
+    const leases = db.prepare('SELECT instance_id AS id FROM leases').all()
+    return new Set(leases.map(({ id }) => String(id)))
   } finally {
     db.close()
   }
@@ -236,19 +246,19 @@ async function processesOfInstances(dir: string): ReturnType<typeof processesOf>
  * command lines name descriptors, not files), network helpers of this repository that they hold or that no shim holds any more.
  */
 export async function processesOf(dir: string): Promise<{ shims: FoundShim[]; vmms: FoundChild[]; helpers: FoundChild[] }> {
-  const called = async (name: string): Promise<FoundChild[]> =>
-    (await processesNaming(name))
-      .filter(({ argv }) => basename(argv[0] ?? '').startsWith(name))
+  const called = async (...names: readonly string[]): Promise<FoundChild[]> =>
+    (await Promise.all(names.map(processesNaming)))
+      .flatMap((found, at) => found.filter(({ argv }) => basename(argv[0] ?? '').startsWith(String(names[at]))))
       .map((it) => ({ ...it, parent: parentOf(it.pid) }))
-  const [allShims, allVmms, allHelpers] = await Promise.all(['dormouse-shim', 'qemu-system', 'dormouse-net'].map(called))
+  const [allShims, allVmms, allHelpers] = await Promise.all([called('dormouse-shim'), called(...VMMS), called('dormouse-net')])
   const isBelow = ({ argv }: FoundProcess): boolean => argv[argv.indexOf('--dir') + 1]?.startsWith(`${dir}/`) === true
-  const shims = (allShims ?? []).filter(isBelow).map((shim) => ({ ...shim, place: placeOf(shim.pid) }))
+  const shims = allShims.filter(isBelow).map((shim) => ({ ...shim, place: placeOf(shim.pid) }))
   const isOurs = (argv: readonly string[]): boolean => argv[0] === artefacts.networkHelperPath
   const isIn = (found: readonly FoundProcess[], pid: number): boolean => found.some((it) => it.pid === pid)
   return {
     shims,
-    vmms: allVmms?.filter(({ pid, parent }) => isIn(shims, parent) || openFiles(pid).some((path) => path.startsWith(dir))) ?? [],
-    helpers: allHelpers?.filter(({ parent, argv }) => isIn(shims, parent) || (isOurs(argv) && !isIn(allShims ?? [], parent))) ?? [],
+    vmms: allVmms.filter(({ pid, parent }) => isIn(shims, parent) || openFiles(pid).some((path) => path.startsWith(dir))),
+    helpers: allHelpers.filter(({ parent, argv }) => isIn(shims, parent) || (isOurs(argv) && !isIn(allShims, parent))),
   }
 }
 
