@@ -457,6 +457,7 @@ test('what cannot be is refused by name', async () => {
   await assert.rejects(instances.create(request('a', { memoryBytes: 2 ** 30 + 1 })), { code: 'invalid_size' })
   await assert.rejects(instances.create(request('a', { overlayBytes: 0 })), { code: 'invalid_overlay_size' })
   await assert.rejects(instances.create(request('a', { hypervisor: 'firecracker' })), { code: 'not_supported' })
+  await assert.rejects(instances.create(request('a', { hypervisor: 'vz' })), { code: 'not_supported', message: /part of macOS/ })
   await assert.rejects(instances.create(request('a', { env: { '': 'x' } })), { code: 'invalid_request' })
   await assert.rejects(instances.create(request('a', { network: { enabled: false, ports: [{ hostPort: 0, guestPort: 1 }] } })), {
     code: 'invalid_request',
