@@ -33,8 +33,10 @@ export const STORIES = [
   // Skipped by name and reason where no program of theirs is at hand.
   'driver-cloud-hypervisor',
   'lifecycle-cloud-hypervisor',
+  'crash-cloud-hypervisor',
   'driver-firecracker',
   'lifecycle-firecracker',
+  'crash-firecracker',
 ] as const
 
 const SAME = 'KVM has no part in it: '
