@@ -1,10 +1,9 @@
 /** A daemon with instances of 2 GiB that change some of their memory, and what can be seen of their sleep from outside. */
 import { readdirSync, statSync } from 'node:fs'
-import { mkdir, open, readdir, readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { mkdir, readdir, readFile } from 'node:fs/promises'
+import { basename, join } from 'node:path'
 import { measureTscKhz } from '../packages/daemon/src/host/host-facts.ts'
 import { pollUntil } from '../packages/daemon/src/host/poll-until.ts'
-import { runCommand } from '../packages/daemon/src/host/run-command.ts'
 import type { DiskSpec } from '../packages/daemon/src/hypervisors/vm-spec.ts'
 import { type CaptureManifest, readManifest } from '../packages/daemon/src/memory/capture-files.ts'
 import { macOf } from '../packages/daemon/src/network/network.ts'
@@ -14,21 +13,14 @@ import { type DaemonProcess, REPOSITORY, startDaemon } from '../test/harness/dae
 import { execOverApi } from '../test/harness/exec-over-api.ts'
 import { importImage } from '../test/harness/import-image.ts'
 import { processesNaming } from '../test/harness/processes.ts'
-import { type BareMachine, limited, MODULES } from './anchors/bare-qemu.ts'
+import { limited } from './anchors/bare-guest.ts'
+import type { BareMachine } from './anchors/bare-qemu.ts'
 import type { Bench } from './bench.ts'
+import { copySparse, disksOver, timed } from './both-sides.ts'
+import { assertHere, type BenchedDriver, DRIVERS, networkOf } from './drivers.ts'
 
 const IMAGE = 'bench/sleeper:latest'
 export const MEMORY_MIB = 2048
-/** What a program of the guest writes anew before each nap, fork and snapshot; the guest's own affairs come on top. */
-const CHANGED_MIB = 16
-
-/** The guest's program for that. `/dev/shm` is the guest's memory. */
-export const change = (mib: number = CHANGED_MIB): string[] => [
-  '/bin/sh',
-  '-c',
-  `head -c ${4 << 20} /dev/urandom > /tmp/some && for i in $(seq ${mib / 4}); do cat /tmp/some; done > /dev/shm/changed`,
-]
-
 export interface Sleeper {
   readonly name: string
   readonly id: string
@@ -39,21 +31,32 @@ export interface SleepingState {
   readonly manifest: CaptureManifest
 }
 
+interface HouseOptions {
+  readonly driver?: BenchedDriver
+  readonly poolSize?: number
+}
+
 export class SleepingHouse implements AsyncDisposable {
   readonly daemon: DaemonProcess
   readonly rootfs: string
   readonly machine: BareMachine
+  readonly #driver: BenchedDriver
   readonly #dir: string
 
-  private constructor(dir: string, daemon: DaemonProcess, rootfs: string, machine: BareMachine) {
+  private constructor(dir: string, driver: BenchedDriver, daemon: DaemonProcess, rootfs: string, machine: BareMachine) {
     this.#dir = dir
+    this.#driver = driver
     this.daemon = daemon
     this.rootfs = rootfs
     this.machine = machine
   }
 
-  /** `poolSize`: how many VMs wait for the next create or restore. */
-  static async open({ dir, installed }: Bench, name: string, poolSize = 0): Promise<SleepingHouse> {
+  /** `poolSize`: how many VMs wait for the next create or restore. Throws `NotHere`. */
+  static async open(
+    { dir, installed }: Bench,
+    name: string,
+    { driver = DRIVERS.qemu, poolSize = 0 }: HouseOptions = {},
+  ): Promise<SleepingHouse> {
     const place = join(dir, name)
     const env = {
       ...installed.env,
@@ -63,17 +66,20 @@ export class SleepingHouse implements AsyncDisposable {
       DORMOUSE_DISK_RATIO: '100',
       DORMOUSE_POOL_SIZE: String(poolSize),
     }
-    const daemon = await startDaemon({ dir: join(place, 'd'), driver: 'qemu', argv: installed.daemon, env })
+    await using undo = new AsyncDisposableStack()
+    const daemon = undo.use(await startDaemon({ dir: join(place, 'd'), driver: driver.name, argv: installed.daemon, env }))
+    await assertHere(daemon, driver)
     const { path, digest } = await makeBusyboxImage(join(place, 'image'))
     await importImage(daemon, path, IMAGE)
-    const { acceleration } = await anchorMachineOf(daemon, 'qemu')
+    const { acceleration } = await anchorMachineOf(daemon, driver.name)
     const tscKhz = await measureTscKhz(join(REPOSITORY, 'build/shim/dormouse-shim'), limited())
-    return new SleepingHouse(place, daemon, daemon.paths.imageRootfs(digest), { acceleration, memoryMib: MEMORY_MIB, tscKhz })
+    undo.move()
+    return new SleepingHouse(place, driver, daemon, daemon.paths.imageRootfs(digest), { acceleration, memoryMib: MEMORY_MIB, tscKhz })
   }
 
   async create(name: string, memoryMib: number = MEMORY_MIB): Promise<Sleeper> {
     const { id } = await this.daemon.client.post<{ id: string }>('/instances?wait=running', {
-      ...{ name, image: IMAGE, size: `${memoryMib}MB`, vcpus: 1 },
+      ...{ name, image: IMAGE, size: `${memoryMib}MB`, vcpus: 1, ...networkOf(this.#driver) },
     })
     return { name, id }
   }
@@ -131,11 +137,7 @@ export class SleepingHouse implements AsyncDisposable {
   }
 
   disksOver(overlay: string): DiskSpec[] {
-    return [
-      { role: 'rootfs', path: this.rootfs, format: 'raw', readOnly: true },
-      { role: 'overlay', path: overlay, format: 'raw', readOnly: false },
-      { role: 'modules', path: MODULES, format: 'raw', readOnly: true },
-    ]
+    return disksOver(this.rootfs, overlay)
   }
 
   macOf({ id }: Sleeper): string {
@@ -149,13 +151,16 @@ export class SleepingHouse implements AsyncDisposable {
     return dir
   }
 
-  async vmmOf({ id }: Sleeper): Promise<number> {
-    const vmm = (await processesNaming(id)).find(({ argv }) => argv[0] === 'qemu-system-x86_64')
-    if (vmm === undefined) throw new Error(`No QEMU runs for ${id}`)
-    return vmm.pid
+  async vmmOf(sleeper: Sleeper): Promise<number> {
+    const { program } = this.#driver
+    for (const pid of await this.processesOf(sleeper)) {
+      const [argv0 = ''] = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')
+      if (basename(argv0) === program) return pid
+    }
+    throw new Error(`No ${program} runs for ${sleeper.id}`)
   }
 
-  /** Everything that runs for it: QEMU, its shim, its network helper. */
+  /** Everything that runs for it: its VMM, its shim, its network helper. */
   async processesOf({ id }: Sleeper): Promise<number[]> {
     const runDir = this.daemon.paths.vmRunDir(id)
     const known = (await processesNaming(runDir)).map(({ pid }) => pid)
@@ -174,12 +179,6 @@ export class SleepingHouse implements AsyncDisposable {
   }
 }
 
-export async function timed(work: () => Promise<unknown>): Promise<number> {
-  const from = performance.now()
-  await work()
-  return performance.now() - from
-}
-
 /** Bytes of its memory that a VM has written since it mapped its base. */
 export async function writtenSince(vmm: number): Promise<number> {
   const mappings = (await readFile(`/proc/${vmm}/smaps`, 'latin1')).split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)
@@ -193,18 +192,3 @@ export async function proportionalBytes(pid: number): Promise<number> {
 }
 
 const kib = (text: string, field: string): number => Number(new RegExp(`^${field}:\\s+(\\d+) kB$`, 'm').exec(text)?.[1] ?? 0) * 1024
-
-export async function copySparse(from: string, to: string): Promise<void> {
-  await runCommand(['cp', '--sparse=always', '--reflink=auto', from, to], { step: limited() })
-}
-
-/** An ext4 disk as `create` makes one. */
-export async function makeOverlay(path: string): Promise<void> {
-  await runCommand(['truncate', '-s', '10G', path], { step: limited() })
-  await runCommand(['mkfs.ext4', '-q', '-F', path], { step: limited() })
-}
-
-export async function flush(file: string): Promise<void> {
-  await using handle = await open(file, 'r')
-  await handle.sync()
-}

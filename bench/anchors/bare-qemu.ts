@@ -7,7 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
-import { GuestClient, type GuestConfig, type WakeRequest } from '../../packages/daemon/src/guest/guest-client.ts'
+import { GuestClient } from '../../packages/daemon/src/guest/guest-client.ts'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { connectTo } from '../../packages/daemon/src/host/unix-socket.ts'
 import { Q35 } from '../../packages/daemon/src/hypervisors/qemu/boards.ts'
@@ -15,20 +15,7 @@ import { commandLine, type Machine } from '../../packages/daemon/src/hypervisors
 import { diskDescriptors } from '../../packages/daemon/src/hypervisors/qemu/disk-nodes.ts'
 import { Qmp } from '../../packages/daemon/src/hypervisors/qemu/qmp.ts'
 import type { DiskSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
-import type { Step } from '../../packages/daemon/src/lib/step.ts'
-import { silentLogger } from '../../packages/daemon/src/log.ts'
-import { REPOSITORY } from '../../test/harness/daemon-process.ts'
-
-export const KERNEL = join(REPOSITORY, 'build/kernel/vmlinux')
-export const INITRD = join(REPOSITORY, 'build/guest/initrd.cpio')
-export const MODULES = join(REPOSITORY, 'build/kernel/modules.squashfs')
-export const MAC = '02:64:6d:00:00:01'
-const LIMIT_MS = 120_000
-
-/** What the daemon asks of a guest that was asleep; whoever wakes one by hand asks the same. */
-export const WAKE: WakeRequest = { closeConnections: true, announce: true }
-
-export const limited = (): Step => ({ signal: AbortSignal.timeout(LIMIT_MS), log: silentLogger })
+import { end, INITRD, KERNEL, limited, MAC, runIn } from './bare-guest.ts'
 
 export interface BareMachine {
   readonly acceleration: 'kvm' | 'tcg'
@@ -102,8 +89,7 @@ export class BareQemu implements AsyncDisposable {
 
   /** A program that has to end well. */
   async run(command: readonly string[]): Promise<void> {
-    const { code } = await (await this.guest.exec({ command: [...command] }, limited())).exit
-    if (code !== 0) throw new Error(`The program in the plain guest ended with ${code}`)
+    await runIn(this.guest, command)
   }
 
   /** Stops, and writes its whole memory and its devices into a file. */
@@ -132,15 +118,6 @@ export class BareQemu implements AsyncDisposable {
     await end(this.#child, this.#ended)
   }
 }
-
-/** What a guest is told that runs `argv` on the three disks of an instance. */
-export const bareGuestConfig = (argv: readonly string[], network: GuestConfig['network']): GuestConfig => ({
-  hostname: 'bare',
-  machineId: '0123456789abcdef0123456789abcdef',
-  ...(network === undefined ? {} : { network }),
-  workload: { kind: 'exec', argv: [...argv], env: { PATH: '/bin:/sbin' }, cwd: '/', user: '', stopSignal: 'SIGTERM' },
-  disks: { overlay: true, modules: true, volumes: [] },
-})
 
 /** The product's command line, with a path wherever it has a descriptor from its shim. */
 function argumentsOf({ dir, disks, mac = MAC, base, isIncoming = false, ...rest }: BareStart): string[] {
@@ -177,10 +154,4 @@ function dialled<T>(child: ChildProcess, dial: () => Promise<T>): Promise<NonNul
     })
   }
   return pollUntil("QEMU's socket", look, limited(), { everyMs: 1, upToMs: 2 })
-}
-
-async function end(child: ChildProcess, ended: Promise<unknown>): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return
-  child.kill('SIGKILL')
-  await ended
 }

@@ -6,7 +6,8 @@ import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import { connectTo } from '../../packages/daemon/src/host/unix-socket.ts'
 import { kernelCommandLine } from '../../packages/daemon/src/hypervisors/qemu/command-line.ts'
 import type { DiskSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
-import { type BareMachine, INITRD, KERNEL, limited, MAC } from './bare-qemu.ts'
+import { INITRD, KERNEL, limited, MAC } from './bare-guest.ts'
+import type { BareMachine } from './bare-qemu.ts'
 import type { PrivateLibvirt } from './private-libvirt.ts'
 
 export class LibvirtMachine implements AsyncDisposable {

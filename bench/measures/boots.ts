@@ -1,8 +1,7 @@
-/** Promises about an instance's coming to life and what goes through its agent, beside machines that plain QEMU boots. */
+/** Promises about an instance's coming to life and what goes through its agent, beside machines that its VMM boots by hand. */
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
-import type { HypervisorName } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import type { Step } from '../../packages/daemon/src/lib/step.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { anchorMachineOf } from '../../test/harness/anchor-machine.ts'
@@ -10,105 +9,115 @@ import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { type DaemonProcess, startDaemon } from '../../test/harness/daemon-process.ts'
 import { execOverApi } from '../../test/harness/exec-over-api.ts'
 import { importImage } from '../../test/harness/import-image.ts'
-import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
+import type { Booted } from '../anchors/by-hand.ts'
 import type { Bench } from '../bench.ts'
+import { assertHere, type BenchedDriver, networkOf } from '../drivers.ts'
 import { atLeastTimesFaster, atMost, atMostAboveAnchor, type Measurement } from '../promise.ts'
 
 const IMAGE = 'bench/busybox:latest'
 const MEMORY_MIB = 512
 const EXECS = 60
 
-export async function measureBoots({ dir, installed, runs, tell }: Bench, hypervisor: 'qemu' | 'qemu-microvm'): Promise<Measurement[]> {
-  const place = join(dir, hypervisor)
-  const env = { ...installed.env, DORMOUSE_POOL_SIZE: '1' }
-  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: hypervisor, argv: installed.daemon, env })
+export async function measureBoots({ dir, installed, runs, tell }: Bench, driver: BenchedDriver): Promise<Measurement[]> {
+  const { name, suffix, hasPool, byHand, targets } = driver
+  const place = join(dir, name)
+  const env = { ...installed.env, DORMOUSE_POOL_SIZE: hasPool ? '1' : '0' }
+  await using daemon = await startDaemon({ dir: join(place, 'd'), driver: name, argv: installed.daemon, env })
+  await assertHere(daemon, driver)
   const { path, digest } = await makeBusyboxImage(join(place, 'image'))
   await importImage(daemon, path, IMAGE)
-  const rootfs = daemon.paths.imageRootfs(digest)
-  const { board, acceleration } = await anchorMachineOf(daemon, hypervisor)
-  const raw = (run: number) =>
-    rawColdBoot({ dir: join(place, `raw-${run}`), rootfs, argv: TICKER, board, acceleration, vcpus: 1, memoryMib: MEMORY_MIB })
+  const { acceleration } = await anchorMachineOf(daemon, name)
+  const house: House = { daemon, driver }
+  const boot = (run: number) =>
+    byHand.boot(daemon, { dir: join(place, `raw-${run}`), rootfs: daemon.paths.imageRootfs(digest), argv: TICKER, memoryMib: MEMORY_MIB })
 
-  tell(`${board}: the golden boot`)
-  await create(daemon, 'warm-up')
+  tell(`${name}: the golden boot`)
+  await create(house, 'warm-up')
   await daemon.client.delete('/instances/warm-up')
 
   const ours: number[] = []
   const alone: number[] = []
   const anchor: number[] = []
   for (let run = 0; run < runs; run += 1) {
-    tell(`${board}: run ${run + 1} of ${runs}`)
-    await untilOneWaits(daemon, hypervisor)
-    ours.push(await create(daemon, `run-${run}`))
+    tell(`${name}: run ${run + 1} of ${runs}`)
+    await untilOneWaits(house)
+    ours.push(await create(house, `run-${run}`))
     await daemon.client.delete(`/instances/run-${run}`)
-    // The next one does not wait yet, nor has it been begun.
-    alone.push(await create(daemon, `alone-${run}`))
-    await daemon.client.delete(`/instances/alone-${run}`)
-    // Nothing else is to be made while the other side boots.
-    await untilOneWaits(daemon, hypervisor)
-    await using boot = await raw(run)
-    anchor.push(boot.readyMs)
+    if (hasPool) {
+      // The next one does not wait yet, nor has it been begun.
+      alone.push(await create(house, `alone-${run}`))
+      await daemon.client.delete(`/instances/alone-${run}`)
+      // Nothing else is to be made while the other side boots.
+      await untilOneWaits(house)
+    }
+    await using bare = await boot(run)
+    anchor.push(bare.readyMs)
   }
+  const machine = `${name}, ${acceleration}, ${MEMORY_MIB} MiB`
+  return [
+    {
+      id: `create_to_running${suffix}`,
+      what: `POST /instances?wait=running and an exec of the image's /bin/true, ${machine}, golden boot warm${hasPool ? ' and a VM waiting' : ''}; the anchor is ${byHand.says.boot}`,
+      ...{ unit: 'ms', target: targets.create, ours, anchor },
+    },
+    ...(alone.length === 0 ? [] : [coldPool(suffix, machine, alone, anchor)]),
+    ...(name === 'qemu' ? await execs(house, () => boot(runs), runs) : []),
+  ]
+}
 
-  await create(daemon, 'exec')
-  await untilOneWaits(daemon, hypervisor)
-  await using boot = await raw(runs)
-  const execs: number[] = []
-  const bareExecs: number[] = []
+interface House {
+  readonly daemon: DaemonProcess
+  readonly driver: BenchedDriver
+}
+
+const coldPool = (suffix: string, machine: string, ours: number[], anchor: number[]): Measurement => ({
+  id: `create_to_running${suffix}_cold_pool`,
+  what: `the same just after it, golden boot warm and no VM waiting, ${machine}`,
+  ...{ unit: 'ms', target: atLeastTimesFaster(6), ours, anchor },
+})
+
+async function execs(house: House, boot: () => Promise<Booted>, runs: number): Promise<Measurement[]> {
+  const { daemon } = house
+  await create(house, 'exec')
+  await untilOneWaits(house)
+  await using bare = await boot()
+  const ours: number[] = []
+  const anchor: number[] = []
   for (let run = -5; run < EXECS; run += 1) {
     const own = await timed(() => execOverApi(daemon.socket, 'exec', { command: ['/bin/true'] }))
-    const bare = await timed(async () => (await boot.guest.exec({ command: ['/bin/true'] }, step())).exit)
+    const plain = await timed(async () => (await bare.guest.exec({ command: ['/bin/true'] }, step())).exit)
     // Under TCG the first runs of each code path are slow, on both sides alike.
     if (run < 0) continue
-    execs.push(own)
-    bareExecs.push(bare)
+    ours.push(own)
+    anchor.push(plain)
   }
   await daemon.client.delete('/instances/exec')
   return [
     {
-      id: board === 'q35' ? 'create_to_running' : 'create_to_running_microvm',
-      what: `POST /instances?wait=running and an exec of the image's /bin/true, ${board}, ${acceleration}, ${MEMORY_MIB} MiB, golden boot warm and a VM waiting; the anchor is plain QEMU on the same board, kernel, initrd and disks, to the same end`,
-      unit: 'ms',
-      target: atLeastTimesFaster(10),
-      ours,
-      anchor,
-    },
-    {
-      id: board === 'q35' ? 'create_to_running_cold_pool' : 'create_to_running_microvm_cold_pool',
-      what: `the same just after it, golden boot warm and no VM waiting, ${board}, ${acceleration}, ${MEMORY_MIB} MiB`,
-      unit: 'ms',
-      target: atLeastTimesFaster(6),
-      ours: alone,
-      anchor,
-    },
-    {
       id: 'exec_round_trip',
       what: "exec of /bin/true over the API's WebSocket, from the dial to the exit code; the anchor asks the same agent of a plain QEMU directly",
-      unit: 'ms',
-      target: atMostAboveAnchor(5, 'ms'),
-      ours: execs,
-      anchor: bareExecs,
+      ...{ unit: 'ms', target: atMostAboveAnchor(5, 'ms'), ours, anchor },
     },
     {
       id: 'daemon_rss',
       what: `the daemon's resident memory after ${runs + 2} instances were made and deleted and ${EXECS} commands run`,
-      unit: 'MiB',
-      target: atMost(150, 'MiB'),
-      ours: [await residentMib(daemon.pid)],
+      ...{ unit: 'MiB', target: atMost(150, 'MiB'), ours: [await residentMib(daemon.pid)] },
     },
   ]
 }
 
 /** Milliseconds from the request to the answer of a second program of the image. */
-async function create({ client, socket }: DaemonProcess, name: string): Promise<number> {
+async function create({ daemon: { client, socket }, driver }: House, name: string): Promise<number> {
   const from = performance.now()
-  await client.post('/instances?wait=running', { name, image: IMAGE, size: `${MEMORY_MIB}MB`, vcpus: 1 })
+  await client.post('/instances?wait=running', { name, image: IMAGE, size: `${MEMORY_MIB}MB`, vcpus: 1, ...networkOf(driver) })
   const { exitCode } = await execOverApi(socket, name, { command: ['/bin/true'] })
   if (exitCode !== 0) throw new Error(`/bin/true ended with ${exitCode} in ${name}`)
   return performance.now() - from
 }
 
-async function untilOneWaits({ client, log }: DaemonProcess, hypervisor: HypervisorName): Promise<void> {
+/** Where one ever does. */
+async function untilOneWaits({ daemon: { client, log }, driver: { name: hypervisor, hasPool } }: House): Promise<void> {
+  if (!hasPool) return
   const isOne = async (): Promise<boolean> => {
     const { runtimes } = await client.get<{ runtimes: { name: string; waiting?: number }[] }>('/capabilities')
     return runtimes.some(({ name, waiting }) => name === hypervisor && waiting === 1)

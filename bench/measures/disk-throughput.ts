@@ -4,10 +4,12 @@ import { join } from 'node:path'
 import { runCommand } from '../../packages/daemon/src/host/run-command.ts'
 import type { DiskSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
 import { guestNetworkOf } from '../../packages/daemon/src/network/network.ts'
-import { BareQemu, bareGuestConfig, limited, MAC, MODULES } from '../anchors/bare-qemu.ts'
+import { bareGuestConfig, limited, MAC, MODULES } from '../anchors/bare-guest.ts'
+import { BareQemu } from '../anchors/bare-qemu.ts'
 import type { Bench } from '../bench.ts'
+import { timed } from '../both-sides.ts'
 import { atMostTimesAnchor, type Measurement } from '../promise.ts'
-import { SleepingHouse, timed } from '../sleeping-house.ts'
+import { SleepingHouse } from '../sleeping-house.ts'
 
 const GUEST_MIB = 512
 const FILE_MIB = 128

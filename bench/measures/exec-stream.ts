@@ -9,7 +9,7 @@ import { makeBusyboxImage, TICKER } from '../../test/harness/busybox-image.ts'
 import { startDaemon } from '../../test/harness/daemon-process.ts'
 import { importImage } from '../../test/harness/import-image.ts'
 import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
-import { limited } from '../anchors/bare-qemu.ts'
+import { limited } from '../anchors/bare-guest.ts'
 import type { Bench } from '../bench.ts'
 import { atMost, atMostTimesAnchor, type Measurement } from '../promise.ts'
 

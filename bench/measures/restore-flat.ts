@@ -1,7 +1,8 @@
 /** What a restore costs follows what was changed, not how much memory there is. */
 import type { Bench } from '../bench.ts'
+import { change } from '../both-sides.ts'
 import { atMostTimesAnchor, type Measurement } from '../promise.ts'
-import { change, SleepingHouse } from '../sleeping-house.ts'
+import { SleepingHouse } from '../sleeping-house.ts'
 
 const SMALL_MIB = 256
 const LARGE_MIB = 4096

@@ -1,13 +1,14 @@
 /** An instance of 2 GiB that wakes a moment after it was put to sleep, when its VM has been made ready. */
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
-import { limited } from '../anchors/bare-qemu.ts'
+import { limited } from '../anchors/bare-guest.ts'
 import type { Bench } from '../bench.ts'
+import { change } from '../both-sides.ts'
 import { atMost, type Measurement } from '../promise.ts'
-import { change, SleepingHouse } from '../sleeping-house.ts'
+import { SleepingHouse } from '../sleeping-house.ts'
 
 export async function measureWakes(bench: Bench): Promise<Measurement[]> {
   const { runs, tell } = bench
-  await using house = await SleepingHouse.open(bench, 'wakes', 1)
+  await using house = await SleepingHouse.open(bench, 'wakes', { poolSize: 1 })
   const sleeper = await house.create('sleeper')
   const restores: number[] = []
   for (let run = 0; run < runs; run += 1) {

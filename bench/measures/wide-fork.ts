@@ -5,8 +5,9 @@ import { TICKER } from '../../test/harness/busybox-image.ts'
 import { rawColdBoot } from '../../test/harness/raw-cold-boot.ts'
 import { BareQemu } from '../anchors/bare-qemu.ts'
 import type { Bench } from '../bench.ts'
+import { change, makeOverlay, timed } from '../both-sides.ts'
 import { atMostAboveAnchor, atMostAndFaster, type Measurement } from '../promise.ts'
-import { change, MEMORY_MIB, makeOverlay, proportionalBytes, type Sleeper, SleepingHouse, timed } from '../sleeping-house.ts'
+import { MEMORY_MIB, proportionalBytes, type Sleeper, SleepingHouse } from '../sleeping-house.ts'
 
 const CHILDREN = 20
 const WORKING_SET_MIB = 200
