@@ -2,7 +2,8 @@
  * `make test-kvm`: stories with real VMs on real KVM, on any machine.
  *
  *   node test/kvm-lab/lab.ts [FILE…]     test files; without any, those of `STORIES`
- *   node test/kvm-lab/lab.ts --bench [PROMISE…]   figures of create, standby, restore and fork beside plain QEMU by hand
+ *   node test/kvm-lab/lab.ts --bench [PROMISE…]   figures of create, standby, restore and fork of each driver, beside its VMM by hand; as often as
+ *                                                 BENCH_RUNS says
  *   node test/kvm-lab/lab.ts -- COMMAND  a command of the project instead, such as: bin/dormouse doctor
  *
  * Where guests boot with this host's own /dev/kvm they run right here. Elsewhere they run in a machine that is emulated, in which KVM works:
@@ -20,7 +21,7 @@ import { stayInLab } from './machine.ts'
 import { makeParts } from './parts.ts'
 import { RESULT } from './results.ts'
 import { BENCH, FACTS, type Facts } from './run-facts.ts'
-import { BENCHED, type BenchRun, RUNS, type Run } from './runs.ts'
+import { type Figure, RUNS, type Run } from './runs.ts'
 import { STORIES } from './stories.ts'
 import { tryKvm } from './try-kvm.ts'
 
@@ -29,14 +30,21 @@ const LIMIT_MS = 6 * 3_600_000
 /** A host that takes longer is no better than the lab. */
 const HOST_LIMIT_MS = 30_000
 /** How slow it is there is only found out by that. */
-const PATIENT_NODE = ['env', 'TEST_TIME_FACTOR=40', 'node', '--import=./test/kvm-lab/longer-limits.ts']
+const PATIENT_NODE = ['node', '--import=./test/kvm-lab/longer-limits.ts']
+const TOLD = ['TEST_TIME_FACTOR=40', ...(process.env.BENCH_RUNS === undefined ? [] : [`BENCH_RUNS=${process.env.BENCH_RUNS}`])]
 const LAB = join(REPOSITORY, 'build/kvm-lab')
 
 const args = process.argv.slice(2)
 const command =
   args[0] === '--'
     ? args.slice(1)
-    : [...PATIENT_NODE, 'test/kvm-lab/run.ts', ...(args.length > 0 ? args : STORIES.map((name) => `test/vm/${name}.test.ts`))]
+    : [
+        'env',
+        ...TOLD,
+        ...PATIENT_NODE,
+        'test/kvm-lab/run.ts',
+        ...(args.length > 0 ? args : STORIES.map((name) => `test/vm/${name}.test.ts`)),
+      ]
 
 mkdirSync(LAB, { recursive: true })
 const report = join(LAB, 'report.log')
@@ -84,21 +92,21 @@ function listener(where: string): (line: string) => void {
   return (line) => {
     appendFileSync(report, `${line}\n`)
     if (line.startsWith(FACTS)) facts = JSON.parse(line.slice(FACTS.length))
-    if (line.startsWith(RESULT))
-      keep({ at: new Date().toISOString(), where, facts: facts as Facts, ...JSON.parse(line.slice(RESULT.length)) })
-    if (line.startsWith(BENCH))
-      keepBench({ at: new Date().toISOString(), where, facts: facts as Facts, outcomes: JSON.parse(line.slice(BENCH.length)) })
+    const got = { at: new Date().toISOString(), where, facts: facts as Facts }
+    if (line.startsWith(RESULT)) keepRun({ ...got, ...JSON.parse(line.slice(RESULT.length)) })
+    if (line.startsWith(BENCH)) {
+      for (const outcome of JSON.parse(line.slice(BENCH.length)) as Figure['outcome'][]) keepFigure({ ...got, outcome })
+    }
     if (![FACTS, RESULT, BENCH].some((mark) => line.startsWith(mark))) console.log(line)
   }
 }
 
-function keep(run: Run): void {
-  mkdirSync(RUNS, { recursive: true })
-  writeFileSync(join(RUNS, `${run.story}.json`), `${JSON.stringify(run, undefined, 2)}\n`)
-}
+const keepRun = (run: Run): void => keep(run.story, run)
+const keepFigure = (figure: Figure): void => keep(`figure-${figure.outcome.id}`, figure)
 
-function keepBench(run: BenchRun): void {
-  writeFileSync(BENCHED, `${JSON.stringify(run, undefined, 2)}\n`)
+function keep(name: string, what: Run | Figure): void {
+  mkdirSync(RUNS, { recursive: true })
+  writeFileSync(join(RUNS, `${name}.json`), `${JSON.stringify(what, undefined, 2)}\n`)
 }
 
 function say(words: string): void {

@@ -1,9 +1,9 @@
-/** The log of docs/kvm-lab.md: what became of each story when it was last run, wherever that was. */
-import type { BenchRun, Run } from './runs.ts'
+/** The log of docs/kvm-lab.md: what became of each story, and of each promise, when it was last run, wherever that was. */
+import type { Figure, Run } from './runs.ts'
 
 export interface LogSources {
   readonly runs: readonly Run[]
-  readonly bench: BenchRun | undefined
+  readonly figures: readonly Figure[]
   /** The log as it is on the page: what no run of these sources is newer than is taken over from it. */
   readonly present: string
   readonly stories: readonly string[]
@@ -17,7 +17,7 @@ const SKIPPED = '### Skipped there'
 const minute = (at = ''): string => at.slice(0, 16).replace('T', ' ')
 const duration = (ms: number): string => (ms < 120_000 ? `${Math.round(ms / 1000)} s` : `${Math.round(ms / 60_000)} min`)
 
-export function logPage({ runs: given, bench, present, stories, notHere }: LogSources): string {
+export function logPage({ runs: given, figures, present, stories, notHere }: LogSources): string {
   const runs = lastOfEach(given)
   const rows = stories.map((story) => later(rowOf(runs.find((run) => run.story === story)), presentRow(story, present)))
   const told = rows.filter((row) => row !== undefined)
@@ -29,7 +29,10 @@ export function logPage({ runs: given, bench, present, stories, notHere }: LogSo
     ...newRuns.flatMap(({ story, skipped }) => skipped.map((one) => `- ${story}: “${one.test}” — ${one.why}`)),
     ...linesOf(present, SKIPPED).filter((line) => from.has(/^- ([^:]+): “/.exec(line)?.[1] ?? '')),
   ]
-  const machines = new Set([...machinesOf(newRuns), ...(from.size > 0 ? linesOf(present, '').filter((line) => /^- On /.test(line)) : [])])
+  const machines = new Set([
+    ...machinesOf([...newRuns, ...figures]),
+    ...(from.size > 0 || figures.length === 0 ? linesOf(present, '').filter((line) => /^- On /.test(line)) : []),
+  ])
   return [
     `${told.length} of ${stories.length} stories, ${sum('passed')} tests passed, ${sum('failed')} failed, ${sum('skipped')} skipped; between ${ends[0] ?? ''} and ${ends.at(-1) ?? ''} UTC.`,
     'Limits of time were so many times as long there as the tests say.',
@@ -42,7 +45,7 @@ export function logPage({ runs: given, bench, present, stories, notHere }: LogSo
     '',
     FIGURES,
     '',
-    ...(bench === undefined ? linesOf(present, FIGURES) : figuresOf(bench)),
+    ...figuresOf(figures, linesOf(present, FIGURES)),
     '',
     SKIPPED,
     '',
@@ -91,7 +94,7 @@ function presentRow(story: string, present: string): Row | undefined {
 }
 
 /** Each kind of machine once. */
-function machinesOf(runs: readonly Run[]): string[] {
+function machinesOf(runs: readonly (Run | Figure)[]): string[] {
   const kinds = runs.map(({ where, facts: { kernel, distribution, node, qemu, guestKernel, others, machine } }) => {
     const programs = [qemu, `Node ${node}`, ...others.filter((other) => !other.endsWith(': not there'))]
     return `- On ${where} (${machine.replace(/, \d+ MiB$/, '')}): ${distribution}, kernel ${kernel}; guests' kernel ${guestKernel}; ${programs.join('; ')}.`
@@ -99,17 +102,40 @@ function machinesOf(runs: readonly Run[]): string[] {
   return [...new Set(kinds)]
 }
 
-function figuresOf({ at, where, facts, outcomes }: BenchRun): string[] {
+const FIGURES_HEADER = '| Promise | ours | by hand | ratio | target | | runs | a boot there | measured (UTC) |'
+
+/** Of each promise the last; figures of a driver stand beside those of the others. */
+function figuresOf(figures: readonly Figure[], present: readonly string[]): string[] {
+  const shown = present.flatMap((text) => {
+    const cells = /^\| `(\w+)` \|.*\| (\d{4}-[^|]+) \|$/.exec(text)
+    return cells === null ? [] : [{ id: cells[1] ?? '', at: cells[2] ?? '', text }]
+  })
+  const last = new Map<string, (typeof shown)[number]>()
+  for (const row of [...shown, ...figures.map(figureRow)]) if (row.at >= (last.get(row.id)?.at ?? '')) last.set(row.id, row)
+  const rows = [...last.values()].sort((a, b) => (a.id < b.id ? -1 : 1))
+  if (rows.length === 0) return ['None yet.']
   return [
-    `\`make test-kvm STORIES=--bench\`, on ${where} at ${minute(at)} UTC; QEMU with KVM, beside plain QEMU with KVM by hand in the same run. A guest took ${Math.round(facts.bootMs / 1000)} s to boot there, so the ratios say something, and the milliseconds and what is “missed” in them little.`,
+    '`make test-kvm STORIES=--bench`: each driver with KVM, beside its own VMM with KVM by hand in the same run; without a driver’s name it is QEMU.',
+    'A guest took so long to boot there as a row says, so the ratios say something, and the milliseconds and what is “missed” in them little.',
     '',
-    '| Promise | ours | by hand | ratio | target | | runs |',
-    '|---|---|---|---|---|---|---|',
-    ...outcomes.map(
-      ({ id, ours, anchor, unit, ratio, target, met, runs }) =>
-        `| \`${id}\` | ${ours} ${unit} | ${anchor === null ? '' : `${anchor} ${unit}`} | ${ratio ?? ''} | ${target} | ${met ? 'met' : 'missed'} | ${runs} |`,
-    ),
+    FIGURES_HEADER,
+    '|---|---|---|---|---|---|---|---|---|',
+    ...rows.map(({ text }) => text),
   ]
+}
+
+function figureRow({ at, facts, outcome }: Figure): { readonly id: string; readonly at: string; readonly text: string } {
+  const { id, ours, anchor, unit, ratio, target, met, runs } = outcome
+  const cells = [
+    `\`${id}\``,
+    `${ours} ${unit}`,
+    anchor === null ? '' : `${anchor} ${unit}`,
+    ratio ?? '',
+    target,
+    met ? 'met' : 'missed',
+    runs,
+  ]
+  return { id, at: minute(at), text: `| ${[...cells, duration(facts.bootMs), minute(at)].join(' | ')} |` }
 }
 
 /** Of the part of the log below that heading, without empty lines around it. The first part has none. */

@@ -11,13 +11,13 @@ export interface Run extends Result {
   readonly facts: Facts
 }
 
-/** The last bench of a driver there. */
-export interface BenchRun {
+/** The last figure of a promise there. */
+export interface Figure {
   readonly at: string
   readonly where: string
   readonly facts: Facts
-  readonly outcomes: readonly Omit<Outcome, 'samples'>[]
+  readonly outcome: Omit<Outcome, 'samples'>
 }
 
-export const BENCHED = join(REPOSITORY, 'build/kvm-lab/bench.json')
+/** Runs by the names of their stories, figures by those of their promises with `figure-` before them. */
 export const RUNS = join(REPOSITORY, 'build/kvm-lab/runs')
