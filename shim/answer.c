@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -196,6 +197,24 @@ const char *set_answer(struct answers *answers, char *what) {
     *place = (struct answered){.fd = fd, .is_writable = *file != 'r' || file[1] == 'w'};
     memcpy(place->name, what, length);
     return NULL;
+}
+
+const char *extend_answer(const struct answers *answers, char *words) {
+    char *size = strchr(words, ' '), *end = NULL;
+    if (size == NULL) return "a name and a size are wanted";
+    *size++ = '\0';
+    long long bytes = strtoll(size, &end, 10);
+    const struct answered *file = file_named(answers, words);
+    if (file == NULL || !file->is_writable) return "there is no such disk to write";
+    if (end == size || *end != '\0' || bytes <= 0) return "a name and a size are wanted";
+    int fd = open_anew(file, O_RDWR);
+    struct stat is;
+    const char *wrong = NULL;
+    if (fd < 0 || fstat(fd, &is) < 0) wrong = strerror(errno);
+    else if (is.st_size > bytes) wrong = "it is larger already";
+    else if (is.st_size < bytes && ftruncate(fd, bytes) < 0) wrong = strerror(errno);
+    if (fd >= 0) close(fd);
+    return wrong;
 }
 
 void take_answer(struct answers *answers, const char *name) {

@@ -26,6 +26,8 @@ struct answers {
  * was there. A file that is `ro` is only read, however it is opened. NULL, or in words why not; then all is as it was. Repeat is harmless.
  */
 const char *set_answer(struct answers *answers, char *what);
+/* NAME BYTES: the file that is there to write becomes so large. NULL, or in words why not: it never becomes smaller. Repeat is harmless. */
+const char *extend_answer(const struct answers *answers, char *words);
 /* A name that is not there any more, to whoever opens it from now on. What is open stays so. Repeat is harmless. */
 void take_answer(struct answers *answers, const char *name);
 

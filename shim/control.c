@@ -69,9 +69,10 @@ static int obey(const struct client *client, char *line, const struct controlled
         snprintf(text, sizeof text, "error %s\n", strerror(errno));
         return answer(client, text);
     }
-    if (strncmp(line, "answer ", 7) == 0 || strncmp(line, "refuse ", 7) == 0) {
+    if (strncmp(line, "answer ", 7) == 0 || strncmp(line, "extend ", 7) == 0 || strncmp(line, "refuse ", 7) == 0) {
         const char *wrong = what->answers == NULL ? "it opens everything by itself" : NULL;
         if (wrong == NULL && line[0] == 'a') wrong = set_answer(what->answers, line + 7);
+        else if (wrong == NULL && line[0] == 'e') wrong = extend_answer(what->answers, line + 7);
         else if (wrong == NULL) take_answer(what->answers, line + 7);
         if (wrong == NULL) return answer(client, "ok\n");
         snprintf(text, sizeof text, "error %s\n", wrong);

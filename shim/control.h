@@ -39,6 +39,7 @@ struct controlled {
  *   cut         →  ok                   streams that the guest has opened into logs end here: their other end is gone, and others may come
  *   shut, open  →  ok | error WHY       nothing comes through its TAP any more, and is lost; or it comes again (--answer-tun)
  *   answer NAME=KIND →  ok | error WHY  what a VMM finds that opens that name (--answers), from now on
+ *   extend NAME BYTES →  ok | error WHY what is there becomes so large
  *   refuse NAME →  ok                   nothing, from now on
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.

@@ -11,7 +11,7 @@ if (why !== undefined) test('Firecracker on a bridge', { skip: why }, () => unde
 else if (inOwnNetwork(import.meta.filename)) {
   tellBridgedLives({
     driver: 'firecracker',
-    features: ['fork', 'pause', 'snapshots', 'standby'],
+    features: ['disk-resize', 'fork', 'hotplug-disk', 'pause', 'snapshots', 'standby'],
     refused: [{ fresh_boot: true }, { hotplug_size: '128MB' }, { gpu: { profile: 'x' } }, { disk_io_bps: '10MB/s' }],
   })
 }

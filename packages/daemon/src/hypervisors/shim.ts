@@ -307,6 +307,12 @@ export class Shim implements Disposable {
     await job.answer(/^ok$/)
   }
 
+  /** Makes what the VMM finds by that name, to write, `bytes` large; `not_found` when there is nothing. Repeat is harmless, a smaller size is refused. */
+  async extend(name: string, bytes: number, step: Step): Promise<void> {
+    using job = await this.#begin(['extend', name, `${bytes}`], `make ${name} larger`, step)
+    await job.answer(/^ok$/)
+  }
+
   /** Whoever opens that name from now on finds nothing. Repeat is harmless. */
   async refuse(name: string, step: Step): Promise<void> {
     using job = await this.#begin(['refuse', name], `keep ${name} from the VM`, step)

@@ -59,6 +59,14 @@ export function assertDevices({ name, capabilities }: Driver): void {
 }
 
 /**
+ * What a reader of a volume may take of the host's disk for itself: what is put over it, or where a VMM knows no layers a copy of all of it.
+ */
+export const readerBytes = (
+  { capabilities }: Pick<Hypervisor, 'capabilities'>,
+  { bytes, overlayBytes = 0 }: { readonly bytes: number; readonly overlayBytes?: number },
+): number => (capabilities.has('disk_layers') ? overlayBytes : bytes)
+
+/**
  * Throws `not_supported` for what an instance has and a VM of this driver could not: it was made for another's. Its memory is no part of that;
  * it is never another's.
  */

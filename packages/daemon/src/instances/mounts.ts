@@ -1,7 +1,9 @@
 /** Volumes that are asked for, as attachments: which slot, which path, and on which layers. */
 import { AppError } from '@dormouse/api/errors.ts'
 import { formatSize } from '@dormouse/api/units.ts'
+import type { Hypervisor } from '../hypervisors/hypervisor.ts'
 import { checkMountPath, checkMountPaths, type PreparedDisk, type Volume, type Volumes } from '../volumes/volumes.ts'
+import { readerBytes } from './driver-limits.ts'
 import type { Attachment, MountRequest } from './instance.ts'
 
 export interface PlannedMount {
@@ -51,6 +53,13 @@ function checkOverlay({ readOnly, overlayBytes }: MountRequest, volume: Volume):
     )
   }
 }
+
+/** What they take of the host's disk beyond the volumes themselves. Pure. */
+export const roomOf = (planned: readonly PlannedMount[], driver: Pick<Hypervisor, 'capabilities'>): number =>
+  planned.reduce((sum, { volume: { bytes }, request: { readOnly, overlayBytes } }) => {
+    const reader = { bytes, ...(overlayBytes === undefined ? {} : { overlayBytes }) }
+    return readOnly ? sum + readerBytes(driver, reader) : sum
+  }, 0)
 
 const attachmentOf = ({ volume, request, slot }: PlannedMount, { disk }: PreparedDisk): Attachment => ({
   volumeId: volume.id,

@@ -23,7 +23,7 @@ import type { InstanceEgress } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import { followAttachments, type Volumes } from '../volumes/volumes.ts'
 import { type Demand, demandOf, NOTHING } from './admission.ts'
-import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug, assertNetworked } from './driver-limits.ts'
+import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug, assertNetworked, readerBytes } from './driver-limits.ts'
 import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
@@ -41,7 +41,7 @@ import {
   limitsOf,
   type Sizes,
 } from './limits.ts'
-import { type PlannedMount, planMounts, prepareMounts } from './mounts.ts'
+import { type PlannedMount, planMounts, prepareMounts, roomOf } from './mounts.ts'
 import type { TargetState } from './operations/fork.ts'
 import type { PublishedPorts } from './published-ports.ts'
 
@@ -93,7 +93,7 @@ export class Newcomers {
     if (rows.findByName(request.name)) throw nameConflict(request.name)
     const demand = {
       ...demandOf(asked),
-      diskBytes: asked.sizes.overlayBytes + sum(asked.mounts.map(({ request: { overlayBytes = 0 } }) => overlayBytes)),
+      diskBytes: asked.sizes.overlayBytes + roomOf(asked.mounts, this.#uses.hypervisorOf(asked.hypervisor)),
     }
     const devices = await this.#planDevices(request, asked.hypervisor)
     devices.assertFree()
@@ -131,7 +131,8 @@ export class Newcomers {
     const disk = await room.look()
     this.#uses.assertOpen()
     // Volumes that it writes to become two.
-    const volumeBytes = sum(source.volumes.map(({ readOnly, bytes, overlayBytes = 0 }) => (readOnly ? overlayBytes : bytes)))
+    const driver = this.#uses.hypervisorOf(source.hypervisor)
+    const volumeBytes = sum(source.volumes.map((volume) => (volume.readOnly ? readerBytes(driver, volume) : volume.bytes)))
     room.assertVolumes(request.name, sum(source.volumes.filter(({ readOnly }) => !readOnly).map(({ bytes }) => bytes)))
     room.admit(request.name, { ...demand, diskBytes: source.overlayBytes + volumeBytes }, disk)
     if (runs) room.admitNetwork(request.name, bandwidth)

@@ -3,7 +3,8 @@ import assert from 'node:assert/strict'
 import { open, readFile } from 'node:fs/promises'
 import { test } from 'node:test'
 import { isPlain } from '../disks/layer.ts'
-import type { Instance } from './instance.ts'
+import type { DiskRole } from '../hypervisors/vm-spec.ts'
+import type { Instance, InstanceId } from './instance.ts'
 import type { Instances } from './instances.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
@@ -73,6 +74,56 @@ test('one goes back to a snapshot that was taken of it while it ran, and a fork 
   const fork = await instances.forkSnapshot(snapshot, { name: 'b' })
   assert.equal(await read(house, fork), 'first')
   await assertInOrder(house)
+})
+
+const MIB = 2 ** 20
+const volumesOf = (house: TestHouse, id: InstanceId) =>
+  house.instances.get(id).volumes.map(({ volumeName, disk }) => [volumeName, isPlain(disk)])
+/** What the machine that runs has in the slot. */
+const behind = (house: TestHouse, id: InstanceId, role: DiskRole): readonly string[] | undefined =>
+  house.host
+    .running()
+    .find(({ spec }) => spec.id === id)
+    ?.chains.get(role)
+
+test('volumes that are read, shared or come later are one file each for a VM that has them, and the files go with it', async () => {
+  await using house = new TestHouse({ lacks: ['disk_layers', 'fresh_boot'] })
+  const instances = await house.begin()
+  const { volumes } = house
+  for (const name of ['data', 'site']) await volumes.create({ name, bytes: 64 * MIB })
+  const before = volumes.demandBytes()
+  const site = volumes.resolve('site').disk
+  const { id } = await instances.create({
+    name: 'a',
+    image: 'test',
+    overlayBytes: TEST_OVERLAY,
+    volumes: [{ volume: 'site', mountPath: '/site', readOnly: true }],
+  })
+  await settled(instances)
+  assert.deepEqual(volumesOf(house, id), [['site', true]])
+  assert.notDeepEqual(behind(house, id, 'volume-0'), [house.paths.disk(String(site[0]))])
+  // It may become as large as the volume.
+  assert.equal(volumes.demandBytes(), before + 64 * MIB)
+  await instances.attachVolume(id, { volume: 'data', mountPath: '/data', readOnly: false })
+  assert.equal(behind(house, id, 'volume-1')?.length, 1)
+  const fork = await instances.fork(id, { name: 'b', fromRunning: true })
+  await settled(instances)
+  assert.deepEqual(volumesOf(house, fork.id), [
+    ['site', true],
+    ['data-b', true],
+  ])
+  for (const name of ['site', 'data']) await instances.detachVolume(id, name)
+  // Of several layers where the file system shares no blocks, since another fork stands on it.
+  await instances.stop(fork.id)
+  await instances.fork(fork.id, { name: 'c' })
+  await instances.detachVolume(fork.id, 'data-b')
+  await instances.attachVolume(id, { volume: 'data-b', mountPath: '/data', readOnly: false })
+  await instances.attachVolume(id, { volume: 'site', mountPath: '/site', readOnly: true })
+  for (const role of ['volume-0', 'volume-1'] as const) assert.equal(behind(house, id, role)?.length, 1)
+  await assertInOrder(house)
+  for (const name of ['a', 'b', 'c']) await instances.delete(instances.resolve(name).id)
+  await assertInOrder(house)
+  assert.deepEqual(volumes.resolve('site').disk, site)
 })
 
 test('a boot from the start is refused before anything is made', async () => {

@@ -91,16 +91,21 @@ export class VolumeRows {
       }))
   }
 
-  /** What they may take of the disk: each its full size, and what instances write over those that they share. */
   sizeBytes(): number {
     return Number(this.#db.prepare('SELECT coalesce(sum(bytes), 0) AS bytes FROM volumes').get()?.bytes)
   }
 
+  /**
+   * What they may take of the disk: each its full size, and what instances write over those that they share. A reader whose disk is one layer
+   * has a copy of its own.
+   */
   demandBytes(): number {
     const volumes = this.#db.prepare('SELECT coalesce(sum(bytes), 0) AS bytes FROM volumes').get()
     const overlays = this.#db
       .prepare(
-        `SELECT coalesce(sum(json_extract(attached.value, '$.overlayBytes')), 0) AS bytes
+        `SELECT coalesce(sum(CASE
+           WHEN json_extract(attached.value, '$.readOnly') AND json_array_length(attached.value, '$.disk') = 1
+           THEN json_extract(attached.value, '$.bytes') ELSE json_extract(attached.value, '$.overlayBytes') END), 0) AS bytes
          FROM instances, json_each(instances.volumes) AS attached`,
       )
       .get()

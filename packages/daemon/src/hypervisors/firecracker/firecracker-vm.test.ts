@@ -8,6 +8,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { silentLogger } from '../../log.ts'
+import { type AnsweredFile, answerWord } from '../answered-file.ts'
 import type { VmHandle } from '../hypervisor.ts'
 import { OWN_DIR } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
@@ -35,9 +36,16 @@ interface Wishes {
   readonly state?: string
   readonly isAdopted?: boolean
   readonly version?: string
+  readonly refusesDisks?: boolean
 }
 
-async function houseOf({ network, state = 'Running', isAdopted = false, version = '1.16.1' }: Wishes): Promise<House> {
+async function houseOf({
+  network,
+  state = 'Running',
+  isAdopted = false,
+  version = '1.16.1',
+  refusesDisks = false,
+}: Wishes): Promise<House> {
   const runDir = path.join(dir, `${count++}`)
   await mkdir(path.join(runDir, OWN_DIR), { recursive: true })
   const asked: string[] = []
@@ -54,6 +62,10 @@ async function houseOf({ network, state = 'Running', isAdopted = false, version 
       asked.push('save')
       const fault_message = 'Create snapshot error: Cannot perform open on the memory backing file: No such file or directory (os error 2)'
       answer.writeHead(400).end(JSON.stringify({ fault_message }))
+    } else if (request.url?.startsWith('/drives/')) {
+      asked.push(`${request.url} ${body.path_on_host}`)
+      if (refusesDisks) answer.writeHead(400).end(JSON.stringify({ fault_message: 'No such file or directory' }))
+      else answer.writeHead(204).end()
     } else {
       asked.push(body.state)
       now = body.state === 'Paused' ? 'Paused' : 'Running'
@@ -63,7 +75,11 @@ async function houseOf({ network, state = 'Running', isAdopted = false, version 
   server.listen(path.join(runDir, OWN_DIR, API_SOCKET))
   await once(server, 'listening')
   const note = (what: string) => async (): Promise<void> => void asked.push(what)
-  const shim = { ended: new Promise(() => undefined), shutTap: note('shut'), openTap: note('open'), cutStreams: note('cut') }
+  const shim = {
+    ...{ ended: new Promise(() => undefined), shutTap: note('shut'), openTap: note('open'), cutStreams: note('cut') },
+    answer: async (file: AnsweredFile): Promise<void> => void asked.push(answerWord(file)),
+    extend: async (name: string, bytes: number): Promise<void> => void asked.push(`${name} ${bytes}`),
+  }
   const facts = { vmm: `Firecracker ${version}`, ...(network === undefined ? {} : { network }) }
   const handle = { runDir, machine: { base: 'golden/x', baseSum: 'x', memoryBytes: 1, facts } } as unknown as VmHandle
   return {
@@ -128,4 +144,27 @@ test('of a version whose guests may be reached too early the second connection i
     stream.destroy()
     server.close()
   }
+})
+
+const volume = { role: 'volume-1', path: '/disks/v.raw', format: 'raw', readOnly: false } as const
+const opened = '/drives/volume_1 /dormouse/volume-1'
+
+test('a volume that comes, grows or goes is another behind its name first, and then its disk is opened anew', async () => {
+  await using house = await houseOf({})
+  const { diskHotplug } = house.vm
+  await diskHotplug.insertDisk(volume, step())
+  assert.deepEqual(house.asked(), ['volume-1=rw:/disks/v.raw', opened])
+  await diskHotplug.growDisk('volume-1', 2 ** 30, step())
+  assert.deepEqual(house.asked(), [`volume-1 ${2 ** 30}`, opened])
+  await diskHotplug.ejectDisk('volume-1', step())
+  assert.deepEqual(house.asked(), ['volume-1=blank:', opened])
+})
+
+test('a volume that the VMM does not take is not behind its name any more', async () => {
+  await using house = await houseOf({ refusesDisks: true })
+  await assert.rejects(house.vm.diskHotplug.insertDisk(volume, step()), /No such file/)
+  assert.deepEqual(house.asked(), ['volume-1=rw:/disks/v.raw', opened, 'volume-1=blank:', opened])
+  for (const role of ['overlay', 'volume-3'] as const)
+    await assert.rejects(house.vm.diskHotplug.ejectDisk(role, step()), { code: 'not_supported' })
+  assert.deepEqual(house.asked(), [])
 })

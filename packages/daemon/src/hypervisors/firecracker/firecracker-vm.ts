@@ -12,6 +12,7 @@ import type { DiskRole } from '../vm-spec.ts'
 import { VmmApi, VmmRefusal } from '../vmm-api.ts'
 import { vmmUsage } from '../vmm-usage.ts'
 import { connectToAgent } from '../vsock-guest.ts'
+import { FirecrackerDiskHotplug } from './disk-hotplug.ts'
 import { describeRequest, isSaved, saveStateRequest, shutdownRequest, stateRequest } from './requests.ts'
 
 export const API_SOCKET = 'api.sock'
@@ -23,6 +24,7 @@ export class FirecrackerVm implements Vm {
   readonly handle: VmHandle
   readonly origin: Vm['origin']
   readonly exited: Promise<VmExit>
+  readonly diskHotplug: FirecrackerDiskHotplug
   readonly #shim: Shim
   readonly #api: VmmApi
   #guest: Socket | undefined
@@ -38,6 +40,7 @@ export class FirecrackerVm implements Vm {
     this.#shim = shim
     this.#api = apiOf(handle.runDir)
     this.exited = shim.ended
+    this.diskHotplug = new FirecrackerDiskHotplug(shim, this.#api)
     if (origin === 'restore') {
       this.#pause = Promise.withResolvers()
       this.#isSaved = true

@@ -30,7 +30,7 @@ import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
 import { FIRECRACKER, FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
-import { diskDescriptors, FD, type Machine, MOST_VCPUS, SLOTS, VOLUME_SLOTS } from './machine.ts'
+import { disksBehindSlots, FD, type Machine, MOST_VCPUS, SLOTS, type Slot, VOLUME_SLOTS } from './machine.ts'
 import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
 
 export type { FirecrackerUses } from './firecracker-host.ts'
@@ -39,7 +39,7 @@ export class FirecrackerHypervisor implements Hypervisor {
   readonly name = 'firecracker'
   readonly versions = FIRECRACKER.versions
   readonly networks = new Set(['tap'] as const)
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots'])
+  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
   readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: FirecrackerUses
   readonly #host: FirecrackerHost
@@ -184,8 +184,7 @@ export class FirecrackerHypervisor implements Hypervisor {
         const { capture, manifest } = origin
         if (manifest.delta !== undefined) await loadDelta(shim, path.join(capture.dir, DELTA), manifest.delta, step)
       }
-      // Their sizes may be others than when the state was saved.
-      else for (const slot of SLOTS) await api.ask(refreshDrive(slot), step)
+      for (const slot of changedSlots(spec, origin)) await api.ask(refreshDrive(slot), step)
       if (origin.entry === 'wake') {
         await api.ask(stateRequest('Resumed'), step)
         if (machine.hasTap) await shim.openTap(step)
@@ -216,6 +215,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     memory: Descriptor | undefined,
     tap: string | undefined,
   ): ShimPlan {
+    const { descriptors, answers } = disksBehindSlots(spec.disks)
     return {
       shimPath: this.#uses.shimPath,
       runDir: spec.runDir,
@@ -225,12 +225,13 @@ export class FirecrackerHypervisor implements Hypervisor {
       ownDir: VSOCK_OWN_DIR,
       isolateNetwork: true,
       ...(tap === undefined ? {} : { answersTun: true }),
+      answers,
       ...(memory === undefined || spec.disks.length === 0 ? {} : { memory: FD.MEMORY }),
       vmm: {
         argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
         descriptors: [
           ...(memory === undefined ? [] : [memory]),
-          ...diskDescriptors(spec.disks),
+          ...descriptors,
           ...(tap === undefined ? [] : [{ number: FD.NIC, kind: 'tap', name: tap } as const]),
           // After all other blanks: the last one is the one that the shim names.
           { number: FD.SAVE, kind: 'blank' },
@@ -313,6 +314,13 @@ function memoryOf(origin: Origin): Descriptor {
   if (base.kind === 'scratch') throw new AppError('snapshot_unusable', 'The sleeping state stands on no base, as none of Firecracker does')
   return base.kind === 'file' ? { number, kind: 'read', file: base.path } : { number, kind: 'daemon', fd: base.fd }
 }
+
+/**
+ * Those whose sizes may be others than when the state was saved: all that a golden boot had nothing behind, and volumes, which may have grown
+ * while they slept.
+ */
+const changedSlots = ({ disks }: Pick<VmSpec, 'disks'>, { entry }: Origin): readonly Slot[] =>
+  SLOTS.filter(({ name, fd }) => (fd === undefined ? disks.some(({ role }) => role === name) : entry === 'wake'))
 
 const tapOf = ({ nic }: Pick<VmSpec, 'nic'>): string | undefined => (nic?.backend === 'tap' ? nic.tap : undefined)
 

@@ -3,6 +3,7 @@
  * the same slots; those that are free hold an empty file.
  */
 import { AppError } from '@dormouse/api/errors.ts'
+import { type AnsweredFile, answeredPath } from '../answered-file.ts'
 import type { Descriptor } from '../shim.ts'
 import type { DiskRole, DiskSpec } from '../vm-spec.ts'
 
@@ -15,40 +16,63 @@ export interface Machine {
   readonly initrdPath: string
 }
 
-/** Descriptors that the shim gives to Firecracker under these numbers; a slot's is DISK and its index. */
+/** Descriptors that the shim gives to Firecracker under these numbers; that of a slot that has one is DISK and its index. */
 export const FD = { SAVE: 16, MEMORY: 17, NIC: 18, DISK: 30 } as const
 
 export interface Slot {
   readonly name: DiskRole
-  readonly fd: number
+  /** What Firecracker opens. */
+  readonly path: string
   readonly readOnly: boolean
+  /** Absent: the shim answers for the path. */
+  readonly fd?: number
 }
 
-/** In the order of their places. What is read-only is settled at the boot. */
-const ROLES: readonly Omit<Slot, 'fd'>[] = [
-  { name: 'rootfs', readOnly: true },
-  { name: 'overlay', readOnly: false },
-  { name: 'modules', readOnly: true },
+export const fileOf = (number: number): string => `/proc/self/fd/${number}`
+
+const ownSlot = (name: DiskRole, fd: number, readOnly: boolean): Slot => ({ name, fd, path: fileOf(fd), readOnly })
+const volumeSlot = (name: DiskRole): Slot => ({ name, path: answeredPath(name), readOnly: false })
+
+/** In the order of their places. What is read-only is settled at the boot. Volumes are another user's, and may come and go. */
+export const SLOTS: readonly Slot[] = [
+  ownSlot('rootfs', FD.DISK, true),
+  ownSlot('overlay', FD.DISK + 1, false),
+  ownSlot('modules', FD.DISK + 2, true),
+  volumeSlot('volume-0'),
+  volumeSlot('volume-1'),
+  volumeSlot('volume-2'),
 ]
 
-/** Firecracker opens files as its own user, whose volumes are not. */
-export const VOLUME_SLOTS = 0
+export const VOLUME_SLOTS = SLOTS.filter(({ fd }) => fd === undefined).length
 /** What Firecracker takes (its API document: vcpu_count). */
 export const MOST_VCPUS = 32
 
-export const SLOTS: readonly Slot[] = ROLES.map((role, index) => ({ ...role, fd: FD.DISK + index }))
-
 /** What is behind the slots. Throws `not_supported` for disks that it cannot have. */
-export function diskDescriptors(disks: readonly DiskSpec[]): Descriptor[] {
+export function disksBehindSlots(disks: readonly DiskSpec[]): { readonly descriptors: Descriptor[]; readonly answers: AnsweredFile[] } {
   for (const disk of disks) assertTakes(disk)
-  return SLOTS.map(({ name, fd, readOnly }): Descriptor => {
+  const descriptors: Descriptor[] = []
+  const answers: AnsweredFile[] = []
+  for (const { name, fd, readOnly } of SLOTS) {
     const disk = disks.find(({ role }) => role === name)
-    if (disk === undefined) return { number: fd, kind: 'blank' }
-    return { number: fd, kind: readOnly ? 'read' : 'write', file: disk.path }
-  })
+    if (fd === undefined) answers.push(answerFor(name, disk))
+    else if (disk === undefined) descriptors.push({ number: fd, kind: 'blank' })
+    else descriptors.push({ number: fd, kind: readOnly ? 'read' : 'write', file: disk.path })
+  }
+  return { descriptors, answers }
 }
 
-function assertTakes({ role, format, backing, readOnly }: DiskSpec): void {
+/** What stands behind the slot of a volume, or none. */
+export const answerFor = (role: DiskRole, disk?: DiskSpec): AnsweredFile =>
+  disk === undefined ? { name: role, kind: 'blank' } : { name: role, kind: 'rw', file: disk.path }
+
+/** Throws `not_supported` when there is none. */
+export function volumeSlotOf(role: DiskRole): Slot {
+  const slot = SLOTS.find(({ name, fd }) => name === role && fd === undefined)
+  if (slot === undefined) throw new AppError('not_supported', `Firecracker has no place for the volume ${role}`, { hint: 'Use qemu' })
+  return slot
+}
+
+export function assertTakes({ role, format, backing, readOnly }: DiskSpec): void {
   const slot = SLOTS.find(({ name }) => name === role)
   if (slot === undefined) throw new AppError('not_supported', `Firecracker has no place for the disk ${role}`, { hint: 'Use qemu' })
   if (format !== 'raw' || backing !== undefined)

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { VmmRequest } from '../vmm-api.ts'
-import { diskDescriptors, FD, kernelCommandLine, type Machine, SLOTS } from './machine.ts'
+import { disksBehindSlots, FD, kernelCommandLine, type Machine, SLOTS } from './machine.ts'
 import {
   bootRequests,
   describeRequest,
@@ -94,7 +94,7 @@ test('everything that is asked is in the document, with what it wants and nothin
 })
 
 test('a machine is whole before it starts', () => {
-  const drives = ['/drives/rootfs', '/drives/overlay', '/drives/modules']
+  const drives = ['rootfs', 'overlay', 'modules', 'volume_0', 'volume_1', 'volume_2'].map((drive) => `/drives/${drive}`)
   const paths = bootRequests(machine, SLOTS).map(({ path }) => path)
   assert.deepEqual(paths, ['/machine-config', '/boot-source', ...drives, '/network-interfaces/nic', '/vsock', '/actions'])
   assert.ok(!bootRequests({ ...machine, hasTap: false }, SLOTS).some(({ path }) => path.startsWith('/network-interfaces/')))
@@ -104,11 +104,11 @@ test('what its guest flushes is flushed, and what it may not write it cannot', (
   const drives = bootRequests(machine, SLOTS).flatMap(({ path, body }) => (path.startsWith('/drives/') ? [body] : []))
   assert.deepEqual(
     drives.map((drive) => [drive, (drive as { cache_type: string }).cache_type]).map(([, cache]) => cache),
-    ['Writeback', 'Writeback', 'Writeback'],
+    SLOTS.map(() => 'Writeback'),
   )
   assert.deepEqual(
     drives.map((drive) => (drive as { is_read_only: boolean }).is_read_only),
-    [true, false, true],
+    [true, false, true, false, false, false],
   )
 })
 
@@ -116,12 +116,15 @@ test('names of files and sockets are the same in every VM, so that a state loads
   const state = JSON.stringify([bootRequests(machine, SLOTS).slice(2), loadRequest('state')])
   const names = [...state.matchAll(/"([^"]*(?:\/|sock)[^"]*)"/g)].map(([, name]) => String(name))
   for (const name of names)
-    assert.match(name, /^(\/proc\/self\/fd\/\d+|vsock\.sock|\/(drives|network-interfaces|snapshot|vsock|actions)\b.*)$/)
+    assert.match(
+      name,
+      /^(\/proc\/self\/fd\/\d+|\/dormouse\/volume-\d|vsock\.sock|\/(drives|network-interfaces|snapshot|vsock|actions)\b.*)$/,
+    )
 })
 
 test('its kernel is told what its machine cannot tell', () => {
   const words = kernelCommandLine(SLOTS).split(' ')
-  for (const word of ['dormouse.off=reboot', 'reboot=k', 'panic=-1', 'dormouse.disks=rootfs,overlay,modules'])
+  for (const word of ['dormouse.off=reboot', 'reboot=k', 'panic=-1', 'dormouse.disks=rootfs,overlay,modules,volume-0,volume-1,volume-2'])
     assert.ok(words.includes(word), word)
 })
 
@@ -133,15 +136,21 @@ test('a state is known to be whole by one refusal alone', () => {
   assert.ok(!isSaved('Create snapshot error: Cannot save the microVM state: …'))
 })
 
-test('a free slot holds an empty file, and a disk that cannot be had is refused', () => {
+test('a free slot holds an empty file, volumes are found by name, and a disk that cannot be had is refused', () => {
   const overlay = { role: 'overlay', path: '/disks/a.raw', format: 'raw', readOnly: false } as const
-  assert.deepEqual(diskDescriptors([overlay]), [
+  const behind = disksBehindSlots([overlay, { ...overlay, role: 'volume-1', path: '/disks/v.raw' }])
+  assert.deepEqual(behind.descriptors, [
     { number: FD.DISK, kind: 'blank' },
     { number: FD.DISK + 1, kind: 'write', file: '/disks/a.raw' },
     { number: FD.DISK + 2, kind: 'blank' },
   ])
-  assert.throws(() => diskDescriptors([{ ...overlay, format: 'qcow2' }]), { code: 'internal_error' })
-  assert.throws(() => diskDescriptors([{ ...overlay, backing: [{ path: '/disks/b.raw', format: 'raw' }] }]), { code: 'internal_error' })
-  assert.throws(() => diskDescriptors([{ ...overlay, role: 'volume-0' }]), { code: 'not_supported' })
-  assert.throws(() => diskDescriptors([{ ...overlay, readOnly: true }]), { code: 'internal_error' })
+  assert.deepEqual(behind.answers, [
+    { name: 'volume-0', kind: 'blank' },
+    { name: 'volume-1', kind: 'rw', file: '/disks/v.raw' },
+    { name: 'volume-2', kind: 'blank' },
+  ])
+  assert.throws(() => disksBehindSlots([{ ...overlay, format: 'qcow2' }]), { code: 'internal_error' })
+  assert.throws(() => disksBehindSlots([{ ...overlay, backing: [{ path: '/disks/b.raw', format: 'raw' }] }]), { code: 'internal_error' })
+  assert.throws(() => disksBehindSlots([{ ...overlay, role: 'volume-3' }]), { code: 'not_supported' })
+  assert.throws(() => disksBehindSlots([{ ...overlay, readOnly: true }]), { code: 'internal_error' })
 })

@@ -1,11 +1,12 @@
 /**
  * What is asked of Firecracker, as pure functions of the machine: paths and bodies of its published API (`requests.test.ts` holds them to
- * facts of the document). Files are named by descriptors that the shim has opened, sockets relative to the VMM's own directory, so a state
+ * facts of the document). Files are named by descriptors that the shim has opened or by
+ * names that it answers, sockets relative to the VMM's own directory, so a state
  * that was saved here loads in any other VMM of ours.
  */
 import type { VmmRequest } from '../vmm-api.ts'
 import { GUEST_CID, VSOCK_SOCKET } from '../vsock-guest.ts'
-import { FD, kernelCommandLine, type Machine, type Slot } from './machine.ts'
+import { FD, fileOf, kernelCommandLine, type Machine, type Slot } from './machine.ts'
 
 /** A place that no one can write to. */
 const NOWHERE = '/proc/self/fd/none'
@@ -13,8 +14,6 @@ const NOWHERE = '/proc/self/fd/none'
 /** Of every machine: what it opens by that name is the TAP that its shim has for it. */
 const TAP = 'tap'
 const NIC = 'nic'
-
-const fileOf = (number: number): string => `/proc/self/fd/${number}`
 
 /** All that a machine is made of, and its start. */
 export function bootRequests(machine: Machine, slots: readonly Slot[]): VmmRequest[] {
@@ -29,10 +28,10 @@ export function bootRequests(machine: Machine, slots: readonly Slot[]): VmmReque
   ]
 }
 
-const driveRequest = ({ name, fd, readOnly }: Slot): VmmRequest =>
+const driveRequest = ({ name, path, readOnly }: Slot): VmmRequest =>
   put(`/drives/${driveId(name)}`, {
     drive_id: driveId(name),
-    path_on_host: fileOf(fd),
+    path_on_host: path,
     is_root_device: false,
     is_read_only: readOnly,
     // Left alone it tells its guest that nothing needs to be flushed.
@@ -41,8 +40,8 @@ const driveRequest = ({ name, fd, readOnly }: Slot): VmmRequest =>
   })
 
 /** Opens the file behind a slot anew: the guest is told of its size. */
-export const refreshDrive = ({ name, fd }: Slot): VmmRequest =>
-  patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), path_on_host: fileOf(fd) })
+export const refreshDrive = ({ name, path }: Slot): VmmRequest =>
+  patch(`/drives/${driveId(name)}`, { drive_id: driveId(name), path_on_host: path })
 
 /** A machine with that state, paused, over memory that it maps privately. */
 export const loadRequest = (stateFile: string): VmmRequest =>

@@ -5,7 +5,8 @@ import type { Attachment, MountRequest } from '../instance.ts'
 import { volumeRole } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 import type { LiveVm } from '../live-vm.ts'
-import { planMounts, prepareMounts } from '../mounts.ts'
+import { planMounts, prepareMounts, roomOf } from '../mounts.ts'
+import { plainAttachments } from './plain-disks.ts'
 
 const INSERT_LIMIT_MS = 30_000
 const MOUNT_LIMIT_MS = 150_000
@@ -23,12 +24,14 @@ export async function attachVolume(
   const { volumes, disks } = work.uses
   const { instance, live } = work
   const planned = planMounts([request], instance.volumes, { volumes, slots: work.hypervisor.volumeSlots })
-  const admit = await judge(request.overlayBytes ?? 0)
+  const admit = await judge(roomOf(planned, work.hypervisor))
   await work.step('layer', 60_000)
   await using prepared = await prepareMounts(planned, { volumes, release: (layers) => disks.release(layers) })
+  // One that runs is given a disk that its VMM can have.
+  await using made = live === undefined ? undefined : await plainAttachments(work, prepared.attachments)
   await work.step('record', 10_000)
   const moving = live === undefined ? {} : { moving: 'in' as const }
-  const attached = prepared.attachments.map((attachment) => ({ ...attachment, ...moving }))
+  const attached = (made ?? prepared).attachments.map((attachment) => ({ ...attachment, ...moving }))
   work.change(
     { volumes: [...instance.volumes, ...attached], ...(live === undefined ? {} : { operation: 'attach_volume' as const }) },
     {

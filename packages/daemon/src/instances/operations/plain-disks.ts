@@ -2,7 +2,7 @@
 import { isPlain } from '../../disks/layer.ts'
 import type { Hypervisor } from '../../hypervisors/hypervisor.ts'
 import type { DiskRole } from '../../hypervisors/vm-spec.ts'
-import type { Instance } from '../instance.ts'
+import type { Attachment, Instance } from '../instance.ts'
 import { disksOf, withLayers } from '../instance-disks.ts'
 import type { InstanceWork } from '../instance-work.ts'
 
@@ -22,7 +22,7 @@ export async function plainDisks(
   const becoming = { ...work.instance, ...along }
   const chains = hasLayers(work.hypervisorWith(along)) ? [] : disksOf(becoming).filter(({ layers }) => !isPlain(layers))
   if (chains.length === 0) return { along, [Symbol.asyncDispose]: async () => undefined }
-  const { disks } = work.uses
+  const { disks, volumes } = work.uses
   const { uid } = becoming
   const step = await work.step('flatten', FLATTEN_LIMIT_MS)
   await using undo = new AsyncDisposableStack()
@@ -30,8 +30,9 @@ export async function plainDisks(
   const flat = new Map<DiskRole, string>()
   undo.defer(() => disks.release([...left, ...flat.values()]).then(() => undefined, work.leaveForSweep('layers of disks')))
   for (const { role, layers } of chains) {
-    const owner = role !== 'overlay' || uid === undefined ? undefined : { uid, gid: uid }
-    flat.set(role, await disks.flatten(layers, { step, owner }))
+    const owner = uid === undefined ? undefined : { uid, gid: uid }
+    // A volume is no VM's, and what looks into it is none of them.
+    flat.set(role, await (role === 'overlay' ? disks.flatten(layers, { step, owner }) : volumes.flatten(layers, step)))
   }
   const plain = withLayers(becoming, (role) => {
     const layer = flat.get(role)
@@ -39,4 +40,25 @@ export async function plainDisks(
   })
   const settle = undo.move()
   return { along: { ...along, ...plain }, [Symbol.asyncDispose]: () => settle.disposeAsync() }
+}
+
+/** Attachments for a VM that runs, with disks that its VMM can have. Disposed of, layers that no row names by then are gone. */
+export async function plainAttachments(
+  work: InstanceWork,
+  attachments: readonly Attachment[],
+): Promise<{ readonly attachments: readonly Attachment[] } & AsyncDisposable> {
+  const chains = hasLayers(work.hypervisor) ? [] : attachments.filter(({ disk }) => !isPlain(disk))
+  if (chains.length === 0) return { attachments, [Symbol.asyncDispose]: async () => undefined }
+  const { disks, volumes } = work.uses
+  const step = await work.step('flatten', FLATTEN_LIMIT_MS)
+  await using undo = new AsyncDisposableStack()
+  const flat = new Map<Attachment, string>()
+  const left = chains.flatMap(({ disk }) => disk)
+  undo.defer(() => disks.release([...left, ...flat.values()]).then(() => undefined, work.leaveForSweep('layers of a volume')))
+  for (const chain of chains) flat.set(chain, await volumes.flatten(chain.disk, step))
+  const settle = undo.move()
+  return {
+    attachments: attachments.map((one) => ({ ...one, disk: flat.has(one) ? [String(flat.get(one))] : one.disk })),
+    [Symbol.asyncDispose]: () => settle.disposeAsync(),
+  }
 }
