@@ -93,8 +93,8 @@ int take_asker(int from) {
 }
 
 /*
- * What it says may be another thing a moment later; but then it opens that by itself, as its own user. Nothing is granted by a name but what is
- * this VM's. Empty when it is none that could be answered.
+ * What it says may be another thing a moment later, or another process's when it has died; but a descriptor goes to who asked or to no one, and
+ * nothing is granted by a name but what is this VM's. Everything else it opens by itself, as its own user. Empty when it is none that could be answered.
  */
 static void read_path(const struct seccomp_notif *asked, char path[PATH_SIZE]) {
     char file[32];

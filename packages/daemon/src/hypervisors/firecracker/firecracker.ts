@@ -30,6 +30,7 @@ import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
 import { FIRECRACKER, FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
+import { LoadFailed, wakeGolden } from './golden-wake.ts'
 import { disksBehindSlots, FD, type Machine, MOST_VCPUS, SLOTS, type Slot, VOLUME_SLOTS } from './machine.ts'
 import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
 
@@ -77,16 +78,13 @@ export class FirecrackerHypervisor implements Hypervisor {
     assertCan(spec)
     const host = await this.#host.answers()
     const machine = this.#machine(spec)
-    using golden = await this.#golden(machine, host, step)
-    try {
-      return await this.#wake(spec, machine, host, golden, step)
-    } catch (error) {
-      if (step.signal.aborted || !(error instanceof WakeFailed)) throw error
-      step.log.warn({ err: error, golden: golden.key }, 'a golden boot could not be woken, and is made anew')
-      await golden.discard()
-    }
-    using anew = await this.#golden(machine, host, step)
-    return await this.#wake(spec, machine, host, anew, step)
+    return await wakeGolden(
+      {
+        golden: (again) => this.#golden(machine, host, step, again ? { again: 1 } : {}),
+        wake: (golden) => this.#wake(spec, machine, host, golden, step),
+      },
+      step,
+    )
   }
 
   async #wake(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot, step: Step): Promise<FirecrackerVm> {
@@ -125,9 +123,13 @@ export class FirecrackerHypervisor implements Hypervisor {
     const shim = await Shim.adopt(handle.runDir, handle.shim, handle.vmm, step)
     if (shim === undefined) return undefined
     const vm = new FirecrackerVm(handle, 'adopted', shim)
-    await vm
-      .openIfRunning(step)
-      .catch((err: unknown) => step.log.warn({ err, runDir: handle.runDir }, 'a VM that was found may be without its network'))
+    try {
+      await vm.openIfRunning(step)
+    } catch (error) {
+      // It is looked for again: one that was taken for found would be without its network for ever.
+      shim[Symbol.dispose]()
+      throw error
+    }
     return vm
   }
 
@@ -144,9 +146,10 @@ export class FirecrackerHypervisor implements Hypervisor {
     return { vcpus, memoryMib, hasTap: nic !== undefined, kernelPath, initrdPath }
   }
 
-  #golden(machine: Machine, host: HostAnswers, step: Step): Promise<GoldenBoot> {
+  #golden(machine: Machine, host: HostAnswers, step: Step, more: GoldenShape['facts'] = {}): Promise<GoldenBoot> {
+    const { memoryBytes, facts } = shapeOf(machine, host)
     return this.#uses.memory.goldenBoot(
-      shapeOf(machine, host),
+      { memoryBytes, facts: { ...facts, ...more } },
       (memory, stateFile, own) =>
         this.#withParked(machine, host, memory, own, async (api, shim) => {
           await api.ask(stateRequest('Paused'), own)
@@ -173,13 +176,18 @@ export class FirecrackerHypervisor implements Hypervisor {
     const name = path.basename(spec.runDir)
     const entered = await cgroups?.make(name, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
     undo.defer(() => cgroups?.remove(name))
-    const shim = await Shim.launch({ ...this.#plan(spec, host, memoryOf(origin), tapOf(spec)), cgroups: entered ?? [] }, step)
+    const plan = { ...this.#plan(spec, host, memoryOf(origin), tapOf(spec)), memory: FD.MEMORY, cgroups: entered ?? [] }
+    const shim = await Shim.launch(plan, step)
     undo.defer(() => void shim[Symbol.dispose]())
     undo.defer(async () => void (await shim.kill()))
     const api = apiOf(spec.runDir)
+    let isLoading = false
     try {
       await awaitApi(spec.runDir, api, shim, step)
+      isLoading = true
       await api.ask(loadRequest(STATE), step)
+      isLoading = false
+      await rm(path.join(spec.runDir, OWN_DIR, STATE), { force: true })
       if (origin.entry === 'restore') {
         const { capture, manifest } = origin
         if (manifest.delta !== undefined) await loadDelta(shim, path.join(capture.dir, DELTA), manifest.delta, step)
@@ -194,7 +202,8 @@ export class FirecrackerHypervisor implements Hypervisor {
       await Promise.race([shim.ended, sleep(1000, undefined, { ref: false })])
       const { last, detail } = wordsOf(await logTail(spec.logs.vmm))
       const message = `Firecracker did not start the VM: ${cause instanceof Error ? cause.message : last}`
-      throw origin.entry === 'wake' ? new WakeFailed(message, { cause }) : new AppError('internal_error', message, { cause, detail })
+      const told = new AppError('internal_error', message, { cause, detail })
+      throw isLoading && origin.entry === 'wake' ? new LoadFailed(told) : told
     }
     const handle = {
       hypervisor: this.name,
@@ -226,7 +235,6 @@ export class FirecrackerHypervisor implements Hypervisor {
       isolateNetwork: true,
       ...(tap === undefined ? {} : { answersTun: true }),
       answers,
-      ...(memory === undefined || spec.disks.length === 0 ? {} : { memory: FD.MEMORY }),
       vmm: {
         argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
         descriptors: [
@@ -255,9 +263,9 @@ export class FirecrackerHypervisor implements Hypervisor {
     await using undo = new AsyncDisposableStack()
     await mkdir(uses.workDir, { recursive: true, mode: 0o711 })
     await makeRunDir(runDir)
+    undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
     const cgroups = await uses.cgroups?.make(id, cgroupLimitsOf({ ...machine, acceleration: 'kvm' }))
     undo.defer(() => uses.cgroups?.remove(id))
-    undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
     const spec = {
       ...{ id, runDir, disks: [] },
       ...(uses.goldenUser === undefined ? {} : { user: uses.goldenUser }),
@@ -366,11 +374,6 @@ function assertCan({ nic, hostDevices, hotplugMib, freshBoot, vcpus }: VmSpec): 
 
 /** Letters, digits and hyphens, 64 at most. */
 const idOf = (id: string): string => id.replaceAll(/[^A-Za-z0-9-]/g, '-').slice(0, 64)
-
-/** A VM that did not come out of its golden boot. Never leaves this file. */
-class WakeFailed extends Error {
-  override readonly name = 'WakeFailed'
-}
 
 /** Of no bridge, and gone with the machine. */
 const GOLDEN_TAP = 'dmgolden%d'
