@@ -469,7 +469,8 @@ function send(route: Route, answer: unknown, reply: FastifyReply, given: Asked<R
   reply.type('application/json; charset=utf-8')
   if (!(answer instanceof JsonBytes)) return reply.send(JSON.stringify(answer))
   // Until then the bytes may still be on their way to a slow caller. Of one who has hung up they are left to the garbage collector.
-  reply.raw.once('close', () => reply.raw.writableFinished && answer.giveBack())
+  const { giveBack } = answer
+  if (giveBack !== undefined) reply.raw.once('close', () => reply.raw.writableFinished && giveBack())
   return reply.send(answer.bytes)
 }
 

@@ -31,7 +31,8 @@ type Gives<Id extends RouteId> =
     ? AsyncIterable<SseBatch>
     : Row<Id> extends { readonly stream: 'text' }
       ? string
-      : Of<Row<Id>, 'answer'> extends readonly unknown[]
+      : // What changes something is told of in the audit log, by the id of its answer.
+        Id extends `get${string}` | `list${string}`
         ? Of<Row<Id>, 'answer'> | JsonBytes
         : Of<Row<Id>, 'answer'>
 

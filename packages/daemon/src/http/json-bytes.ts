@@ -1,9 +1,10 @@
-/** An answer that is written already, in memory that its writer wants back once it is sent. */
+/** An answer that is written already. */
 export class JsonBytes {
   readonly bytes: Buffer
-  readonly giveBack: () => void
+  /** Of memory that its writer wants back once it is sent. */
+  readonly giveBack: (() => void) | undefined
 
-  constructor(bytes: Buffer, giveBack: () => void) {
+  constructor(bytes: Buffer, giveBack?: () => void) {
     this.bytes = bytes
     this.giveBack = giveBack
   }

@@ -4,7 +4,6 @@ import type { SseMessage, SsePlace } from '@dormouse/api/streams.ts'
 import type { Instance, InstanceId } from '../../instances/instance.ts'
 import type { LogBatch } from '../../instances/log-lines.ts'
 import type { Handlers } from '../handler.ts'
-import { InstanceLists } from '../instance-list.ts'
 import { graceMs, toCreateInstance, toForkInstance, toUpdateInstance, waitLimitMs } from '../instance-requests.ts'
 import { type PlaceOf, pageOf } from '../list-page.ts'
 import { admitRegistry, isHere } from '../loopback-registries.ts'
@@ -12,6 +11,7 @@ import { presentInstance } from '../present-instance.ts'
 import { toCompression, toCompressionDelay } from '../snapshot-requests.ts'
 import { encodeBatch, type SseBatch } from '../streams/sse.ts'
 import type { ServerUses } from '../uses.ts'
+import { WrittenInstances } from '../written-instances.ts'
 
 type InstanceRoutes = Pick<
   Handlers,
@@ -36,7 +36,7 @@ export function instanceRoutes({
   images,
   supervision,
 }: Pick<ServerUses, 'instances' | 'images' | 'supervision'>): InstanceRoutes {
-  const lists = new InstanceLists()
+  const written = new WrittenInstances()
   const show = (instance: Instance): Shown => {
     const nowMs = Date.now()
     return presentInstance(instance, nowMs, supervision.of(instance, nowMs))
@@ -56,7 +56,7 @@ export function instanceRoutes({
       const page = pageOf(listed, PLACE, { limit, cursor })
       if (page.nextCursor !== undefined) setHeader('x-next-cursor', page.nextCursor)
       const nowMs = Date.now()
-      return lists.write(page.items, nowMs, (instance) => supervision.of(instance, nowMs))
+      return written.list(page.items, nowMs, (instance) => supervision.of(instance, nowMs))
     },
 
     createInstance: async ({ body, query, signal, caller }) => {
@@ -67,7 +67,11 @@ export function instanceRoutes({
       return settled(await instances.create(toCreateInstance(body, Date.now())), query, signal)
     },
 
-    getInstance: ({ params }) => show(instances.resolve(params.id)),
+    getInstance: ({ params }) => {
+      const instance = instances.resolve(params.id)
+      const nowMs = Date.now()
+      return written.one(instance, nowMs, supervision.of(instance, nowMs))
+    },
 
     updateInstance: async ({ params, body }) =>
       show(await instances.update(instances.resolve(params.id).id, toUpdateInstance(body, Date.now()))),

@@ -2,12 +2,12 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { Instance } from '../instances/instance.ts'
 import { fakeUses } from './fake-uses.ts'
-import { InstanceLists } from './instance-list.ts'
 import { presentInstance } from './present-instance.ts'
+import { WrittenInstances } from './written-instances.ts'
 
 const AT_MS = 1e12
-const read = (lists: InstanceLists, instances: readonly Instance[], nowMs: number) =>
-  JSON.parse(lists.write(instances, nowMs).bytes.toString())
+const read = (lists: WrittenInstances, instances: readonly Instance[], nowMs: number) =>
+  JSON.parse(lists.list(instances, nowMs).bytes.toString())
 const shown = (instances: readonly Instance[], nowMs: number) =>
   JSON.parse(JSON.stringify(instances.map((instance) => presentInstance(instance, nowMs))))
 
@@ -20,7 +20,7 @@ test('what is written of records is what is shown of them, now and later, and wh
     instances.add({ name: 'again', createdAtMs: AT_MS, phases: { current: 'Running', sinceMs: AT_MS, durations } }),
     instances.add({ name: 'rests', createdAtMs: AT_MS, phases: { current: 'Stopped', sinceMs: AT_MS + 7, durations } }),
   ]
-  const lists = new InstanceLists()
+  const lists = new WrittenInstances()
   for (const nowMs of [AT_MS, AT_MS + 5000, AT_MS + 1e11, AT_MS - 60_000]) {
     assert.deepEqual(read(lists, all, nowMs), shown(all, nowMs), String(nowMs))
   }
@@ -28,7 +28,7 @@ test('what is written of records is what is shown of them, now and later, and wh
 
 test('a changed record is written anew', () => {
   const { instances } = fakeUses()
-  const lists = new InstanceLists()
+  const lists = new WrittenInstances()
   const before = instances.add({ name: 'web' })
   read(lists, [before], AT_MS)
   assert.equal(read(lists, [{ ...before, state: 'Stopped' }], AT_MS)[0].state, 'Stopped')
@@ -37,19 +37,19 @@ test('a changed record is written anew', () => {
 test('a list that is still on its way is not written over by the next; one that was sent gives its memory to it', () => {
   const { instances } = fakeUses()
   const all = Array.from({ length: 3 }, (_, n) => instances.add({ name: `i${n}`, createdAtMs: AT_MS }))
-  const lists = new InstanceLists()
-  const first = lists.write(all, AT_MS)
-  const second = lists.write(all, AT_MS + 1)
+  const lists = new WrittenInstances()
+  const first = lists.list(all, AT_MS)
+  const second = lists.list(all, AT_MS + 1)
   assert.notEqual(second.bytes.buffer, first.bytes.buffer)
   assert.deepEqual(JSON.parse(first.bytes.toString()), shown(all, AT_MS))
-  first.giveBack()
-  const third = lists.write(all.slice(1), AT_MS + 2)
+  first.giveBack?.()
+  const third = lists.list(all.slice(1), AT_MS + 2)
   assert.equal(third.bytes.buffer, first.bytes.buffer)
   assert.deepEqual(JSON.parse(third.bytes.toString()), shown(all.slice(1), AT_MS + 2))
 })
 
 test('what is known of some beside their records is told of these, anew each time', () => {
-  const lists = new InstanceLists()
+  const lists = new WrittenInstances()
   const fake = fakeUses().instances
   const instances = ['a', 'b'].map((name) =>
     fake.add({ name, createdAtMs: AT_MS, phases: { current: 'Running', sinceMs: AT_MS, durations: {} } }),
@@ -57,11 +57,30 @@ test('what is known of some beside their records is told of these, anew each tim
   for (const successes of [1, 2]) {
     const attentionTo = ({ name }: Instance) =>
       name === 'a' ? {} : { health: { status: 'healthy' as const, successes, failures: 0 }, restart: { attempts: successes } }
-    const written = JSON.parse(lists.write(instances, AT_MS, attentionTo).bytes.toString())
+    const written = JSON.parse(lists.list(instances, AT_MS, attentionTo).bytes.toString())
     assert.deepEqual(written, JSON.parse(JSON.stringify(instances.map((one) => presentInstance(one, AT_MS, attentionTo(one))))))
+    const alone = instances.map((one) => JSON.parse(lists.one(one, AT_MS, attentionTo(one)).bytes.toString()))
+    assert.deepEqual(alone, written)
+  }
+})
+
+test('one alone is written as it is shown, and its memory is no one else’s', () => {
+  const fake = fakeUses().instances
+  const all = [
+    fake.add({ name: 'web', createdAtMs: AT_MS, tags: { a: '"}' }, env: { GREETING: 'grüß dich, 世界' } }),
+    fake.add({ name: 'new', createdAtMs: AT_MS, state: 'Created' }),
+  ]
+  const written = new WrittenInstances()
+  for (const nowMs of [AT_MS, AT_MS + 1e11, AT_MS - 60_000]) {
+    const answers = all.map((instance) => written.one(instance, nowMs))
+    written.list(all, AT_MS).giveBack?.()
+    assert.deepEqual(
+      answers.map(({ bytes }) => JSON.parse(bytes.toString())),
+      shown(all, nowMs),
+    )
   }
 })
 
 test('an empty list is one', () => {
-  assert.deepEqual(read(new InstanceLists(), [], AT_MS), [])
+  assert.deepEqual(read(new WrittenInstances(), [], AT_MS), [])
 })

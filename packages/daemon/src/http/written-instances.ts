@@ -1,5 +1,5 @@
 /**
- * Lists of instances, as JSON. A person's `ps`, a console and a scheduler each ask for all of them, again and again, while few have
+ * Instances as JSON. A person's `ps`, a console and a scheduler each ask for all of them, or for one, again and again, while few have
  * changed: what is written of a record is kept with it, and a list is those bytes one after the other. It leaves next to nothing
  * for the garbage collector, whose pauses are what a caller would wait for.
  */
@@ -26,34 +26,35 @@ const TAIL_MAX_BYTES = 32
 /** What is kept between lists: enough for some thousands of instances. */
 const SPARE_MAX_BYTES = 4 * 2 ** 20
 
-export class InstanceLists {
+export class WrittenInstances {
   readonly #written = new WeakMap<Instance, Written>()
   /** Memory of a list that is sent. One at a time is what one caller after the other needs. */
   #spare: Buffer | undefined
 
   /** `JSON.stringify` of what `presentInstance` shows of each. */
-  write(instances: readonly Instance[], nowMs: number, attentionTo: (instance: Instance) => Attention = () => ({})): JsonBytes {
+  list(instances: readonly Instance[], nowMs: number, attentionTo: (instance: Instance) => Attention = () => ({})): JsonBytes {
     const all = instances.map((instance) => this.#writtenOf(instance))
     const beside = instances.map((instance) => besideOf(attentionTo(instance)))
     const body = this.#take(
       all.reduce((bytes, { head }, at) => bytes + head.length + (beside[at]?.length ?? 0) + TAIL_MAX_BYTES, '[]'.length),
     )
     let end = body.write('[', 'latin1')
-    for (const [at, { head, durationMs, sinceMs }] of all.entries()) {
-      end += body.write(end > 1 ? ',{' : '{', end, 'latin1')
-      const more = beside[at]
-      if (more !== undefined) {
-        body.set(more, end)
-        end += more.length
-      }
-      body.set(head, end)
-      end += head.length
-      end += body.write(`${durationMs + Math.max(0, nowMs - sinceMs)}}}`, end, 'latin1')
+    for (const [at, written] of all.entries()) {
+      if (end > 1) end += body.write(',', end, 'latin1')
+      end = put(body, end, written, beside[at], nowMs)
     }
     end += body.write(']', end, 'latin1')
     return new JsonBytes(body.subarray(0, end), () => {
       if (body.length <= SPARE_MAX_BYTES) this.#spare = body
     })
+  }
+
+  /** One alone. */
+  one(instance: Instance, nowMs: number, attention: Attention = {}): JsonBytes {
+    const written = this.#writtenOf(instance)
+    const beside = besideOf(attention)
+    const body = Buffer.allocUnsafe(written.head.length + (beside?.length ?? 0) + TAIL_MAX_BYTES)
+    return new JsonBytes(body.subarray(0, put(body, 0, written, beside, nowMs)))
   }
 
   #writtenOf(instance: Instance): Written {
@@ -77,6 +78,18 @@ export class InstanceLists {
     // An eighth more, since the next list may be a little longer.
     return Buffer.allocUnsafeSlow(bytes + (bytes >> 3))
   }
+}
+
+/** An object. Gives where it ends. */
+function put(body: Buffer, at: number, { head, durationMs, sinceMs }: Written, beside: Buffer | undefined, nowMs: number): number {
+  let end = at + body.write('{', at, 'latin1')
+  if (beside !== undefined) {
+    body.set(beside, end)
+    end += beside.length
+  }
+  body.set(head, end)
+  end += head.length
+  return end + body.write(`${durationMs + Math.max(0, nowMs - sinceMs)}}}`, end, 'latin1')
 }
 
 /** As the first members of the object. */
