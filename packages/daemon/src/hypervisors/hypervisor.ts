@@ -24,6 +24,8 @@ export interface Hypervisor {
   readonly versions?: readonly string[]
   /** How many volumes a machine has room for: the disks `volume-0` and so on. */
   readonly volumeSlots: number
+  /** Processors that a machine has at most; absent: as many as this daemon gives. */
+  readonly mostVcpus?: number
   /** How it can put a guest on a network; absent: in every way there is. A guest without a network needs none of them. */
   readonly networks?: ReadonlySet<NicSpec['backend']>
   /** How many VMs wait to become an instance's, of a driver that has such. */

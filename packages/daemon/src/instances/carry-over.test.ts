@@ -8,9 +8,10 @@ import type { CreateInstance, Instance } from './instance.ts'
 import type { Instances } from './instances.ts'
 import { assertInOrder, settled, TEST_OVERLAY, TestHouse } from './test-house.ts'
 
-/** The other takes one raw file for a disk, and no more memory once it runs. */
+/** The other takes one raw file for a disk, no more memory once it runs, and two processors. */
 const OTHER = 'firecracker'
-const makeHouse = (): TestHouse => new TestHouse({ beside: { name: OTHER, lacks: ['disk_layers', 'memory_hotplug', 'disk_limit', 'gpu'] } })
+const makeHouse = (): TestHouse =>
+  new TestHouse({ beside: { name: OTHER, lacks: ['disk_layers', 'memory_hotplug', 'disk_limit', 'gpu'], mostVcpus: 2 } })
 
 /** Somewhere behind what mkfs wrote. */
 const PLACE = TEST_OVERLAY - 4096
@@ -106,6 +107,32 @@ test('a daemon that dies while an instance goes over to another hypervisor leave
     assert.equal(await readPlain(house, third.get(source.id)), 'first')
     await assertInOrder(house)
   }
+})
+
+test('more processors than it gives are refused before anything is made: to one that is made, changed, or goes over to it', async () => {
+  await using house = makeHouse()
+  const instances = await house.begin()
+  const refusal = { code: 'not_supported', message: /at most 2 processors, not 3/, hint: /qemu/ }
+  const shape = { image: 'test', overlayBytes: TEST_OVERLAY }
+  await assert.rejects(instances.create({ name: 'a', ...shape, vcpus: 3, hypervisor: OTHER }), refusal)
+  const { id } = await running(instances, { vcpus: 2, hypervisor: OTHER })
+  await instances.stop(id)
+  await assert.rejects(instances.update(id, { vcpus: 3 }), refusal)
+  const larger = await running(instances, { name: 'b', vcpus: 3 })
+  const kept = await keptOf(house, larger, 'Stopped')
+  await assert.rejects(instances.forkSnapshot(kept, { name: 'c' }, OTHER), refusal)
+  await assert.rejects(instances.restoreSnapshot(larger.id, kept, 'Running', OTHER), refusal)
+  assert.deepEqual(
+    instances
+      .list()
+      .map(({ name, vcpus }) => [name, vcpus])
+      .sort(),
+    [
+      ['a', 2],
+      ['b', 3],
+    ],
+  )
+  await assertInOrder(house)
 })
 
 test('what the other cannot do, or could not go on from, is refused before anything is made', async () => {

@@ -20,6 +20,13 @@ export function assertNetworked({ name, networks }: Pick<Hypervisor, 'name' | 'n
   })
 }
 
+export function assertVcpus({ name, mostVcpus = Number.POSITIVE_INFINITY }: Pick<Hypervisor, 'name' | 'mostVcpus'>, vcpus: number): void {
+  if (vcpus <= mostVcpus) return
+  throw new AppError('not_supported', `The hypervisor ${name} gives a VM at most ${mostVcpus} processors, not ${vcpus}`, {
+    hint: 'Ask for fewer, or use the hypervisor qemu',
+  })
+}
+
 export function assertHotplug({ name, capabilities }: Driver, hotplugBytes: number, memoryBytes: number, limits: Limits): void {
   checkHotplug(hotplugBytes, memoryBytes, limits)
   if (hotplugBytes === 0 || capabilities.has('memory_hotplug')) return
@@ -31,7 +38,9 @@ export function assertHotplug({ name, capabilities }: Driver, hotplugBytes: numb
 export function assertDiskRate({ name, capabilities }: Driver, bytesPerSecond: number): void {
   checkDiskRate(bytesPerSecond)
   if (capabilities.has('disk_limit')) return
-  throw new AppError('not_supported', `The hypervisor ${name} cannot limit how much its disks move`)
+  throw new AppError('not_supported', `The hypervisor ${name} cannot limit how much its disks move`, {
+    hint: 'Leave out disk_io_bps, or use the hypervisor qemu',
+  })
 }
 
 /** Of one that has a VM: a start or a restore gives its disks the rate that is on record then. */
@@ -71,14 +80,15 @@ export const readerBytes = (
  * it is never another's.
  */
 export function assertTakes(
-  driver: Driver & Pick<Hypervisor, 'networks' | 'volumeSlots'>,
-  instance: Pick<Instance, 'memoryBytes' | 'hotplugBytes' | 'diskIoBps' | 'freshBoot' | 'devices' | 'gpu' | 'volumes'> & {
+  driver: Driver & Pick<Hypervisor, 'networks' | 'volumeSlots' | 'mostVcpus'>,
+  instance: Pick<Instance, 'vcpus' | 'memoryBytes' | 'hotplugBytes' | 'diskIoBps' | 'freshBoot' | 'devices' | 'gpu' | 'volumes'> & {
     readonly network: Pick<Instance['network'], 'enabled'>
   },
   { limits, network, freshBoot }: { limits: Limits; network: Pick<Network, 'kind'>; freshBoot: boolean },
 ): void {
-  const { hotplugBytes, memoryBytes, diskIoBps, devices = [], gpu, volumes } = instance
+  const { vcpus, hotplugBytes, memoryBytes, diskIoBps, devices = [], gpu, volumes } = instance
   if (instance.network.enabled) assertNetworked(driver, network)
+  assertVcpus(driver, vcpus)
   if (hotplugBytes > 0) assertHotplug(driver, hotplugBytes, memoryBytes, limits)
   if (diskIoBps !== undefined) assertDiskRate(driver, diskIoBps)
   if (instance.freshBoot === true || freshBoot) assertFreshBoot(driver)
@@ -88,6 +98,7 @@ export function assertTakes(
     throw new AppError(
       'not_supported',
       `The hypervisor ${driver.name} has no place for the volumes of the snapshot: it takes ${driver.volumeSlots}`,
+      { hint: 'Go on with the hypervisor that it was taken with, or with qemu' },
     )
   }
 }

@@ -27,7 +27,7 @@ import { type Snapshot, SnapshotRows } from '../store/snapshots.ts'
 import type { Volume, Volumes } from '../volumes/volumes.ts'
 import { demandOf, takesMemory } from './admission.ts'
 import { carryOver } from './carry-over.ts'
-import { assertDiskRate, assertHotplug } from './driver-limits.ts'
+import { assertDiskRate, assertHotplug, assertVcpus } from './driver-limits.ts'
 import { Forks } from './forks.ts'
 import { HostRoom } from './host-room.ts'
 import type {
@@ -362,6 +362,7 @@ export class Instances implements AsyncDisposable {
     const current = this.get(id)
     if (!current.network.enabled) assertNoNetwork(network ?? {})
     using chosen = network?.ports === undefined ? undefined : await this.#ports.choose(network.ports, current)
+    if (rest.vcpus !== undefined) assertVcpus(this.#hypervisor(current.hypervisor), rest.vcpus)
     if (rest.diskIoBps !== undefined && rest.diskIoBps > 0) assertDiskRate(this.#hypervisor(current.hypervisor), rest.diskIoBps)
     if (rest.hotplugBytes !== undefined) {
       const limits = limitsOf(rest.name ?? current.name, this.#uses.config.limits)

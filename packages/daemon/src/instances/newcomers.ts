@@ -23,7 +23,15 @@ import type { InstanceEgress } from '../store/instance-record.ts'
 import type { InstanceRows } from '../store/instances.ts'
 import { followAttachments, type Volumes } from '../volumes/volumes.ts'
 import { type Demand, demandOf, NOTHING } from './admission.ts'
-import { assertDevices, assertDiskRate, assertFreshBoot, assertHotplug, assertNetworked, readerBytes } from './driver-limits.ts'
+import {
+  assertDevices,
+  assertDiskRate,
+  assertFreshBoot,
+  assertHotplug,
+  assertNetworked,
+  assertVcpus,
+  readerBytes,
+} from './driver-limits.ts'
 import { forkOf } from './fork-of.ts'
 import type { HostRoom } from './host-room.ts'
 import type { CreateInstance, ForkInstance, Instance, InstanceId } from './instance.ts'
@@ -184,6 +192,7 @@ export class Newcomers {
     bandwidthOf(network)
     const { healthCheck, skipGuestAgent = false } = request
     if (healthCheck !== undefined) assertCheckable(healthCheck, { hasNetwork: network.enabled !== false, skipGuestAgent })
+    assertVcpus(driver, sizes.vcpus)
     const { hotplugBytes = 0 } = request
     assertHotplug(driver, hotplugBytes, sizes.memoryBytes, limits)
     const platform = `linux/${host.architecture === 'aarch64' ? 'arm64' : 'amd64'}`

@@ -17,7 +17,7 @@ import { FakeProxies } from '../egress/fake-proxies.ts'
 import type { ProxyOrder } from '../egress/proxy-order.ts'
 import { Events } from '../events/events.ts'
 import { pollUntil } from '../host/poll-until.ts'
-import { FakeHost, FakeHypervisor } from '../hypervisors/fake/fake.ts'
+import { FakeHost, FakeHypervisor, type FakeManners } from '../hypervisors/fake/fake.ts'
 import { FakeMemory } from '../hypervisors/fake/fake-memory.ts'
 import type { Hypervisor, HypervisorName } from '../hypervisors/hypervisor.ts'
 import type { ReadyImage } from '../images/images.ts'
@@ -87,7 +87,7 @@ export interface TestHouseOptions {
   /** What its driver cannot do. */
   readonly lacks?: readonly Capability[]
   /** A second driver, and what that cannot do. */
-  readonly beside?: { readonly name: HypervisorName; readonly lacks: readonly Capability[] }
+  readonly beside?: FakeManners & { readonly name: HypervisorName }
   /** What a full database may spend. */
   readonly ballast?: Pick<Ballast, 'spend'>
   /** Of all its lives; each has one of its own otherwise, where drivers do all of it. */

@@ -18,17 +18,23 @@ import { FakeVm } from './fake-vm.ts'
 
 export { FakeHost, type FaultPoint } from './fake-host.ts'
 
+export interface FakeManners {
+  /** What it cannot do, as some drivers cannot. */
+  readonly lacks?: readonly Capability[]
+  /** Of several on one host each has its own. */
+  readonly name?: HypervisorName
+  readonly mostVcpus?: number
+}
+
 export class FakeHypervisor implements Hypervisor {
   readonly name: HypervisorName
   readonly capabilities: ReadonlySet<Capability>
   readonly volumeSlots = 3
+  readonly mostVcpus?: number
   readonly #host: FakeHost
 
-  /** `lacks`: what it cannot do, as some drivers cannot. Of several on one host each has its own `name`. */
-  constructor(
-    host: FakeHost = new FakeHost(),
-    { lacks = [], name = 'fake' }: { readonly lacks?: readonly Capability[]; readonly name?: HypervisorName } = {},
-  ) {
+  constructor(host: FakeHost = new FakeHost(), { lacks = [], name = 'fake', mostVcpus }: FakeManners = {}) {
+    if (mostVcpus !== undefined) this.mostVcpus = mostVcpus
     this.name = name
     this.#host = host
     this.capabilities = new Set(ALL.filter((one) => !lacks.includes(one)))

@@ -42,6 +42,7 @@ export class FirecrackerHypervisor implements Hypervisor {
   readonly networks = new Set(['tap'] as const)
   readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
   readonly volumeSlots = VOLUME_SLOTS
+  readonly mostVcpus = MOST_VCPUS
   readonly #uses: FirecrackerUses
   readonly #host: FirecrackerHost
 
