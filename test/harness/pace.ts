@@ -2,8 +2,12 @@ import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { timeFactor } from './slow-host.ts'
 
+const SLOWER = Math.min(timeFactor, 5)
 /** Where a reading itself takes long, it is a part of the time between two as anywhere. */
-const BETWEEN_MS = 4000 * Math.min(timeFactor, 5)
+const BETWEEN_MS = 4000 * SLOWER
+
+/** Of a rate that any host can carry, what a slow one can: as much flows between two readings as anywhere. */
+export const rateHere = (bytesPerSecond: number): number => bytesPerSecond / SLOWER
 
 /** Bytes a second, by two readings some seconds apart, of what has been flowing for one. Time is what is measured here, not waited for. */
 export async function paceOf(read: () => Promise<number>): Promise<number> {

@@ -11,7 +11,7 @@ import { after, before, test } from 'node:test'
 import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { PortForward } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { agentManners } from '../harness/guest-manners.ts'
-import { assertPace, paceOf } from '../harness/pace.ts'
+import { assertPace, paceOf, rateHere } from '../harness/pace.ts'
 import { makeStep, type QemuUnderTest, qemuUnderTest } from '../harness/qemu-driver.ts'
 import { makeRootfs, type RunningGuest, runGuest } from '../harness/running-guest.ts'
 import { PATIENCE_S, timeFactor } from '../harness/slow-host.ts'
@@ -198,7 +198,7 @@ test('a guest is as fast as it may be, both ways, within a tenth', async () => {
   await guest.sh('(sleep 1000 | nc -l -p 81 >/dev/null) >/dev/null 2>&1 & (nc -l -p 82 </dev/zero) >/dev/null 2>&1 &')
   const listening = async (): Promise<boolean> => (await guest.sh("netstat -ltn | grep -c ':8[12] '")) === '2'
   await pollUntil('the guest to listen', listening, makeStep(10_000))
-  const [rate, slower] = [1_000_000, 400_000]
+  const [rate, slower] = [rateHere(1_000_000), rateHere(400_000)]
   await guest.vm.setBandwidth({ downloadBps: rate, uploadBps: slower }, makeStep())
   {
     const socket = net.connect(down, '127.0.0.1')

@@ -14,7 +14,7 @@ import { type DaemonProcess, startDaemon } from '../harness/daemon-process.ts'
 import { execOverApi } from '../harness/exec-over-api.ts'
 import { importImage } from '../harness/import-image.ts'
 import { inOwnNetwork } from '../harness/own-network.ts'
-import { assertPace, paceOf } from '../harness/pace.ts'
+import { assertPace, paceOf, rateHere } from '../harness/pace.ts'
 import { PATIENCE_S, timeFactor } from '../harness/slow-host.ts'
 
 interface Shown {
@@ -264,7 +264,7 @@ if (inOwnNetwork(import.meta.filename)) {
   })
 
   test('a guest is as fast as it may be, both ways, within a tenth, and stays so over a restore', async () => {
-    const [down, up] = [1_000_000, 500_000]
+    const [down, up] = [rateHere(1_000_000), rateHere(500_000)]
     await daemon.client.patch(`/instances/${a.id}`, { network: { bandwidth_download: `${down * 8}bps`, bandwidth_upload: `${up * 8}bps` } })
     const received = async (): Promise<number> => Number(await sh('a', 'cat /sys/class/net/eth0/statistics/rx_bytes'))
     const measure = async (): Promise<void> => {
