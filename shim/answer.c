@@ -119,13 +119,22 @@ static int open_anew(const struct answered *file, int flags) {
     return open(path, access | (flags & ITS_FLAGS) | O_CLOEXEC);
 }
 
-/* What is given is the VMM's alone, once it is. */
-static void give(int asker, int fd, struct seccomp_notif_resp *answer) {
-    struct seccomp_notif_addfd given = {.id = answer->id, .srcfd = (unsigned)fd, .newfd_flags = O_CLOEXEC};
+/*
+ * What is given is the VMM's alone, once it is. Descriptor and answer go in one step where the kernel knows that (Linux 5.14): a signal between the two
+ * would have it ask again, and keep the first for ever. 1: it is answered, 0: `answer` is yet to be sent.
+ */
+static int give(int asker, int fd, struct seccomp_notif_resp *answer) {
+    struct seccomp_notif_addfd given = {.id = answer->id, .flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = (unsigned)fd, .newfd_flags = O_CLOEXEC};
     int number = fd < 0 ? -1 : ioctl(asker, SECCOMP_IOCTL_NOTIF_ADDFD, &given);
+    if (number >= 0) return 1;
+    if (fd >= 0 && errno == EINVAL) {
+        given.flags = 0;
+        number = ioctl(asker, SECCOMP_IOCTL_NOTIF_ADDFD, &given);
+    }
     answer->flags = 0;
     answer->val = number < 0 ? 0 : number;
     answer->error = number < 0 ? -errno : 0;
+    return 0;
 }
 
 /* What has come between its opening and its shutting would be put into a memory that is not loaded yet. No one else reads it before it is given. */
@@ -134,19 +143,22 @@ static void empty_tap(int tap) {
     for (int frames = 0; frames < MOST_FRAMES && read(tap, frame, sizeof frame) > 0;) frames++;
 }
 
-static void answer_open(int asker, const struct seccomp_notif *asked, const struct answers *answers, struct seccomp_notif_resp *answer) {
+static int answer_open(int asker, const struct seccomp_notif *asked, const struct answers *answers, struct seccomp_notif_resp *answer) {
     char path[PATH_SIZE];
     read_path(asked, path);
     if (answers->tap_fd >= 0 && strcmp(path, TUN) == 0) {
         empty_tap(answers->tap_fd);
-        give(asker, answers->tap_fd, answer);
-    } else if (strncmp(path, FILES, sizeof FILES - 1) == 0) {
+        return give(asker, answers->tap_fd, answer);
+    }
+    if (strncmp(path, FILES, sizeof FILES - 1) == 0) {
         const struct answered *file = file_named(answers, path + sizeof FILES - 1);
         errno = ENOENT;
         int fd = file == NULL ? -1 : open_anew(file, (int)asked->data.args[asked->data.nr == SYS_openat ? 2 : 1]);
-        give(asker, fd, answer);
+        int is_answered = give(asker, fd, answer);
         if (fd >= 0) close(fd);
+        return is_answered;
     }
+    return 0;
 }
 
 int answer_one(int asker, const struct answers *answers) {
@@ -158,8 +170,11 @@ int answer_one(int asker, const struct answers *answers) {
     if (ioctl(asker, SECCOMP_IOCTL_NOTIF_RECV, &asked) < 0) return 0;
     struct seccomp_notif_resp answer = {.id = asked.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
     // Which TAP it is to be has been settled.
-    if (asked.data.nr != SYS_ioctl) answer_open(asker, &asked, answers, &answer);
-    else if (answers->tap_fd >= 0) answer.flags = 0;
+    if (asked.data.nr != SYS_ioctl) {
+        if (answer_open(asker, &asked, answers, &answer)) return 0;
+    } else if (answers->tap_fd >= 0) {
+        answer.flags = 0;
+    }
     ioctl(asker, SECCOMP_IOCTL_NOTIF_SEND, &answer);
     return 0;
 }

@@ -118,11 +118,16 @@ test('one without a network has none that could be shut', async () => {
 
 test('one that is found has its network again when it runs, and not while it stands still', async () => {
   await using running = await houseOf({ network: 'tap', isAdopted: true })
-  await running.vm.openIfRunning(step())
+  await running.vm.takeUp(step())
   assert.deepEqual(running.asked(), ['?', 'open'])
   await using paused = await houseOf({ network: 'tap', isAdopted: true, state: 'Paused' })
-  await paused.vm.openIfRunning(step())
+  await paused.vm.takeUp(step())
   assert.deepEqual(paused.asked(), ['?'])
+  // Nothing there would answer.
+  await assert.rejects(paused.vm.connectGuest({ ...step(), signal: AbortSignal.abort() }), {
+    code: 'guest_unavailable',
+    message: /is paused/,
+  })
 })
 
 test('of a version whose guests may be reached too early the second connection is the one that counts', async () => {

@@ -6,7 +6,7 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
 import { captureMemory } from '../captured-memory.ts'
 import type { Bandwidth, CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
-import { connectToOwn, OWN_DIR } from '../own-dir.ts'
+import { connectToOwn, removeOwnDir } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { VmmApi, VmmRefusal } from '../vmm-api.ts'
@@ -85,9 +85,10 @@ export class FirecrackerVm implements Vm {
     this.#pause = undefined
   }
 
-  /** Of one that was found: a daemon may have died before it had opened its network again. */
-  async openIfRunning(step: Step): Promise<void> {
-    if (this.#hasTap && (await this.#isRunning(step))) await this.#shim.openTap(step)
+  /** Of one that was found: a daemon may have died before it had opened its network again, or while it stood still. */
+  async takeUp(step: Step): Promise<void> {
+    if (!(await this.#isRunning(step))) this.#pause ??= Promise.withResolvers()
+    else if (this.#hasTap) await this.#shim.openTap(step)
   }
 
   get #hasTap(): boolean {
@@ -116,7 +117,8 @@ export class FirecrackerVm implements Vm {
   async kill(): Promise<VmExit> {
     const exit = await this.#shim.kill()
     // A shim that was itself killed leaves them. The exit record stays for who asks later.
-    await Promise.all([OWN_DIR, 'shim.sock'].map((name) => rm(path.join(this.handle.runDir, name), { recursive: true, force: true })))
+    const { runDir } = this.handle
+    await Promise.all([removeOwnDir(runDir), rm(path.join(runDir, 'shim.sock'), { force: true })])
     return exit
   }
 

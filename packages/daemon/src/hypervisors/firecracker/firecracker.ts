@@ -125,7 +125,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     if (shim === undefined) return undefined
     const vm = new FirecrackerVm(handle, 'adopted', shim)
     try {
-      await vm.openIfRunning(step)
+      await vm.takeUp(step)
     } catch (error) {
       // It is looked for again: one that was taken for found would be without its network for ever.
       shim[Symbol.dispose]()
