@@ -16,6 +16,8 @@
 
 /* How long a size may take on its way. */
 #define SIZE_MS 10000
+/* How long a disk may that is plugged: its kernel hears of it by an interrupt, and looks for it in a worker of its own. */
+#define PLUG_MS 10000
 
 /*
  * A disk whose machine has just been woken is told its size by a worker of the kernel's, which on another CPU may come later than this.
@@ -85,6 +87,15 @@ static bool find_disk(const char *serial, bool any, char *path, size_t size)
 bool devices_find_disk(const char *serial, char *path, size_t size)
 {
 	return find_disk(serial, true, path, size);
+}
+
+bool devices_await_disk(const char *serial, char *path, size_t size)
+{
+	for (uint64_t end = now_ms() + PLUG_MS;; poll(NULL, 0, 2))
+		if (devices_find_disk(serial, path, size))
+			return true;
+		else if (errno != ENODEV || now_ms() >= end)
+			return false;
 }
 
 bool devices_await_vacant(const char *serial)

@@ -10,6 +10,8 @@
 
 /* Finds /dev/vdX of the disk with this serial. False with errno. */
 bool devices_find_disk(const char *serial, char *path, size_t size);
+/* The same of a disk that may still be on its way: waits for a while where there is none. */
+bool devices_await_disk(const char *serial, char *path, size_t size);
 /* Waits until the slot of this disk is empty. False with errno: it is not, or there is none. */
 bool devices_await_vacant(const char *serial);
 /* A slot is writable when its driver is bound; only the host knows whether its disk is. Now the guest's kernel does too. */

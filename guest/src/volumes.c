@@ -86,7 +86,7 @@ static bool set_room(const char *device, const char *path, uint64_t room)
 const char *volumes_mount(const struct volume *v)
 {
 	char device[32];
-	if (!devices_find_disk(v->serial, device, sizeof device))
+	if (!devices_await_disk(v->serial, device, sizeof device))
 		return explain("There is no disk for: ", v->path);
 	if (!make_path(v->path, 0755))
 		return explain("The volume has no place: ", v->path);

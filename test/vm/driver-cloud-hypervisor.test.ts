@@ -1,12 +1,13 @@
 /** The driver with a real Cloud Hypervisor: skipped where there is none, or no KVM for it. */
 import assert from 'node:assert/strict'
-import { mkdir, readdir, rename, symlink, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, rename, stat, symlink, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { GuestClient } from '../../packages/daemon/src/guest/guest-client.ts'
 import { driverContract } from '../../packages/daemon/src/hypervisors/contract-suite.ts'
-import type { Capture, Vm } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
+import type { Capture, DiskHotplug, Vm } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { OWN_DIR } from '../../packages/daemon/src/hypervisors/own-dir.ts'
+import type { DiskSpec } from '../../packages/daemon/src/hypervisors/vm-spec.ts'
 import { linkCapture, readManifest } from '../../packages/daemon/src/memory/capture-files.ts'
 import { type CloudHypervisorUnderTest, cloudHypervisorUnderTest, whyNoCloudHypervisor } from '../harness/cloud-hypervisor-driver.ts'
 import { agentManners } from '../harness/guest-manners.ts'
@@ -91,6 +92,53 @@ async function linked(
   const to = join(driver.dir, `over-${ref.replace('/', '-')}`)
   await linkCapture(dir, to, { ...manifest, base: ref, baseSum: sum })
   return { dir: to, base: ref }
+}
+
+test(
+  'a volume of another owner comes to a guest, is there after a nap and in a child, and goes; a start has it as well',
+  stories,
+  async () => {
+    await using driver = await cloudHypervisorUnderTest(agentManners)
+    const { hypervisor } = driver
+    const file = join(driver.dir, 'volume')
+    await writeFile(file, '', { mode: 0o600 })
+    await truncate(file, 8 << 20)
+    const volume: DiskSpec = { role: 'volume-1', path: file, format: 'raw', readOnly: false }
+    const spec = await driver.makeSpec()
+    const withVolume = { ...spec, disks: [...spec.disks, volume] }
+    let vm = await hypervisor.start(spec, makeStep(120_000))
+    try {
+      const { bootNonce } = await greets(vm)
+      await hotplugOf(vm).insertDisk(volume, makeStep())
+      await hotplugOf(vm).insertDisk(volume, makeStep())
+      await hotplugOf(vm).growDisk('volume-1', 16 << 20, makeStep())
+      assert.equal((await stat(file)).size, 16 << 20)
+      const { capture } = await captured(driver, vm, 'nap')
+      await vm.kill()
+      await assert.rejects(hypervisor.restore(spec, capture, makeStep()), { code: 'snapshot_unusable', message: /other disks/ })
+      vm = await hypervisor.restore(withVolume, capture, makeStep())
+      await vm.resume(makeStep())
+      assert.equal((await greets(vm)).bootNonce, bootNonce)
+      await hotplugOf(vm).ejectDisk('volume-1', makeStep())
+      await hotplugOf(vm).ejectDisk('volume-1', makeStep())
+      await hotplugOf(vm).insertDisk({ ...volume, readOnly: true }, makeStep())
+      await vm.kill()
+      assert.deepEqual(await driver.leftovers(spec), [])
+      for (const freshBoot of [false, true]) {
+        vm = await hypervisor.start({ ...withVolume, freshBoot }, makeStep(120_000))
+        await greets(vm)
+        await hotplugOf(vm).ejectDisk('volume-1', makeStep())
+        await vm.kill()
+      }
+    } finally {
+      await vm.kill()
+    }
+  },
+)
+
+function hotplugOf({ diskHotplug }: Vm): DiskHotplug {
+  assert.ok(diskHotplug)
+  return diskHotplug
 }
 
 test('a sleeping state that was damaged, or is of another machine, is refused and leaves nothing', stories, async () => {

@@ -11,7 +11,7 @@ if (why !== undefined) test('Cloud Hypervisor on a bridge', { skip: why }, () =>
 else if (inOwnNetwork(import.meta.filename)) {
   tellBridgedLives({
     driver: 'cloud-hypervisor',
-    features: ['disk-io-limit', 'fork', 'pause', 'snapshots', 'standby'],
+    features: ['disk-io-limit', 'disk-resize', 'fork', 'hotplug-disk', 'pause', 'snapshots', 'standby'],
     refused: [{ hotplug_size: '128MB' }, { gpu: { profile: 'x' } }],
   })
 }

@@ -15,7 +15,7 @@ export const MEMORY_RANGES = 'memory-ranges'
 export const CONFIG = 'config.json'
 export const STATE_FILE = 'state.json'
 
-export async function saveMachine(control: Control, runDir: string, step: Step): Promise<SavedMachine> {
+export async function saveMachine(control: Control, runDir: string, vcpus: number, step: Step): Promise<SavedMachine> {
   const name = `save-${randomBytes(4).toString('hex')}`
   await using files = await OwnFiles.make(runDir, name)
   await files.create(MEMORY_RANGES)
@@ -26,13 +26,23 @@ export async function saveMachine(control: Control, runDir: string, step: Step):
     if (!(error instanceof VmmRefusal)) throw error
     refusal = error
   }
-  if (refusal === undefined || !refusal.message.includes(MEMORY_RANGES)) {
+  if (refusal === undefined || !isWanted(refusal)) {
     throw new AppError(
       'internal_error',
       'Cloud Hypervisor did not save the state of the machine',
       refusal === undefined ? {} : { cause: refusal },
     )
   }
-  const [config, state] = [await files.read(CONFIG), await files.read(STATE_FILE)]
+  const config = await files.read(CONFIG, MOST_CONFIG_BYTES)
+  const state = await files.read(STATE_FILE, MOST_STATE_BYTES + vcpus * MOST_BYTES_OF_VCPU)
   return parseSaved(`{"config":${config},"state":${state}}`)
 }
+
+/** It has 4. */
+const MOST_CONFIG_BYTES = 64 << 10
+/** It has 70 KB with one processor; each more adds some 40. */
+const MOST_STATE_BYTES = 256 << 10
+const MOST_BYTES_OF_VCPU = 128 << 10
+
+/** Release 53 names the file that lies there, 52 says only that one does; it is the only one in a directory that was new. */
+const isWanted = ({ message }: VmmRefusal): boolean => message.includes(MEMORY_RANGES) || message.includes('File exists')

@@ -6,13 +6,14 @@ import { AppError } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
 import { captureMemory } from '../captured-memory.ts'
 import type { CaptureUnderWay, Inbound, Pivot, PortForward, Vm, VmExit, VmHandle, VmUsage } from '../hypervisor.ts'
-import { OWN_DIR } from '../own-dir.ts'
+import { removeOwnDir } from '../own-dir.ts'
 import type { Shim } from '../shim.ts'
 import type { DiskRole } from '../vm-spec.ts'
 import { vmmUsage } from '../vmm-usage.ts'
 import { connectToAgent } from '../vsock-guest.ts'
 import { saveMachine } from './capture-state.ts'
 import { API_SOCKET, Control } from './control.ts'
+import { PluggedDisks } from './disk-hotplug.ts'
 import { formatSaved } from './saved-state.ts'
 
 /** One VM under its shim. */
@@ -20,10 +21,13 @@ export class CloudHypervisorVm implements Vm {
   readonly handle: VmHandle
   readonly origin: Vm['origin']
   readonly exited: Promise<VmExit>
+  readonly diskHotplug: PluggedDisks
   readonly #shim: Shim
   readonly #control: Control
   #guest: Socket | undefined
   #isGone = false
+  /** Its guest has no connection that it had before it was put to sleep. */
+  #isFresh: boolean
 
   constructor(handle: VmHandle, origin: Vm['origin'], shim: Shim) {
     this.handle = handle
@@ -31,6 +35,8 @@ export class CloudHypervisorVm implements Vm {
     this.#shim = shim
     this.#control = new Control(() => handle.runDir)
     this.exited = shim.ended
+    this.diskHotplug = new PluggedDisks(this.#control, shim, String(handle.machine?.facts.vmm))
+    this.#isFresh = origin === 'boot'
     void shim.ended.then(() => {
       this.#isGone = true
       this.#guest?.destroy()
@@ -48,7 +54,7 @@ export class CloudHypervisorVm implements Vm {
   async capture(into: string, step: Step): Promise<CaptureUnderWay> {
     const { machine, runDir, shim } = this.handle
     if (machine === undefined) throw new AppError('internal_error', 'It is not known what the VM is made of')
-    const saved = await saveMachine(this.#control, runDir, step)
+    const saved = await saveMachine(this.#control, runDir, Number(machine.facts.vcpus), step)
     await writeFile(await savePlaceOf(shim.pid), formatSaved(saved))
     return captureMemory(this.#shim, machine, into, step)
   }
@@ -70,18 +76,20 @@ export class CloudHypervisorVm implements Vm {
     const exit = await this.#shim.kill()
     // A shim that was itself killed leaves what it made. The exit record stays for who asks later.
     const { runDir } = this.handle
-    await Promise.all(
-      [API_SOCKET, OWN_DIR, 'shim.sock'].map((name) => rm(path.join(runDir, name), { recursive: true, force: true, maxRetries: 5 })),
-    )
+    await Promise.all([API_SOCKET, 'shim.sock'].map((name) => rm(path.join(runDir, name), { force: true })))
+    await removeOwnDir(runDir)
     return exit
   }
 
   async connectGuest(step: Step): Promise<Duplex> {
     this.#guest?.destroy()
     try {
-      const socket = await connectToAgent(this.handle.runDir, () => this.#isGone, step)
-      this.#guest = socket
-      return socket
+      const connect = (): Promise<Socket> => connectToAgent(this.handle.runDir, () => this.#isGone, step)
+      // A guest that has just been woken may take a connection and drop it with those that it had. Once it has taken one, it has dropped them.
+      if (!this.#isFresh) (await connect()).destroy()
+      this.#isFresh = true
+      this.#guest = await connect()
+      return this.#guest
     } catch (cause) {
       if (cause instanceof AppError) throw cause
       throw new AppError('guest_unavailable', 'The VM does not take connections to its guest', { cause })

@@ -18,11 +18,12 @@ import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecor
 import { sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim } from '../shim.ts'
 import { shimLogsOf } from '../vm-logs.ts'
-import type { VmSpec } from '../vm-spec.ts'
+import type { DiskSpec, VmSpec } from '../vm-spec.ts'
 import { CLOUD_HYPERVISOR, CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
 import { CloudHypervisorVm } from './cloud-hypervisor-vm.ts'
-import { commonDescriptors, type Launched, launch } from './launch.ts'
+import { commonDescriptors, type Launch, launch } from './launch.ts'
 import {
+  answerOf,
   bootCommandLine,
   diskDescriptors,
   emptyDisk,
@@ -31,6 +32,9 @@ import {
   type Machine,
   restoreCommandLine,
   slotsOf,
+  VOLUME_SLOTS,
+  volumeSlot,
+  volumesOf,
 } from './machine.ts'
 import { captureGolden } from './parked-machine.ts'
 import { parseSaved, rewire, type SavedMachine, unmetDevices, withFreshDevices } from './saved-state.ts'
@@ -39,10 +43,18 @@ export type { CloudHypervisorUses } from './cloud-hypervisor-host.ts'
 
 export class CloudHypervisor implements Hypervisor {
   readonly name: HypervisorName = 'cloud-hypervisor'
-  readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_limit', 'fresh_boot'] as const)
+  readonly capabilities: ReadonlySet<Capability> = new Set([
+    'pause',
+    'standby',
+    'fork',
+    'snapshots',
+    'disk_hotplug',
+    'disk_limit',
+    'fresh_boot',
+  ] as const)
   readonly versions = CLOUD_HYPERVISOR.versions
   readonly networks = new Set(['tap'] as const)
-  readonly volumeSlots = 0
+  readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: CloudHypervisorUses
   readonly #host: CloudHypervisorHost
 
@@ -96,48 +108,47 @@ export class CloudHypervisor implements Hypervisor {
   async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<Vm> {
     const argv = bootCommandLine(machine, {
       program: host.binary.file,
+      version: host.binary.version,
       disks: spec.disks,
       sharesMemory: host.outOfReach !== undefined,
       ...(spec.nic === undefined ? {} : { mac: spec.nic.mac }),
       ...(spec.diskIoBps === undefined ? {} : { diskIoBps: spec.diskIoBps }),
     })
     using base = await this.#uses.memory.holdBase({ base: 'zero' }, ZERO_SUM, step)
-    const { shim } = await this.#launch(spec, machine, host, { argv, base, until: 'Running' }, step)
+    const shim = await this.#launch(spec, machine, host, { argv, base, until: 'Running' }, step)
     return new CloudHypervisorVm(this.#handle(spec, machine, host, shim, { base: 'zero', baseSum: ZERO_SUM }), 'boot', shim)
   }
 
   async #wake(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot, step: Step): Promise<Vm> {
     const { config, state } = parseSaved(await readFile(golden.stateFile, 'utf8'))
-    const saved = { config: this.#rewired(config, spec, host), state: withFreshDevices(state, unmetDevices(config)) }
+    const saved = { config: this.#rewired(config, spec, [], host), state: withFreshDevices(state, unmetDevices(config)) }
     const argv = restoreCommandLine(machine, { program: host.binary.file }, { resumes: true })
     const base: HeldBase = { kind: 'descriptor', fd: golden.base.fd, [Symbol.dispose]: () => undefined }
-    const { shim } = await this.#launch(spec, machine, host, { argv, base, from: { saved }, until: 'Running' }, step)
+    const shim = await this.#launch(spec, machine, host, { argv, base, from: { saved }, until: 'Running' }, step)
     const record = { base: `golden/${golden.key}`, baseSum: golden.sum } as const
-    return new CloudHypervisorVm(this.#handle(spec, machine, host, shim, record), 'golden', shim)
+    const vm = new CloudHypervisorVm(this.#handle(spec, machine, host, shim, record), 'golden', shim)
+    try {
+      // Its guest knows its places, and meets what comes beside them as it does later.
+      for (const volume of volumesOf(spec.disks)) await vm.diskHotplug.insertDisk(volume, step)
+      return vm
+    } catch (error) {
+      await vm.kill()
+      throw error
+    }
   }
 
   async restore(spec: VmSpec, capture: Capture, step: Step): Promise<Vm> {
     const { host, machine, manifest } = await this.#fitting(spec, capture)
     const { config, state } = parseSaved(await readFile(path.join(capture.dir, STATE), 'utf8'))
     using base = await this.#uses.memory.holdBase(capture, manifest.baseSum, step)
-    const saved = { config: this.#rewired(config, spec, host), state }
-    const delta = manifest.delta === undefined ? {} : { delta: path.join(capture.dir, DELTA) }
+    const saved = { config: this.#rewired(config, spec, volumesOf(spec.disks), host), state }
+    const { scratchDir } = this.#uses.memory
+    const delta =
+      manifest.delta === undefined ? {} : { delta: { file: path.join(capture.dir, DELTA), written: manifest.delta, scratchDir } }
     const argv = restoreCommandLine(machine, { program: host.binary.file }, { resumes: false })
-    const { shim, delta: loaded } = await this.#launch(
-      spec,
-      machine,
-      host,
-      { argv, base, from: { saved, ...delta }, until: 'Paused' },
-      step,
-    )
-    const vm = new CloudHypervisorVm(
-      this.#handle(spec, machine, host, shim, { base: capture.base, baseSum: manifest.baseSum }),
-      'restore',
-      shim,
-    )
-    if (loaded?.sum === manifest.delta?.sum && loaded?.pages === manifest.delta?.pages) return vm
-    await vm.kill()
-    throw new AppError('snapshot_unusable', 'The sleeping state cannot be used: its memory is not the one that was written')
+    const shim = await this.#launch(spec, machine, host, { argv, base, from: { saved, ...delta }, until: 'Paused' }, step)
+    const handle = this.#handle(spec, machine, host, shim, { base: capture.base, baseSum: manifest.baseSum })
+    return new CloudHypervisorVm(handle, 'restore', shim)
   }
 
   async assertFits(spec: VmSpec, capture: Capture): Promise<void> {
@@ -158,9 +169,10 @@ export class CloudHypervisor implements Hypervisor {
     return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
-  #rewired(config: SavedMachine['config'], spec: VmSpec, host: HostAnswers): SavedMachine['config'] {
+  #rewired(config: SavedMachine['config'], spec: VmSpec, volumes: readonly DiskSpec[], host: HostAnswers): SavedMachine['config'] {
     return rewire(config, {
       slots: slotsOf(spec.disks),
+      volumes: volumes.map(volumeSlot),
       sharesMemory: host.outOfReach !== undefined,
       ...(spec.nic === undefined ? {} : { mac: spec.nic.mac }),
       ...(spec.diskIoBps === undefined ? {} : { diskIoBps: spec.diskIoBps }),
@@ -207,10 +219,10 @@ export class CloudHypervisor implements Hypervisor {
       readonly argv: readonly string[]
       readonly base: HeldBase
       readonly until: 'Running' | 'Paused'
-      readonly from?: { readonly saved: SavedMachine; readonly delta?: string }
+      readonly from?: Launch['from']
     },
     step: Step,
-  ): Promise<Launched> {
+  ): Promise<Shim> {
     const { cgroups, shimPath } = this.#uses
     return launch(
       {
@@ -225,6 +237,7 @@ export class CloudHypervisor implements Hypervisor {
           groups: host.groups,
           logs: shimLogsOf(spec.logs),
           isolateNetwork: true,
+          answers: volumesOf(spec.disks).map(answerOf),
           memory: FD.MEMORY,
           copiesMemory: host.outOfReach !== undefined,
           vmm: {

@@ -5,81 +5,98 @@ import { createServer } from 'node:http'
 import os from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import type { VmmRequest } from '../vmm-api.ts'
 import { VmmRefusal } from '../vmm-api.ts'
-import { API_SOCKET, Control, type MachineState, REQUESTS } from './control.ts'
+import { CLOUD_HYPERVISOR } from './cloud-hypervisor-host.ts'
+import { API_SOCKET, Control, type MachineState, type PluggedDisk, REQUESTS } from './control.ts'
 import { bootCommandLine, rateBucket, restoreCommandLine, slotsOf } from './machine.ts'
+import { PUBLISHED } from './published-api.ts'
 import { rewire } from './saved-state.ts'
 
-/** What the OpenAPI document of Cloud Hypervisor 52.0 and 53.0 says (info.version 0.3.0), as far as it is used here. */
-const DOCUMENT = {
-  server: '/api/v1',
-  paths: {
-    '/vm.info': { method: 'GET', body: undefined },
-    '/vm.pause': { method: 'PUT', body: undefined },
-    '/vm.resume': { method: 'PUT', body: undefined },
-    '/vm.power-button': { method: 'PUT', body: undefined },
-    '/vm.snapshot': { method: 'PUT', body: { destination_url: 'string' } },
-  },
-  VmState: ['Created', 'Running', 'Shutdown', 'Paused', 'BreakPoint'],
-  MemoryRestoreMode: ['Copy', 'OnDemand'],
-  RestoreConfig: ['source_url', 'prefault', 'memory_restore_mode', 'resume'],
-  TokenBucket: ['size', 'one_time_burst', 'refill_time'],
-  RateLimiterConfig: ['bandwidth', 'ops'],
-  RateLimitGroupConfig: ['id', 'rate_limiter_config'],
-  /** As far as disks of ours have it. */
-  DiskConfig: ['path', 'readonly', 'id', 'serial', 'rate_limit_group', 'image_type'],
-} as const
+const { requests, schemas, server } = PUBLISHED
+type SchemaName = keyof typeof schemas
 
-test('requests are those of the published document', () => {
-  const asked: VmmRequest[] = [
+/** Only what the document has, and all that it must have. */
+function assertIs(name: SchemaName, value: unknown, beside: readonly string[] = []): void {
+  const known: object = schemas[name]
+  const names = Object.keys(value as object)
+  assert.deepEqual(
+    names.filter((one) => !(one in known) && !beside.includes(one)),
+    [],
+    name,
+  )
+  assert.deepEqual(
+    Object.entries(known).flatMap(([one, kind]) => (kind === 'required' && !names.includes(one) ? [one] : [])),
+    [],
+    name,
+  )
+}
+
+const disk: PluggedDisk = { id: 'volume-0', path: '/dormouse/volume-0', readonly: true, serial: 'volume-0', image_type: 'Raw' }
+
+test('requests are those of the published documents', () => {
+  const asked = [
     REQUESTS.info(),
     REQUESTS.pause(),
     REQUESTS.resume(),
     REQUESTS.powerButton(),
     REQUESTS.snapshot('file:///proc/self/cwd/save'),
+    REQUESTS.addDisk(disk),
+    REQUESTS.removeDevice('volume-0'),
+    REQUESTS.resizeDisk('volume-0', 2 ** 30),
   ]
-  const described = asked.map(({ method, path: where, body }) => [where, { method, body: body === undefined ? undefined : typesOf(body) }])
-  const published = Object.entries(DOCUMENT.paths).map(([where, one]) => [`${DOCUMENT.server}${where}`, one])
-  assert.deepEqual(Object.fromEntries(described), Object.fromEntries(published))
-  const states: Readonly<Record<MachineState, true>> = { Created: true, Running: true, Shutdown: true, Paused: true, BreakPoint: true }
-  assert.deepEqual(Object.keys(states), DOCUMENT.VmState)
-  assert.ok(Object.keys(rateBucket(1)).every((name) => (DOCUMENT.TokenBucket as readonly string[]).includes(name)))
+  assert.deepEqual(asked.length, Object.keys(REQUESTS).length)
+  for (const { method, path: where, body } of asked) {
+    assert.ok(where.startsWith(server))
+    const published: { readonly method: string; readonly body?: SchemaName } = requests[where.slice(server.length) as keyof typeof requests]
+    assert.equal(method, published.method, where)
+    assert.equal(body === undefined, published.body === undefined, where)
+    if (published.body !== undefined) assertIs(published.body, body)
+  }
+  assertIs('TokenBucket', rateBucket(1))
 })
 
+test('there is a document of each release that is supported', () => {
+  const releases: readonly string[] = PUBLISHED.releases
+  assert.ok(CLOUD_HYPERVISOR.versions.every((release) => releases.includes(release)))
+})
+
+/** One that maps memory copy-on-write would be taken instead of a zone over a file: whoever makes the documents' facts anew is told by this. */
 test('a restore asks for a mode that is published; none of them maps memory copy-on-write, which its file does', () => {
+  assert.deepEqual(schemas.MemoryRestoreMode, ['Copy', 'OnDemand'])
   const argv = restoreCommandLine({ vcpus: 1, memoryMib: 1, hasTap: false }, { program: 'ch' }, { resumes: false })
-  const words = String(argv.at(-1))
-    .split(',')
-    .map((word) => word.split('='))
-  assert.ok(words.every(([name = '']) => (DOCUMENT.RestoreConfig as readonly string[]).includes(name)))
-  const mode = words.find(([name]) => name === 'memory_restore_mode')?.[1]
-  assert.ok(DOCUMENT.MemoryRestoreMode.some((one) => one.toLowerCase() === mode))
+  const words = Object.fromEntries(
+    String(argv.at(-1))
+      .split(',')
+      .map((word) => word.split('=')),
+  )
+  assertIs('RestoreConfig', words)
+  assert.ok(schemas.MemoryRestoreMode.some((one) => one.toLowerCase() === words.memory_restore_mode))
 })
 
-test('disks and their rate are told in words of the document, when a machine boots and when it wakes', () => {
-  const isIn = (words: readonly string[], value: unknown): void =>
-    assert.deepEqual(
-      Object.keys(value as object).filter((name) => !words.includes(name)),
-      [],
-    )
+test('disks and their rate are told in words of the documents, when a machine boots and when it wakes', () => {
   const disks = [{ role: 'rootfs', path: '/r', format: 'raw', readOnly: true }] as const
-  const wiring = { program: 'ch', disks, sharesMemory: false, diskIoBps: 2 ** 20 }
-  for (const disk of bootCommandLine({ vcpus: 1, memoryMib: 1, hasTap: false }, wiring).filter((word) => word.includes('serial='))) {
-    isIn(DOCUMENT.DiskConfig, Object.fromEntries(disk.split(',').map((word) => word.split('='))))
+  // These two are switches for its own tests, which release 52 is given.
+  const beside = ['_disable_io_uring', '_disable_aio']
+  for (const version of PUBLISHED.releases) {
+    const wiring = { program: 'ch', version, disks, sharesMemory: false, diskIoBps: 2 ** 20 }
+    for (const told of bootCommandLine({ vcpus: 1, memoryMib: 1, hasTap: false }, wiring).filter((word) => word.includes('serial=')))
+      assertIs('DiskConfig', Object.fromEntries(told.split(',').map((word) => word.split('='))), beside)
   }
-  const saved = { payload: {}, memory: { zones: [{ id: 'ram' }] }, disks: [{ id: 'rootfs' }, { id: 'empty-1' }, { id: 'empty-2' }] }
-  const { disks: woken, rate_limit_groups: groups } = rewire(saved, { slots: slotsOf(disks), sharesMemory: false, diskIoBps: 2 ** 20 })
-  for (const disk of woken as object[]) isIn(DOCUMENT.DiskConfig, disk)
-  for (const group of groups as { rate_limiter_config: { bandwidth: object } }[]) {
-    isIn(DOCUMENT.RateLimitGroupConfig, group)
-    isIn(DOCUMENT.RateLimiterConfig, group.rate_limiter_config)
-    isIn(DOCUMENT.TokenBucket, group.rate_limiter_config.bandwidth)
+  const saved = {
+    payload: {},
+    memory: { zones: [{ id: 'ram', size: 1 }] },
+    disks: [{ id: 'rootfs' }, { id: 'empty-1' }, { id: 'empty-2' }],
+  }
+  const woken = rewire(saved, { slots: slotsOf(disks), sharesMemory: false, diskIoBps: 2 ** 20 })
+  for (const one of woken.disks as object[]) assertIs('DiskConfig', one)
+  for (const zone of (woken.memory as { zones: object[] }).zones) assertIs('MemoryZoneConfig', zone)
+  assertIs('PayloadConfig', woken.payload)
+  for (const group of woken.rate_limit_groups as { rate_limiter_config: { bandwidth: object } }[]) {
+    assertIs('RateLimitGroupConfig', group)
+    assertIs('RateLimiterConfig', group.rate_limiter_config)
+    assertIs('TokenBucket', group.rate_limiter_config.bandwidth)
   }
 })
-
-const typesOf = (body: unknown): Readonly<Record<string, string>> =>
-  Object.fromEntries(Object.entries(body as object).map(([name, value]) => [name, typeof value]))
 
 let dir: string
 before(async () => {

@@ -1,28 +1,46 @@
-/** What Cloud Hypervisor is asked over its API (its OpenAPI document, version 0.3.0, which both of the supported versions carry). */
+/** What Cloud Hypervisor is asked over its API. */
 import path from 'node:path'
 import { pollUntil } from '../../host/poll-until.ts'
 import { connectTo } from '../../host/unix-socket.ts'
 import type { Step } from '../../lib/step.ts'
 import { VmmApi, VmmRefusal, type VmmRequest } from '../vmm-api.ts'
+import { type Answers, PUBLISHED, type RequestBodies } from './published-api.ts'
 
 export const API_SOCKET = 'api.sock'
 
-/** Of `VmInfo.state`. */
-export type MachineState = 'Created' | 'Running' | 'Shutdown' | 'Paused' | 'BreakPoint'
+export type MachineState = Answers['/vm.info']['state']
 
-const ROOT = '/api/v1'
-/** Each request as the document has it; those without a body have none there either. */
+/** The two that are not in the documents say: one request after another. */
+export type PluggedDisk = RequestBodies['/vm.add-disk'] & {
+  readonly id: string
+  readonly disable_io_uring?: true
+  readonly disable_aio?: true
+}
+
+/** Of `VmInfo`, what is known of its devices. */
+export interface MachineDevices {
+  /** The disks that it is to have, by their serials: the names of their devices. */
+  readonly disks: ReadonlyMap<string, string>
+  /** Devices that its guest has not let go of. */
+  readonly present: ReadonlySet<string>
+  readonly rateGroups: ReadonlySet<string>
+}
+
 export const REQUESTS = {
-  info: (): VmmRequest => ({ method: 'GET', path: `${ROOT}/vm.info` }),
-  pause: (): VmmRequest => ({ method: 'PUT', path: `${ROOT}/vm.pause` }),
-  resume: (): VmmRequest => ({ method: 'PUT', path: `${ROOT}/vm.resume` }),
-  powerButton: (): VmmRequest => ({ method: 'PUT', path: `${ROOT}/vm.power-button` }),
-  snapshot: (destinationUrl: string): VmmRequest => ({
-    method: 'PUT',
-    path: `${ROOT}/vm.snapshot`,
-    body: { destination_url: destinationUrl },
-  }),
+  info: () => request('/vm.info', undefined),
+  pause: () => request('/vm.pause', undefined),
+  resume: () => request('/vm.resume', undefined),
+  powerButton: () => request('/vm.power-button', undefined),
+  addDisk: (disk: PluggedDisk) => request('/vm.add-disk', disk),
+  removeDevice: (id: string) => request('/vm.remove-device', { id }),
+  resizeDisk: (id: string, bytes: number) => request('/vm.resize-disk', { id, desired_size: bytes }),
+  snapshot: (destinationUrl: string) => request('/vm.snapshot', { destination_url: destinationUrl }),
 } as const
+
+function request<P extends keyof RequestBodies>(path: P, body: RequestBodies[P]): VmmRequest {
+  const { method } = PUBLISHED.requests[path]
+  return { method, path: `${PUBLISHED.server}${path}`, ...(body === undefined ? {} : { body }) }
+}
 
 export class Control {
   readonly #api: VmmApi
@@ -57,6 +75,25 @@ export class Control {
     await this.#become('Running', REQUESTS.resume(), step)
   }
 
+  /** Throws `VmmRefusal` when it cannot have the disk. Its guest meets it later. */
+  async addDisk(disk: PluggedDisk, step: Pick<Step, 'signal'>): Promise<void> {
+    await this.#api.ask(REQUESTS.addDisk(disk), step)
+  }
+
+  /** Its guest is asked to let go of it, and may take its time. */
+  async removeDevice(id: string, step: Pick<Step, 'signal'>): Promise<void> {
+    await this.#api.ask(REQUESTS.removeDevice(id), step)
+  }
+
+  /** The file becomes as large, and its guest is told. Repeat is harmless. */
+  async resizeDisk(id: string, bytes: number, step: Pick<Step, 'signal'>): Promise<void> {
+    await this.#api.ask(REQUESTS.resizeDisk(id, bytes), step)
+  }
+
+  async devices(step: Pick<Step, 'signal'>): Promise<MachineDevices> {
+    return devicesIn(await this.#api.ask(REQUESTS.info(), step))
+  }
+
   async powerButton(step: Pick<Step, 'signal'>): Promise<void> {
     await this.#api.ask(REQUESTS.powerButton(), step)
   }
@@ -75,3 +112,19 @@ export class Control {
     }
   }
 }
+
+/** A VMM that was taken over may say anything. */
+function devicesIn(info: unknown): MachineDevices {
+  const { config, device_tree: tree } = asObject(info)
+  const { disks, rate_limit_groups: groups } = asObject(config)
+  return {
+    disks: new Map(objectsIn(disks).map(({ serial, id }) => [String(serial), String(id)])),
+    present: new Set(Object.keys(asObject(tree))),
+    rateGroups: new Set(objectsIn(groups).map(({ id }) => String(id))),
+  }
+}
+
+const objectsIn = (list: unknown): Readonly<Record<string, unknown>>[] => (Array.isArray(list) ? list : []).map(asObject)
+
+const asObject = (value: unknown): Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null ? (value as Readonly<Record<string, unknown>>) : {}

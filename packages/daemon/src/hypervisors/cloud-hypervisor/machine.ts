@@ -3,6 +3,7 @@
  * instances that wake from it is in `Wiring`.
  */
 import { AppError } from '@dormouse/api/errors.ts'
+import { type AnsweredFile, answeredPath } from '../answered-file.ts'
 import { FIXED_SLOTS, slotOf } from '../qemu/disk-nodes.ts'
 import type { Descriptor } from '../shim.ts'
 import type { DiskRole, DiskSpec } from '../vm-spec.ts'
@@ -17,6 +18,8 @@ export interface Machine {
 
 export interface Wiring {
   readonly program: string
+  /** As it says itself. */
+  readonly version: string
   readonly disks: readonly DiskSpec[]
   readonly mac?: string
   /** What it writes goes through to its memory's file. */
@@ -25,13 +28,15 @@ export interface Wiring {
 }
 
 /** Descriptors that the shim gives to the VMM under these numbers; those of disks follow, in the order of their slots. */
-export const FD = { API: 10, SAVE: 16, MEMORY: 17, NIC: 18, KERNEL: 19, INITRD: 20, EMPTY: 21 } as const
+export const FD = { API: 10, RANGES: 15, SAVE: 16, MEMORY: 17, NIC: 18, KERNEL: 19, INITRD: 20, EMPTY: 21 } as const
 const FIRST_DISK = 30
-/** Those of every machine. Volumes have an owner of their own, as whom the VMM could not open them. */
+/** Of every machine; volumes are plugged beside them. */
 const DISK_SLOTS = FIXED_SLOTS
+export const VOLUME_SLOTS = 3
 
 const pathOf = (number: number): string => `/proc/self/fd/${number}`
 export const MEMORY_FILE = pathOf(FD.MEMORY)
+export const RANGES_FILE = pathOf(FD.RANGES)
 /**
  * A name in the VMM's own directory, which leads to the kernel only until the machine runs: one that resets begins anew by itself, and finds
  * nothing to boot. So the VMM ends, and the daemon decides what follows.
@@ -62,20 +67,30 @@ export function slotsOf(disks: readonly DiskSpec[]): Slot[] {
   })
 }
 
-function assertTakes({ role, format, backing = [], limitBytes }: DiskSpec): void {
-  if (!(slotOf(role) < DISK_SLOTS)) {
-    throw new AppError('not_supported', `This hypervisor takes no volumes: it has no place for ${role}`)
+/** A disk that is plugged: it has a device of its own, and no slot waits for it. */
+export const volumeSlot = ({ role, readOnly }: DiskSpec): Slot => ({ id: role, path: answeredPath(role), readOnly })
+
+const isVolume = ({ role }: Pick<DiskSpec, 'role'>): boolean => slotOf(role) >= DISK_SLOTS
+
+export const volumesOf = (disks: readonly DiskSpec[]): DiskSpec[] =>
+  disks.filter(isVolume).sort((one, other) => slotOf(one.role) - slotOf(other.role))
+
+/** What it finds that opens a volume: an owner of its own has it, as whom the VMM could not open it. */
+export const answerOf = ({ role, path, readOnly }: DiskSpec): AnsweredFile => ({ name: role, kind: readOnly ? 'ro' : 'rw', file: path })
+
+function assertTakes({ role, format, backing = [] }: DiskSpec): void {
+  if (!(slotOf(role) < DISK_SLOTS + VOLUME_SLOTS)) {
+    throw new AppError('not_supported', `This hypervisor takes ${VOLUME_SLOTS} volumes: it has no place for ${role}`)
   }
-  if (format !== 'raw' || backing.length > 0 || limitBytes !== undefined) {
+  if (format !== 'raw' || backing.length > 0) {
     throw new AppError('not_supported', `The disk ${role} is a chain of layers, and this hypervisor takes disks of one raw file`)
   }
 }
 
-export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] => [
-  ...disks.map(
-    ({ role, path, readOnly }) => ({ number: FIRST_DISK + slotOf(role), kind: readOnly ? 'read' : 'write', file: path }) as const,
-  ),
-]
+export const diskDescriptors = (disks: readonly DiskSpec[]): Descriptor[] =>
+  disks
+    .filter((disk) => !isVolume(disk))
+    .map(({ role, path, readOnly }) => ({ number: FIRST_DISK + slotOf(role), kind: readOnly ? 'read' : 'write', file: path }))
 
 /** What is in slots without a disk: its first sector is read, so it has to have one. */
 export const emptyDisk = (dir: string): Descriptor => ({ number: FD.EMPTY, kind: 'sized', file: dir, bytes: 4096 })
@@ -87,11 +102,20 @@ export const rateBucket = (bytesPerSecond: number): { readonly size: number; rea
   refill_time: RATE_WINDOW_MS,
 })
 
+/**
+ * Whether a pause waits until disks have answered what they were asked. Before release 53 it does not, and what was answered out of its
+ * turn would be asked again by a machine that wakes.
+ */
+export const drainsDisks = (version: string): boolean => Number.parseInt(version, 10) >= 53
+
+/** One request after another. Not in its published document; a configuration that it saved says so by itself. */
+const IN_TURN = ',_disable_io_uring=on,_disable_aio=on'
+
 const onOff = (value: boolean): string => (value ? 'on' : 'off')
 
 /** From the start. */
 export function bootCommandLine(machine: Machine, wiring: Wiring): string[] {
-  const { disks, mac, sharesMemory, diskIoBps } = wiring
+  const { disks, mac, sharesMemory, diskIoBps, version } = wiring
   const bucket = diskIoBps === undefined ? undefined : rateBucket(diskIoBps)
   return [
     ...commonArguments(wiring),
@@ -103,9 +127,9 @@ export function bootCommandLine(machine: Machine, wiring: Wiring): string[] {
     ...['--vsock', `id=vsock,cid=${GUEST_CID},socket=${VSOCK_SOCKET}`],
     ...(bucket === undefined ? [] : ['--rate-limit-group', `id=${RATE_GROUP},bw_size=${bucket.size},bw_refill_time=${bucket.refill_time}`]),
     '--disk',
-    ...slotsOf(disks).map(
+    ...[...slotsOf(disks), ...volumesOf(disks).map(volumeSlot)].map(
       ({ id, path, readOnly }) =>
-        `id=${id},path=${path},readonly=${onOff(readOnly)},serial=${id},image_type=raw${
+        `id=${id},path=${path},readonly=${onOff(readOnly)},serial=${id},image_type=raw${drainsDisks(version) ? '' : IN_TURN}${
           bucket === undefined || id.startsWith('empty') ? '' : `,rate_limit_group=${RATE_GROUP}`
         }`,
     ),

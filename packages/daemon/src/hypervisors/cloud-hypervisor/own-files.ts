@@ -3,7 +3,7 @@
  * read is no one's but the VMM's user's.
  */
 import { constants } from 'node:fs'
-import { type FileHandle, mkdir, open, rm } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, rmdir, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { AppError } from '@dormouse/api/errors.ts'
 import { OWN_DIR } from '../own-dir.ts'
@@ -13,6 +13,7 @@ export class OwnFiles implements AsyncDisposable {
   readonly #handle: FileHandle
   readonly #uid: number
   readonly #file: string
+  readonly #names = new Set<string>()
 
   private constructor(handle: FileHandle, uid: number, file: string) {
     this.#handle = handle
@@ -36,22 +37,31 @@ export class OwnFiles implements AsyncDisposable {
 
   /** An empty file under that name; what it is written into is the caller's. */
   async create(name: string): Promise<void> {
+    this.#names.add(name)
     await (await open(this.#pathOf(name), 'wx', 0o600)).close()
   }
 
-  /** What the VMM has written there. */
-  async read(name: string): Promise<string> {
+  /** What the VMM has written there, which is no more than `mostBytes`: whatever is made of it, the daemon does nothing else meanwhile. */
+  async read(name: string, mostBytes: number): Promise<string> {
+    this.#names.add(name)
     await using handle = await open(this.#pathOf(name), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
     const facts = await handle.stat()
-    if (!facts.isFile() || facts.uid !== this.#uid || facts.size > MOST_BYTES) {
+    // It may grow while it is read.
+    const bytes = Buffer.alloc(Math.min(facts.size, mostBytes) + 1)
+    let length = 0
+    for (let read = -1; read !== 0 && length < bytes.length; length += read)
+      ({ bytesRead: read } = await handle.read(bytes, length, bytes.length - length))
+    if (!facts.isFile() || facts.uid !== this.#uid || length === bytes.length) {
       throw new AppError('internal_error', `The VMM's ${name} is not a file that it would write`)
     }
-    return await handle.readFile('utf8')
+    return bytes.toString('utf8', 0, length)
   }
 
+  /** Removes what was asked for by name, in that directory alone. What else a VMM has put there goes with all that is its own. */
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const name of this.#names) await unlink(this.#pathOf(name)).catch(() => undefined)
     await this.#handle.close()
-    await rm(this.#file, { recursive: true, force: true })
+    await rmdir(this.#file).catch(() => undefined)
   }
 
   #pathOf(name: string): string {
@@ -60,8 +70,6 @@ export class OwnFiles implements AsyncDisposable {
 }
 
 const DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW
-/** 70 KB with one processor; each adds some 40. */
-const MOST_BYTES = 16 << 20
 
 async function using<T>(handle: FileHandle, work: (handle: FileHandle) => Promise<T>): Promise<T> {
   await using _handle = handle

@@ -24,7 +24,7 @@ export async function captureGolden(
 ): Promise<void> {
   await withParked(uses, host, machine, memory, step, async (control, runDir) => {
     await control.pause(step)
-    await writeFile(stateFile, formatSaved(await saveMachine(control, runDir, step)))
+    await writeFile(stateFile, formatSaved(await saveMachine(control, runDir, machine.vcpus, step)))
   })
 }
 
@@ -44,7 +44,7 @@ export async function withParked(
   await mkdir(uses.workDir, { recursive: true, mode: 0o711 })
   undo.defer(() => uses.cgroups?.remove(id))
   undo.defer(() => Promise.all([runDir, log, `${log}.1`].map((name) => rm(name, { recursive: true, force: true }))).then(() => undefined))
-  const { shim } = await launch(
+  const shim = await launch(
     {
       machine,
       ...(uses.cgroups === undefined ? {} : { cgroups: uses.cgroups }),
@@ -57,7 +57,12 @@ export async function withParked(
         logs: (['app', 'vmm', 'journal'] as const).map((name) => ({ name, file: log, maxBytes: 1 << 20 })),
         isolateNetwork: true,
         vmm: {
-          argv: bootCommandLine(machine, { program: host.binary.file, disks: [], sharesMemory: memory !== undefined }),
+          argv: bootCommandLine(machine, {
+            program: host.binary.file,
+            version: host.binary.version,
+            disks: [],
+            sharesMemory: memory !== undefined,
+          }),
           descriptors: [
             ...commonDescriptors(uses),
             emptyDisk(uses.memory.scratchDir),

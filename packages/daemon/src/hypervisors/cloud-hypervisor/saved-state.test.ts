@@ -7,6 +7,7 @@ const GIB = 2 ** 30
 /** As Cloud Hypervisor writes them, shortened: what a node says of itself is JSON in a text, with numbers of 64 bits. */
 const memory = `{"memory_ranges":{"data":[{"gpa":0,"length":${3 * GIB}}]},"guest_ram_mappings":[{"slot":0,"gpa":0,"size":${3 * GIB},"zone_id":"ram","virtio_mem":false,"file_offset":0},{"slot":1,"gpa":${4 * GIB},"size":${GIB},"zone_id":"ram","virtio_mem":false,"file_offset":${3 * GIB}}],"end":18446744073709551615}`
 const disk = (id: string) => ({ id, pci_segment: 0, path: '/proc/self/fd/21', readonly: true, serial: id, image_type: 'Raw' })
+const named = (serial: string) => ({ ...disk(serial), id: `${serial}-1f` })
 const saved = () =>
   parseSaved(
     JSON.stringify({
@@ -70,6 +71,23 @@ test('a machine is given the files, the card and the rate of another VM; its dev
   assert.deepEqual(wired.net, [{ id: 'nic', mac: '02:00:00:00:00:07', fds: [-1] }])
   assert.deepEqual(wired.rate_limit_groups, [{ id: 'disks', rate_limiter_config: { bandwidth: { size: 4000, refill_time: 4000 } } }])
   assert.equal('rate_limit_groups' in rewire(saved().config, { slots, sharesMemory: false }), false)
+})
+
+test('volumes that were plugged are there again, by their names, and no others', () => {
+  const { config } = saved()
+  const plugged = { ...config, disks: [...(config.disks as object[]), disk('volume-2'), named('volume-0')] }
+  const volumes = (['volume-0', 'volume-2'] as const).map((id) => ({ id, path: `/dormouse/${id}`, readOnly: false }))
+  const [, , , ...rest] = rewire(plugged, { slots: slotsOf([]), volumes, sharesMemory: false }).disks as unknown[]
+  assert.deepEqual(
+    rest,
+    [named('volume-0'), disk('volume-2')].map((one, index) => ({ ...one, path: volumes[index]?.path, readonly: false })),
+  )
+  for (const others of [
+    [],
+    volumes.slice(1),
+    [...volumes.slice(1), { ...volumes[1], id: 'volume-1' as const, path: '/x', readOnly: false }],
+  ])
+    assert.throws(() => rewire(plugged, { slots: slotsOf([]), volumes: others, sharesMemory: false }), { code: 'snapshot_unusable' })
 })
 
 test('devices that no driver has met begin anew, in their places', () => {

@@ -36,6 +36,8 @@ export function parseSaved(text: string): SavedMachine {
 
 export interface NewWiring {
   readonly slots: readonly Slot[]
+  /** Those that were plugged when it was saved; absent: none. */
+  readonly volumes?: readonly Slot[]
   readonly sharesMemory: boolean
   /** Of its card, where its driver has not met it yet. */
   readonly mac?: string
@@ -43,20 +45,22 @@ export interface NewWiring {
 }
 
 /** The configuration with the files, the card's address and the rate of another VM. */
-export function rewire(config: Json, { slots, sharesMemory, mac, diskIoBps }: NewWiring): Json {
+export function rewire(config: Json, { slots, volumes = [], sharesMemory, mac, diskIoBps }: NewWiring): Json {
   const bucket = diskIoBps === undefined ? undefined : rateBucket(diskIoBps)
   const memory = objectIn(config, 'memory')
   const [zone, ...more] = listIn(memory, 'zones')
   if (zone?.id !== MEMORY_ID || more.length > 0) throw unusable('has another memory than it was made with')
   const disks = listIn(config, 'disks')
-  if (disks.length !== slots.length) throw unusable('has other disks than it was made with')
+  const plugged = disks.slice(slots.length).map(({ serial }) => serial)
+  if (disks.length !== slots.length + volumes.length || volumes.some(({ id }) => !plugged.includes(id)))
+    throw unusable('has other disks than it was made with')
   const { rate_limit_groups: _groups, ...rest } = config
   return {
     ...rest,
     payload: { ...objectIn(config, 'payload'), kernel: KERNEL_NAME },
     memory: { ...memory, zones: [{ ...zone, file: MEMORY_FILE, shared: sharesMemory }] },
-    disks: slots.map(({ id, path, readOnly }, index) => {
-      const { rate_limit_group: _group, ...disk } = disks[index] ?? {}
+    disks: [...slots, ...volumes].map(({ id, path, readOnly }, index) => {
+      const { rate_limit_group: _group, ...disk } = (index < slots.length ? disks[index] : disks.find(({ serial }) => serial === id)) ?? {}
       const rated = bucket === undefined || id.startsWith('empty') ? {} : { rate_limit_group: RATE_GROUP }
       // The device keeps its name: state and places are by that. Its guest looks for the serial.
       return { ...disk, path, readonly: readOnly, serial: id, ...rated }
