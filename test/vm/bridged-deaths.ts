@@ -18,6 +18,8 @@ const BRIDGED_DEATHS: readonly Death[] = [
   ...each('start', 'record', { from: 'Stopped', deed: 'start', ends: 'Stopped' }),
   ...each('boot', 'go', { from: 'Stopped', deed: 'start', ends: 'Running' }),
   ...each('stop', 'kill', { from: 'Running', deed: 'stop', ends: 'Stopped' }),
+  ...each('attach_volume', 'insert settle', { from: 'Running', deed: 'attach', ends: 'Running', attached: [false, true] }),
+  ...each('detach_volume', 'eject record', { from: 'Running', deed: 'detach', ends: 'Running', attached: [true, false] }),
 ]
 
 export function tellBridgedDeaths(hypervisor: HypervisorName): void {

@@ -14,7 +14,7 @@ import { atRest, type ShownInstance } from './house-in-order.ts'
 import { InstanceStory, type Look, type ShownSnapshot } from './instance-story.ts'
 
 type Rest = 'Running' | 'Standby' | 'Stopped'
-type Deed = 'standby' | 'standbyWide' | 'restore' | 'fork' | 'snapshot' | 'goBack' | 'stop' | 'start' | 'create'
+type Deed = 'standby' | 'standbyWide' | 'restore' | 'fork' | 'snapshot' | 'goBack' | 'stop' | 'start' | 'create' | 'attach' | 'detach'
 
 export interface Death {
   readonly at: string
@@ -25,6 +25,8 @@ export interface Death {
   readonly hasFork?: true
   /** It is where the snapshot was. */
   readonly isBack?: true
+  /** Whether it has its volume, before and after. */
+  readonly attached?: readonly [before: boolean, after: boolean]
 }
 
 /** One for each of the steps, which are named in one text. */
@@ -48,6 +50,7 @@ export interface DeathsOptions {
 const HELD_MIB = 16
 /** Enough for the nap to be worth a base of its own. */
 const WIDE_PAGES = 2048
+const VOLUME = '/instances/a/volumes/data'
 
 export function tellDeaths({ driver, env = {}, parts, inBetween = false }: DeathsOptions): void {
   let story: InstanceStory
@@ -55,6 +58,8 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
   let seen: Look
   /** A moment of `a` that it can be taken back to. */
   let kept: ShownSnapshot | undefined
+  /** The sum of what is on its volume. */
+  let written: string
 
   before(async () => {
     story = await InstanceStory.begin({ driver, env })
@@ -75,12 +80,14 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
     stop: () => story.stop('a'),
     start: () => story.daemon.client.post('/instances/a/start', {}),
     create: (hypervisor) => story.run('b', shape(hypervisor)),
+    attach: () => story.daemon.client.post(VOLUME, { mount_path: '/data' }),
+    detach: () => story.daemon.client.delete(VOLUME),
   }
 
   for (const { hypervisor, deaths } of parts) {
     test(`on ${hypervisor}, an instance that counts in RAM is made and kept`, { timeout: 180_000 }, () => begin(hypervisor))
 
-    for (const { at, from, deed, ends, hasFork = false, isBack = false } of deaths) {
+    for (const { at, from, deed, ends, hasFork = false, isBack = false, attached } of deaths) {
       const what = isBack ? 'back where its snapshot was' : ends
       // One that was stopped, or is started, begins to count anew.
       const isAnew = ends === 'Stopped' || from === 'Stopped'
@@ -89,6 +96,7 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
         timeout: 120_000,
       }, async () => {
         await bringTo(from)
+        if (attached !== undefined) await beginVolume(attached[0])
         await dieAt(at, () => deeds[deed](hypervisor))
         const instances = await atRest(story.daemon.client)
         assert.deepEqual(
@@ -96,6 +104,7 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
           hasFork ? { a: ends, b: 'Running' } : { a: ends },
         )
         await story.assertInOrder()
+        if (attached !== undefined) await endVolume(attached[1])
         if (hasFork) await assertFork()
         if (isBack) seen = { ...seen, count: 0 }
         if (isAnew) await startAnew()
@@ -182,6 +191,26 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
     const a = await story.expect('a', 'Running')
     await story.untilItListens(a)
     assert.notEqual((await story.look(a)).born, seen.born)
+  }
+
+  async function beginVolume(isAttached: boolean): Promise<void> {
+    await story.daemon.client.post('/volumes', { name: 'data', size_gb: 1 })
+    await deeds.attach(driver)
+    written = await story.sh('a', 'dd if=/dev/urandom of=/data/file bs=64k count=16 2>/dev/null && sha256sum < /data/file')
+    if (!isAttached) await deeds.detach(driver)
+  }
+
+  /** It is what its guest says, and all that was written is there. */
+  async function endVolume(isAttached: boolean): Promise<void> {
+    const isThere = async () => (await story.daemon.client.get<{ volumes: readonly unknown[] }>('/instances/a')).volumes.length > 0
+    const isOver = async () => (await isThere()) === isAttached
+    await pollUntil('the recovery to be over', isOver, { signal: AbortSignal.timeout(30_000) }, { everyMs: 50 })
+    assert.equal(await story.sh('a', 'grep -c " /data " /proc/mounts || true'), isAttached ? '1' : '0')
+    if (!isAttached) await deeds.attach(driver)
+    assert.equal(await story.sh('a', 'sha256sum < /data/file'), written)
+    await deeds.detach(driver)
+    await story.daemon.client.delete('/volumes/data')
+    await story.assertInOrder()
   }
 
   async function assertFork(): Promise<void> {
