@@ -40,7 +40,7 @@ export async function removeOwnDir(runDir: string): Promise<void> {
   // Something may still be written there by one that ends.
   for (let tries = 1; existsSync(own); tries++) {
     try {
-      await runCommand(['rm', '-rf', '--one-file-system', '--', own], { step })
+      await runCommand(['rm', '-rf', '--', own], { step })
     } catch (error) {
       if (tries === MOST_TRIES) throw error
       await sleep(20 * tries, undefined, { ref: false })
