@@ -2,10 +2,10 @@
 import { test } from 'node:test'
 import { whyNoFirecracker } from '../harness/firecracker-driver.ts'
 import { agentManners } from '../harness/guest-manners.ts'
-import { inOwnNetwork } from '../harness/own-network.ts'
+import { inOwnNetwork, isInOwnNetwork } from '../harness/own-network.ts'
 import { tellBridgedLives } from './bridged-lives.ts'
 
-const why = await whyNoFirecracker(agentManners)
+const why = isInOwnNetwork ? undefined : await whyNoFirecracker(agentManners)
 
 if (why !== undefined) test('Firecracker on a bridge', { skip: why }, () => undefined)
 else if (inOwnNetwork(import.meta.filename)) {
