@@ -133,6 +133,7 @@ export class CloudHypervisor implements Hypervisor {
       return vm
     } catch (error) {
       await vm.kill()
+      await this.sweep(spec.runDir)
       throw error
     }
   }
