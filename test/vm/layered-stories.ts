@@ -10,15 +10,15 @@ import { linkCapture, readManifest } from '../../packages/daemon/src/memory/capt
 import type { KvmDriverUnderTest } from '../harness/kvm-driver.ts'
 import { makeStep } from '../harness/qemu-driver.ts'
 
-type UnderTest = KvmDriverUnderTest<Hypervisor>
+export type UnderTest = KvmDriverUnderTest<Hypervisor>
 
-const greets = async (vm: Vm): Promise<GuestClient['hello']> => {
+export const greets = async (vm: Vm): Promise<GuestClient['hello']> => {
   await using guest = await GuestClient.connect(await vm.connectGuest(makeStep()), makeStep())
   return guest.hello
 }
 
 /** Of a VM that stands still from then on. */
-async function captured({ dir }: UnderTest, vm: Vm, name: string): Promise<{ capture: Capture; bytes: number }> {
+export async function captured({ dir }: UnderTest, vm: Vm, name: string): Promise<{ capture: Capture; bytes: number }> {
   await vm.pause(makeStep())
   const into = join(dir, name)
   await mkdir(into)
