@@ -26,7 +26,7 @@ const NOT_ISOLATED: FakeFunction = { address: '0000:00:1f.3', vendor: '8086', de
 
 const A = 'aaaaaaaaaaaaaaaaaaaaaaaa' as InstanceId
 const B = 'bbbbbbbbbbbbbbbbbbbbbbbb' as InstanceId
-const step = { signal: AbortSignal.timeout(30_000), log: silentLogger }
+const step = { signal: AbortSignal.timeout(600_000), log: silentLogger }
 
 function room(t: TestContext, functions: readonly FakeFunction[], options: { hasVfio?: boolean; isRoot?: boolean } = {}) {
   const sysfs = new FakeSysfs(functions, options)

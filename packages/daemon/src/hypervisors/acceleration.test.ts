@@ -12,7 +12,7 @@ before(async () => {
 })
 after(() => rm(dir, { recursive: true, force: true }))
 
-const step = { signal: AbortSignal.timeout(10_000), log: pino({ level: 'silent' }) }
+const step = { signal: AbortSignal.timeout(600_000), log: pino({ level: 'silent' }) }
 let count = 0
 
 /** A device file of our own, and a count of the boots that were tried. */

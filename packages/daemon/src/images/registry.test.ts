@@ -16,7 +16,7 @@ import { sha256 } from './tar-fixtures.ts'
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void
 const CLOSED: NetworkPolicy = { allowPrivateRegistries: false, insecureRegistries: [] }
-const signal = AbortSignal.timeout(20_000)
+const signal = AbortSignal.timeout(600_000)
 
 /** A server on loopback; gives its `host:port`. */
 async function serve(t: TestContext, handler: Handler): Promise<string> {
