@@ -94,8 +94,7 @@ const wanted = process.argv.slice(2)
 const runs = Number(process.env.BENCH_RUNS ?? 9)
 const outcomes: Outcome[] = []
 const notHere = new Set<string>()
-const file = join(import.meta.dirname, 'out/promises.json')
-await mkdir(join(import.meta.dirname, 'out'), { recursive: true })
+const mark = process.env.BENCH_MARK
 {
   await using scratch = await Scratch.make()
   const installed = await installedIn(join(scratch.path, 'installed'))
@@ -104,17 +103,20 @@ await mkdir(join(import.meta.dirname, 'out'), { recursive: true })
     if (wanted.length > 0 && !ids.some((id) => wanted.includes(id))) continue
     tell(ids.join(', '))
     try {
-      const measured = await run({ dir: scratch.path, installed, runs, tell })
-      outcomes.push(...measured.filter(({ id }) => ids.includes(id)).map(outcomeOf))
+      const measured = (await run({ dir: scratch.path, installed, runs, tell })).filter(({ id }) => ids.includes(id)).map(outcomeOf)
+      outcomes.push(...measured)
+      // Whatever becomes of the rest, for a program that reads along.
+      if (mark !== undefined) console.log(`${mark}${JSON.stringify(measured)}`)
     } catch (error) {
       if (!(error instanceof NotHere)) throw error
       tell(`not measured: ${error.message}`)
       notHere.add(error.message)
     }
-    // What was measured is there whatever becomes of the rest.
-    await writeFile(file, `${JSON.stringify(outcomes, undefined, 2)}\n`)
   }
 }
+const file = join(import.meta.dirname, 'out/promises.json')
+await mkdir(join(import.meta.dirname, 'out'), { recursive: true })
+await writeFile(file, `${JSON.stringify(outcomes, undefined, 2)}\n`)
 print(outcomes)
 for (const reason of notHere) console.log(`not measured: ${reason}`)
 

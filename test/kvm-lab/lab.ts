@@ -15,6 +15,7 @@ import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import { freemem } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import type { Outcome } from '../../bench/promise.ts'
 import { silentLogger } from '../../packages/daemon/src/log.ts'
 import { REPOSITORY } from '../harness/daemon-process.ts'
 import { stayInLab } from './machine.ts'
@@ -95,7 +96,10 @@ function listener(where: string): (line: string) => void {
     const got = { at: new Date().toISOString(), where, facts: facts as Facts }
     if (line.startsWith(RESULT)) keepRun({ ...got, ...JSON.parse(line.slice(RESULT.length)) })
     if (line.startsWith(BENCH)) {
-      for (const outcome of JSON.parse(line.slice(BENCH.length)) as Figure['outcome'][]) keepFigure({ ...got, outcome })
+      for (const outcome of JSON.parse(line.slice(BENCH.length)) as Outcome[]) {
+        const { samples: _, ...rest } = outcome
+        keepFigure({ ...got, outcome: rest })
+      }
     }
     if (![FACTS, RESULT, BENCH].some((mark) => line.startsWith(mark))) console.log(line)
   }

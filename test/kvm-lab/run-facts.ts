@@ -15,5 +15,5 @@ export interface Facts {
 
 export const FACTS = 'lab: facts '
 
-/** The figures of a bench. */
+/** Figures of a bench, as they come. */
 export const BENCH = 'lab: bench '

@@ -8,10 +8,9 @@
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync, rmSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { availableParallelism, cpus, totalmem } from 'node:os'
 import { join } from 'node:path'
-import type { Outcome } from '../../bench/promise.ts'
 import { startDaemon } from '../harness/daemon-process.ts'
 import { Scratch } from '../harness/scratch.ts'
 import { BENCH, FACTS, type Facts } from './run-facts.ts'
@@ -30,9 +29,11 @@ const PROMISES = ['', '_cloud_hypervisor', '_firecracker'].flatMap((driver) =>
   ['create_to_running', 'standby', 'restore', 'fork_ready'].map((promise) => `${promise}${driver}`),
 )
 const REPOSITORY = join(import.meta.dirname, '../..')
-const FIGURES = join(REPOSITORY, 'bench/out/promises.json')
 
-await compileDaemon()
+const args = process.argv.slice(2)
+const isBench = args[0] === '--bench'
+// The bench has a daemon that is installed.
+if (!isBench) await compileDaemon()
 const facts = await findOut()
 console.log(`${FACTS}${JSON.stringify(facts)}`)
 const limits = {
@@ -44,9 +45,6 @@ const daemons = {
   DORMOUSE_KVM_PROBE_LIMIT: `${20 * facts.factor}s`,
   DORMOUSE_BOOT_LIMIT: `${60 * facts.factor}s`,
 }
-const args = process.argv.slice(2)
-const isBench = args[0] === '--bench'
-if (isBench) rmSync(FIGURES, { force: true })
 const runner = [
   ...['--test', '--test-concurrency=1', `--test-timeout=${FILE_LIMIT_MS}`],
   ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
@@ -55,15 +53,10 @@ const runner = [
 const child = spawn('node', isBench ? ['bench/bench.ts', ...(args.length > 1 ? args.slice(1) : PROMISES)] : [...runner, ...args], {
   stdio: ['ignore', 'inherit', 'inherit'],
   cwd: REPOSITORY,
-  env: { BENCH_RUNS: '3', ...process.env, ...limits, TEST_DAEMON_SETTINGS: JSON.stringify(daemons) },
+  env: { BENCH_RUNS: '3', BENCH_MARK: BENCH, ...process.env, ...limits, TEST_DAEMON_SETTINGS: JSON.stringify(daemons) },
 })
 const [code] = (await once(child, 'exit')) as [number | null]
 process.exitCode = code ?? 1
-// What was measured before something failed, too.
-if (isBench && existsSync(FIGURES)) {
-  const outcomes = JSON.parse(readFileSync(FIGURES, 'utf8')) as Outcome[]
-  console.log(`${BENCH}${JSON.stringify(outcomes.map(({ samples: _, ...outcome }) => outcome))}`)
-}
 
 /**
  * A daemon from source strips the types of some hundred files and compiles them, and Node keeps what it compiled when a process ends in order.
