@@ -105,8 +105,14 @@ function listener(where: string): (line: string) => void {
   }
 }
 
-const keepRun = (run: Run): void => keep(run.story, run)
-const keepFigure = (figure: Figure): void => keep(`figure-${figure.outcome.id}`, figure)
+// Functions, since they are called before a constant here would be one.
+function keepRun(run: Run): void {
+  keep(run.story, run)
+}
+
+function keepFigure(figure: Figure): void {
+  keep(`figure-${figure.outcome.id}`, figure)
+}
 
 function keep(name: string, what: Run | Figure): void {
   mkdirSync(RUNS, { recursive: true })
