@@ -28,7 +28,7 @@
 #error "not an architecture that is known here"
 #endif
 
-static const char TUN[] = "/dev/net/tun", FILES[] = "/dormouse/";
+static const char TUN[] = "/dev/net/tun", FILES[] = "/proc/dormouse/";
 /* Room for the longest name that is answered, and its end. */
 enum { PATH_SIZE = sizeof FILES + MAX_NAME };
 /* Of what it asks to open a file with, it has its way in this. */

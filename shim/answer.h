@@ -7,7 +7,7 @@
  */
 
 /*
- * A name, opened as `/dormouse/NAME`. Its file is held by a descriptor that no one reads or writes by: each opening is one of its own, whose
+ * A name, opened as `/proc/dormouse/NAME`, where no file can be. Its file is held by a descriptor that no one reads or writes by: each opening is one of its own, whose
  * locks end when the VMM closes it, whatever the shim has.
  */
 enum { MAX_ANSWERED = 16, MAX_NAME = 32 };

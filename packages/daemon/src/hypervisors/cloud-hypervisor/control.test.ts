@@ -31,7 +31,7 @@ function assertIs(name: SchemaName, value: unknown, beside: readonly string[] = 
   )
 }
 
-const disk: PluggedDisk = { id: 'volume-0', path: '/dormouse/volume-0', readonly: true, serial: 'volume-0', image_type: 'Raw' }
+const disk: PluggedDisk = { id: 'volume-0', path: '/proc/dormouse/volume-0', readonly: true, serial: 'volume-0', image_type: 'Raw' }
 
 test('requests are those of the published documents', () => {
   const asked = [

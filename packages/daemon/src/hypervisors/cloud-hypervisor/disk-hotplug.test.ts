@@ -64,7 +64,7 @@ function houseOf({ rateGroups = [], looks = 0, refuses = false, version = '53.0.
 }
 
 const answer = { name: 'volume-1', kind: 'rw', file: '/volumes/one' }
-const device = { path: '/dormouse/volume-1', readonly: false, serial: 'volume-1', image_type: 'Raw' }
+const device = { path: '/proc/dormouse/volume-1', readonly: false, serial: 'volume-1', image_type: 'Raw' }
 
 test('a volume is found by its name before it is plugged, and is let go of by its guest before the name stands for nothing', async () => {
   const { plugged, asked, present } = houseOf({ looks: 3 })

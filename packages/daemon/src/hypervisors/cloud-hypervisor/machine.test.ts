@@ -75,8 +75,8 @@ test('volumes are opened by names that the shim answers, behind the slots that e
       'id=rootfs,path=/proc/self/fd/30,readonly=on',
       'id=empty-1,path=/proc/self/fd/21,readonly=on',
       'id=empty-2,path=/proc/self/fd/21,readonly=on',
-      'id=volume-1,path=/dormouse/volume-1,readonly=off',
-      'id=volume-2,path=/dormouse/volume-2,readonly=on',
+      'id=volume-1,path=/proc/dormouse/volume-1,readonly=off',
+      'id=volume-2,path=/proc/dormouse/volume-2,readonly=on',
     ],
   )
   assert.deepEqual(diskDescriptors(disks), [{ number: 30, kind: 'read', file: '/images/rootfs' }])

@@ -76,7 +76,7 @@ test('a machine is given the files, the card and the rate of another VM; its dev
 test('volumes that were plugged are there again, by their names, and no others', () => {
   const { config } = saved()
   const plugged = { ...config, disks: [...(config.disks as object[]), disk('volume-2'), named('volume-0')] }
-  const volumes = (['volume-0', 'volume-2'] as const).map((id) => ({ id, path: `/dormouse/${id}`, readOnly: false }))
+  const volumes = (['volume-0', 'volume-2'] as const).map((id) => ({ id, path: `/proc/dormouse/${id}`, readOnly: false }))
   const [, , , ...rest] = rewire(plugged, { slots: slotsOf([]), volumes, sharesMemory: false }).disks as unknown[]
   assert.deepEqual(
     rest,

@@ -152,7 +152,7 @@ test('of a version whose guests may be reached too early the second connection i
 })
 
 const volume = { role: 'volume-1', path: '/disks/v.raw', format: 'raw', readOnly: false } as const
-const opened = '/drives/volume_1 /dormouse/volume-1'
+const opened = '/drives/volume_1 /proc/dormouse/volume-1'
 
 test('a volume that comes, grows or goes is another behind its name first, and then its disk is opened anew', async () => {
   await using house = await houseOf({})

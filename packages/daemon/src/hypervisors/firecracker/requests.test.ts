@@ -118,7 +118,7 @@ test('names of files and sockets are the same in every VM, so that a state loads
   for (const name of names)
     assert.match(
       name,
-      /^(\/proc\/self\/fd\/\d+|\/dormouse\/volume-\d|vsock\.sock|\/(drives|network-interfaces|snapshot|vsock|actions)\b.*)$/,
+      /^(\/proc\/self\/fd\/\d+|\/proc\/dormouse\/volume-\d|vsock\.sock|\/(drives|network-interfaces|snapshot|vsock|actions)\b.*)$/,
     )
 })
 
