@@ -17,7 +17,7 @@ export const CLOUD_HYPERVISOR: KnownVmm = {
   program: 'cloud-hypervisor',
   setting: 'DORMOUSE_CLOUD_HYPERVISOR',
   home: 'https://github.com/cloud-hypervisor/cloud-hypervisor/releases',
-  versions: ['53'],
+  versions: ['53', '52'],
 }
 
 export interface CloudHypervisorUses {
