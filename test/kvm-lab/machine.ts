@@ -36,8 +36,9 @@ export interface Stay {
 
 /** Boots the machine, runs the command, and turns it off: the command's exit code. Throws when the machine ended before it did. */
 export async function stayInLab(stay: Stay, step: Step): Promise<number> {
-  // Its input stays open: a port whose other end has closed takes no words.
-  const child = spawn('qemu-system-x86_64', await commandLineOf(stay, step), { stdio: ['pipe', 'pipe', 'pipe'] })
+  // It ends with us, whatever ends us. Its input stays open: a port whose other end has closed takes no words.
+  const argv = ['--pdeathsig', 'KILL', 'qemu-system-x86_64', ...(await commandLineOf(stay, step))]
+  const child = spawn('setpriv', argv, { stdio: ['pipe', 'pipe', 'pipe'] })
   step.signal.addEventListener('abort', () => child.kill('SIGKILL'), { once: true })
   const ended = once(child, 'exit')
   child.stderr.pipe(createWriteStream(stay.errorFile))
