@@ -1,24 +1,12 @@
 /** A real driver that needs KVM, and a program of its VMM's own project, for a test; and why there is none here. */
 import { join } from 'node:path'
 import type { Hypervisor } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
-import type { WhereToLook } from '../../packages/daemon/src/hypervisors/vmm-binary.ts'
+import type { KvmDriverUses } from '../../packages/daemon/src/hypervisors/kvm-host.ts'
 import { artefacts, type GuestManners, makeStep, type QemuUnderTest, qemuUnderTest } from './qemu-driver.ts'
 import { kvmProbeLimitMs } from './slow-host.ts'
 
 export interface KvmDriverUnderTest<Driver extends Hypervisor> extends Omit<QemuUnderTest, 'hypervisor'> {
   readonly hypervisor: Driver
-}
-
-/** What all such drivers use. */
-export interface KvmDriverUses extends Pick<typeof artefacts, 'shimPath' | 'kernelPath' | 'initrdPath'> {
-  readonly memory: QemuUnderTest['memory']
-  readonly log: ReturnType<typeof makeStep>['log']
-  readonly program: WhereToLook
-  readonly workDir: string
-  readonly probeFile: string
-  readonly kvmProbeLimitMs?: number
-  readonly awaitParked: GuestManners['awaitParked']
-  readonly goldenUser?: { readonly uid: number; readonly gid: number }
 }
 
 /** Its machines have no network. */

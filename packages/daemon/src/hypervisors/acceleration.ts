@@ -52,7 +52,8 @@ export async function decideAcceleration(uses: AccelerationUses, step: Step): Pr
     : { kind: 'tcg', groups: [], reason: `KVM is there, but no guest boots with it (${answer})` }
 }
 
-async function openness({ device, user }: AccelerationUses): Promise<{ groups: number[] } | { reason: string }> {
+/** Can it be opened at all, by a VMM of that user? A look at the file. */
+export async function openness({ device, user }: Pick<AccelerationUses, 'device' | 'user'>): Promise<{ groups: number[] } | { reason: string }> {
   try {
     const facts = await stat(device)
     await access(device, constants.R_OK | constants.W_OK)

@@ -15,11 +15,12 @@ import type { Step } from '../../lib/step.ts'
 import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '../../memory/capture-files.ts'
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
 import type { Capture, Hypervisor, HypervisorName, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import { type KvmAnswers, KvmHost } from '../kvm-host.ts'
 import { sweepRunDir } from '../run-dir.ts'
 import { type Descriptor, readExit, Shim } from '../shim.ts'
 import { shimLogsOf } from '../vm-logs.ts'
 import type { DiskSpec, VmSpec } from '../vm-spec.ts'
-import { CLOUD_HYPERVISOR, CloudHypervisorHost, type CloudHypervisorUses, type HostAnswers } from './cloud-hypervisor-host.ts'
+import { CLOUD_HYPERVISOR, type CloudHypervisorUses } from './cloud-hypervisor-host.ts'
 import { CloudHypervisorVm } from './cloud-hypervisor-vm.ts'
 import { commonDescriptors, type Launch, launch } from './launch.ts'
 import {
@@ -36,7 +37,7 @@ import {
   volumeSlot,
   volumesOf,
 } from './machine.ts'
-import { captureGolden } from './parked-machine.ts'
+import { captureGolden, withParked } from './parked-machine.ts'
 import { parseSaved, rewire, type SavedMachine, unmetDevices, withFreshDevices } from './saved-state.ts'
 
 export type { CloudHypervisorUses } from './cloud-hypervisor-host.ts'
@@ -56,22 +57,17 @@ export class CloudHypervisor implements Hypervisor {
   readonly networks = new Set(['tap'] as const)
   readonly volumeSlots = VOLUME_SLOTS
   readonly #uses: CloudHypervisorUses
-  readonly #host: CloudHypervisorHost
+  readonly #host: KvmHost
 
   constructor(uses: CloudHypervisorUses) {
     this.#uses = uses
-    this.#host = new CloudHypervisorHost(uses)
+    this.#host = new KvmHost(CLOUD_HYPERVISOR, uses, (host, step) =>
+      withParked(uses, host, { vcpus: 1, memoryMib: 256, hasTap: false }, undefined, step, async () => undefined),
+    )
   }
 
-  async probe(_step: Step): Promise<HypervisorProbe> {
-    try {
-      const { binary, outOfReach } = await this.#host.answers()
-      const memory = outOfReach === undefined ? {} : { memoryOutOfReach: outOfReach }
-      return { available: true, version: binary.version, acceleration: 'kvm', ...memory }
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error)
-      return { available: false, reason, ...(error instanceof AppError && error.hint !== undefined ? { mend: error.hint } : {}) }
-    }
+  probe(_step: Step): Promise<HypervisorProbe> {
+    return this.#host.probe()
   }
 
   async assertAvailable(_step: Step): Promise<void> {
@@ -105,7 +101,7 @@ export class CloudHypervisor implements Hypervisor {
     }
   }
 
-  async #boot(spec: VmSpec, machine: Machine, host: HostAnswers, step: Step): Promise<Vm> {
+  async #boot(spec: VmSpec, machine: Machine, host: KvmAnswers, step: Step): Promise<Vm> {
     const argv = bootCommandLine(machine, {
       program: host.binary.file,
       version: host.binary.version,
@@ -119,7 +115,7 @@ export class CloudHypervisor implements Hypervisor {
     return new CloudHypervisorVm(this.#handle(spec, machine, host, shim, { base: 'zero', baseSum: ZERO_SUM }), 'boot', shim)
   }
 
-  async #wake(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot, step: Step): Promise<Vm> {
+  async #wake(spec: VmSpec, machine: Machine, host: KvmAnswers, golden: GoldenBoot, step: Step): Promise<Vm> {
     const { config, state } = parseSaved(await readFile(golden.stateFile, 'utf8'))
     const saved = { config: this.#rewired(config, spec, [], host), state: withFreshDevices(state, unmetDevices(config)) }
     const argv = restoreCommandLine(machine, { program: host.binary.file }, { resumes: true })
@@ -170,7 +166,7 @@ export class CloudHypervisor implements Hypervisor {
     return sweepRunDir(runDir, this.#uses.cgroups)
   }
 
-  #rewired(config: SavedMachine['config'], spec: VmSpec, volumes: readonly DiskSpec[], host: HostAnswers): SavedMachine['config'] {
+  #rewired(config: SavedMachine['config'], spec: VmSpec, volumes: readonly DiskSpec[], host: KvmAnswers): SavedMachine['config'] {
     return rewire(config, {
       slots: slotsOf(spec.disks),
       volumes: volumes.map(volumeSlot),
@@ -184,7 +180,7 @@ export class CloudHypervisor implements Hypervisor {
   async #fitting(
     spec: VmSpec,
     { dir }: Pick<Capture, 'dir'>,
-  ): Promise<{ readonly host: HostAnswers; readonly machine: Machine; readonly manifest: CaptureManifest }> {
+  ): Promise<{ readonly host: KvmAnswers; readonly machine: Machine; readonly manifest: CaptureManifest }> {
     const machine = machineOf(spec)
     slotsOf(spec.disks)
     const host = await this.#host.answers()
@@ -198,7 +194,7 @@ export class CloudHypervisor implements Hypervisor {
     return { host, machine, manifest }
   }
 
-  async #golden(machine: Machine, host: HostAnswers, step: Step): Promise<GoldenBoot | undefined> {
+  async #golden(machine: Machine, host: KvmAnswers, step: Step): Promise<GoldenBoot | undefined> {
     try {
       return await this.#uses.memory.goldenBoot(
         shapeOf(machine, host),
@@ -215,7 +211,7 @@ export class CloudHypervisor implements Hypervisor {
   #launch(
     spec: VmSpec,
     machine: Machine,
-    host: HostAnswers,
+    host: KvmAnswers,
     how: {
       readonly argv: readonly string[]
       readonly base: HeldBase
@@ -261,7 +257,7 @@ export class CloudHypervisor implements Hypervisor {
   #handle(
     spec: VmSpec,
     machine: Machine,
-    host: HostAnswers,
+    host: KvmAnswers,
     shim: Pick<Shim, 'identity' | 'vmm'>,
     from: Pick<MachineRecord, 'base' | 'baseSum'>,
   ): VmHandle {
@@ -295,7 +291,7 @@ const ZERO_SUM = '0'.repeat(16)
 const BOARD = 'cloud-hypervisor'
 
 /** All that a state and a memory must find again when they are woken. */
-function shapeOf(machine: Machine, host: HostAnswers): GoldenShape {
+function shapeOf(machine: Machine, host: KvmAnswers): GoldenShape {
   const { kernel, cpuModel } = readHostFacts()
   return {
     memoryBytes: machine.memoryMib * 2 ** 20,
@@ -314,7 +310,7 @@ function shapeOf(machine: Machine, host: HostAnswers): GoldenShape {
 }
 
 /** As for a golden boot, but for what is in the guest's memory by then. */
-function captureFactsOf(machine: Machine, host: HostAnswers): Readonly<Record<string, string | number>> {
+function captureFactsOf(machine: Machine, host: KvmAnswers): Readonly<Record<string, string | number>> {
   const { initrd: _initrd, append: _append, ...facts } = shapeOf(machine, host).facts
   return { ...facts, network: machine.hasTap ? 'tap' : 'none' }
 }

@@ -5,10 +5,10 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AppError, errorCodeOf } from '@dormouse/api/errors.ts'
 import type { Step } from '../../lib/step.ts'
+import type { KvmAnswers, KvmDriverUses } from '../kvm-host.ts'
 import { logTail, wordsOf } from '../log-tail.ts'
 import { connectToAgent } from '../vsock-guest.ts'
 import { saveMachine } from './capture-state.ts'
-import type { CloudHypervisorUses, HostAnswers } from './cloud-hypervisor-host.ts'
 import { Control } from './control.ts'
 import { commonDescriptors, launch } from './launch.ts'
 import { bootCommandLine, emptyDisk, FD, type Machine } from './machine.ts'
@@ -16,8 +16,8 @@ import { formatSaved } from './saved-state.ts'
 
 /** Boots a machine with every slot empty until it is parked, and takes its device state; its memory is in `memory` then. */
 export async function captureGolden(
-  uses: CloudHypervisorUses,
-  host: HostAnswers,
+  uses: KvmDriverUses,
+  host: KvmAnswers,
   machine: Machine,
   { memory, stateFile }: { memory: FileHandle; stateFile: string },
   step: Step,
@@ -30,8 +30,8 @@ export async function captureGolden(
 
 /** Runs a machine up to its parked point, does `work` there and ends it, whatever happens. */
 export async function withParked(
-  uses: CloudHypervisorUses,
-  host: HostAnswers,
+  uses: KvmDriverUses,
+  host: KvmAnswers,
   machine: Machine,
   memory: FileHandle | undefined,
   step: Step,

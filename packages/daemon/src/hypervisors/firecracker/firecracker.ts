@@ -18,6 +18,7 @@ import { type CaptureManifest, checkState, DELTA, readManifest, STATE } from '..
 import type { GoldenBoot, GoldenShape, HeldBase } from '../../memory/memory.ts'
 import { loadDelta } from '../captured-memory.ts'
 import type { Capture, Hypervisor, HypervisorProbe, MachineRecord, Vm, VmExit, VmHandle } from '../hypervisor.ts'
+import { type KvmAnswers, type KvmDriverUses, KvmHost } from '../kvm-host.ts'
 import { logTail, wordsOf } from '../log-tail.ts'
 import { OWN_DIR } from '../own-dir.ts'
 import { makeRunDir, sweepRunDir } from '../run-dir.ts'
@@ -27,14 +28,12 @@ import { shimLogsOf } from '../vm-logs.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import type { VmmApi } from '../vmm-api.ts'
 import { connectToAgent, VSOCK_OWN_DIR } from '../vsock-guest.ts'
-import { FIRECRACKER, FirecrackerHost, type FirecrackerUses, type HostAnswers } from './firecracker-host.ts'
+import { FIRECRACKER } from './firecracker-host.ts'
 import { API_SOCKET, apiOf, FirecrackerVm } from './firecracker-vm.ts'
 import { captureFactsOf, shapeOf, unfitness } from './golden-shape.ts'
 import { LoadFailed, wakeGolden } from './golden-wake.ts'
 import { disksBehindSlots, FD, type Machine, MOST_VCPUS, SLOTS, type Slot, VOLUME_SLOTS } from './machine.ts'
 import { bootRequests, loadRequest, refreshDrive, saveAllRequest, stateRequest } from './requests.ts'
-
-export type { FirecrackerUses } from './firecracker-host.ts'
 
 export class FirecrackerHypervisor implements Hypervisor {
   readonly name = 'firecracker'
@@ -43,22 +42,18 @@ export class FirecrackerHypervisor implements Hypervisor {
   readonly capabilities: ReadonlySet<Capability> = new Set(['pause', 'standby', 'fork', 'snapshots', 'disk_hotplug'])
   readonly volumeSlots = VOLUME_SLOTS
   readonly mostVcpus = MOST_VCPUS
-  readonly #uses: FirecrackerUses
-  readonly #host: FirecrackerHost
+  readonly #uses: KvmDriverUses
+  readonly #host: KvmHost
 
-  constructor(uses: FirecrackerUses) {
+  constructor(uses: KvmDriverUses) {
     this.#uses = uses
-    this.#host = new FirecrackerHost(uses, (machine, host, step) => this.#withParked(machine, host, undefined, step, async () => undefined))
+    this.#host = new KvmHost(FIRECRACKER, uses, (host, step) =>
+      this.#withParked(this.#machine({ vcpus: 1, memoryMib: 256 }), host, undefined, step, async () => undefined),
+    )
   }
 
-  async probe(_step: Step): Promise<HypervisorProbe> {
-    try {
-      const { version } = await this.#host.answers()
-      return { available: true, version, acceleration: 'kvm' }
-    } catch (error) {
-      const mend = error instanceof AppError && error.hint !== undefined ? { mend: error.hint } : {}
-      return { available: false, reason: error instanceof Error ? error.message : String(error), ...mend }
-    }
+  probe(_step: Step): Promise<HypervisorProbe> {
+    return this.#host.probe()
   }
 
   async assertAvailable(_step: Step): Promise<void> {
@@ -88,7 +83,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     )
   }
 
-  async #wake(spec: VmSpec, machine: Machine, host: HostAnswers, golden: GoldenBoot, step: Step): Promise<FirecrackerVm> {
+  async #wake(spec: VmSpec, machine: Machine, host: KvmAnswers, golden: GoldenBoot, step: Step): Promise<FirecrackerVm> {
     const { shim, handle } = await this.#launch(spec, machine, host, { entry: 'wake', golden }, step)
     return new FirecrackerVm(handle, 'golden', shim)
   }
@@ -106,7 +101,7 @@ export class FirecrackerHypervisor implements Hypervisor {
   }
 
   /** The machine that the capture is woken on, once it is seen that it can be. */
-  async #fitting(spec: VmSpec, { dir }: Pick<Capture, 'dir'>): Promise<{ host: HostAnswers; machine: Machine; manifest: CaptureManifest }> {
+  async #fitting(spec: VmSpec, { dir }: Pick<Capture, 'dir'>): Promise<{ host: KvmAnswers; machine: Machine; manifest: CaptureManifest }> {
     const host = await this.#host.answers()
     const manifest = await readManifest(dir)
     const machine = this.#machine(spec)
@@ -147,7 +142,7 @@ export class FirecrackerHypervisor implements Hypervisor {
     return { vcpus, memoryMib, hasTap: nic !== undefined, kernelPath, initrdPath }
   }
 
-  #golden(machine: Machine, host: HostAnswers, step: Step, more: GoldenShape['facts'] = {}): Promise<GoldenBoot> {
+  #golden(machine: Machine, host: KvmAnswers, step: Step, more: GoldenShape['facts'] = {}): Promise<GoldenBoot> {
     const { memoryBytes, facts } = shapeOf(machine, host)
     return this.#uses.memory.goldenBoot(
       { memoryBytes, facts: { ...facts, ...more } },
@@ -165,7 +160,7 @@ export class FirecrackerHypervisor implements Hypervisor {
   async #launch(
     spec: VmSpec,
     machine: Machine,
-    host: HostAnswers,
+    host: KvmAnswers,
     origin: Origin,
     step: Step,
   ): Promise<{ readonly shim: Shim; readonly handle: VmHandle }> {
@@ -221,7 +216,7 @@ export class FirecrackerHypervisor implements Hypervisor {
 
   #plan(
     spec: Pick<VmSpec, 'id' | 'runDir' | 'user' | 'logs' | 'disks'>,
-    host: HostAnswers,
+    host: KvmAnswers,
     memory: Descriptor | undefined,
     tap: string | undefined,
   ): ShimPlan {
@@ -230,14 +225,14 @@ export class FirecrackerHypervisor implements Hypervisor {
       shimPath: this.#uses.shimPath,
       runDir: spec.runDir,
       ...(spec.user === undefined ? {} : { user: spec.user }),
-      groups: host.acceleration.groups,
+      groups: host.groups,
       logs: shimLogsOf(spec.logs),
       ownDir: VSOCK_OWN_DIR,
       isolateNetwork: true,
       ...(tap === undefined ? {} : { answersTun: true }),
       answers,
       vmm: {
-        argv: [host.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
+        argv: [host.binary.file, '--api-sock', API_SOCKET, '--id', idOf(spec.id), '--level', 'Error'],
         descriptors: [
           ...(memory === undefined ? [] : [memory]),
           ...descriptors,
@@ -252,7 +247,7 @@ export class FirecrackerHypervisor implements Hypervisor {
   /** Runs a machine of ours, not an instance's, up to its parked point, does `work` there and ends it, whatever happens. */
   async #withParked(
     machine: Machine,
-    host: HostAnswers,
+    host: KvmAnswers,
     memory: FileHandle | undefined,
     step: Step,
     work: (api: VmmApi, shim: Shim) => Promise<void>,

@@ -1,21 +1,21 @@
 import { readHostFacts } from '../../host/host-facts.ts'
 import type { GoldenShape } from '../../memory/memory.ts'
-import type { HostAnswers } from './firecracker-host.ts'
+import type { KvmAnswers } from '../kvm-host.ts'
 import { kernelCommandLine, type Machine, SLOTS } from './machine.ts'
 
 type Facts = Readonly<Record<string, string | number>>
 
 /** All that a state and a memory must find again when they are woken. */
-export function shapeOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'kernelHash' | 'initrdHash'>): GoldenShape {
+export function shapeOf(machine: Machine, host: Pick<KvmAnswers, 'binary' | 'kernelHash' | 'initrdHash'>): GoldenShape {
   const facts = { ...captureFactsOf(machine, host), initrd: host.initrdHash, append: kernelCommandLine(SLOTS) }
   return { memoryBytes: machine.memoryMib * 2 ** 20, facts }
 }
 
 /** What a machine must be like to wake from a capture of another. The kernel counts because its modules lie on a disk that is not captured. */
-export function captureFactsOf(machine: Machine, host: Pick<HostAnswers, 'version' | 'kernelHash'>): Facts {
+export function captureFactsOf(machine: Machine, host: Pick<KvmAnswers, 'binary' | 'kernelHash'>): Facts {
   const { kernel, cpuModel: cpu } = readHostFacts()
   return {
-    vmm: `Firecracker ${host.version}`,
+    vmm: `Firecracker ${host.binary.version}`,
     cpu: `${cpu} on ${kernel}`,
     vcpus: machine.vcpus,
     slots: SLOTS.map(({ name }) => name).join(','),
