@@ -53,7 +53,10 @@ export async function decideAcceleration(uses: AccelerationUses, step: Step): Pr
 }
 
 /** Can it be opened at all, by a VMM of that user? A look at the file. */
-export async function openness({ device, user }: Pick<AccelerationUses, 'device' | 'user'>): Promise<{ groups: number[] } | { reason: string }> {
+export async function openness({
+  device,
+  user,
+}: Pick<AccelerationUses, 'device' | 'user'>): Promise<{ groups: number[] } | { reason: string }> {
   try {
     const facts = await stat(device)
     await access(device, constants.R_OK | constants.W_OK)
