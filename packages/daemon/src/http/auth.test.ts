@@ -26,11 +26,14 @@ async function tokenWith(
 }
 
 test('a token that was made here holds, with its scopes', async () => {
+  const beforeMs = Date.now()
   const { token, expires_at } = await authority.mint({ subject: 'ann', scopes: ['instance:read'], ttlMs: 60_000 })
   const caller = await authority.callerOf(`Bearer ${token}`)
   assert.equal(caller.subject, 'ann')
   assert.deepEqual([...(caller.scopes ?? [])], ['instance:read'])
-  assert.ok(Math.abs(Date.parse(expires_at) - Date.now() - 60_000) < 2000)
+  // Of whole seconds, and counted from a moment in between.
+  const madeAtMs = Date.parse(expires_at) - 60_000
+  assert.ok(madeAtMs > beforeMs - 1000 && madeAtMs < Date.now() + 1000, expires_at)
 })
 
 test('without permissions a token allows everything, with an empty list nothing', async () => {
