@@ -232,6 +232,17 @@ const char *extend_answer(const struct answers *answers, char *words) {
     return wrong;
 }
 
+int is_answer_locked(const struct answers *answers, const char *name) {
+    const struct answered *file = file_named(answers, name);
+    if (file == NULL) return 0;
+    int fd = open_anew(file, O_RDONLY);
+    if (fd < 0) return -1;
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int asked = fcntl(fd, F_OFD_GETLK, &lock);
+    close(fd);
+    return asked < 0 ? -1 : lock.l_type != F_UNLCK;
+}
+
 void take_answer(struct answers *answers, const char *name) {
     struct answered *place = (struct answered *)file_named(answers, name);
     if (place == NULL) return;

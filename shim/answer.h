@@ -7,8 +7,8 @@
  */
 
 /*
- * A name, opened as `/proc/dormouse/NAME`, where no file can be. Its file is held by a descriptor that no one reads or writes by: each opening is one of its own, whose
- * locks end when the VMM closes it, whatever the shim has.
+ * A name, opened as `/proc/dormouse/NAME`, where no file can be. Its file is held by a descriptor that no one reads or writes by: each opening
+ * is one of its own, whose locks end when the VMM closes it, whatever the shim has.
  */
 enum { MAX_ANSWERED = 16, MAX_NAME = 32 };
 struct answered {
@@ -28,6 +28,8 @@ struct answers {
 const char *set_answer(struct answers *answers, char *what);
 /* NAME BYTES: the file that is there to write becomes so large. NULL, or in words why not: it never becomes smaller. Repeat is harmless. */
 const char *extend_answer(const struct answers *answers, char *words);
+/* 1: someone has a lock (fcntl(2)) on what is there, for reading or for writing, as a VMM that still has it open may; 0: no one; -1 with errno. */
+int is_answer_locked(const struct answers *answers, const char *name);
 /* A name that is not there any more, to whoever opens it from now on. What is open stays so. Repeat is harmless. */
 void take_answer(struct answers *answers, const char *name);
 

@@ -78,6 +78,12 @@ static int obey(const struct client *client, char *line, const struct controlled
         snprintf(text, sizeof text, "error %s\n", wrong);
         return answer(client, text);
     }
+    if (strncmp(line, "locked ", 7) == 0) {
+        int locked = what->answers == NULL ? 0 : is_answer_locked(what->answers, line + 7);
+        if (locked >= 0) return answer(client, locked ? "yes\n" : "no\n");
+        snprintf(text, sizeof text, "error %s\n", strerror(errno));
+        return answer(client, text);
+    }
     switch (start_job(client->fd, line, vmm)) {
         case 0: return answer(client, "error no such request\n");
         case 1: return -1;

@@ -41,6 +41,7 @@ struct controlled {
  *   answer NAME=KIND →  ok | error WHY  what a VMM finds that opens that name (--answers), from now on
  *   extend NAME BYTES →  ok | error WHY what is there becomes so large
  *   refuse NAME →  ok                   nothing, from now on
+ *   locked NAME →  yes | no | error WHY someone has a lock on what is there
  *   the jobs of job.h   →  as said there; the connection is the job's from then on
  * Anything else is `error`. When the VMM ends, every client gets the line of the exit record, then end of file.
  * Returns -1 when the client is to be let go.

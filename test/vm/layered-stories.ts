@@ -3,7 +3,9 @@ import assert from 'node:assert/strict'
 import { mkdir, readdir, rename, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { errorCodeOf } from '@dormouse/api/errors.ts'
 import { GuestClient } from '../../packages/daemon/src/guest/guest-client.ts'
+import { pollUntil } from '../../packages/daemon/src/host/poll-until.ts'
 import type { Capture, Hypervisor, Vm } from '../../packages/daemon/src/hypervisors/hypervisor.ts'
 import { OWN_DIR } from '../../packages/daemon/src/hypervisors/own-dir.ts'
 import { linkCapture, readManifest } from '../../packages/daemon/src/memory/capture-files.ts'
@@ -12,9 +14,19 @@ import { makeStep } from '../harness/qemu-driver.ts'
 
 export type UnderTest = KvmDriverUnderTest<Hypervisor>
 
-export const greets = async (vm: Vm): Promise<GuestClient['hello']> => {
-  await using guest = await GuestClient.connect(await vm.connectGuest(makeStep()), makeStep())
-  return guest.hello
+/** A line that drops is dialled again, as the daemon does. */
+export async function greets(vm: Vm): Promise<GuestClient['hello']> {
+  const step = makeStep()
+  const greet = async (): Promise<GuestClient['hello'] | undefined> => {
+    try {
+      await using guest = await GuestClient.connect(await vm.connectGuest(step), step)
+      return guest.hello
+    } catch (error) {
+      if (errorCodeOf(error) !== 'guest_unavailable') throw error
+      return undefined
+    }
+  }
+  return await pollUntil('the guest to say how it is', greet, step)
 }
 
 /** Of a VM that stands still from then on. */

@@ -128,6 +128,19 @@ test('each opening is one of its own: a lock ends when the VMM lets go of it', a
   assert.equal(await isLocked(disk('data')), false)
 })
 
+test('whether someone has it locked is known of what it finds by a name, as a VMM that has not closed it yet would have', async (t) => {
+  const disks = await disksOf(t, { data: '' })
+  const { shim, told } = await shellBehindShim(t, [{ name: 'data', kind: 'rw', file: join(disks, 'data') }], disks)
+  // It ends with the shell.
+  const holds = 'import fcntl, sys; file = open(sys.argv[1], "r+"); fcntl.lockf(file, fcntl.LOCK_EX); sys.stdin.read()'
+  assert.equal(await shim.isLocked('data', makeStep()), false)
+  await told(`exec 6> >(python3 -c '${holds}' ${answeredPath('data')})`)
+  await pollUntil('the lock', () => shim.isLocked('data', makeStep()), makeStep(20_000))
+  assert.equal(await shim.isLocked('other', makeStep()), false)
+  await told('exec 6>&-')
+  await pollUntil('its end', async () => !(await shim.isLocked('data', makeStep())), makeStep(20_000))
+})
+
 test('what is no disk is never handed over, nor anything to a VMM that opens all by itself', async (t) => {
   const disks = await disksOf(t, { data: '' })
   const { shim, disk } = await shellBehindShim(t, [], disks)

@@ -122,7 +122,7 @@ export interface Vm {
   requestShutdown(step: Step): Promise<void>
   /** Always ends, repeat is harmless; takes no signal. Resolves when the process is reaped and its run directory's sockets are gone. */
   kill(): Promise<VmExit>
-  /** The byte stream to the guest agent. One at a time: a second connection ends the first. */
+  /** The byte stream to the guest agent. One at a time: a second connection ends the first. A guest that has just been woken may drop it: ask again. */
   connectGuest(step: Step): Promise<Duplex>
   /** Publishes and withdraws host ports while the VM runs. `port_in_use` when the host has it taken. Repeat is harmless. */
   setPorts(ports: readonly PortForward[], step: Step): Promise<void>

@@ -319,6 +319,12 @@ export class Shim implements Disposable {
     await job.answer(/^ok$/)
   }
 
+  /** Someone has a lock (fcntl) on what the VMM finds by that name, as a VMM that still has it open may. */
+  async isLocked(name: string, step: Step): Promise<boolean> {
+    using job = await this.#begin(['locked', name], `say whether ${name} is in use`, step)
+    return (await job.answer(/^(yes|no)$/))[1] === 'yes'
+  }
+
   /** Its run directory is another now: it is named relative to it, so it need not be told. */
   moved(runDir: string): void {
     this.#runDir = runDir

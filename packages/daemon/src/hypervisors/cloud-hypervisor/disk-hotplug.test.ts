@@ -14,11 +14,13 @@ interface Wishes {
   readonly rateGroups?: readonly string[]
   /** How often it is looked at before the guest lets go. */
   readonly looks?: number
+  /** And from then on, before the VMM has closed the file. */
+  readonly locks?: number
   readonly refuses?: boolean
   readonly version?: string
 }
 
-function houseOf({ rateGroups = [], looks = 0, refuses = false, version = '53.0.0' }: Wishes = {}) {
+function houseOf({ rateGroups = [], looks = 0, locks = 0, refuses = false, version = '53.0.0' }: Wishes = {}) {
   const asked: unknown[] = []
   const disks = new Map([
     ['rootfs', 'rootfs'],
@@ -28,6 +30,7 @@ function houseOf({ rateGroups = [], looks = 0, refuses = false, version = '53.0.
   const present = new Set(disks.values())
   const had = new Set(present)
   let left = 0
+  let closing = 0
   const control = {
     async devices(): Promise<MachineDevices> {
       const kept = new Set(disks.values())
@@ -47,6 +50,7 @@ function houseOf({ rateGroups = [], looks = 0, refuses = false, version = '53.0.
       asked.push('remove')
       assert.ok([...disks].some(([serial, one]) => one === id && disks.delete(serial)))
       left = looks
+      closing = locks
     },
     async resizeDisk(id: string, bytes: number): Promise<void> {
       assert.ok(present.has(id))
@@ -59,6 +63,7 @@ function houseOf({ rateGroups = [], looks = 0, refuses = false, version = '53.0.
       asked.push(`extend ${name} ${bytes}`)
     },
     refuse: async (name: string): Promise<void> => void asked.push(`refuse ${name}`),
+    isLocked: async (): Promise<boolean> => closing-- > 0,
   }
   return { plugged: new PluggedDisks(control, shim, version), asked: () => asked.splice(0), present }
 }
@@ -67,7 +72,7 @@ const answer = { name: 'volume-1', kind: 'rw', file: '/volumes/one' }
 const device = { path: '/proc/dormouse/volume-1', readonly: false, serial: 'volume-1', image_type: 'Raw' }
 
 test('a volume is found by its name before it is plugged, and is let go of by its guest before the name stands for nothing', async () => {
-  const { plugged, asked, present } = houseOf({ looks: 3 })
+  const { plugged, asked, present } = houseOf({ looks: 3, locks: 2 })
   await plugged.insertDisk(volume, step())
   assert.deepEqual(asked(), [answer, device])
   await plugged.insertDisk(volume, step())
@@ -104,6 +109,15 @@ test('one that its guest does not let go of is waited for, and its name is not g
   assert.deepEqual(asked(), ['remove'])
   await assert.rejects(plugged.insertDisk(volume, step(50)), { code: 'timed_out' })
   assert.deepEqual(asked(), [])
+})
+
+test('one whose file the VMM has not closed yet is waited for as well', async () => {
+  const { plugged, asked } = houseOf({ locks: 1_000_000 })
+  await plugged.insertDisk(volume, step())
+  asked()
+  await assert.rejects(plugged.ejectDisk('volume-1', step(50)), { code: 'timed_out', message: /let go of the disk volume-1/ })
+  await assert.rejects(plugged.insertDisk(volume, step(50)), { code: 'timed_out' })
+  assert.deepEqual(asked(), ['remove'])
 })
 
 test('what the VMM does not take is let go of; a chain of layers is not tried', async () => {

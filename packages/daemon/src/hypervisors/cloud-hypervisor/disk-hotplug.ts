@@ -14,7 +14,7 @@ import type { Control } from './control.ts'
 import { answerOf, drainsDisks, RATE_GROUP, slotsOf, volumeSlot } from './machine.ts'
 
 type Devices = Pick<Control, 'addDisk' | 'removeDevice' | 'resizeDisk' | 'devices'>
-type Names = Pick<Shim, 'answer' | 'extend' | 'refuse'>
+type Names = Pick<Shim, 'answer' | 'extend' | 'refuse' | 'isLocked'>
 
 export class PluggedDisks implements DiskHotplug {
   readonly #control: Devices
@@ -68,11 +68,11 @@ export class PluggedDisks implements DiskHotplug {
     await this.#control.resizeDisk(id, bytes, step)
   }
 
-  /** Its file is closed then. */
+  /** Its file is closed then, which may be a moment after the device was gone: the VMM's lock goes with it. */
   async #untilGone(role: DiskRole, step: Step): Promise<void> {
     const isGone = async (): Promise<boolean> => {
       const { present } = await this.#control.devices(step)
-      return ![...present].some((id) => id === role || id.startsWith(`${role}-`))
+      return ![...present].some((id) => id === role || id.startsWith(`${role}-`)) && !(await this.#shim.isLocked(role, step))
     }
     await pollUntil(`the guest to let go of the disk ${role}`, isGone, step)
   }
