@@ -600,7 +600,7 @@ export class Instances implements AsyncDisposable {
     if (!hypervisor) {
       const why = name === 'fake' ? '' : `: ${WHY_ABSENT[name]}`
       throw new AppError('not_supported', `The hypervisor ${name} is not available in this daemon${why}`, {
-        hint: `Available: ${[...this.#uses.hypervisors.keys()].join(', ')}`,
+        hint: `Use one of ${[...this.#uses.hypervisors.keys()].join(', ')}; which of them this host can run is told by: dormouse doctor`,
       })
     }
     return hypervisor
