@@ -9,7 +9,7 @@ test('programs are those that are named, under their own names, and those that P
   const dir = await scratchDir(t)
   for (const [place, name, mode] of [
     ['first', 'firecracker', 0o755],
-    ['first', 'jailer', 0o644],
+    ['first', 'cloud-hypervisor', 0o644],
     ['second', 'firecracker', 0o755],
     ['second', 'cloud-hypervisor', 0o755],
     ['named', 'cloud-hypervisor', 0o755],
@@ -25,6 +25,14 @@ test('programs are those that are named, under their own names, and those that P
     'firecracker-older': named[1],
     firecracker: join(dir, 'first/firecracker'),
   })
+  // What cannot be run is passed over.
+  assert.deepEqual(Object.fromEntries(await findPrograms({ PATH })), {
+    'cloud-hypervisor': join(dir, 'second/cloud-hypervisor'),
+    firecracker: join(dir, 'first/firecracker'),
+  })
   assert.equal((await findPrograms({})).size, 0)
-  await assert.rejects(findPrograms({ LAB_PROGRAMS: join(dir, 'first/jailer') }), /jailer, which is no program that can be run/)
+  await assert.rejects(
+    findPrograms({ LAB_PROGRAMS: join(dir, 'first/cloud-hypervisor') }),
+    /cloud-hypervisor, which is no program that can be run/,
+  )
 })

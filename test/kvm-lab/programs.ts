@@ -5,7 +5,7 @@
 import { access, constants } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 
-const SOUGHT = ['cloud-hypervisor', 'firecracker', 'jailer'] as const
+const SOUGHT = ['cloud-hypervisor', 'firecracker'] as const
 
 /** The files, by the name that they have in the lab. Throws for one that is named and cannot be run. */
 export async function findPrograms(env: NodeJS.ProcessEnv = process.env): Promise<ReadonlyMap<string, string>> {

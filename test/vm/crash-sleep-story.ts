@@ -179,11 +179,7 @@ export function tellDeaths({ driver, env = {}, parts, inBetween = false }: Death
 
   /** It has neither booted nor lost a moment. */
   async function assertGoesOn(): Promise<void> {
-    if ((await story.get('a')).state === 'Standby') await story.restore('a')
-    const now = await story.look(await story.expect('a', 'Running'))
-    assert.deepEqual([now.born, now.boot, now.held], [seen.born, seen.boot, seen.held])
-    assert.ok(now.count >= seen.count, `it counts ${now.count} and had come to ${seen.count}`)
-    seen = now
+    seen = await story.goesOn('a', seen)
   }
 
   async function startAnew(): Promise<void> {

@@ -153,9 +153,5 @@ async function assertFork(from: State, state: State): Promise<void> {
 
 /** `a` has neither booted nor lost a moment. */
 async function assertGoesOn(): Promise<void> {
-  if ((await story.get('a')).state === 'Standby') await story.restore('a')
-  const now = await story.look(await story.expect('a', 'Running'))
-  assert.deepEqual([now.born, now.boot, now.held], [seen.born, seen.boot, seen.held])
-  assert.ok(now.count >= seen.count, `it counts ${now.count} and had come to ${seen.count}`)
-  seen = now
+  seen = await story.goesOn('a', seen)
 }

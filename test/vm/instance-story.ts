@@ -180,6 +180,15 @@ export class InstanceStory implements AsyncDisposable {
     return { ...JSON.parse(said), askedMs, heardMs: Date.now() }
   }
 
+  /** It is Running, or is woken, and has neither booted nor lost a moment since it was seen. */
+  async goesOn(name: string, seen: Look): Promise<Look> {
+    if ((await this.get(name)).state === 'Standby') await this.restore(name)
+    const now = await this.look(await this.expect(name, 'Running'))
+    assert.deepEqual([now.born, now.boot, now.held], [seen.born, seen.boot, seen.held])
+    assert.ok(now.count >= seen.count, `it counts ${now.count} and had come to ${seen.count}`)
+    return now
+  }
+
   /** One line to `wakeful` through the published port, and its answer. */
   async ask(instance: ShownInstance, line: string): Promise<string> {
     const said = await hear(portOf(instance), `${line}\n`)

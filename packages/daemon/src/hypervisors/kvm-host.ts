@@ -1,13 +1,9 @@
 /** What is asked of the host once and then known, of a VMM that runs with KVM alone: its program, whether guests boot with it, their own files. */
-import type { Duplex } from 'node:stream'
 import { AppError } from '@dormouse/api/errors.ts'
-import type { Logger } from 'pino'
-import type { Cgroups } from '../host/cgroups.ts'
 import { readHostFacts } from '../host/host-facts.ts'
 import type { Step } from '../lib/step.ts'
-import type { Memory } from '../memory/memory.ts'
 import { type Acceleration, decideAcceleration, openness } from './acceleration.ts'
-import { hashGuestFile, readReach } from './host-questions.ts'
+import { type DriverUses, hashGuestFile, readReach } from './host-questions.ts'
 import type { HypervisorProbe } from './hypervisor.ts'
 import { KeptAnswers } from './kept-answers.ts'
 import { findVmmBinary, type KnownVmm, type VmmBinary, type WhereToLook } from './vmm-binary.ts'
@@ -17,26 +13,8 @@ export interface KvmVmm extends KnownVmm {
   readonly needsReach?: boolean
 }
 
-export interface KvmDriverUses {
-  readonly memory: Memory
-  readonly log: Logger
-  readonly shimPath: string
-  readonly kernelPath: string
-  readonly initrdPath: string
+export interface KvmDriverUses extends DriverUses {
   readonly program: WhereToLook
-  /** Where golden boots and the KVM probe run while they are made, each in a directory of its own. */
-  readonly workDir: string
-  /** Where the answer of the KVM probe is kept. */
-  readonly probeFile: string
-  readonly cgroups?: Cgroups
-  /** Whom golden boots run as; absent when the daemon is not root. */
-  readonly goldenUser?: { readonly uid: number; readonly gid: number }
-  /** Resolves when the guest behind a fresh stream says that it is parked. */
-  readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
-  /** For tests. */
-  readonly kvmDevice?: string
-  /** How long a guest may take to boot with KVM; 20 s. */
-  readonly kvmProbeLimitMs?: number
 }
 
 export interface KvmAnswers {

@@ -126,6 +126,29 @@ test('volumes that are read, shared or come later are one file each for a VM tha
   assert.deepEqual(volumes.resolve('site').disk, site)
 })
 
+test('one goes back to a snapshot with its volume as it was then, in one file', async () => {
+  await using house = new TestHouse({ lacks: ['disk_layers', 'fresh_boot'] })
+  const instances = await house.begin()
+  await house.volumes.create({ name: 'data', bytes: 64 * MIB })
+  const mount = { volume: 'data', mountPath: '/data', readOnly: false }
+  const { id } = await instances.create({ name: 'a', image: 'test', overlayBytes: TEST_OVERLAY, volumes: [mount] })
+  await settled(instances)
+  const writeData = async (words: string): Promise<void> => {
+    await using file = await open(house.paths.disk(String(instances.get(id).volumes[0]?.disk[0])), 'r+')
+    await file.write(words, 32 * MIB)
+  }
+  await writeData('first')
+  const snapshot = await instances.snapshot(id, { kind: 'Standby', tags: {}, isScheduled: false })
+  await writeData('later')
+  await instances.stop(id)
+  const back = await instances.restoreSnapshot(id, snapshot, 'Running')
+  assert.deepEqual(volumesOf(house, id), [['data', true]])
+  const file = house.paths.disk(String(back.volumes[0]?.disk[0]))
+  assert.deepEqual(behind(house, id, 'volume-0'), [file])
+  assert.equal((await readFile(file)).toString('latin1', 32 * MIB, 32 * MIB + 5), 'first')
+  await assertInOrder(house)
+})
+
 test('a boot from the start is refused before anything is made', async () => {
   await using house = makeHouse()
   const instances = await house.begin()

@@ -1,46 +1,24 @@
 import { open } from 'node:fs/promises'
 import type { Duplex } from 'node:stream'
-import type { Logger } from 'pino'
-import type { Cgroups } from '../../host/cgroups.ts'
 import { measureTscKhz, readHostFacts } from '../../host/host-facts.ts'
 import { runCommand } from '../../host/run-command.ts'
 import type { Step } from '../../lib/step.ts'
-import type { Memory } from '../../memory/memory.ts'
 import { type Acceleration, decideAcceleration } from '../acceleration.ts'
-import { hashGuestFile, readReach } from '../host-questions.ts'
+import { type DriverUses, hashGuestFile, readReach } from '../host-questions.ts'
 import type { VmSpec } from '../vm-spec.ts'
 import { Q35 } from './boards.ts'
 import { VHOST_DEVICE, withParked } from './parked-machine.ts'
 import type { Pool } from './pool.ts'
 import type { WaitingMachine } from './waiting-machine.ts'
 
-export interface QemuUses {
-  readonly memory: Memory
-  readonly log: Logger
-  readonly shimPath: string
+export interface QemuUses extends DriverUses {
   readonly networkHelperPath: string
   /** Guests reach the host at its own addresses; for VMs that are started from now on. */
   readonly allowHostAccess?: boolean
-  readonly kernelPath: string
-  readonly initrdPath: string
-  /** Where golden boots and the KVM probe run while they are made, each in a directory of its own. */
-  readonly workDir: string
-  /** Where the answer of the KVM probe is kept. */
-  readonly probeFile: string
-  /** Where each VM has a cgroup of its own; absent: none has. */
-  readonly cgroups?: Cgroups
-  /** Whom golden boots run as; absent when the daemon is not root. */
-  readonly goldenUser?: { readonly uid: number; readonly gid: number }
-  /** Resolves when the guest behind a fresh stream says that it is parked. */
-  readonly awaitParked: (stream: Duplex, step: Step) => Promise<void>
   /** Where VMs wait for starts; absent: none does. */
   readonly pool?: PoolPlace
   /** A switch for those who want every kernel to draw secrets of its own; true when absent. */
   readonly goldenBoots?: boolean
-  /** For tests. */
-  readonly kvmDevice?: string
-  /** How long a guest may take to boot with KVM; 20 s. */
-  readonly kvmProbeLimitMs?: number
 }
 
 export interface PoolPlace {
